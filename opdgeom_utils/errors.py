@@ -1,0 +1,67 @@
+"""Every error this package raises on purpose.
+
+Each class inherits from :class:`OpdGeomError` and from the standard exception a caller would already be catching, so
+``except ValueError`` keeps working. Messages say what was found, what was expected, and what to do.
+"""
+
+
+class OpdGeomError(Exception):
+    """Root of the package's errors: ``except OpdGeomError`` catches every deliberate failure."""
+
+
+class CheckpointNotFoundError(OpdGeomError, FileNotFoundError):
+    """A folder, a file or a hub id that should hold weights does not."""
+
+
+class CheckpointDamagedError(OpdGeomError, ValueError):
+    """A weights file is truncated, unreadable, or its content does not match its recorded sha256."""
+
+
+class CheckpointMismatchError(OpdGeomError, ValueError):
+    """Two checkpoints cannot be compared: names missing, extra, or of another shape."""
+
+
+class MetricInputError(OpdGeomError, ValueError):
+    """A metric was given tensors or options for which its number would be meaningless."""
+
+
+class UnknownProfileError(OpdGeomError, KeyError):
+    """No ``data/recipes/<profile>.yaml``."""
+
+    def __str__(self) -> str:  # KeyError quotes its message; ours is a sentence
+        return str(self.args[0]) if self.args else ""
+
+
+class UnknownRecipeError(OpdGeomError, KeyError):
+    """The profile exists, but has no recipe of that name."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class RecipeError(OpdGeomError, ValueError):
+    """A recipe file has an unknown field or a value out of range."""
+
+
+class TrainingDivergedError(OpdGeomError, FloatingPointError):
+    """A loss or a gradient norm was NaN or infinite; nothing after the last checkpoint was kept."""
+
+
+class RunLockedError(OpdGeomError, RuntimeError):
+    """Another process is training this run and did not finish within the waiting time."""
+
+
+class StorageError(OpdGeomError, OSError):
+    """The disk is full or not writable; nothing half-written was left behind."""
+
+
+class StaleResultsError(OpdGeomError, RuntimeError):
+    """A committed table was made by another recipe or training version than today's: run ``make runs``."""
+
+
+class NotebookParameterError(OpdGeomError, ValueError):
+    """A papermill parameter that the notebook does not declare, or of the wrong type."""
+
+
+class ChartDescriptionError(OpdGeomError, ValueError):
+    """A chart has no description, so a reader who cannot see it gets nothing."""
