@@ -1,0 +1,288 @@
+"""From a recipe to a run on disk: train what is missing, resume what was killed, open what is done.
+
+A run lives in ``data/runs/<recipe>-s<seed>-<fingerprint8>/`` (``OPDGEOM_RUNS`` moves the parent folder). The fingerprint
+covers the recipe, the training version, the training source and the starting, teacher and anchor weights: change any and
+the run is a new one. ``DONE`` is written last; it lists the sha256 of every checkpoint.
+"""
+
+from __future__ import annotations
+
+import ast
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import yaml
+from tqdm.auto import tqdm
+
+from opdgeom_utils import storage, training
+from opdgeom_utils.errors import CheckpointDamagedError, CheckpointNotFoundError
+from opdgeom_utils.evaluation import accuracy_table
+from opdgeom_utils.models import (
+    PROJECT,
+    build_model,
+    build_tokenizer,
+    keep_freed_memory,
+    load_model,
+    load_stored_state,
+    load_tokenizer,
+    pick_device,
+    resolve_model,
+    stored_state,
+)
+from opdgeom_utils.recipes import Recipe, load_recipe
+from opdgeom_utils.training import TRAINING_VERSION, Learner
+
+SOURCES = ("families", "tasks", "rollouts", "objectives", "training", "evaluation")
+UNTRAINED = "untrained:"
+WAIT_SECONDS = 6 * 3600.0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One stored point of a run: fp32 master weights under their Hugging Face names."""
+
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run on disk."""
+
+    recipe: Recipe
+    seed: int
+    path: Path
+
+    @property
+    def checkpoints(self) -> list[Checkpoint]:
+        """The stored points, in order of step."""
+        return [Checkpoint(step, checkpoint_path(self.path, step)) for step in self.recipe.checkpoints]
+
+    @property
+    def reference(self) -> Path:
+        """Folder of the model the run started from: W0 of every delta."""
+        return Path(resolve_model(self.recipe.start))
+
+    @cached_property
+    def log(self) -> pd.DataFrame:
+        """One row for each update."""
+        return pd.DataFrame(_rows(self.path / "log.jsonl"))
+
+    @cached_property
+    def accuracy(self) -> pd.DataFrame:
+        """Held-out accuracy: step, domain, family, greedy, sampled, n_prompts."""
+        return pd.DataFrame(_rows(self.path / "accuracy.jsonl"))
+
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        """Commit, versions, device and command of the process that finished the run."""
+        return json.loads((self.path / "provenance.json").read_text(encoding="utf-8"))
+
+
+def runs_folder() -> Path:
+    """Return where runs are kept."""
+    return Path(os.environ.get("OPDGEOM_RUNS", PROJECT / "data" / "runs"))
+
+
+def checkpoint_path(run: Path, step: int) -> Path:
+    """Return the file of one checkpoint.
+
+    >>> checkpoint_path(Path("r"), 50).as_posix()
+    'r/checkpoints/step_000050.safetensors'
+    """
+    return run / "checkpoints" / f"step_{step:06d}.safetensors"
+
+
+def fingerprint(recipe: Recipe, seed: int) -> str:
+    """Return the sha256 over all that decides the run's numbers: recipe, seed, training source, weights it starts from."""
+    digest = hashlib.sha256(json.dumps([recipe.as_dict(), seed, TRAINING_VERSION], sort_keys=True).encode())
+    for name in SOURCES:
+        digest.update(source_without_prose(Path(__file__).parent / f"{name}.py").encode())
+    for name in (recipe.start, recipe.teacher, recipe.anchor):
+        if name is None or name.startswith(UNTRAINED):
+            continue
+        folder = Path(resolve_model(name))
+        files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+        digest.update(b"".join(hashlib.sha256(f.read_bytes()).digest() for f in files) or name.encode())
+    return digest.hexdigest()
+
+
+def source_without_prose(path: Path) -> str:
+    """Return the code of a module as a syntax tree in text, comments and docstrings left out: mending a sentence retrains nothing."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return ast.dump(tree)
+
+
+def load_or_train(recipe_name: str, *, seed: int = 0, profile: str = "toy", device: str = "auto") -> Run:
+    """Open a finished run, or train it first (or the rest of it, if it was stopped).
+
+    Parameters
+    ----------
+    recipe_name
+        Name of a recipe of the profile: ``sft``, ``opd``, ``rlvr`` or a variant.
+    seed
+        Decides prompts and sampling.
+    profile
+        File name in ``data/recipes`` without its ending.
+    device
+        ``auto`` takes CUDA when there is one.
+
+    Raises
+    ------
+    UnknownProfileError, UnknownRecipeError, RecipeError
+        If the recipe cannot be read.
+    CheckpointNotFoundError
+        If the model it starts from is missing.
+    TrainingDivergedError
+        If a loss becomes NaN; the checkpoints so far stay and are whole.
+    StorageError
+        If the disk is full; nothing half-written is left.
+    """
+    recipe = load_recipe(recipe_name, profile)
+    path = runs_folder() / f"{recipe.name}-s{seed}-{fingerprint(recipe, seed)[:8]}"
+    run = Run(recipe, seed, path)
+    if not _is_done(run):
+        with storage.locked(path, wait_seconds=WAIT_SECONDS):
+            if not _is_done(run):
+                _train(run, device)
+    return run
+
+
+def _is_done(run: Run) -> bool:
+    done = run.path / "DONE"
+    if not done.is_file():
+        return False
+    for name, digest in json.loads(done.read_text(encoding="utf-8")).items():
+        file = run.path / name
+        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+            print(f"{run.path.name}: {name} is missing or damaged; training the run again from its last good state")
+            done.unlink()
+            return False
+    return True
+
+
+def _train(run: Run, device: str) -> None:
+    keep_freed_memory()
+    recipe, path = run.recipe, run.path
+    storage.write_atomic(path / "recipe.yaml", yaml.safe_dump({**recipe.as_dict(), "seed": run.seed}, sort_keys=False).encode())
+    learner = _make_learner(run, device)
+    logs, accuracy = _resume(run, learner)
+    if learner.step == 0 and not accuracy:
+        accuracy += _evaluate(learner, recipe.final_eval_per_family)
+    bar = tqdm(total=recipe.steps, initial=learner.step, desc=path.name, unit="update", mininterval=2.0, disable=None)
+    for log in training.train(learner):
+        logs.append(log)
+        bar.update()
+        if learner.step in recipe.checkpoints:
+            last = learner.step == recipe.steps
+            accuracy += _evaluate(learner, recipe.final_eval_per_family if last else recipe.eval_per_family)
+            _store(run, learner, logs, accuracy)
+            bar.set_postfix(sampled=f"{_mean(accuracy, learner.step):.2f}", loss=f"{log['loss']:.3f}")
+    bar.close()
+    storage.write_json(path / "provenance.json", provenance(run, learner))
+    files = [c.path for c in run.checkpoints] + [path / "log.jsonl", path / "accuracy.jsonl"]
+    storage.write_json(path / "DONE", {str(f.relative_to(path)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files})
+    for state in path.glob("state_*"):
+        state.unlink()
+
+
+def _make_learner(run: Run, device: str) -> Learner:
+    recipe, where = run.recipe, pick_device(device)
+    if recipe.start.startswith(UNTRAINED):
+        student, tokenizer = build_model(recipe.start.removeprefix(UNTRAINED), run.seed).to(where), build_tokenizer()
+    else:
+        student, tokenizer = load_model(recipe.start, where), load_tokenizer(recipe.start)
+    fixed = {name: load_model(name, where).eval() if name else None for name in {recipe.teacher, recipe.anchor}}
+    return Learner(recipe, run.seed, student, tokenizer, fixed[recipe.teacher], fixed[recipe.anchor])
+
+
+def _evaluate(learner: Learner, per_family: int) -> list[dict[str, Any]]:
+    table = accuracy_table(learner.student, learner.tokenizer, learner.recipe.held_out, per_family)
+    return table.assign(step=learner.step).to_dict("records")
+
+
+def _mean(accuracy: list[dict[str, Any]], step: int) -> float:
+    values = [row["sampled"] for row in accuracy if row["step"] == step]
+    return sum(values) / len(values)
+
+
+def _store(run: Run, learner: Learner, logs: list[training.Log], accuracy: list[dict[str, Any]]) -> None:
+    """Write a checkpoint and, last, the state to resume from; the state before it is removed only then."""
+    storage.write_atomic(run.path / "log.jsonl", _lines(logs))
+    storage.write_atomic(run.path / "accuracy.jsonl", _lines(accuracy))
+    storage.write_tensors(checkpoint_path(run.path, learner.step), stored_state(learner.student))
+    if learner.step == run.recipe.steps:
+        return
+    moments = learner.optimizer.state_dict()["state"]
+    tensors = {f"{i}.{key}": value for i, entry in moments.items() for key, value in entry.items()}
+    state = run.path / f"state_{learner.step:06d}.safetensors"
+    storage.write_tensors(state, tensors)
+    for old in run.path.glob("state_*"):
+        if not old.name.startswith(state.stem):
+            old.unlink()
+
+
+def _resume(run: Run, learner: Learner) -> tuple[list[training.Log], list[dict[str, Any]]]:
+    """Put the newest whole state back; return the log and accuracy rows up to it."""
+    for leftover in run.path.rglob(".*.part"):
+        leftover.unlink()
+    for state in sorted(run.path.glob("state_*.safetensors"), reverse=True):
+        step = int(state.stem.removeprefix("state_"))
+        try:
+            weights, tensors = storage.read_tensors(checkpoint_path(run.path, step)), storage.read_tensors(state)
+            for earlier in (c for c in run.checkpoints if c.step < step):
+                storage.read_tensors(earlier.path)
+        except (CheckpointDamagedError, CheckpointNotFoundError) as error:
+            print(f"{run.path.name}: {error}")
+            continue
+        load_stored_state(learner.student, weights)
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        for key, value in tensors.items():
+            index, name = key.split(".", 1)
+            moments.setdefault(int(index), {})[name] = value
+        learner.optimizer.load_state_dict({**learner.optimizer.state_dict(), "state": moments})
+        learner.step = step
+        print(f"{run.path.name}: resuming after update {step} of {run.recipe.steps}")
+        rows = (_rows(run.path / "log.jsonl"), _rows(run.path / "accuracy.jsonl"))
+        return tuple([row for row in part if row["step"] <= step] for part in rows)  # pyright: ignore
+    return [], []
+
+
+def provenance(run: Run, learner: Learner) -> dict[str, Any]:
+    """Where a run's numbers come from; times are left out of the fingerprint and of the tables."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=PROJECT, capture_output=True, text=True, check=False)
+    packages = ("torch", "transformers", "safetensors", "tokenizers", "numpy")
+    return {
+        "fingerprint": fingerprint(run.recipe, run.seed),
+        "training_version": TRAINING_VERSION,
+        "commit": commit.stdout.strip() or "unknown",
+        "command": " ".join(Path(a).name for a in sys.argv[:1]) + " " + " ".join(sys.argv[1:]),
+        "device": str(learner.device),
+        "processor": platform.machine(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _lines(rows: list[Any]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
