@@ -35,7 +35,7 @@ class Family:
 def _draw_sum(rng: random.Random, level: int) -> str:
     terms = str(rng.randint(10, 99))
     for _ in range(level):
-        terms += rng.choice("+-") + str(rng.randint(10, 99))
+        terms += rng.choice("+-") + str(rng.randint(1, 9))
     return terms
 
 
@@ -64,7 +64,7 @@ def _solve_add(args: str) -> Solution:
 
 
 def _draw_mod(rng: random.Random, level: int) -> str:
-    modulus = rng.choice([7, 8, 9, 11, 12, 13])
+    modulus = rng.choice([7, 9, 11])
     return "*".join(str(rng.randint(2, 9)) for _ in range(level + 1)) + f"%{modulus}"
 
 
@@ -74,12 +74,13 @@ def _solve_mod(args: str) -> Solution:
     value, states = first, []
     for factor in rest:
         value = value * factor % int(modulus)
-        states.append(f"{value:02d}")
+        states.append(str(value))
     return states[:-1], states[-1]
 
 
 def _draw_base(rng: random.Random, level: int) -> str:
-    return f"{rng.randint(2 ** (level + 2), 2 ** (level + 3) - 1)}>{rng.randint(4, 7)}"
+    low, high = ((8, 15), (12, 24), (16, 40), (30, 60), (50, 80), (60, 99))[level - 1]
+    return f"{rng.randint(low, high)}>{rng.randint(3, 5)}"
 
 
 def _solve_base(args: str) -> Solution:
@@ -93,7 +94,7 @@ def _solve_base(args: str) -> Solution:
 
 
 def _draw_gcd(rng: random.Random, level: int) -> str:
-    top = (14, 24, 36, 50, 70, 99)[level - 1]
+    top = (12, 18, 24, 32, 40, 50)[level - 1]
     divisor = rng.randint(1, max(1, top // 6))
     small = divisor * rng.randint(2, max(2, top // (2 * divisor)))
     return f"{divisor * rng.randint(small // divisor, top // divisor)},{small}"
@@ -117,8 +118,8 @@ def _solve_poly(args: str) -> Solution:
     first, *rest = (int(c) for c in coefficients.split(","))
     value, states = first, []
     for coefficient in rest:
-        value = (value * int(x) + coefficient) % 100
-        states.append(f"{value:02d}")
+        value = (value * int(x) + coefficient) % 10
+        states.append(str(value))
     return states[:-1], states[-1]
 
 
@@ -225,13 +226,13 @@ def _draw_pair(rng: random.Random, level: int) -> str:
 
 def _solve_pair(args: str) -> Solution:
     stack, depths = "", ""
-    for place, mark in enumerate(args, start=1):
+    for mark in args:
         if mark in CLOSER:
             stack += mark
         elif stack and CLOSER[stack[-1]] == mark:
             stack = stack[:-1]
         else:
-            return [depths + "x"], f"n{place}"
+            return [depths + "x"], f"n{len(stack)}"
         depths += str(len(stack))
     return [depths], f"u{len(stack)}" if stack else f"y{max(depths)}"
 
@@ -239,12 +240,12 @@ def _solve_pair(args: str) -> Solution:
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
-        Family("sum", "mathematics", "running sum of two-digit numbers, modulo 100", _draw_sum, _solve_sum),
+        Family("sum", "mathematics", "running sum of digits on a two-digit start, modulo 100", _draw_sum, _solve_sum),
         Family("add", "mathematics", "column addition, carries written out", _draw_add, _solve_add),
         Family("mod", "mathematics", "product of digits modulo a small number", _draw_mod, _solve_mod),
         Family("base", "mathematics", "change of base by repeated division", _draw_base, _solve_base),
         Family("gcd", "mathematics", "greatest common divisor by Euclid's steps", _draw_gcd, _solve_gcd),
-        Family("poly", "mathematics", "a polynomial by Horner's rule, modulo 100", _draw_poly, _solve_poly),
+        Family("poly", "mathematics", "a polynomial by Horner's rule, modulo 10", _draw_poly, _solve_poly),
         Family("sort", "code", "insertion sort of digits, state after each insertion", _draw_sort, _solve_sort),
         Family("prog", "code", "a program of reverse, rotate, shift and trade", _draw_prog, _solve_prog),
         Family("shift", "code", "shift every letter by k, one at a time", _draw_shift, _solve_shift),

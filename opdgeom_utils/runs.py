@@ -107,7 +107,8 @@ def checkpoint_path(run: Path, step: int) -> Path:
 
 def fingerprint(recipe: Recipe, seed: int) -> str:
     """Return the sha256 over all that decides the run's numbers: recipe, seed, training source, weights it starts from."""
-    digest = hashlib.sha256(json.dumps([recipe.as_dict(), seed, TRAINING_VERSION], sort_keys=True).encode())
+    settings = {key: value for key, value in recipe.as_dict().items() if key != "seeds"}  # asking for one seed more is no change
+    digest = hashlib.sha256(json.dumps([settings, seed, TRAINING_VERSION], sort_keys=True).encode())
     for name in SOURCES:
         digest.update(source_without_prose(Path(__file__).parent / f"{name}.py").encode())
     for name in (recipe.start, recipe.teacher, recipe.anchor):

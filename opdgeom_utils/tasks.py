@@ -1,7 +1,7 @@
 """Prompts, worked completions and the verifier of the toy world.
 
-A prompt is one line of text, ``sum 47+38-15=``; a completion writes the steps, then the answer, then the end mark:
-``85;70$``. The part after the last ``;`` is the answer. Train and held-out prompts are told apart by a checksum of the
+A prompt is one line of text, ``sum 47+8-5=``; a completion writes the steps, then the answer, then the end mark:
+``55;50$``. The part after the last ``;`` is the answer. Train and held-out prompts are told apart by a checksum of the
 prompt itself, so they can never overlap, whatever the seeds.
 """
 
@@ -28,9 +28,9 @@ Mixture = Mapping[str, Sequence[int]]
 class Example:
     """A prompt with one worked completion.
 
-    >>> example = make_example("sum", "47+38-15")
+    >>> example = make_example("sum", "47+8-5")
     >>> example.prompt, example.completion, example.answer
-    ('sum 47+38-15=', '85;70$', '70')
+    ('sum 47+8-5=', '55;50$', '50')
     """
 
     family: str
@@ -59,7 +59,7 @@ def make_example(family: str, args: str, level: int = 0) -> Example:
 def split_of(prompt: str) -> Split:
     """The side a prompt belongs to: one prompt in eight is held out, by the checksum of its text.
 
-    >>> split_of("sum 47+38-15="), split_of("gcd 84,36=")
+    >>> split_of("sum 47+8-5="), split_of("gcd 84,36=")
     ('train', 'train')
     """
     return "held_out" if zlib.crc32(prompt.encode()) % HELD_OUT_ONE_IN == 0 else "train"
@@ -70,11 +70,11 @@ def verify(prompt: str, completion: str) -> float:
 
     The answer is recomputed from the prompt. Malformed text scores 0: no end mark, text after it, or no answer.
 
-    >>> verify("sum 47+38-15=", "85;70$")
+    >>> verify("sum 47+8-5=", "55;50$")
     1.0
-    >>> verify("sum 47+38-15=", "85;70"), verify("sum 47+38-15=", "85;71$"), verify("sum 47+38-15=", "$")
+    >>> verify("sum 47+8-5=", "55;50"), verify("sum 47+8-5=", "55;51$"), verify("sum 47+8-5=", "$")
     (0.0, 0.0, 0.0)
-    >>> verify("sum 47+38-15=", "99;70$")  # only the final answer counts, as in the paper
+    >>> verify("sum 47+8-5=", "99;50$")  # only the final answer counts, as in the paper
     1.0
     """
     if completion.count(END) != 1 or not completion.endswith(END):

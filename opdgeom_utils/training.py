@@ -46,7 +46,7 @@ class Learner:
         """Build the optimiser and remember where the weights were, for the update norm."""
         r = self.recipe
         self.optimizer = torch.optim.AdamW(
-            self.student.parameters(), lr=r.learning_rate, betas=r.betas, eps=r.eps, weight_decay=r.weight_decay
+            self.student.parameters(), lr=r.learning_rate, betas=r.betas, eps=r.eps, weight_decay=r.weight_decay, fused=True
         )
         self.start_weights = [p.detach().clone() for p in self.student.parameters()]
 
@@ -57,8 +57,9 @@ class Learner:
 
     def update_norm(self) -> float:
         """Frobenius norm of the cumulative update over all parameters."""
-        pairs = zip(self.student.parameters(), self.start_weights, strict=True)
-        return math.sqrt(sum(float((p.detach() - start).double().square().sum()) for p, start in pairs))
+        now = [p.detach() for p in self.student.parameters()]
+        parts = torch.stack(torch._foreach_norm(torch._foreach_sub(now, self.start_weights)))
+        return float(parts.double().square().sum().sqrt())
 
 
 @dataclass

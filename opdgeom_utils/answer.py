@@ -1,0 +1,94 @@
+"""The book's answer in three sentences, written by the verdicts: nothing in them is typed by hand.
+
+The first sentence says what the paper's own comparison gives, the second what is left when runs are matched, the
+third what is left beside shuffled updates. The words are fixed; the counts and the clauses that depend on them come
+from the scorecard.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from opdgeom_utils import matched
+from opdgeom_utils.claims import UNTESTABLE, VERDICTS
+from opdgeom_utils.measured import Tables
+
+REPRODUCED, PARTLY, NOT = VERDICTS[:3]
+MATCHES = (
+    ("equal_updates", "at equal updates"),
+    ("equal_norm", "at equal norm of the update"),
+    ("equal_accuracy", "at equal accuracy gained"),
+)
+NULLS = ("null_opd", "null_rlvr", "null_order")
+
+
+def answer_sentences(card: pd.DataFrame, tables: Tables) -> tuple[str, str, str]:
+    """Write the three sentences of the landing page.
+
+    Parameters
+    ----------
+    card
+        From :func:`opdgeom_utils.claims.scorecard`.
+    tables
+        The tables the card was computed from.
+    """
+    return where_sentence(card, tables.geometry), matched_sentence(card), null_sentence(card)
+
+
+def where_sentence(card: pd.DataFrame, geometry: pd.DataFrame) -> str:
+    """Update sparsity of the three objectives at their own ends, and how many of the paper's orders come out."""
+    ends = matched.final(matched.summarise(geometry, None)).groupby("recipe")["update_sparsity"].mean()
+    shares = {r: f"{100 * ends[r]:.1f}%" if r in ends else "an unknown share" for r in ("sft", "opd", "rlvr")}
+    orders = card[(card["condition"] == "paper_steps") & card["id"].str.endswith("_order")]
+    return (
+        "With each run measured at its own end, as the paper does it, on-policy distillation leaves "
+        f"{shares['opd']} of the weight entries unchanged, supervised fine-tuning {shares['sft']} and RLVR "
+        f"{shares['rlvr']}; the paper's order of the three is {tally(orders['verdict'])} diagnostics."
+    )
+
+
+def matched_sentence(card: pd.DataFrame) -> str:
+    """How many of the five orders are left under each match."""
+    parts = [f"{tally(card[card['condition'] == condition]['verdict'])} {place}" for condition, place in MATCHES]
+    return (
+        "With supervised fine-tuning started at the same anchor and the runs matched, the same orders are "
+        f"{'; '.join(parts)}."
+    )
+
+
+def null_sentence(card: pd.DataFrame) -> str:
+    """How many statements hold against updates shuffled inside their own matrices, and what that means.
+
+    Examples
+    --------
+    >>> card = pd.DataFrame({"condition": ["null_opd", "null_rlvr"], "verdict": ["reproduced", "not reproduced"]})
+    >>> null_sentence(card)
+    'Beside updates ... place, 1 of 2 statements hold: a part of ... bf16 rounding, and a part is place.'
+    """
+    verdicts = card[card["condition"].isin(NULLS)]["verdict"]
+    held, total = int((verdicts == REPRODUCED).sum()), len(verdicts)
+    opening = "Beside updates shuffled inside their own matrices, which keep their size and lose their place, "
+    if total == 0 or (verdicts == UNTESTABLE).all():
+        return opening + "nothing could be tested with these runs."
+    meaning = {
+        0: "what these diagnostics see is what the size of an update and bf16 rounding give by themselves",
+        total: "what these diagnostics see is more than the size of an update and bf16 rounding",
+    }.get(held, "a part of what these diagnostics see is the work of size and of bf16 rounding, and a part is place")
+    return f"{opening}{held} of {total} statements hold: {meaning}."
+
+
+def tally(verdicts: pd.Series) -> str:
+    """Count verdicts in words.
+
+    Examples
+    --------
+    >>> tally(pd.Series(["reproduced", "partly", "reproduced"]))
+    'reproduced on 2 of 3 (partly on 1)'
+    >>> tally(pd.Series(["not testable at this scale", "not reproduced"]))
+    'reproduced on 0 of 2 (not testable on 1)'
+    """
+    counts = {word: int((verdicts == word).sum()) for word in VERDICTS}
+    rest = [
+        f"{word} on {counts[full]}" for full, word in ((PARTLY, "partly"), (UNTESTABLE, "not testable")) if counts[full]
+    ]
+    return f"reproduced on {counts[REPRODUCED]} of {len(verdicts)}" + (f" ({', '.join(rest)})" if rest else "")

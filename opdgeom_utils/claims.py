@@ -1,0 +1,216 @@
+"""The paper's claims and ours, and the verdict that the tables give each of them.
+
+``data/paper/claims.yaml`` was written before any run was measured. A verdict is computed from the tables by the rule in
+that file and is never typed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from opdgeom_utils.claim_schema import Claim, ClaimError, Rule, load_claims, load_reported
+from opdgeom_utils.claim_statistics import STATISTICS, Comparison, Part
+from opdgeom_utils.errors import MetricInputError
+from opdgeom_utils.measured import Measured, Tables
+
+__all__ = [
+    "VERDICTS", "Claim", "ClaimError", "Interval", "Rule", "Verdict", "load_claims", "load_reported", "scorecard",
+    "seed_interval", "verdict",
+]  # fmt: skip
+VERDICTS = ("reproduced", "partly", "not reproduced", "not testable at this scale")
+UNTESTABLE = VERDICTS[3]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Mean over seeds and its t-interval; all ``nan`` without two finite values."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the tables say about a claim. ``value`` and its interval belong to the comparison that decides."""
+
+    claim_id: str
+    verdict: str
+    value: float
+    low: float
+    high: float
+    null_value: float
+    unit: str
+    n_seeds: int
+    n_comparisons: int
+    n_hold: int
+    deciding: str
+    reason: str
+
+
+def seed_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -> Interval:
+    """Mean of one number per seed and its two-sided Student t-interval; ``nan`` values are left out.
+
+    Parameters
+    ----------
+    values
+        One number per seed.
+    confidence
+        Level of the interval, between 0 and 1.
+
+    Examples
+    --------
+    Two seeds, 0 and 2: the standard error is 1, and the 97.5% point of t with one degree of freedom is 12.706.
+
+    >>> interval = seed_interval([0.0, 2.0])
+    >>> interval.mean, round(interval.low, 3), round(interval.high, 3), interval.n
+    (1.0, -11.706, 13.706, 2)
+    """
+    if not 0 < confidence < 1:
+        raise MetricInputError(f"confidence is {confidence}; expected a number between 0 and 1")
+    known = np.asarray(values, dtype=float)
+    known = known[np.isfinite(known)]
+    n = len(known)
+    if n < 2:
+        return Interval(float(known.mean()) if n else math.nan, math.nan, math.nan, n)
+    reach = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * float(known.std(ddof=1)) / math.sqrt(n)
+    mean = float(known.mean())
+    return Interval(mean, mean - reach, mean + reach, n)
+
+
+def verdict(claim: Claim, tables: Tables) -> Verdict:
+    """Compute the verdict of one claim by its rule.
+
+    Parameters
+    ----------
+    claim
+        From :func:`load_claims`.
+    tables
+        Anything with ``geometry`` and ``accuracy`` of one profile, for instance the result of ``results.load_tables``.
+
+    Returns
+    -------
+    Verdict
+        One of the four words of :data:`VERDICTS`, the number that decides with its interval, and a computed sentence.
+    """
+    function = STATISTICS[claim.statistic]
+    real = Measured(tables, claim.scope, claim.seeds)
+    found = [_Judged(c, claim.rule, _level(claim)) for c in function(real, claim.args)]
+    null = Measured(tables, claim.scope, claim.seeds, suffix="_shuffled")
+    for judged, same in zip(found, function(null, claim.args), strict=True):
+        judged.null_value = seed_interval(same.parts[judged.weakest].values).mean
+    word = _decide(found, claim.rule)
+    untested = [j for j in found if not j.testable]
+    if word == UNTESTABLE:
+        deciding = untested[0]
+    else:
+        tested = [j for j in found if j.testable]
+        deciding = (max if claim.rule.require == "any" else min)(tested, key=lambda j: j.clearance)
+    part, interval = deciding.part, deciding.interval
+    holds = sum(j.holds for j in found)
+    reason = (
+        _untestable(deciding, claim.rule, real.problems) if word == UNTESTABLE else _reason(deciding, found, claim.rule)
+    )
+    return Verdict(
+        claim.id, word, interval.mean, interval.low, interval.high, deciding.null_value, part.unit, interval.n,
+        len(found), holds, part.label, reason,
+    )  # fmt: skip
+
+
+def scorecard(tables: Tables, claims: Sequence[Claim] | None = None) -> pd.DataFrame:
+    """Verdict of every claim, one row each, in the order of ``claims.yaml``.
+
+    Returns
+    -------
+    DataFrame
+        ``id, group, diagnostic, condition, statement, where, refuted_by, rule, threshold, side`` of the claim, then
+        ``verdict, value, low, high, null_value, unit, n_seeds, n_comparisons, n_hold, deciding, reason``.
+    """
+    rows = []
+    for claim in load_claims() if claims is None else claims:
+        result = verdict(claim, tables)
+        row = {
+            k: getattr(claim, k) for k in ("id", "group", "diagnostic", "condition", "statement", "where", "refuted_by")
+        }
+        row |= {"rule": claim.rule.words, "threshold": claim.rule.threshold, "side": claim.rule.side}
+        rows.append(row | {f.name: getattr(result, f.name) for f in fields(result) if f.name != "claim_id"})
+    return pd.DataFrame(rows)
+
+
+class _Judged:
+    """A comparison with its intervals: whether it can be tested, whether it holds, and which part is the weakest."""
+
+    def __init__(self, comparison: Comparison, rule: Rule, confidence: float) -> None:
+        intervals = [seed_interval(part.values, confidence) for part in comparison.parts]
+        clearances = [
+            _clearance(interval, part, rule) for interval, part in zip(intervals, comparison.parts, strict=True)
+        ]
+        self.weakest = min(range(len(clearances)), key=clearances.__getitem__)
+        self.part, self.interval = comparison.parts[self.weakest], intervals[self.weakest]
+        self.clearance = clearances[self.weakest]
+        self.testable = all(interval.n >= rule.min_seeds for interval in intervals)
+        self.holds = self.testable and all(_holds(interval, rule) for interval in intervals)
+        self.null_value = math.nan
+
+
+def _holds(interval: Interval, rule: Rule) -> bool:
+    if rule.side == "above":
+        return interval.low > rule.threshold
+    return interval.high < rule.threshold if rule.side == "below" else interval.mean >= rule.threshold
+
+
+def _clearance(interval: Interval, part: Part, rule: Rule) -> float:
+    """Distance of the mean from the threshold on the right side, in standard errors: comparable between metrics."""
+    if not math.isfinite(interval.mean):
+        return -math.inf
+    distance = (interval.mean - rule.threshold) * (-1 if rule.side == "below" else 1)
+    known = np.asarray(part.values)[np.isfinite(part.values)]
+    error = float(known.std(ddof=1)) / math.sqrt(len(known)) if len(known) > 1 else 0.0
+    return distance / error if error > 0 else math.copysign(math.inf, distance) if distance else 0.0
+
+
+def _decide(found: Sequence[_Judged], rule: Rule) -> str:
+    held = sum(j.holds for j in found)
+    if rule.require == "any" and held:
+        return VERDICTS[0]
+    if not all(j.testable for j in found):
+        return UNTESTABLE
+    if held == len(found):
+        return VERDICTS[0]
+    return VERDICTS[1] if held and rule.require == "all" else VERDICTS[2]
+
+
+def _level(claim: Claim) -> float:
+    """Confidence of each interval; where any one diagnostic is enough, they share the chance of a false alarm."""
+    share = len(claim.args["metrics"]) if claim.rule.require == "any" else 1
+    return 1 - (1 - claim.rule.confidence) / share
+
+
+def _reason(deciding: _Judged, found: Sequence[_Judged], rule: Rule) -> str:
+    part, interval = deciding.part, deciding.interval
+    count = f"{sum(j.holds for j in found)} of {len(found)} comparisons hold."
+    span = "" if rule.side == "at_least" else f", interval {_say(interval.low, part)} to {_say(interval.high, part)}"
+    need = f"needed: {rule.side.replace('_', ' ')} {_say(rule.threshold, part)}"
+    which = "Strongest" if rule.require == "any" else "Weakest"
+    null = ""
+    if math.isfinite(deciding.null_value):
+        null = f" The same number from shuffled updates is {_say(deciding.null_value, part)}."
+    return f"{count} {which}: {part.label}, {_say(interval.mean, part)}{span} over {interval.n} seeds ({need}).{null}"
+
+
+def _untestable(deciding: _Judged, rule: Rule, problems: Sequence[str]) -> str:
+    shown = "; ".join(problems[:3]) or "its denominator or its value is undefined in the other seeds"
+    return f"{deciding.part.label}: {deciding.interval.n} usable seeds, {rule.min_seeds} are needed; {shown}."
+
+
+def _say(value: float, part: Part) -> str:
+    if part.unit == "points":
+        return f"{100 * value:.2f} points"
+    return f"{value:.3g}" + (f" {part.unit}" if part.unit else "")

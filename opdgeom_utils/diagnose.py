@@ -1,0 +1,270 @@
+"""Checkpoints in, one tidy table of every metric and its nulls out.
+
+One row per matrix (and per step). Norms, biases and tensors that are not matrices get a row with their sparsity only.
+The reference's factors and masks are computed once per matrix and shared by all metrics, nulls and checkpoints.
+"""
+
+import math
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, SupportsIndex, runtime_checkable
+
+import pandas as pd
+import torch
+from joblib import Parallel, delayed, parallel_config
+
+from .checkpoints import (
+    CheckpointSource,
+    OpenCheckpoint,
+    StoredTensor,
+    layer_of,
+    matching_names,
+    module_of,
+    open_checkpoint,
+)
+from .errors import MetricInputError
+from .matrix_rows import COLUMNS, NULL_COLUMNS, Settings, measure_checkpoints
+
+STEP_IN_NAME = re.compile(r"(?:step|checkpoint)[_-]?(\d+)", re.IGNORECASE)
+
+
+@runtime_checkable
+class SavedStep(Protocol):
+    """A checkpoint of a run: its update number and its file."""
+
+    @property
+    def step(self) -> int:
+        """Update number."""
+        ...
+
+    @property
+    def path(self) -> Path:
+        """Safetensors file or folder."""
+        ...
+
+
+Checkpoints = Iterable[str | os.PathLike[str] | SavedStep | tuple[SupportsIndex, CheckpointSource]]
+
+
+def diagnose_pair(
+    reference: CheckpointSource,
+    tuned: CheckpointSource,
+    *,
+    eta: float | int = 1e-3,
+    alpha: float | int = 0.3,
+    rank: int = 64,
+    k: int = 512,
+    modules: Sequence[str] | None = None,
+    device: str = "auto",
+    n_jobs: int = 1,
+    nulls: bool = True,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Measure where one checkpoint moved away from another, matrix by matrix.
+
+    Parameters
+    ----------
+    reference, tuned : str, path or torch.nn.Module
+        The model before and after: a folder, a ``.safetensors`` file, a hub id (``name@revision``), a loaded module.
+    eta : float
+        Relative tolerance of the bf16 comparison; inert below 0.0039.
+    alpha : float
+        Size of the two reference masks, 0 to 1.
+    rank : int
+        Rank of the reconstruction behind the principal mask; clipped to ``min(out, in)``.
+    k : int
+        Dimension of the singular spaces, and number of singular values for the Hill estimator; clipped likewise.
+    modules : sequence of str, optional
+        Keep only these, such as ``["q_proj", "k_proj"]``.
+    device : str
+        ``"auto"`` takes a GPU if there is one; everything is float64.
+    n_jobs : int
+        Processes over matrices, one thread each; -1 means one per core. The numbers do not depend on it.
+    nulls : bool
+        Whether to measure the shuffled, random and identical nulls too (about twice the time).
+    seed : int
+        Seed of the nulls; each matrix draws its own from it and its name.
+
+    Returns
+    -------
+    pd.DataFrame
+        One row per tensor, in layer order. First ``name, layer, module, shape, dtype, n_entries`` (layer -1 outside the
+        layers). Then the metrics, under the names of :mod:`opdgeom_utils.metrics`: fractions 0 to 1, angles in degrees,
+        ``update_norm`` and ``reference_norm`` Frobenius norms, ``stable_rank_bf16`` of the update that bf16 shows, and
+        ``gap_at_k``, the reference's ``(s_k - s_{k+1}) / s_1``; near 0 the angles mean nothing. Then the nulls.
+        Undefined values are NaN; tensors that are not matrices have ``update_sparsity`` only.
+
+    Raises
+    ------
+    CheckpointNotFoundError, CheckpointDamagedError, CheckpointMismatchError
+        When a checkpoint is missing, unreadable, holds NaN, or is of another architecture.
+    MetricInputError
+        When an option is out of range or a module is unknown.
+
+    Notes
+    -----
+    The static diagnostics of arXiv 2606.07082, with nulls that the paper does not have. The paper uses alpha 0.3 in its
+    text and figure, rank 64, k 512, eta 1e-3.
+
+    Examples
+    --------
+    Only the second weight moves visibly: 1.001 is 1 in bf16.
+
+    >>> before, after = torch.nn.Linear(2, 1, bias=False), torch.nn.Linear(2, 1, bias=False)
+    >>> _ = before.weight.data.copy_(torch.tensor([[1.0, 2.0]])), after.weight.data.copy_(torch.tensor([[1.001, 2.5]]))
+    >>> table = diagnose_pair(before, after, nulls=False)
+    >>> table[["name", "shape", "update_sparsity", "stable_rank"]].values.tolist()
+    [['weight', '1x2', 0.5, 1.0]]
+    """
+    settings = Settings(eta=eta, alpha=alpha, rank=rank, k=k, nulls=nulls, seed=seed, device=_device(device))
+    table = _table(reference, [(0, tuned)], modules=modules, settings=settings, n_jobs=n_jobs)
+    return table.drop(columns="step")
+
+
+def diagnose_trajectory(
+    reference: CheckpointSource,
+    checkpoints: Checkpoints | str | os.PathLike[str],
+    *,
+    eta: float | int = 1e-3,
+    alpha: float | int = 0.3,
+    rank: int = 64,
+    k: int = 512,
+    modules: Sequence[str] | None = None,
+    device: str = "auto",
+    n_jobs: int = 1,
+    nulls: bool = True,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Measure a run's checkpoints against one reference: :func:`diagnose_pair` for each, sharing the reference's work.
+
+    Parameters
+    ----------
+    reference : str, path or torch.nn.Module
+        The model before training.
+    checkpoints : iterable, or a folder
+        Paths whose names hold the step (``step_000050.safetensors``, ``checkpoint-50``), pairs ``(step, checkpoint)``,
+        objects with ``.step`` and ``.path``, or a folder of such files.
+    eta, alpha, rank, k, modules, device, n_jobs, nulls, seed
+        As for :func:`diagnose_pair`. A matrix keeps one null seed over all steps.
+
+    Returns
+    -------
+    pd.DataFrame
+        The columns of :func:`diagnose_pair` after ``step``; one row per step and tensor, steps ascending.
+
+    Raises
+    ------
+    CheckpointNotFoundError, CheckpointDamagedError, CheckpointMismatchError
+        When a checkpoint is missing, unreadable, holds NaN, or is of another architecture.
+    MetricInputError
+        When there are no checkpoints, a step is missing or given twice, or an option is out of range.
+
+    Examples
+    --------
+    >>> before, after = torch.nn.Linear(2, 1, bias=False), torch.nn.Linear(2, 1, bias=False)
+    >>> _ = before.weight.data.copy_(torch.tensor([[1.0, 2.0]])), after.weight.data.copy_(torch.tensor([[1.0, 3.0]]))
+    >>> diagnose_trajectory(before, [(0, before), (5, after)], nulls=False)[["step", "update_norm"]].values.tolist()
+    [[0.0, 0.0], [5.0, 1.0]]
+    """
+    settings = Settings(eta=eta, alpha=alpha, rank=rank, k=k, nulls=nulls, seed=seed, device=_device(device))
+    return _table(reference, _steps(checkpoints), modules=modules, settings=settings, n_jobs=n_jobs)
+
+
+def _table(
+    reference: CheckpointSource,
+    steps: list[tuple[int, CheckpointSource]],
+    *,
+    modules: Sequence[str] | None,
+    settings: Settings,
+    n_jobs: int,
+) -> pd.DataFrame:
+    """Check every checkpoint before computing anything, then measure each matrix at all steps."""
+    before = open_checkpoint(reference)
+    after = [(step, open_checkpoint(source)) for step, source in steps]
+    for _, checkpoint in after:
+        matching_names(before, checkpoint)
+    names = _selected(list(before.tensors), modules)
+    jobs = {name: _job(name, before, after) for name in names}
+    largest_first = sorted(names, key=lambda name: -math.prod(before.tensors[name].shape))
+    measured = dict(zip(largest_first, _run([jobs[name] for name in largest_first], settings, n_jobs), strict=True))
+    rows = [
+        {"step": step, "name": name, "layer": layer_of(name), "module": module_of(name)} | measured[name][i]
+        for i, (step, _) in enumerate(after)
+        for name in names
+    ]
+    return pd.DataFrame(rows, columns=["step", *COLUMNS, *(NULL_COLUMNS if settings.nulls else [])])
+
+
+def _job(
+    name: str, before: OpenCheckpoint, after: list[tuple[int, OpenCheckpoint]]
+) -> tuple[str, StoredTensor, list[StoredTensor]]:
+    return name, before.tensors[name], [checkpoint.tensors[name] for _, checkpoint in after]
+
+
+def _run(jobs: list[tuple[Any, ...]], settings: Settings, n_jobs: int) -> list[list[dict[str, Any]]]:
+    if isinstance(n_jobs, bool) or not isinstance(n_jobs, int) or n_jobs == 0:
+        raise MetricInputError(f"n_jobs is {n_jobs!r}, expected a number of processes, or -1 for one per core.")
+    if n_jobs == 1:
+        return [measure_checkpoints(*job, settings=settings) for job in jobs]
+    with parallel_config(backend="loky", inner_max_num_threads=1):
+        measured: Any = Parallel(n_jobs=n_jobs)(delayed(_in_one_thread)(job, settings) for job in jobs)
+    return measured
+
+
+def _in_one_thread(job: tuple[Any, ...], settings: Settings) -> list[dict[str, Any]]:
+    torch.set_num_threads(1)
+    return measure_checkpoints(*job, settings=settings)
+
+
+def _selected(names: list[str], modules: Sequence[str] | None) -> list[str]:
+    if modules is None:
+        return names
+    if isinstance(modules, str):
+        raise MetricInputError(f"modules is the string {modules!r}, expected a list; write [{modules!r}].")
+    known = sorted({module_of(name) for name in names})
+    unknown = sorted(set(modules) - set(known))
+    if unknown or not modules:
+        raise MetricInputError(f"modules are {list(modules)}, expected some of {known}.")
+    return [name for name in names if module_of(name) in modules]
+
+
+def _steps(checkpoints: Checkpoints | str | os.PathLike[str]) -> list[tuple[int, CheckpointSource]]:
+    if isinstance(checkpoints, str | os.PathLike):
+        folder = Path(checkpoints)
+        if not folder.is_dir():
+            raise MetricInputError(
+                f"checkpoints is {checkpoints}, expected a folder of steps or a list of checkpoints."
+            )
+        checkpoints = [path for path in folder.iterdir() if STEP_IN_NAME.fullmatch(path.name.split(".")[0])]
+    steps = sorted((_step_and_source(item) for item in checkpoints), key=lambda pair: pair[0])
+    numbers = [step for step, _ in steps]
+    if not steps or len(set(numbers)) < len(numbers):
+        raise MetricInputError(f"checkpoints have steps {numbers}, expected at least one, and each step once.")
+    return steps
+
+
+def _step_and_source(item: Any) -> tuple[int, Any]:
+    if isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], SupportsIndex):
+        return int(item[0]), item[1]
+    if isinstance(item, SavedStep):
+        return int(item.step), item.path
+    found = STEP_IN_NAME.findall(Path(item).name) if isinstance(item, str | os.PathLike) else []
+    if not found:
+        raise MetricInputError(
+            f"checkpoint {item!r} has no step, expected a name such as step_000050.safetensors, or a pair (step, path)."
+        )
+    return int(found[-1]), item
+
+
+def _device(device: str) -> str:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device).item()
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise MetricInputError(
+            f"device {device!r} cannot be used here with float64 ({str(error).splitlines()[0]}); use 'cpu' or 'auto'."
+        ) from error
+    return device

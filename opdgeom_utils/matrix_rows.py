@@ -1,0 +1,194 @@
+"""Every metric and null of one matrix, at each of its checkpoints.
+
+This is where the metrics are put together: what depends on the reference alone is computed once, then used for the real
+update, the shuffled one and the random one in the same way.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from .checkpoints import StoredTensor
+from .metrics.factors import Factors, factorize, singular_values
+from .metrics.inputs import check_count, check_fraction
+from .metrics.masks import low_magnitude_mask, mask_overlap, principal_mask, principal_mask_from
+from .metrics.sparsity import bf16_realised, update_sparsity, visible_changes
+from .metrics.spectra import spectral_shift, stable_rank, stable_rank_from, tail_exponent
+from .metrics.subspaces import PrincipalAngles, angles_between
+from .nulls import identical_angles, null_generator, random_update, shuffled_update
+
+ANGLES = ["left_angle_max_deg", "left_angle_mean_deg", "right_angle_max_deg", "right_angle_mean_deg"]
+METRICS = [
+    "update_sparsity",
+    "update_norm",
+    *ANGLES,
+    "normalized_spectral_shift",
+    "principal_overlap",
+    "low_magnitude_overlap",
+    "stable_rank",
+    "hill",
+]
+WITH_NULLS = [metric for metric in METRICS if metric not in ("update_norm", "hill")]
+COLUMNS = [
+    *("name", "layer", "module", "shape", "dtype", "n_entries"),
+    *METRICS,
+    *("stable_rank_bf16", "reference_norm", "gap_at_k"),
+]
+NULL_COLUMNS = [f"{metric}_{null}" for null in ("shuffled", "random") for metric in WITH_NULLS] + [
+    f"{angle}_identical" for angle in ANGLES
+]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a table is measured; the fields are the options of :func:`~opdgeom_utils.diagnose.diagnose_pair`.
+
+    Raises
+    ------
+    MetricInputError
+        When an option is out of range.
+    """
+
+    eta: float | int
+    alpha: float | int
+    rank: int
+    k: int
+    nulls: bool
+    seed: int
+    device: str
+
+    def __post_init__(self) -> None:
+        check_fraction("eta", self.eta)
+        check_fraction("alpha", self.alpha)
+        check_count("rank", self.rank)
+        check_count("k", self.k)
+        null_generator(self.seed, "")
+
+
+@dataclass(frozen=True)
+class ReferenceMatrix:
+    """A matrix before training, with all that is computed from it alone.
+
+    Attributes
+    ----------
+    w : Float[Tensor, "out in"]
+        The weights, as stored.
+    factors : Factors
+        Singular values, and the leading vectors for the angles and the principal mask.
+    principal, low_magnitude : Bool[Tensor, "out in"]
+        The two reference masks.
+    """
+
+    w: Float[Tensor, "out in"]
+    factors: Factors
+    principal: Bool[Tensor, "out in"]
+    low_magnitude: Bool[Tensor, "out in"]
+
+    @classmethod
+    def of(cls, w: Float[Tensor, "out in"], settings: Settings) -> "ReferenceMatrix":
+        """Compute the factors and masks of ``w``."""
+        whole = settings.rank >= min(w.shape)
+        factors = factorize(w, cuts=(settings.k,) if whole else (settings.k, settings.rank))
+        if whole:
+            principal = principal_mask(w, rank=settings.rank, alpha=settings.alpha)
+        else:
+            principal = principal_mask_from(factors, rank=settings.rank, alpha=settings.alpha)
+        return cls(w, factors, principal, low_magnitude_mask(w, alpha=settings.alpha))
+
+
+def measure_checkpoints(
+    name: str, before: StoredTensor, after: Sequence[StoredTensor], *, settings: Settings
+) -> list[dict[str, Any]]:
+    """Measure one tensor at each checkpoint.
+
+    Parameters
+    ----------
+    name : str
+        The tensor's name; with the seed, it fixes the nulls.
+    before : StoredTensor
+        The tensor of the reference.
+    after : sequence of StoredTensor
+        The same tensor at each checkpoint.
+    settings : Settings
+        Options of the table.
+
+    Returns
+    -------
+    list of dict
+        One row per checkpoint, with the columns that apply; tensors that are not matrices have their sparsity only.
+
+    Raises
+    ------
+    CheckpointDamagedError
+        When a tensor cannot be read or holds NaN or infinite values.
+    """
+    w_ref = before.read().to(settings.device)
+    if w_ref.ndim != 2:
+        return [
+            _form(before, stored)
+            | {"update_sparsity": update_sparsity(w_ref, stored.read().to(settings.device), eta=settings.eta)}
+            for stored in after
+        ]
+    reference = ReferenceMatrix.of(w_ref, settings)
+    shared = {"reference_norm": float(w_ref.double().norm()), "gap_at_k": reference.factors.relative_gap(settings.k)}
+    if settings.nulls:
+        shared |= _named(_angle_summary(identical_angles(reference.factors, k=settings.k)), "identical")
+    return [
+        _form(before, stored) | measure_matrix(name, reference, stored.read().to(settings.device), settings) | shared
+        for stored in after
+    ]
+
+
+def measure_matrix(
+    name: str, reference: ReferenceMatrix, w_new: Float[Tensor, "out in"], settings: Settings
+) -> dict[str, float]:
+    """Every metric of one matrix at one checkpoint, and its shuffled and random nulls."""
+    delta_w = w_new.double() - reference.w.double()
+    spectrum = singular_values(delta_w, leading=min(settings.k, *delta_w.shape))
+    row = _against_reference(reference, w_new, settings)
+    row["update_norm"] = float(delta_w.norm())
+    row["stable_rank"] = stable_rank_from(spectrum[0], delta_w)
+    row["hill"] = tail_exponent(spectrum, k=settings.k, largest_side=max(delta_w.shape))
+    row["stable_rank_bf16"] = stable_rank(bf16_realised(w_new).double() - bf16_realised(reference.w).double())
+    draws = {"shuffled": shuffled_update, "random": random_update} if settings.nulls else {}
+    for null, draw in draws.items():
+        null_delta = draw(delta_w, generator=null_generator(settings.seed, f"{name}:{null}"))
+        null_row = _against_reference(reference, reference.w.double() + null_delta, settings)
+        row |= _named(null_row | {"stable_rank": stable_rank(null_delta)}, null)
+    return row
+
+
+def _against_reference(
+    reference: ReferenceMatrix, w_new: Float[Tensor, "out in"], settings: Settings
+) -> dict[str, float]:
+    """Compare a matrix with its reference, by all metrics that are defined on the pair."""
+    visible = visible_changes(reference.w, w_new, eta=settings.eta)
+    factors = factorize(w_new, cuts=(settings.k,))
+    return {
+        "update_sparsity": int((~visible).sum()) / visible.numel(),
+        **_angle_summary(angles_between(reference.factors, factors, k=settings.k)),
+        "normalized_spectral_shift": spectral_shift(reference.factors.s, factors.s),
+        "principal_overlap": mask_overlap(reference.principal, visible),
+        "low_magnitude_overlap": mask_overlap(reference.low_magnitude, visible),
+    }
+
+
+def _angle_summary(angles: PrincipalAngles) -> dict[str, float]:
+    left, right = angles.left_deg, angles.right_deg
+    return dict(zip(ANGLES, map(float, (left.max(), left.mean(), right.max(), right.mean())), strict=True))
+
+
+def _named(row: dict[str, float], null: str) -> dict[str, float]:
+    return {f"{metric}_{null}": value for metric, value in row.items()}
+
+
+def _form(before: StoredTensor, after: StoredTensor) -> dict[str, Any]:
+    return {
+        "shape": "x".join(map(str, before.shape)),
+        "dtype": f"{before.dtype}->{after.dtype}".replace("torch.", ""),
+        "n_entries": math.prod(before.shape),
+    }

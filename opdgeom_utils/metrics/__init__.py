@@ -1,0 +1,24 @@
+"""The paper's geometry metrics: tensors in, numbers out. No files, no plots.
+
+Every metric computes in float64 where singular values or spaces are involved, refuses inputs for which its number would
+mean nothing, and states its range and its source equation.
+"""
+
+from .masks import low_magnitude_mask, mask_overlap, principal_mask
+from .sparsity import update_mask, update_sparsity
+from .spectra import hill_estimator, normalized_spectral_shift, stable_rank
+from .subspaces import PrincipalAngles, principal_angles, subspace_similarity
+
+__all__ = [
+    "PrincipalAngles",
+    "hill_estimator",
+    "low_magnitude_mask",
+    "mask_overlap",
+    "normalized_spectral_shift",
+    "principal_angles",
+    "principal_mask",
+    "stable_rank",
+    "subspace_similarity",
+    "update_mask",
+    "update_sparsity",
+]

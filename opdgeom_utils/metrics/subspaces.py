@@ -1,0 +1,140 @@
+"""How far the leading singular spaces turned, and how much two updates share (arXiv 2606.07082)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .factors import Factors, factorize
+from .inputs import check_count, checked
+
+
+@dataclass(frozen=True)
+class PrincipalAngles:
+    """Angles between the leading singular spaces of two matrices.
+
+    Attributes
+    ----------
+    left_deg, right_deg : Float[Tensor, " k"]
+        Output side and input side, in degrees from 0 (shared direction) to 90 (orthogonal), ascending, float64.
+    """
+
+    left_deg: Float[Tensor, " k"]
+    right_deg: Float[Tensor, " k"]
+
+
+@checked(matrices=("w_ref", "w_new"))
+def principal_angles(
+    w_ref: Float[Tensor, "out in"], w_new: Float[Tensor, "out in"], *, k: int = 512
+) -> PrincipalAngles:
+    r"""Principal angles between the top-k left, and top-k right, singular spaces of two matrices.
+
+    Parameters
+    ----------
+    w_ref, w_new : Float[Tensor, "out in"]
+        The weights before and after, of one shape and any floating dtype.
+    k : int
+        Dimension of the spaces, at least 1, clipped to ``min(out, in)``.
+
+    Returns
+    -------
+    PrincipalAngles
+        ``k`` angles on each side, in degrees, ascending.
+
+    Raises
+    ------
+    MetricInputError
+        For tensors that are not finite floating matrices of one shape, or a ``k`` below 1.
+
+    Notes
+    -----
+    The paper's "principal angles", arXiv 2606.07082: the cosines are the singular values of
+    :math:`U_{0,k}^\top U_{+,k}` and :math:`V_{0,k}^\top V_{+,k}`. An arccos of a cosine near 1 loses every digit, so
+    angles below 45 degrees are taken from their sines, the singular values of
+    :math:`(I - U_{0,k} U_{0,k}^\top)\, U_{+,k}` (a departure from the paper, for accuracy only). Where ``k`` equals
+    ``out`` (or ``in``) the left (right) space is the whole space and its angles are 0. Where the k-th and the next
+    singular value of a matrix are equal, its top-k space is arbitrary, and so are the angles.
+
+    Examples
+    --------
+    The leading right vector turns from the first axis to the second; the leading left vector stays.
+
+    >>> angles = principal_angles(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.0, 2.0], [1.0, 0.0]]), k=1)
+    >>> angles.left_deg.tolist(), angles.right_deg.tolist()
+    ([0.0], [90.0])
+    """
+    check_count("k", k)
+    return angles_between(factorize(w_ref, cuts=(k,)), factorize(w_new, cuts=(k,)), k=k)
+
+
+def angles_between(reference: Factors, new: Factors, *, k: int) -> PrincipalAngles:
+    """Principal angles from factors already computed; ``k`` is clipped to the vectors at hand."""
+    k = min(k, len(reference.s))
+    left = space_angles_deg(reference.u[:, :k], new.u[:, :k])
+    right = space_angles_deg(reference.vh[:k].T, new.vh[:k].T)
+    return PrincipalAngles(left_deg=left, right_deg=right)
+
+
+def space_angles_deg(basis_a: Float[Tensor, "n k"], basis_b: Float[Tensor, "n k"]) -> Float[Tensor, " k"]:
+    """Principal angles between two spaces given by orthonormal columns, in degrees, ascending, float64.
+
+    Examples
+    --------
+    >>> axis = torch.tensor([[1.0], [0.0]], dtype=torch.float64)
+    >>> diagonal = torch.tensor([[1.0], [1.0]], dtype=torch.float64) / 2**0.5
+    >>> round(float(space_angles_deg(axis, diagonal)), 12)
+    45.0
+    """
+    n, k = basis_a.shape
+    if k == n:
+        return torch.zeros(k, dtype=torch.float64, device=basis_a.device)
+    overlap = basis_a.T @ basis_b
+    cosines = torch.linalg.svdvals(overlap).clamp(max=1.0)
+    sines = torch.linalg.svdvals(basis_b - basis_a @ overlap).flip(0).clamp(max=1.0)
+    radians = torch.where(cosines**2 > 0.5, torch.asin(sines), torch.acos(cosines))
+    return torch.rad2deg(radians).sort().values
+
+
+@checked(matrices=("delta_t", "delta_end"))
+def subspace_similarity(delta_t: Float[Tensor, "out in"], delta_end: Float[Tensor, "out in"], *, k: int = 16) -> float:
+    r"""Share of the final update's top-k right singular space that an earlier update already spans.
+
+    Parameters
+    ----------
+    delta_t, delta_end : Float[Tensor, "out in"]
+        Cumulative updates :math:`W_t - W_0` at time t and at the end, of one shape and any floating dtype.
+    k : int
+        Dimension of the spaces, at least 1, clipped to ``min(out, in)``. With ``k = in`` the answer is always 1.
+
+    Returns
+    -------
+    float
+        0 (orthogonal) to 1 (the same space); nan if either update is zero. Two independent random spaces score k/in.
+
+    Raises
+    ------
+    MetricInputError
+        For tensors that are not finite floating matrices of one shape, or a ``k`` below 1.
+
+    Notes
+    -----
+    The paper's "trajectory of dW_t", arXiv 2606.07082: :math:`\mathrm{Sim}_K = \|V_K(t)^\top V_K(end)\|_F^2 / K`. For
+    left spaces, pass the transposes. Directions beyond an update's rank are arbitrary: keep ``k`` below the rank.
+
+    Examples
+    --------
+    The two updates share one of their two leading input directions.
+
+    >>> early = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    >>> late = torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    >>> subspace_similarity(early, late, k=2)
+    0.5
+    """
+    check_count("k", k)
+    if not bool(delta_t.any()) or not bool(delta_end.any()):
+        return math.nan
+    k = min(k, *delta_t.shape)
+    right_t, right_end = (factorize(delta, cuts=(k,)).vh[:k] for delta in (delta_t, delta_end))
+    return min(1.0, float((right_t @ right_end.T).square().sum()) / k)

@@ -1,0 +1,189 @@
+"""Notebook parameters that cannot be misspelt: an unknown name or a value of the wrong type is an error.
+
+papermill only warns about a parameter that the notebook does not declare, and then runs with the defaults. Two checks
+stop that here. Inside the notebook, the cell after the parameters calls :func:`check_parameters`; it reads the history
+of executed cells, where papermill's injected cell stands. Outside, the build reads the parameters cell with
+:func:`declared_parameters` and refuses before it executes anything.
+"""
+
+import ast
+import types
+from collections.abc import Mapping
+from typing import Any, Literal, Union, get_args, get_origin
+
+from opdgeom_utils.errors import NotebookParameterError
+
+#: First line of the cell that papermill injects.
+INJECTED = "# Parameters"
+HOW_TO_PASS = "Pass lists and numbers as YAML: `papermill in.ipynb out.ipynb -y 'seeds: [0, 1]'` or `-f params.yaml`."
+
+
+def declared_parameters(source: str) -> dict[str, str]:
+    r"""Names and annotations declared by a parameters cell.
+
+    Parameters
+    ----------
+    source : str
+        The cell's code: annotated literals and nothing else.
+
+    Returns
+    -------
+    dict[str, str]
+        Annotation of each name, as written, in the cell's order.
+
+    Raises
+    ------
+    NotebookParameterError
+        If a line is anything but ``name: type = literal``.
+
+    Examples
+    --------
+    >>> declared_parameters('profile: str = "toy"\nseeds: list[int] = [0, 1]')
+    {'profile': 'str', 'seeds': 'list[int]'}
+    >>> declared_parameters("steps = 3")
+    Traceback (most recent call last):
+        ...
+    opdgeom_utils.errors.NotebookParameterError: parameters cell, line 1: found `steps = 3`, ...
+    """
+    declared: dict[str, str] = {}
+    for line in ast.parse(source).body:
+        match line:
+            case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation, value=ast.expr() as value) if (
+                _is_literal(value)
+            ):
+                declared[name] = ast.unparse(annotation)
+            case _:
+                raise NotebookParameterError(
+                    f"parameters cell, line {line.lineno}: found `{ast.unparse(line)}`, expected `name: type = literal`"
+                )
+    return declared
+
+
+def injected_names(history: list[str]) -> list[str]:
+    r"""Names assigned by papermill's injected cell, if the executed cells hold one.
+
+    Parameters
+    ----------
+    history : list[str]
+        Sources of the cells executed so far, as in IPython's ``In``. Only the last injected cell counts.
+
+    Examples
+    --------
+    >>> injected_names(["seed: int = 0", "# Parameters\nseed = 3\nstepz = 9", "import math"])
+    ['seed', 'stepz']
+    >>> injected_names(["seed: int = 0"])
+    []
+    """
+    cells = [cell for cell in history if cell.startswith(INJECTED)]
+    if not cells:
+        return []
+    lines = ast.parse(cells[-1]).body
+    return [target.id for line in lines if isinstance(line, ast.Assign) for target in line.targets if _is_name(target)]
+
+
+def has_type(value: object, annotation: Any) -> bool:
+    """Whether a value fits a parameter's annotation; ``True`` is no int, and an int may stand for a float.
+
+    Examples
+    --------
+    >>> has_type([0, 1], list[int]), has_type("0", int), has_type(True, int), has_type(1, float)
+    (True, False, False, True)
+    >>> has_type(None, str | None), has_type("opd", Literal["sft", "opd"]), has_type({"a": 1}, dict[str, int])
+    (True, True, True)
+    """
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if annotation is Any:
+        return True
+    if annotation is None or annotation is type(None):
+        return value is None
+    if origin in (Union, types.UnionType):
+        return any(has_type(value, option) for option in inner)
+    if origin is Literal:
+        return any(value == option and type(value) is type(option) for option in inner)
+    if origin is list:
+        return isinstance(value, list) and all(has_type(item, inner[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(
+            has_type(k, inner[0]) and has_type(v, inner[1]) for k, v in value.items()
+        )
+    if isinstance(value, bool) and annotation in (int, float):
+        return False
+    return isinstance(value, (int, float) if annotation is float else annotation)
+
+
+def check_parameters(namespace: Mapping[str, Any]) -> None:
+    r"""Stop the notebook if a parameter is unknown or has the wrong type.
+
+    Call it as ``check_parameters(globals())`` in the cell after the parameters. The declared names and types are the
+    annotations of the parameters cell; the given names are those of papermill's injected cell, read from the history.
+
+    Parameters
+    ----------
+    namespace : Mapping[str, Any]
+        The notebook's ``globals()``: its values, ``__annotations__``, and IPython's history ``In``.
+
+    Raises
+    ------
+    NotebookParameterError
+        If no parameter is declared, one was given that is not declared, or a value has another type.
+
+    Examples
+    --------
+    >>> declared = {"__annotations__": {"seeds": list[int]}, "seeds": [0, 1]}
+    >>> check_parameters({**declared, "In": ["seeds: list[int] = [0, 1]"]})
+    >>> check_parameters({**declared, "In": ["# Parameters\nseed = [4]"]})
+    Traceback (most recent call last):
+        ...
+    opdgeom_utils.errors.NotebookParameterError: unknown parameter: seed. This notebook declares: seeds...
+    >>> check_parameters({**declared, "seeds": 3})
+    Traceback (most recent call last):
+        ...
+    opdgeom_utils.errors.NotebookParameterError: parameter seeds is 3 (int), expected list[int]...
+    """
+    declared: dict[str, Any] = dict(namespace.get("__annotations__", {}))
+    if not declared:
+        raise NotebookParameterError("no declared parameters: run the parameters cell before check_parameters()")
+    unknown = [name for name in injected_names(list(namespace.get("In", []))) if name not in declared]
+    if unknown:
+        raise NotebookParameterError(_unknown(unknown, list(declared)))
+    for name, annotation in declared.items():
+        if not has_type(namespace.get(name), annotation):
+            value = namespace.get(name)
+            wanted = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+            wanted = str(annotation) if get_args(annotation) else wanted
+            raise NotebookParameterError(
+                f"parameter {name} is {value!r} ({type(value).__name__}), expected {wanted}. {HOW_TO_PASS}"
+            )
+
+
+def check_names(given: Mapping[str, object], declared: Mapping[str, str], notebook: str) -> None:
+    """Stop before anything runs if a parameter is given that a notebook does not declare.
+
+    Examples
+    --------
+    >>> check_names({"profile": "smoke"}, {"profile": "str"}, "01_toy_world")
+    >>> check_names({"profil": "smoke"}, {"profile": "str"}, "01_toy_world")
+    Traceback (most recent call last):
+        ...
+    opdgeom_utils.errors.NotebookParameterError: 01_toy_world: unknown parameter: profil. This notebook declares: ...
+    """
+    unknown = [name for name in given if name not in declared]
+    if unknown:
+        raise NotebookParameterError(f"{notebook}: {_unknown(unknown, list(declared))}")
+
+
+def _unknown(unknown: list[str], declared: list[str]) -> str:
+    names = "parameter" if len(unknown) == 1 else "parameters"
+    return f"unknown {names}: {', '.join(unknown)}. This notebook declares: {', '.join(declared)}. {HOW_TO_PASS}"
+
+
+def _is_name(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name)
+
+
+def _is_literal(node: ast.expr) -> bool:
+    try:
+        ast.literal_eval(node)
+    except ValueError:
+        return False
+    return True

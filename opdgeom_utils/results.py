@@ -1,0 +1,160 @@
+"""The committed tables: runs in, three parquet files and their provenance out, and back in again with a check.
+
+``geometry`` has one row per (profile, recipe, seed, step, matrix), ``training`` one per update, ``accuracy`` one per
+(checkpoint, family). The book reads them, so its numbers travel with it; :func:`load_tables` refuses tables that were made by
+another recipe, other weights or another training version than today's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from scipy import stats
+
+from opdgeom_utils import storage
+from opdgeom_utils.diagnose import diagnose_trajectory
+from opdgeom_utils.errors import StaleResultsError
+from opdgeom_utils.models import PROJECT, resolve_model
+from opdgeom_utils.recipes import Recipe, load_recipe
+from opdgeom_utils.runs import UNTRAINED, Run
+from opdgeom_utils.training import TRAINING_VERSION
+
+RESULTS = PROJECT / "data" / "results"
+KEYS = ["profile", "recipe", "seed", "step"]
+DIAGNOSE_OPTIONS: dict[str, Any] = {"eta": 1e-3, "alpha": 0.3, "rank": 64, "k": 16}
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The three result tables."""
+
+    geometry: pd.DataFrame
+    training: pd.DataFrame
+    accuracy: pd.DataFrame
+
+
+def tables_of(runs: Iterable[Run]) -> Tables:
+    """Measure finished runs: every checkpoint against its reference, every metric and null."""
+    runs = list(runs)
+    return Tables(
+        pd.concat([_tagged(run, geometry_of(run)) for run in runs], ignore_index=True),
+        pd.concat([_tagged(run, run.log) for run in runs], ignore_index=True),
+        pd.concat([_tagged(run, run.accuracy) for run in runs], ignore_index=True),
+    )
+
+
+def geometry_of(run: Run) -> pd.DataFrame:
+    """Diagnose a run's trajectory, or read the table that an earlier call left in its folder."""
+    options = json.dumps(DIAGNOSE_OPTIONS, sort_keys=True).encode()
+    sources = [*sorted((Path(__file__).parent / "metrics").glob("*.py")), *(Path(__file__).parent / n for n in ("nulls.py", "diagnose.py"))]
+    digest = hashlib.sha256(options + b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
+    path = run.path / f"geometry-{digest}.parquet"
+    if not path.is_file():
+        table = diagnose_trajectory(run.reference, run.checkpoints, **DIAGNOSE_OPTIONS)
+        storage.write_atomic(path, parquet_bytes(table))
+    return pd.read_parquet(path)
+
+
+def parquet_bytes(table: pd.DataFrame) -> bytes:
+    """Encode a table as compressed parquet."""
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False, compression="zstd")
+    return buffer.getvalue()
+
+
+def _tagged(run: Run, table: pd.DataFrame) -> pd.DataFrame:
+    tagged = table.assign(profile=run.recipe.profile, recipe=run.recipe.name, seed=run.seed)
+    return tagged[[*KEYS, *(c for c in tagged.columns if c not in KEYS)]]
+
+
+def weights_of(recipe: Recipe) -> dict[str, str]:
+    """Sha256 of the weights that a recipe starts from and is compared with."""
+    names = {name for name in (recipe.start, recipe.teacher, recipe.anchor) if name and not name.startswith(UNTRAINED)}
+    folders = {name: Path(resolve_model(name)) for name in sorted(names)}
+    return {n: hashlib.sha256((f / "model.safetensors").read_bytes()).hexdigest() for n, f in folders.items() if f.is_dir()}
+
+
+def write_tables(runs: Iterable[Run], folder: Path = RESULTS) -> Tables:
+    """Write the tables of ``runs`` and their provenance, each file whole or not at all."""
+    runs = list(runs)
+    tables = tables_of(runs)
+    for name in ("geometry", "training", "accuracy"):
+        storage.write_atomic(folder / f"{name}.parquet", parquet_bytes(getattr(tables, name)))
+    entries = [
+        {"recipe": run.recipe.as_dict(), "seed": run.seed, "weights": weights_of(run.recipe), **run.provenance} for run in runs
+    ]
+    storage.write_json(folder / "provenance.json", {"diagnose_options": DIAGNOSE_OPTIONS, "runs": entries})
+    return tables
+
+
+def load_tables(profile: str = "toy", folder: Path = RESULTS) -> Tables:
+    """Read the committed tables of one profile and check that today's recipes made them.
+
+    Raises
+    ------
+    StaleResultsError
+        If the tables are missing, or a recipe, its weights or the training version has changed since: run ``make runs``.
+    """
+    if not (folder / "provenance.json").is_file():
+        raise StaleResultsError(f"no result tables in {folder}; expected geometry, training, accuracy and provenance. Run `make runs`")
+    for entry in json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["runs"]:
+        name = entry["recipe"]["name"]
+        if entry["recipe"]["profile"] != profile:
+            continue
+        today = load_recipe(name, profile)
+        problems = [
+            (_settings(today.as_dict()) != _settings(entry["recipe"]), "its recipe has changed"),
+            (weights_of(today) != entry["weights"], "the models it starts from have changed"),
+            (entry["training_version"] != TRAINING_VERSION, f"training is at version {TRAINING_VERSION}"),
+        ]
+        for stale, why in problems:
+            if stale:
+                raise StaleResultsError(f"the committed table of {name}, seed {entry['seed']}, is out of date: {why}. Run `make runs`")
+    read = {name: pd.read_parquet(folder / f"{name}.parquet") for name in ("geometry", "training", "accuracy")}
+    return Tables(**{name: table[table["profile"] == profile].reset_index(drop=True) for name, table in read.items()})
+
+
+def _settings(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Drop the list of seeds: asking for one seed more does not make the others stale."""
+    return json.loads(json.dumps({key: value for key, value in recipe.items() if key != "seeds"}))
+
+
+def check_live(live: pd.Series, committed: pd.DataFrame, *, confidence: float = 0.999) -> pd.DataFrame:
+    """Compare a live run's numbers with the committed seeds of the same recipe.
+
+    Parameters
+    ----------
+    live
+        One value per quantity.
+    committed
+        One row per seed, a column per quantity.
+    confidence
+        Of the prediction interval for one more seed, ``mean +- t * s * sqrt(1 + 1/n)``.
+
+    Returns
+    -------
+    DataFrame
+        ``quantity, live, low, high, inside``.
+
+    Raises
+    ------
+    StaleResultsError
+        If a live number falls outside: the code no longer computes what the tables say.
+    """
+    n = len(committed)
+    reach = stats.t.ppf((1 + confidence) / 2, n - 1) * (1 + 1 / n) ** 0.5 * committed[live.index].std()
+    centre = committed[live.index].mean()
+    frame = pd.DataFrame({"live": live, "low": centre - reach, "high": centre + reach})
+    frame["inside"] = (frame["live"] >= frame["low"]) & (frame["live"] <= frame["high"])
+    if not frame["inside"].all():
+        raise StaleResultsError(
+            f"the live run does not agree with the committed seeds:\n{frame[~frame['inside']]}\nRun `make runs` and read what changed"
+        )
+    return frame.rename_axis("quantity").reset_index()

@@ -1,0 +1,86 @@
+"""Several runs at once: one single-threaded process for each, as many as there are cores to feed.
+
+Two single-threaded processes train faster than one process with two threads. From a shell:
+``python -m opdgeom_utils.workers toy opd 0`` trains one run.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from opdgeom_utils.errors import OpdGeomError
+from opdgeom_utils.results import geometry_of
+from opdgeom_utils.runs import Run, load_or_train, runs_folder
+
+Job = tuple[str, int]
+
+
+class WorkerError(OpdGeomError, RuntimeError):
+    """A training process failed; the message ends with what it printed last."""
+
+
+def load_or_train_many(jobs: Sequence[Job], *, profile: str = "toy", workers: int = 2) -> list[Run]:
+    """Open or train several runs, ``workers`` at a time, each in a process of its own; return them in the order asked for.
+
+    Parameters
+    ----------
+    jobs
+        Pairs of recipe name and seed. Give the longest first: the last to finish decides the time.
+    profile
+        File name in ``data/recipes`` without its ending.
+    workers
+        Processes at once, each with one thread.
+
+    Raises
+    ------
+    WorkerError
+        If a process fails. The other runs are finished first, and what was trained is kept.
+    """
+    logs = runs_folder() / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    waiting, running, failures = list(jobs), {}, []
+    with tqdm(total=len(jobs), desc=f"runs of profile {profile}", unit="run") as bar:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                job = waiting.pop(0)
+                running[job] = _start(job, profile, logs)
+            time.sleep(0.2)
+            for job, process in list(running.items()):
+                if process.poll() is not None:
+                    del running[job]
+                    bar.update()
+                    bar.set_postfix_str(f"{job[0]} seed {job[1]} done")
+                    if process.returncode:
+                        failures.append(f"{job[0]}, seed {job[1]}:\n{_log_of(job, logs).read_text(encoding='utf-8')[-2000:]}")
+    if failures:
+        raise WorkerError(f"{len(failures)} of {len(jobs)} runs failed; the rest are kept.\n" + "\n".join(failures))
+    return [load_or_train(name, seed=seed, profile=profile) for name, seed in jobs]
+
+
+def _log_of(job: Job, logs: Path) -> Path:
+    return logs / f"{job[0]}-s{job[1]}.log"
+
+
+def _start(job: Job, profile: str, logs: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "opdgeom_utils.workers", profile, job[0], str(job[1])]
+    with _log_of(job, logs).open("w") as log:
+        return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=log, stderr=log)
+
+
+def main() -> None:
+    """Train one run and measure its geometry, in one thread."""
+    profile, name, seed = sys.argv[1:4]
+    torch.set_num_threads(1)
+    geometry_of(load_or_train(name, seed=int(seed), profile=profile))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""The landing page's sentences: counts from the card, clauses that follow the counts."""
+
+import pandas as pd
+import pytest
+
+from opdgeom_utils import answer
+
+
+def card(*rows: tuple[str, str, str]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["id", "condition", "verdict"])
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "words"),
+    [
+        (["not reproduced", "partly"], "give by themselves"),
+        (["reproduced", "reproduced"], "is more than the size"),
+        (["reproduced", "not reproduced"], "a part is place"),
+        (["not testable at this scale"], "nothing could be tested"),
+    ],
+)
+def test_null_sentence_draws_the_conclusion_that_the_counts_allow(verdicts: list[str], words: str) -> None:
+    rows = card(*[(f"c{i}", "null_opd", verdict) for i, verdict in enumerate(verdicts)])
+    assert words in answer.null_sentence(rows)
+
+
+def test_matched_sentence_counts_each_match_by_itself() -> None:
+    rows = card(
+        ("a", "equal_updates", "reproduced"),
+        ("b", "equal_updates", "partly"),
+        ("c", "equal_norm", "not reproduced"),
+        ("d", "equal_accuracy", "not testable at this scale"),
+    )
+    sentence = answer.matched_sentence(rows)
+    assert "reproduced on 1 of 2 (partly on 1) at equal updates" in sentence
+    assert "reproduced on 0 of 1 at equal norm of the update" in sentence
+    assert "reproduced on 0 of 1 (not testable on 1) at equal accuracy gained" in sentence
+
+
+def test_where_sentence_weighs_sparsity_by_entries_and_counts_orders_only() -> None:
+    geometry = pd.DataFrame(
+        {"recipe": ["sft", "opd", "opd"], "n_entries": [4, 3, 1], "update_sparsity": [0.125, 0.5, 0.9]}
+    ).assign(profile="toy", seed=0, step=1, module="q_proj", update_norm=1.0)
+    rows = card(
+        ("update_sparsity_order", "paper_steps", "reproduced"), ("spectral_drift_decades", "paper_steps", "partly")
+    )
+    sentence = answer.where_sentence(rows, geometry)
+    assert "leaves 60.0% of the weight entries unchanged" in sentence
+    assert "supervised fine-tuning 12.5% and RLVR an unknown share" in sentence
+    assert "reproduced on 1 of 1 diagnostics" in sentence

@@ -1,0 +1,46 @@
+"""Tables of a chapter: cut to the seeds asked for, and said in words what they rest on."""
+
+import math
+
+import pandas as pd
+import pytest
+
+from opdgeom_utils import book_tables
+from opdgeom_utils.errors import NotebookParameterError, UnknownProfileError
+from opdgeom_utils.results import Tables
+
+
+def tables() -> Tables:
+    frame = pd.DataFrame({"recipe": ["opd"] * 3 + ["sft"] * 3, "seed": [0, 1, 2] * 2, "x": range(6)})
+    return Tables(frame, frame, frame)
+
+
+def test_first_seeds_cuts_every_table_alike() -> None:
+    kept = book_tables.first_seeds(tables(), "toy", 2, "committed tables")
+    assert kept.seeds == (0, 1)
+    assert [len(t) for t in (kept.geometry, kept.training, kept.accuracy)] == [4, 4, 4]
+    assert kept.source == "Profile toy, 2 recipes, 2 seeds, committed tables."
+
+
+def test_smoke_says_that_it_is_no_evidence() -> None:
+    assert book_tables.first_seeds(tables(), "smoke", 1, "runs measured live").source.endswith("not evidence.")
+
+
+@pytest.mark.parametrize("seeds", [0, 99])
+def test_more_seeds_than_there_are_is_an_error(seeds: int) -> None:
+    with pytest.raises(NotebookParameterError, match="Choose 1 to"):
+        book_tables.tables_for("smoke", seeds)
+
+
+def test_unknown_profile_is_named() -> None:
+    with pytest.raises(UnknownProfileError, match="Known"):
+        book_tables.tables_for("no-such-profile", 1)
+
+
+def test_intervals_keep_the_order_of_the_groups() -> None:
+    rows = pd.DataFrame({"recipe": ["sft", "opd", "opd"], "gain": [0.5, 0.0, 2.0]})
+    folded = book_tables.with_interval(rows, ["gain"])
+    assert folded["recipe"].tolist() == ["sft", "opd"]
+    assert math.isnan(folded["low"][0])
+    assert (folded["low"][1] + folded["high"][1]) / 2 == pytest.approx(folded["mean"][1])
+    assert book_tables.say_interval(0.25, 0.2, 0.3, percent=True) == "25.0% (20.0 to 30.0)"

@@ -1,0 +1,39 @@
+"""Train every (recipe, seed) of a profile that is missing, two processes at once, and write data/results (`make runs`)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from opdgeom_utils.recipes import load_recipe, recipe_names
+from opdgeom_utils.results import RESULTS, write_tables
+from opdgeom_utils.workers import Job, load_or_train_many
+
+
+def jobs_of(profile: str, recipes: list[str], seeds: list[int] | None) -> list[Job]:
+    """All runs asked for, longest first within a seed, first seeds first."""
+    chosen = [load_recipe(name, profile) for name in recipes or recipe_names(profile)]
+    pairs = [(recipe, seed) for recipe in chosen for seed in recipe.seeds if seeds is None or seed in seeds]
+    pairs.sort(key=lambda pair: (pair[1], -pair[0].steps))
+    return [(recipe.name, seed) for recipe, seed in pairs]
+
+
+def main() -> int:
+    """Parse the command line and do it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--profile", default="toy")
+    parser.add_argument("--recipes", nargs="*", default=[], help="only these (default: all of the profile)")
+    parser.add_argument("--seeds", nargs="*", type=int, help="only these (default: the recipe's own)")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the tables")
+    args = parser.parse_args()
+    jobs = jobs_of(args.profile, args.recipes, args.seeds)
+    runs = load_or_train_many(jobs, profile=args.profile, workers=args.workers)
+    tables = write_tables(runs, args.results)
+    print(f"wrote {args.results}: {len(tables.geometry)} geometry rows from {len(jobs)} runs")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
