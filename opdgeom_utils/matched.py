@@ -1,8 +1,8 @@
 """Runs compared at the same place: last step, equal updates, equal norm of the update, equal accuracy gained.
 
 The geometry table has one row per matrix. :func:`summarise` folds it to one row per checkpoint; the ``at_...``
-functions then pick or interpolate one row per run. A run that does not reach the common place keeps its row with ``nan`` in every
-metric and the reason in words, so that nothing disappears in silence.
+functions then pick or interpolate one row per run. A run that does not reach the common place keeps its row with
+``nan`` in every metric and the reason in words, so that nothing disappears in silence.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def summarise(geometry: pd.DataFrame, modules: Sequence[str] | None = ATTENTION)
     -------
     DataFrame
         ``profile, recipe, seed, step, n_matrices``, the unweighted mean of every metric and null over the matrices
-        where it is defined, sparsity weighted by ``n_entries``, ``total_norm`` (square root of the sum of squared norms) and
-        ``relative_norm`` (the same divided by the reference's total norm). Sorted by run and step.
+        where it is defined, sparsity weighted by ``n_entries``, ``total_norm`` (square root of the sum of squared norms)
+        and ``relative_norm`` (the same divided by the reference's total norm). Sorted by run and step.
 
     Raises
     ------

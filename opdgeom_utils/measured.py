@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ from opdgeom_utils import matched
 from opdgeom_utils.errors import MetricInputError
 
 
+@runtime_checkable
 class Tables(Protocol):
     """What a verdict needs: the geometry and the accuracy table of one profile."""
 
@@ -85,11 +86,10 @@ class Measured:
         if (at, among) not in self._places:
             if self._summary is None:
                 self._summary = matched.summarise(self.tables.geometry, matched.SCOPES[self.scope])
-            runs = self._summary[self._summary["seed"].isin(self.seeds)]
-            present = runs["recipe"].isin(among)
-            self._places[at, among] = (
-                self._match(at, runs[present]) if present.any() else runs[present].assign(reason="")
-            )
+            known = self._summary.loc[:, ["recipe", "seed"]]
+            wanted = known.loc[:, "seed"].isin(self.seeds) & known.loc[:, "recipe"].isin(among)
+            runs = self._summary.loc[wanted]
+            self._places[at, among] = self._match(at, runs) if len(runs) else runs.assign(reason="")
         return self._places[at, among]
 
     def _match(self, at: str, runs: pd.DataFrame) -> pd.DataFrame:
