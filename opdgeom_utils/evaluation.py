@@ -59,4 +59,6 @@ def accuracy_table(
         }
     )
     grouped = frame.groupby(["domain", "family"], sort=True)
-    return grouped.agg(greedy=("greedy", "mean"), sampled=("sampled", "mean"), n_prompts=("greedy", "size")).reset_index()
+    return grouped.agg(
+        greedy=("greedy", "mean"), sampled=("sampled", "mean"), n_prompts=("greedy", "size")
+    ).reset_index()

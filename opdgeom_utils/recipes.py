@@ -105,7 +105,9 @@ def profile_path(profile: str) -> Path:
     path = RECIPES / f"{profile}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
-        raise UnknownProfileError(f"unknown profile {profile!r}; there is no {path.name} in data/recipes. Known: {known}")
+        raise UnknownProfileError(
+            f"unknown profile {profile!r}; there is no {path.name} in data/recipes. Known: {known}"
+        )
     return path
 
 
@@ -137,7 +139,9 @@ def load_recipe(name: str, profile: str = "toy") -> Recipe:
     fields = {f.name for f in dataclasses.fields(Recipe)}
     unknown = sorted(set(values) - fields)
     if unknown:
-        raise RecipeError(f"recipe {name!r} of profile {profile!r} has unknown fields {unknown}; known: {sorted(fields)}")
+        raise RecipeError(
+            f"recipe {name!r} of profile {profile!r} has unknown fields {unknown}; known: {sorted(fields)}"
+        )
     for key in ("checkpoints", "betas", "seeds"):
         if key in values:
             values[key] = tuple(values[key])

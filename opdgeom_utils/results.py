@@ -53,7 +53,10 @@ def tables_of(runs: Iterable[Run]) -> Tables:
 def geometry_of(run: Run) -> pd.DataFrame:
     """Diagnose a run's trajectory, or read the table that an earlier call left in its folder."""
     options = json.dumps(DIAGNOSE_OPTIONS, sort_keys=True).encode()
-    sources = [*sorted((Path(__file__).parent / "metrics").glob("*.py")), *(Path(__file__).parent / n for n in ("nulls.py", "diagnose.py"))]
+    sources = [
+        *sorted((Path(__file__).parent / "metrics").glob("*.py")),
+        *(Path(__file__).parent / n for n in ("nulls.py", "diagnose.py")),
+    ]
     digest = hashlib.sha256(options + b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
     path = run.path / f"geometry-{digest}.parquet"
     if not path.is_file():
@@ -78,7 +81,9 @@ def weights_of(recipe: Recipe) -> dict[str, str]:
     """Sha256 of the weights that a recipe starts from and is compared with."""
     names = {name for name in (recipe.start, recipe.teacher, recipe.anchor) if name and not name.startswith(UNTRAINED)}
     folders = {name: Path(resolve_model(name)) for name in sorted(names)}
-    return {n: hashlib.sha256((f / "model.safetensors").read_bytes()).hexdigest() for n, f in folders.items() if f.is_dir()}
+    return {
+        n: hashlib.sha256((f / "model.safetensors").read_bytes()).hexdigest() for n, f in folders.items() if f.is_dir()
+    }
 
 
 def write_tables(runs: Iterable[Run], folder: Path = RESULTS) -> Tables:
@@ -88,7 +93,8 @@ def write_tables(runs: Iterable[Run], folder: Path = RESULTS) -> Tables:
     for name in ("geometry", "training", "accuracy"):
         storage.write_atomic(folder / f"{name}.parquet", parquet_bytes(getattr(tables, name)))
     entries = [
-        {"recipe": run.recipe.as_dict(), "seed": run.seed, "weights": weights_of(run.recipe), **run.provenance} for run in runs
+        {"recipe": run.recipe.as_dict(), "seed": run.seed, "weights": weights_of(run.recipe), **run.provenance}
+        for run in runs
     ]
     storage.write_json(folder / "provenance.json", {"diagnose_options": DIAGNOSE_OPTIONS, "runs": entries})
     return tables
@@ -103,7 +109,9 @@ def load_tables(profile: str = "toy", folder: Path = RESULTS) -> Tables:
         If the tables are missing, or a recipe, its weights or the training version has changed since: run ``make runs``.
     """
     if not (folder / "provenance.json").is_file():
-        raise StaleResultsError(f"no result tables in {folder}; expected geometry, training, accuracy and provenance. Run `make runs`")
+        raise StaleResultsError(
+            f"no result tables in {folder}; expected geometry, training, accuracy and provenance. Run `make runs`"
+        )
     for entry in json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["runs"]:
         name = entry["recipe"]["name"]
         if entry["recipe"]["profile"] != profile:
@@ -116,7 +124,9 @@ def load_tables(profile: str = "toy", folder: Path = RESULTS) -> Tables:
         ]
         for stale, why in problems:
             if stale:
-                raise StaleResultsError(f"the committed table of {name}, seed {entry['seed']}, is out of date: {why}. Run `make runs`")
+                raise StaleResultsError(
+                    f"the committed table of {name}, seed {entry['seed']}, is out of date: {why}. Run `make runs`"
+                )
     read = {name: pd.read_parquet(folder / f"{name}.parquet") for name in ("geometry", "training", "accuracy")}
     return Tables(**{name: table[table["profile"] == profile].reset_index(drop=True) for name, table in read.items()})
 

@@ -59,7 +59,9 @@ def encode_pairs(
     prompt_ids, prompt_mask = encode_prompts(tokenizer, prompts, device)
     batch = tokenizer(list(completions), return_tensors="pt", padding=True, padding_side="right")
     ids, mask = batch["input_ids"].to(device), batch["attention_mask"].bool().to(device)
-    return Rollouts(prompt_ids, prompt_mask, ids[:, None], mask[:, None], torch.zeros(ids[:, None].shape, device=device))
+    return Rollouts(
+        prompt_ids, prompt_mask, ids[:, None], mask[:, None], torch.zeros(ids[:, None].shape, device=device)
+    )
 
 
 def _positions(mask: Tensor) -> Tensor:
@@ -67,7 +69,9 @@ def _positions(mask: Tensor) -> Tensor:
 
 
 def _repeat_cache(cache: DynamicCache, times: int) -> DynamicCache:
-    pairs = [(layer.keys.repeat_interleave(times, 0), layer.values.repeat_interleave(times, 0)) for layer in cache.layers]
+    pairs = [
+        (layer.keys.repeat_interleave(times, 0), layer.values.repeat_interleave(times, 0)) for layer in cache.layers
+    ]
     return DynamicCache(ddp_cache_data=pairs)
 
 
@@ -166,7 +170,11 @@ def sample(
     keep = torch.arange(end, device=device) < length[:, None]
     shape = (prompt_ids.shape[0], group_size)
     return Rollouts(
-        prompt_ids, prompt_mask, out[:, :end].unflatten(0, shape), keep.unflatten(0, shape), log_probs[:, :end].unflatten(0, shape)
+        prompt_ids,
+        prompt_mask,
+        out[:, :end].unflatten(0, shape),
+        keep.unflatten(0, shape),
+        log_probs[:, :end].unflatten(0, shape),
     )
 
 

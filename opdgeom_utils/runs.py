@@ -107,7 +107,9 @@ def checkpoint_path(run: Path, step: int) -> Path:
 
 def fingerprint(recipe: Recipe, seed: int) -> str:
     """Return the sha256 over all that decides the run's numbers: recipe, seed, training source, weights it starts from."""
-    settings = {key: value for key, value in recipe.as_dict().items() if key != "seeds"}  # asking for one seed more is no change
+    settings = {
+        key: value for key, value in recipe.as_dict().items() if key != "seeds"
+    }  # asking for one seed more is no change
     digest = hashlib.sha256(json.dumps([settings, seed, TRAINING_VERSION], sort_keys=True).encode())
     for name in SOURCES:
         digest.update(source_without_prose(Path(__file__).parent / f"{name}.py").encode())
@@ -180,7 +182,9 @@ def _is_done(run: Run) -> bool:
 def _train(run: Run, device: str) -> None:
     keep_freed_memory()
     recipe, path = run.recipe, run.path
-    storage.write_atomic(path / "recipe.yaml", yaml.safe_dump({**recipe.as_dict(), "seed": run.seed}, sort_keys=False).encode())
+    storage.write_atomic(
+        path / "recipe.yaml", yaml.safe_dump({**recipe.as_dict(), "seed": run.seed}, sort_keys=False).encode()
+    )
     learner = _make_learner(run, device)
     logs, accuracy = _resume(run, learner)
     if learner.step == 0 and not accuracy:
@@ -197,7 +201,9 @@ def _train(run: Run, device: str) -> None:
     bar.close()
     storage.write_json(path / "provenance.json", provenance(run, learner))
     files = [c.path for c in run.checkpoints] + [path / "log.jsonl", path / "accuracy.jsonl"]
-    storage.write_json(path / "DONE", {str(f.relative_to(path)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files})
+    storage.write_json(
+        path / "DONE", {str(f.relative_to(path)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+    )
     for state in path.glob("state_*"):
         state.unlink()
 

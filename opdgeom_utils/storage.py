@@ -56,7 +56,9 @@ def write_json(path: Path, value: object) -> None:
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> str:
     """Write a safetensors file atomically and its sha256 beside it; return the sha256."""
-    content = save_bytes({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata=dict(metadata or {"format": "pt"}))
+    content = save_bytes(
+        {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata=dict(metadata or {"format": "pt"})
+    )
     digest = hashlib.sha256(content).hexdigest()
     write_atomic(path, content)
     write_atomic(path.with_suffix(".sha256"), f"{digest}  {path.name}\n".encode())
@@ -80,7 +82,9 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     expected = recorded.read_text(encoding="utf-8").split()[0]
     found = hashlib.sha256(content).hexdigest()
     if found != expected:
-        raise CheckpointDamagedError(f"{path} is damaged: sha256 {found[:12]}, expected {expected[:12]}; it will be trained again")
+        raise CheckpointDamagedError(
+            f"{path} is damaged: sha256 {found[:12]}, expected {expected[:12]}; it will be trained again"
+        )
     try:
         return load_bytes(content)
     except SafetensorError as error:
@@ -107,7 +111,9 @@ def locked(folder: Path, *, wait_seconds: float, note: Callable[[str], Any] = pr
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise RunLockedError(f"{folder} has been in use by another process for {wait_seconds:.0f} s") from None
+                    raise RunLockedError(
+                        f"{folder} has been in use by another process for {wait_seconds:.0f} s"
+                    ) from None
                 if not told:
                     note(f"{folder.name}: another process is training this run; waiting for it")
                     told = True

@@ -99,7 +99,8 @@ def draw_examples(mixture: Mixture, n: int, seed: int | str, split: Split = "tra
     The same arguments always give the same examples.
 
     >>> [e.prompt for e in draw_examples({"gcd": [1]}, 2, seed=0)] == [
-    ...     e.prompt for e in draw_examples({"gcd": [1]}, 2, seed=0)]
+    ...     e.prompt for e in draw_examples({"gcd": [1]}, 2, seed=0)
+    ... ]
     True
     """
     check_mixture(mixture)
@@ -113,7 +114,9 @@ def held_out_set(mixture: Mixture, per_family: int, seed: int = 0) -> list[Examp
     check_mixture(mixture)
     rng = random.Random(f"evaluation:{seed}")
     return [
-        _draw_one(rng, name, rng.choice(mixture[name]), "held_out") for name in sorted(mixture) for _ in range(per_family)
+        _draw_one(rng, name, rng.choice(mixture[name]), "held_out")
+        for name in sorted(mixture)
+        for _ in range(per_family)
     ]
 
 

@@ -46,7 +46,12 @@ class Learner:
         """Build the optimiser and remember where the weights were, for the update norm."""
         r = self.recipe
         self.optimizer = torch.optim.AdamW(
-            self.student.parameters(), lr=r.learning_rate, betas=r.betas, eps=r.eps, weight_decay=r.weight_decay, fused=True
+            self.student.parameters(),
+            lr=r.learning_rate,
+            betas=r.betas,
+            eps=r.eps,
+            weight_decay=r.weight_decay,
+            fused=True,
         )
         self.start_weights = [p.detach().clone() for p in self.student.parameters()]
 
@@ -196,7 +201,9 @@ def apply_update(learner: Learner, batch: Batch) -> Log:
         loss.backward()
         log["loss"] += float(loss.detach())
         log["clip_rate"] += clipped
-        log["entropy"] += float((objectives.entropy(logits.detach()) * part.mask).sum()) / float(batch.rollouts.mask.sum())
+        log["entropy"] += float((objectives.entropy(logits.detach()) * part.mask).sum()) / float(
+            batch.rollouts.mask.sum()
+        )
     norm = float(torch.nn.utils.clip_grad_norm_(student.parameters(), recipe.grad_clip))
     if not (math.isfinite(log["loss"]) and math.isfinite(norm)):
         raise TrainingDivergedError(

@@ -59,7 +59,9 @@ def load_or_train_many(jobs: Sequence[Job], *, profile: str = "toy", workers: in
                     bar.update()
                     bar.set_postfix_str(f"{job[0]} seed {job[1]} done")
                     if process.returncode:
-                        failures.append(f"{job[0]}, seed {job[1]}:\n{_log_of(job, logs).read_text(encoding='utf-8')[-2000:]}")
+                        failures.append(
+                            f"{job[0]}, seed {job[1]}:\n{_log_of(job, logs).read_text(encoding='utf-8')[-2000:]}"
+                        )
     if failures:
         raise WorkerError(f"{len(failures)} of {len(jobs)} runs failed; the rest are kept.\n" + "\n".join(failures))
     return [load_or_train(name, seed=seed, profile=profile) for name, seed in jobs]

@@ -229,7 +229,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\nthe book was not built:\n{error}", file=sys.stderr)
         return 1
     ran = sum(result.ran for result in executed)
-    print(f"book ready in {time.monotonic() - start:.0f} s ({ran} of {len(executed)} notebooks executed anew): {plan.site}")
+    print(
+        f"book ready in {time.monotonic() - start:.0f} s ({ran} of {len(executed)} notebooks executed anew): {plan.site}"
+    )
     print(f"open file://{plan.site}/index.html")
     return 0
 
