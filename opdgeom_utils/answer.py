@@ -7,6 +7,8 @@ from the scorecard.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from opdgeom_utils import matched
@@ -37,19 +39,19 @@ def answer_sentences(card: pd.DataFrame, tables: Tables) -> tuple[str, str, str]
 
 def where_sentence(card: pd.DataFrame, geometry: pd.DataFrame) -> str:
     """Update sparsity of the three objectives at their own ends, and how many of the paper's orders come out."""
-    ends = matched.final(matched.summarise(geometry, None)).groupby("recipe")["update_sparsity"].mean()
+    ends = matched.final(matched.summarise(geometry, None)).groupby("recipe")["update_sparsity"].agg("mean").to_dict()
     shares = {r: f"{100 * ends[r]:.1f}%" if r in ends else "an unknown share" for r in ("sft", "opd", "rlvr")}
-    orders = card[(card["condition"] == "paper_steps") & card["id"].str.endswith("_order")]
+    orders = verdicts_of(card.loc[card["id"].str.endswith("_order")], "paper_steps")
     return (
         "With each run measured at its own end, as the paper does it, on-policy distillation leaves "
         f"{shares['opd']} of the weight entries unchanged, supervised fine-tuning {shares['sft']} and RLVR "
-        f"{shares['rlvr']}; the paper's order of the three is {tally(orders['verdict'])} diagnostics."
+        f"{shares['rlvr']}; the paper's order of the three is {tally(orders)} diagnostics."
     )
 
 
 def matched_sentence(card: pd.DataFrame) -> str:
     """How many of the five orders are left under each match."""
-    parts = [f"{tally(card[card['condition'] == condition]['verdict'])} {place}" for condition, place in MATCHES]
+    parts = [f"{tally(verdicts_of(card, condition))} {place}" for condition, place in MATCHES]
     return (
         "With supervised fine-tuning started at the same anchor and the runs matched, the same orders are "
         f"{'; '.join(parts)}."
@@ -65,10 +67,10 @@ def null_sentence(card: pd.DataFrame) -> str:
     >>> null_sentence(card)
     'Beside updates ... place, 1 of 2 statements hold: a part of ... bf16 rounding, and a part is place.'
     """
-    verdicts = card[card["condition"].isin(NULLS)]["verdict"]
-    held, total = int((verdicts == REPRODUCED).sum()), len(verdicts)
+    verdicts = verdicts_of(card, *NULLS)
+    held, total = verdicts.count(REPRODUCED), len(verdicts)
     opening = "Beside updates shuffled inside their own matrices, which keep their size and lose their place, "
-    if total == 0 or (verdicts == UNTESTABLE).all():
+    if verdicts.count(UNTESTABLE) == total:
         return opening + "nothing could be tested with these runs."
     meaning = {
         0: "what these diagnostics see is what the size of an update and bf16 rounding give by themselves",
@@ -77,17 +79,22 @@ def null_sentence(card: pd.DataFrame) -> str:
     return f"{opening}{held} of {total} statements hold: {meaning}."
 
 
-def tally(verdicts: pd.Series) -> str:
+def verdicts_of(card: pd.DataFrame, *conditions: str) -> list[str]:
+    """Return the verdicts of the claims made under one of the conditions, in the card's order."""
+    return card.loc[card["condition"].isin(conditions), "verdict"].tolist()
+
+
+def tally(verdicts: Sequence[str]) -> str:
     """Count verdicts in words.
 
     Examples
     --------
-    >>> tally(pd.Series(["reproduced", "partly", "reproduced"]))
+    >>> tally(["reproduced", "partly", "reproduced"])
     'reproduced on 2 of 3 (partly on 1)'
-    >>> tally(pd.Series(["not testable at this scale", "not reproduced"]))
+    >>> tally(["not testable at this scale", "not reproduced"])
     'reproduced on 0 of 2 (not testable on 1)'
     """
-    counts = {word: int((verdicts == word).sum()) for word in VERDICTS}
+    counts = {word: verdicts.count(word) for word in VERDICTS}
     rest = [
         f"{word} on {counts[full]}" for full, word in ((PARTLY, "partly"), (UNTESTABLE, "not testable")) if counts[full]
     ]

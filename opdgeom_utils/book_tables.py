@@ -81,7 +81,7 @@ def first_seeds(tables: Tables, profile: str, seeds: int, origin: str) -> BookTa
     """
     kept = tuple(sorted(set(tables.accuracy["seed"]))[:seeds])
     whole = (tables.geometry, tables.training, tables.accuracy)
-    parts = [table[table["seed"].isin(kept)].reset_index(drop=True) for table in whole]
+    parts = [table.loc[table["seed"].isin(kept)].reset_index(drop=True) for table in whole]
     n_recipes = tables.accuracy["recipe"].nunique()
     label = f": {SMOKE_LABEL}" if profile == "smoke" else ""
     words = (

@@ -106,7 +106,8 @@ def diagnose_pair(
     Notes
     -----
     The static diagnostics of arXiv 2606.07082, with nulls that the paper does not have. The paper uses alpha 0.3 in its
-    text and figure, rank 64, k 512, eta 1e-3.
+    text and figure, rank 64, k 512, eta 1e-3. If ``dtype`` says that the tuned weights were stored in bf16, the
+    shuffled null of sparsity and overlaps is biased; see :func:`opdgeom_utils.nulls.shuffled_update`.
 
     Examples
     --------

@@ -44,8 +44,8 @@ def summarise(geometry: pd.DataFrame, modules: Sequence[str] | None = ATTENTION)
     -------
     DataFrame
         ``profile, recipe, seed, step, n_matrices``, the unweighted mean of every metric and null over the matrices
-        where it is defined, sparsity weighted by ``n_entries``, ``total_norm`` (square root of the sum of squared norms)
-        and ``relative_norm`` (the same divided by the reference's total norm). Sorted by run and step.
+        where it is defined, sparsity weighted by ``n_entries``, ``total_norm`` (square root of the sum of squared
+        norms) and ``relative_norm`` (the same divided by the reference's total norm). Sorted by run and step.
 
     Raises
     ------

@@ -68,4 +68,4 @@ def family_accuracy(names: Iterable[str], mixture: Mixture, per_family: int, see
         for name in names
     ]
     table = pd.concat(tables, ignore_index=True)
-    return table[["model", *(column for column in table.columns if column != "model")]]
+    return table.loc[:, ["model", *(column for column in table.columns if column != "model")]]

@@ -1,7 +1,8 @@
 """The toy Qwen3 models and their tokenizer, and one loader for every kind of starting point.
 
-Nothing here is home-made: the networks are ``Qwen3ForCausalLM``, the tokenizer is a ``PreTrainedTokenizerFast`` with one
-token per character, and both are saved in the standard format, so ``AutoModelForCausalLM`` and ``AutoTokenizer`` open them.
+Nothing here is home-made: the networks are ``Qwen3ForCausalLM``, the tokenizer is a ``PreTrainedTokenizerFast`` with
+one token per character, and both are saved in the standard format, so ``AutoModelForCausalLM`` and ``AutoTokenizer``
+open them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Regex, Tokenizer, decoders
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
@@ -24,7 +26,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from opdgeom_utils.errors import CheckpointNotFoundError, RecipeError
+from opdgeom_utils.errors import CheckpointDamagedError, CheckpointNotFoundError, RecipeError
 from opdgeom_utils.tasks import CHARACTERS, END
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -85,23 +87,37 @@ def resolve_model(name: str | Path) -> str:
     """Return what ``from_pretrained`` needs: a shipped name (``anchor``), a folder, or a hub id, left as it is."""
     if (MODELS / str(name) / "config.json").is_file():
         return str(MODELS / str(name))
-    if Path(name).is_dir() or str(name).count("/") == 1 and not str(name).startswith((".", "/")):
+    is_hub_id = str(name).count("/") == 1 and not str(name).startswith((".", "/"))
+    if Path(name).is_dir() or is_hub_id:
         return str(name)
     shipped = ", ".join(sorted(path.name for path in MODELS.iterdir() if path.is_dir())) if MODELS.is_dir() else "none"
     raise CheckpointNotFoundError(
-        f"no model {str(name)!r}: it is not a shipped model ({shipped}), not a folder, and not a hub id like 'Qwen/Qwen3-0.6B'"
+        f"no model {str(name)!r}: it is not a shipped model ({shipped}), not a folder, "
+        "and not a hub id like 'Qwen/Qwen3-0.6B'"
     )
 
 
 def load_model(name: str | Path, device: str | torch.device = "cpu") -> PreTrainedModel:
     """Load a model in fp32 (the master weights of a run), ready to train, from a name, a folder or a hub id."""
-    model = AutoModelForCausalLM.from_pretrained(resolve_model(name), dtype=torch.float32)
+    source = resolve_model(name)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    except SafetensorError as error:
+        raise CheckpointDamagedError(f"the weights of model {source} cannot be read: {error}; restore the file") from error
+    except OSError as error:
+        raise CheckpointNotFoundError(f"model {source} could not be opened: {error}") from error
     return model.to(device)
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
     """Load the tokenizer saved beside a model; prompts are padded on the left."""
-    tokenizer = AutoTokenizer.from_pretrained(resolve_model(name))
+    source = resolve_model(name)
+    if Path(source).is_dir() and not (Path(source) / "tokenizer_config.json").is_file():  # else an empty one is made up
+        raise CheckpointNotFoundError(f"{source} has no tokenizer_config.json; save the tokenizer beside the model")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise CheckpointNotFoundError(f"{source} has no tokenizer that can be opened: {error}") from error
     tokenizer.padding_side = "left"
     return tokenizer
 

@@ -80,7 +80,9 @@ def shuffled_update(delta_w: Float[Tensor, "*shape"], *, generator: torch.Genera
     Notes
     -----
     The strongest null for whatever rests on the bf16-visible mask of the paper (arXiv 2606.07082, update sparsity and
-    mask overlap). The paper has no such null.
+    mask overlap). The paper has no such null. It is fair only where both weights were kept in float32. An update read
+    from weights stored in bf16 was rounded once already: it is zero where nothing showed, and what did show may be too
+    small to show at its new place. Then its shuffle is sparser than the update even if the update has no structure.
 
     Examples
     --------

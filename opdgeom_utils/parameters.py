@@ -78,7 +78,13 @@ def injected_names(history: list[str]) -> list[str]:
     if not cells:
         return []
     lines = ast.parse(cells[-1]).body
-    return [target.id for line in lines if isinstance(line, ast.Assign) for target in line.targets if _is_name(target)]
+    return [
+        target.id
+        for line in lines
+        if isinstance(line, ast.Assign)
+        for target in line.targets
+        if isinstance(target, ast.Name)
+    ]
 
 
 def has_type(value: object, annotation: Any) -> bool:
@@ -175,10 +181,6 @@ def check_names(given: Mapping[str, object], declared: Mapping[str, str], notebo
 def _unknown(unknown: list[str], declared: list[str]) -> str:
     names = "parameter" if len(unknown) == 1 else "parameters"
     return f"unknown {names}: {', '.join(unknown)}. This notebook declares: {', '.join(declared)}. {HOW_TO_PASS}"
-
-
-def _is_name(node: ast.expr) -> bool:
-    return isinstance(node, ast.Name)
 
 
 def _is_literal(node: ast.expr) -> bool:

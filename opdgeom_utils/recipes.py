@@ -1,13 +1,13 @@
 """What a run is: a frozen :class:`Recipe`, read from ``data/recipes/<profile>.yaml``.
 
-A recipe holds everything that decides the result except the seed. A profile file has a ``defaults`` block and a ``recipes``
-block; a recipe may name another with ``like`` and say only what differs.
+A recipe holds everything that decides the result except the seed. A profile file has a ``defaults`` block and a
+``recipes`` block; a recipe may name another with ``like`` and say only what differs.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ OBJECTIVES = ("sft", "opd", "rlvr", "mixed")
 class Recipe:
     """One way of training. Field by field, what a reader would put in a table of hyper-parameters.
 
-    ``teacher`` gives OPD its credit; for the other objectives it is only measured against, as ``anchor`` is. ``mixture`` and
-    ``evaluation`` map a task family to the levels drawn from.
+    ``teacher`` gives OPD its credit; for the other objectives it is only measured against, as ``anchor`` is.
+    ``mixture`` and ``evaluation`` map a task family to the levels drawn from.
     """
 
     name: str
@@ -83,7 +83,7 @@ class Recipe:
 
     @property
     def held_out(self) -> dict[str, list[int]]:
-        """Families and levels that accuracy is measured on: ``evaluation``, or the training mixture where it is empty."""
+        """Families and levels of the accuracy: ``evaluation``, or the training mixture where it is empty."""
         return self.evaluation or self.mixture
 
     @property
@@ -149,17 +149,20 @@ def load_recipe(name: str, profile: str = "toy") -> Recipe:
 
 
 def _read(profile: str) -> dict[str, Any]:
-    content = yaml.safe_load(profile_path(profile).read_text(encoding="utf-8"))
+    try:
+        content = yaml.safe_load(profile_path(profile).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise RecipeError(f"data/recipes/{profile}.yaml is not readable YAML: {error}") from error
     if not isinstance(content, dict) or set(content) != {"defaults", "recipes"}:
         raise RecipeError(f"data/recipes/{profile}.yaml must have exactly two blocks, defaults and recipes")
     return content
 
 
-def _with_parents(recipes: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
-    own = dict(recipes[name])
+def _with_parents(recipes: dict[str, dict[str, Any]], name: str, children: tuple[str, ...] = ()) -> dict[str, Any]:
+    own = dict(recipes[name] or {})
     parent = own.pop("like", None)
     if parent is None:
         return own
-    if parent not in recipes or parent == name:
+    if parent not in recipes or parent in (name, *children):
         raise RecipeError(f"recipe {name!r} is like {parent!r}, which is not another recipe of the profile")
-    return {**_with_parents(recipes, parent), **own}
+    return {**_with_parents(recipes, parent, (name, *children)), **own}

@@ -27,6 +27,7 @@ from opdgeom_utils.runs import UNTRAINED, Run
 from opdgeom_utils.training import TRAINING_VERSION
 
 RESULTS = PROJECT / "data" / "results"
+GEOMETRY_SOURCES = ("nulls.py", "diagnose.py", "matrix_rows.py", "checkpoints.py", "weight_files.py")
 KEYS = ["profile", "recipe", "seed", "step"]
 DIAGNOSE_OPTIONS: dict[str, Any] = {"eta": 1e-3, "alpha": 0.3, "rank": 64, "k": 16}
 
@@ -55,7 +56,7 @@ def geometry_of(run: Run) -> pd.DataFrame:
     options = json.dumps(DIAGNOSE_OPTIONS, sort_keys=True).encode()
     sources = [
         *sorted((Path(__file__).parent / "metrics").glob("*.py")),
-        *(Path(__file__).parent / n for n in ("nulls.py", "diagnose.py")),
+        *(Path(__file__).parent / n for n in GEOMETRY_SOURCES),
     ]
     digest = hashlib.sha256(options + b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
     path = run.path / f"geometry-{digest}.parquet"

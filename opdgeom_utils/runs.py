@@ -1,8 +1,8 @@
 """From a recipe to a run on disk: train what is missing, resume what was killed, open what is done.
 
-A run lives in ``data/runs/<recipe>-s<seed>-<fingerprint8>/`` (``OPDGEOM_RUNS`` moves the parent folder). The fingerprint
-covers the recipe, the training version, the training source and the starting, teacher and anchor weights: change any and
-the run is a new one. ``DONE`` is written last; it lists the sha256 of every checkpoint.
+A run lives in ``data/runs/<recipe>-s<seed>-<fingerprint8>/`` (``OPDGEOM_RUNS`` moves the parent folder). The
+fingerprint covers the recipe, the training version, the training source and the starting, teacher and anchor weights:
+change any and the run is a new one. ``DONE`` is written last; it lists the sha256 of every checkpoint.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def fingerprint(recipe: Recipe, seed: int) -> str:
 
 
 def source_without_prose(path: Path) -> str:
-    """Return the code of a module as a syntax tree in text, comments and docstrings left out: mending a sentence retrains nothing."""
+    """Return a module's syntax tree as text, comments and docstrings left out: mending a sentence retrains nothing."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
@@ -159,24 +159,31 @@ def load_or_train(recipe_name: str, *, seed: int = 0, profile: str = "toy", devi
     recipe = load_recipe(recipe_name, profile)
     path = runs_folder() / f"{recipe.name}-s{seed}-{fingerprint(recipe, seed)[:8]}"
     run = Run(recipe, seed, path)
-    if not _is_done(run):
+    if _fault(run):
         with storage.locked(path, wait_seconds=WAIT_SECONDS):
-            if not _is_done(run):
+            fault = _fault(run)
+            if fault:
+                if (path / "DONE").is_file():
+                    print(f"{path.name}: {fault}; training the run again from its last good state")
+                    (path / "DONE").unlink()
                 _train(run, device)
     return run
 
 
-def _is_done(run: Run) -> bool:
+def _fault(run: Run) -> str:
+    """Say why a run cannot be opened as it is; empty when it is finished and every file is whole."""
     done = run.path / "DONE"
     if not done.is_file():
-        return False
-    for name, digest in json.loads(done.read_text(encoding="utf-8")).items():
+        return "not finished"
+    try:
+        recorded = json.loads(done.read_text(encoding="utf-8")).items()
+    except (ValueError, AttributeError):
+        return "DONE is damaged"
+    for name, digest in recorded:
         file = run.path / name
         if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
-            print(f"{run.path.name}: {name} is missing or damaged; training the run again from its last good state")
-            done.unlink()
-            return False
-    return True
+            return f"{name} is missing or damaged"
+    return ""
 
 
 def _train(run: Run, device: str) -> None:
@@ -211,7 +218,8 @@ def _train(run: Run, device: str) -> None:
 def _make_learner(run: Run, device: str) -> Learner:
     recipe, where = run.recipe, pick_device(device)
     if recipe.start.startswith(UNTRAINED):
-        student, tokenizer = build_model(recipe.start.removeprefix(UNTRAINED), run.seed).to(where), build_tokenizer()
+        student, tokenizer = build_model(recipe.start.removeprefix(UNTRAINED), run.seed), build_tokenizer()
+        torch.nn.Module.to(student, where)
     else:
         student, tokenizer = load_model(recipe.start, where), load_tokenizer(recipe.start)
     fixed = {name: load_model(name, where).eval() if name else None for name in {recipe.teacher, recipe.anchor}}
@@ -254,7 +262,12 @@ def _resume(run: Run, learner: Learner) -> tuple[list[training.Log], list[dict[s
             weights, tensors = storage.read_tensors(checkpoint_path(run.path, step)), storage.read_tensors(state)
             for earlier in (c for c in run.checkpoints if c.step < step):
                 storage.read_tensors(earlier.path)
-        except (CheckpointDamagedError, CheckpointNotFoundError) as error:
+            logs, accuracy = (
+                [r for r in _rows(run.path / f"{n}.jsonl") if r["step"] <= step] for n in ("log", "accuracy")
+            )
+            if [row["step"] for row in logs] != list(range(1, step + 1)):
+                raise CheckpointDamagedError(f"{run.path / 'log.jsonl'} lacks updates; the run will be trained again")
+        except (ValueError, KeyError, TypeError, CheckpointNotFoundError) as error:
             print(f"{run.path.name}: {error}")
             continue
         load_stored_state(learner.student, weights)
@@ -265,19 +278,17 @@ def _resume(run: Run, learner: Learner) -> tuple[list[training.Log], list[dict[s
         learner.optimizer.load_state_dict({**learner.optimizer.state_dict(), "state": moments})
         learner.step = step
         print(f"{run.path.name}: resuming after update {step} of {run.recipe.steps}")
-        rows = (_rows(run.path / "log.jsonl"), _rows(run.path / "accuracy.jsonl"))
-        return tuple([row for row in part if row["step"] <= step] for part in rows)  # pyright: ignore
+        return logs, accuracy
     return [], []
 
 
 def provenance(run: Run, learner: Learner) -> dict[str, Any]:
     """Where a run's numbers come from; times are left out of the fingerprint and of the tables."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=PROJECT, capture_output=True, text=True, check=False)
     packages = ("torch", "transformers", "safetensors", "tokenizers", "numpy")
     return {
         "fingerprint": fingerprint(run.recipe, run.seed),
         "training_version": TRAINING_VERSION,
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": _commit(),
         "command": " ".join(Path(a).name for a in sys.argv[:1]) + " " + " ".join(sys.argv[1:]),
         "device": str(learner.device),
         "processor": platform.machine(),
@@ -285,6 +296,14 @@ def provenance(run: Run, learner: Learner) -> dict[str, Any]:
         "versions": {name: importlib.metadata.version(name) for name in packages},
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def _commit() -> str:
+    try:
+        asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=PROJECT, capture_output=True, text=True, check=False)
+    except OSError:  # no git on this machine
+        return "unknown"
+    return asked.stdout.strip() or "unknown"
 
 
 def _lines(rows: list[Any]) -> bytes:

@@ -45,7 +45,8 @@ def write_atomic(path: Path, content: bytes) -> None:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
         raise StorageError(
-            f"could not write {path}: {error.strerror or error}. Free some space or choose another folder; nothing half-written was left"
+            f"could not write {path}: {error.strerror or error}. Free some space or choose another folder; "
+            "nothing half-written was left"
         ) from error
 
 
@@ -79,7 +80,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file() or not recorded.is_file():
         raise CheckpointNotFoundError(f"{path} or its checksum {recorded.name} is missing; train the run again")
     content = path.read_bytes()
-    expected = recorded.read_text(encoding="utf-8").split()[0]
+    expected = recorded.read_text(encoding="utf-8", errors="replace").partition(" ")[0]
     found = hashlib.sha256(content).hexdigest()
     if found != expected:
         raise CheckpointDamagedError(
@@ -101,9 +102,15 @@ def locked(folder: Path, *, wait_seconds: float, note: Callable[[str], Any] = pr
     ------
     RunLockedError
         If the other process still holds it after ``wait_seconds``.
+    StorageError
+        If the folder cannot be made or written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise StorageError(f"could not write to {folder}: {error.strerror or error}; choose another folder") from error
+    with lock as file:
         deadline, told = time.monotonic() + wait_seconds, False
         while os.name == "posix":
             try:

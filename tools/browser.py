@@ -94,7 +94,8 @@ def install_browser() -> Path:
     _succeeds(sys.executable, "-m", "playwright", "install", "chromium")
     if of_playwright() is None and shutil.which("apt-get"):
         sudo = () if os.geteuid() == 0 else ("sudo", "--non-interactive")
-        _succeeds(*sudo, "apt-get", "update") and _succeeds(*sudo, "apt-get", "install", "--yes", "chromium")
+        if _succeeds(*sudo, "apt-get", "update"):
+            _succeeds(*sudo, "apt-get", "install", "--yes", "chromium")
     return find_browser()
 
 

@@ -98,7 +98,7 @@ def execute_notebooks(plan: Plan) -> list[Executed]:
 def pages_of(root: Path) -> list[str]:
     """Documents of the table of contents, in reading order, without suffix."""
     toc = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))
-    parts = toc.get("parts", [])
+    parts = toc.get("parts", [toc])
     return [toc["root"], *(chapter["file"] for part in parts for chapter in part["chapters"])]
 
 
@@ -229,9 +229,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\nthe book was not built:\n{error}", file=sys.stderr)
         return 1
     ran = sum(result.ran for result in executed)
-    print(
-        f"book ready in {time.monotonic() - start:.0f} s ({ran} of {len(executed)} notebooks executed anew): {plan.site}"
-    )
+    print(f"book ready in {time.monotonic() - start:.0f} s, {ran} of {len(executed)} notebooks executed anew")
     print(f"open file://{plan.site}/index.html")
     return 0
 

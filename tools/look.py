@@ -14,9 +14,10 @@ from pathlib import Path
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, sync_playwright
 
 from tools.browser import SWITCHES, find_browser
-from tools.page_checks import page_problems
 
 ROOT = Path(__file__).resolve().parent.parent
+#: What is wrong with a page: charts not drawn, equations not typeset, overflow, images without words, faint text.
+CHECKS = (ROOT / "tools" / "page_checks.js").read_text(encoding="utf-8").partition("*/")[2].strip()
 READY_MS = 30_000
 LOCAL = ("file:", "data:", "blob:", "about:")
 
@@ -64,7 +65,7 @@ class Visit:
 
     def problems(self) -> list[str]:
         """Everything wrong with the page: requests, complaints, and what the checks see."""
-        return [*self.outside, *self.errors, *page_problems(self.page)]
+        return [*self.outside, *self.errors, *self.page.evaluate(CHECKS)]
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from typing import Any
 import jupytext
 import nbformat
 import yaml
+from filelock import FileLock
 
 from opdgeom_utils.parameters import check_names, declared_parameters
 
@@ -123,22 +124,30 @@ def execute(source: Path, root: Path, build: Path, parameters: Mapping[str, Any]
     kept = build / "executed" / f"{source.stem}-{key}.ipynb"
     if kept.exists():
         return Executed(source.stem, kept, ran=False, seconds=0.0)
-    start = time.monotonic()
-    work = build / "executing" / f"{source.stem}-{key}-{os.getpid()}"
+    work = build / "executing" / f"{source.stem}-{key}"
     work.mkdir(parents=True, exist_ok=True)
-    raw, out, log = work / "in.ipynb", work / "out.ipynb", build / "logs" / f"{source.stem}.log"
-    nbformat.write(read_source(source), raw)
-    (work / "parameters.yaml").write_text(given, encoding="utf-8")
-    run_papermill(raw, out, work / "parameters.yaml", root, log)
+    with FileLock(work.with_suffix(".lock")):
+        if kept.exists():  # another process has just made it
+            return Executed(source.stem, kept, ran=False, seconds=0.0)
+        start = time.monotonic()
+        raw, out, values = work / "in.ipynb", work / "out.ipynb", work / "parameters.yaml"
+        nbformat.write(read_source(source), raw)
+        values.write_text(given, encoding="utf-8")
+        run_papermill(raw, out, values, root, build / "logs" / f"{source.stem}-{key}.log")
+        keep(out, kept, dict(parameters))
+        shutil.rmtree(work)
+    return Executed(source.stem, kept, ran=True, seconds=time.monotonic() - start)
+
+
+def keep(out: Path, kept: Path, parameters: dict[str, Any]) -> None:
+    """Move an executed notebook to its place, and drop older results of the same notebook and parameters."""
     partial = kept.with_suffix(f".{os.getpid()}.part")
     kept.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(without_run_details(nbformat.read(out, as_version=4)), partial)
-    for old in kept.parent.glob(f"{source.stem}-*.ipynb"):
-        if json.loads(old.read_text(encoding="utf-8"))["metadata"].get("parameters") == dict(parameters):
+    for old in kept.parent.glob(f"{kept.stem.rpartition('-')[0]}-*.ipynb"):
+        if json.loads(old.read_text(encoding="utf-8"))["metadata"].get("parameters") == parameters:
             old.unlink()
     partial.replace(kept)
-    shutil.rmtree(work)
-    return Executed(source.stem, kept, ran=True, seconds=time.monotonic() - start)
 
 
 def run_papermill(raw: Path, out: Path, parameters: Path, root: Path, log: Path) -> None:

@@ -39,16 +39,18 @@ def pip(python: Path, *arguments: str) -> None:
 def create(folder: Path, extra: str) -> None:
     """Fill ``folder`` with the exact versions of the lock file and the project itself, editable."""
     print(f"setting up {folder.name} (first time, or the lock file changed)", flush=True)
-    try:
-        venv.create(folder, with_pip=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        sys.exit(f"setup stopped: no virtual environment ({error}). On Debian or Ubuntu: apt-get install python3-venv")
     python = folder / "bin" / "python"
-    pip(python, "install", "--quiet", "--requirement", "requirements.lock")
-    pip(python, "install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", ".")
-    if extra:
-        pip(python, "install", "--quiet", "--constraint", "requirements.lock", "--no-build-isolation", f".[{extra}]")
-        pip(python, "install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", ".")
+    if not (folder / "bin" / "pip").exists():
+        try:
+            venv.create(folder, with_pip=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            sys.exit(
+                f"setup stopped: no virtual environment ({error}). On Debian, Ubuntu: apt-get install python3-venv"
+            )
+    pip(python, "install", "-qq", "--requirement", "requirements.lock")
+    project = f".[{extra}]" if extra else "."
+    wanted = ["--constraint", "requirements.lock"] if extra else ["--no-deps"]
+    pip(python, "install", "-qq", "--no-build-isolation", *wanted, "--editable", project)
 
 
 def main(arguments: list[str] | None = None) -> int:

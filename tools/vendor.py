@@ -14,7 +14,10 @@ import sys
 import tarfile
 import tempfile
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
+
+import vl_convert
 
 DONE = "complete"
 
@@ -115,17 +118,14 @@ def unpack(archive: Archive, content: bytes, target: Path) -> None:
 
 
 def vega_script() -> str:
-    """Return Vega, Vega-Lite and Vega-Embed as one classic script (a module would not load from ``file://``)."""
-    import vl_convert
-
-    return "(() => {\n" + vl_convert.javascript_bundle() + "\n})();\n"
+    """Return Vega and its companions as one classic script (a module would not load from ``file://``)."""
+    return "(() => {\n" + vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;") + "\n})();\n"
 
 
 def vendor_key() -> str:
     """Digest of the list above and of the installed vl-convert: another list is another folder."""
-    import vl_convert
-
-    return hashlib.sha256(f"{vl_convert.__version__} {ARCHIVES}".encode()).hexdigest()[:16]
+    version = metadata.version("vl-convert-python")
+    return hashlib.sha256(f"{version} {ARCHIVES}".encode()).hexdigest()[:16]
 
 
 def vendor(build: Path) -> Path:

@@ -12,11 +12,25 @@ from sphinx.application import Sphinx
 UNUSED = (
     "_static/scripts/fontawesome.js",
     "_static/scripts/fontawesome.js.LICENSE.txt",
+    "_static/webpack-macros.html",
+    "_static/sbt-webpack-macros.html",
     "_static/sphinx-thebe.js",
     "_static/sphinx-thebe.css",
 )
-UNUSED_PATTERNS = ("_static/**/*.map", "_static/images/logo_*", "_static/vendor/fontawesome/webfonts/*.ttf")
-ICON_SCRIPT = re.compile(r"<!--[^>]*custom icons[^>]*-->\s*<script\b[^>]*scripts/fontawesome\.js[^>]*></script>\s*")
+UNUSED_PATTERNS = (
+    "_static/**/*.map",
+    "_static/locales/**/*.?o",
+    "_static/images/logo_*",
+    "_static/vendor/fontawesome/webfonts/*.ttf",
+)
+#: Icon script, settings of the remote-execution extension, and its kernel's name.
+UNUSED_ELEMENTS = re.compile(
+    r"<!-- So that users can add custom icons -->\s*"
+    r"|<script\b[^>]*scripts/fontawesome\.js[^>]*></script>\s*"
+    r"|<script type=\"text/x-thebe-config\">.*?</script>\s*"
+    r"|<script>\s*kernelName = [^<]*</script>\s*",
+    re.DOTALL,
+)
 
 
 def _wanted(asset: object) -> bool:
@@ -36,13 +50,13 @@ def drop_remote_cells(
 
 
 def trim_site(app: Sphinx, failure: Exception | None) -> None:
-    """Take the icon script out of each page, and unused files out of the site."""
+    """Take unused elements out of each page, and unused files out of the site."""
     if failure or app.builder.format != "html":
         return
     site = Path(app.outdir)
     for page in site.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
-        trimmed = ICON_SCRIPT.sub("", text)
+        trimmed = UNUSED_ELEMENTS.sub("", text)
         if trimmed != text:
             page.write_text(trimmed, encoding="utf-8")
     for path in [site / name for name in UNUSED] + [p for pattern in UNUSED_PATTERNS for p in site.glob(pattern)]:

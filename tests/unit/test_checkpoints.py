@@ -143,9 +143,7 @@ def test_a_hub_that_cannot_be_reached_says_so(monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     with pytest.raises(CheckpointNotFoundError) as caught:
         open_checkpoint("Qwen/Qwen3-0.6B")
-    assert "Qwen/Qwen3-0.6B" in str(caught.value)
-    assert "no route to host)" in str(caught.value)
-    assert "local folder" in str(caught.value)
+    assert all(word in str(caught.value) for word in ("Qwen/Qwen3-0.6B", "no route to host)", "local folder"))
 
 
 def test_offline_is_a_clear_error_without_waiting():
@@ -281,10 +279,8 @@ def test_other_architectures_are_told_apart_by_name(tmp_path, weights):
     save_file(other, tmp_path / "b.safetensors")
     with pytest.raises(CheckpointMismatchError) as caught:
         matching_names(open_checkpoint(tmp_path / "a.safetensors"), open_checkpoint(tmp_path / "b.safetensors"))
-    message = str(caught.value)
-    assert f"only in {tmp_path / 'a.safetensors'}: {NORM}" in message
-    assert f"only in {tmp_path / 'b.safetensors'}: extra" in message
-    assert f"{Q} is (4, 4) and (4, 6)" in message
+    found = [f"a.safetensors: {NORM}", "b.safetensors: extra", f"{Q} is (4, 4) and (4, 6)"]
+    assert all(words in str(caught.value) for words in found)
 
 
 def test_layer_and_module_are_read_from_names():

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from opdgeom_utils.errors import MetricInputError
+from opdgeom_utils.metrics import update_sparsity
 from opdgeom_utils.metrics.factors import factorize
 from opdgeom_utils.nulls import identical_angles, null_generator, random_update, shuffled_update
 
@@ -16,6 +17,19 @@ def test_shuffled_keeps_entries_and_moves_them():
     assert shuffled.dtype == DELTA.dtype
     assert sorted(shuffled.flatten().tolist()) == DELTA.flatten().tolist()
     assert not torch.equal(shuffled, DELTA)
+
+
+def test_shuffling_is_fair_to_a_structureless_update_in_float32_and_not_in_bf16():
+    generator = torch.Generator().manual_seed(0)
+    w_ref = torch.randn(200, 200, generator=generator).bfloat16()
+    w_new = w_ref.float() + 2e-3 * torch.randn(200, 200, generator=generator)
+    excess = {}
+    for stored in (w_new, w_new.bfloat16()):
+        shuffled = shuffled_update(stored.double() - w_ref.double(), generator=null_generator(0, "w"))
+        null = update_sparsity(w_ref, w_ref.double() + shuffled)
+        excess[stored.dtype] = null - update_sparsity(w_ref, stored)
+    assert excess[torch.float32] == pytest.approx(0.0, abs=0.01)
+    assert excess[torch.bfloat16] > 0.05
 
 
 def test_shuffled_is_uniform_over_the_places():

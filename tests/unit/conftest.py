@@ -1,0 +1,47 @@
+"""Fixtures of the tiny world: untrained models under the shipped names, a profile of four short recipes."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from opdgeom_utils import models, recipes
+from opdgeom_utils.recipes import Recipe
+from tests.tiny_world import DEFAULTS, RECIPES, World, save_tiny
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three tiny models under the shipped names; tests only read them."""
+    folder = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(("base", "anchor", "teacher")):
+        save_tiny(folder / name, seed)
+    return folder
+
+
+@pytest.fixture
+def world(tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """The package pointed at the tiny models, at a profile file of its own, and at an empty folder of runs."""
+    found = World(tiny_models, tmp_path / "recipes", tmp_path / "runs")
+    found.recipes.mkdir()
+    content = {"defaults": DEFAULTS, "recipes": RECIPES}
+    (found.recipes / "tiny.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    monkeypatch.setattr(models, "MODELS", found.models)
+    monkeypatch.setattr(recipes, "RECIPES", found.recipes)
+    monkeypatch.setenv("OPDGEOM_RUNS", str(found.runs))
+    return found
+
+
+@pytest.fixture
+def make_recipe() -> Callable[..., Recipe]:
+    """Build a recipe of the tiny world; keyword arguments replace its values."""
+
+    def made(**changes: Any) -> Recipe:
+        values = {**DEFAULTS, "name": "made", "profile": "tiny", **changes}
+        for key in ("checkpoints", "seeds"):
+            values[key] = tuple(values[key])
+        return Recipe(**values)
+
+    return made
