@@ -1,7 +1,8 @@
 """Measure where a fine-tuning update lies, and train toy models three ways to see what decides it.
 
-The data flows one way: recipe -> prompts -> rollouts -> objective -> update -> checkpoint -> metric -> table -> verdict, chart.
-The four names below are what most users need; they are imported on first use, so ``import opdgeom_utils`` is instant.
+The data flows one way: recipe -> prompts -> rollouts -> objective -> update -> checkpoint -> metric -> table ->
+verdict, chart. The four names below are what most users need; they are imported on first use, so ``import
+opdgeom_utils`` is instant.
 
 >>> import opdgeom_utils
 >>> callable(opdgeom_utils.diagnose_pair)

@@ -43,8 +43,8 @@ def accuracy_table(
     Returns
     -------
     DataFrame
-        Columns ``domain, family, greedy, sampled, n_prompts``. ``sampled`` is one completion per prompt at temperature 1, with
-        the same random stream on every call.
+        Columns ``domain, family, greedy, sampled, n_prompts``. ``sampled`` is one completion per prompt at
+        temperature 1, with the same random stream on every call.
     """
     examples = held_out_set(mixture, per_family, seed)
     device = next(model.parameters()).device

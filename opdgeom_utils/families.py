@@ -1,9 +1,9 @@
 """Twelve families of small problems whose every step can be checked by hand.
 
-A family is two functions: ``draw`` makes the arguments of a problem of a given level (1, easy, to 6, hard), ``solve`` turns
-the arguments into worked steps and a final answer. ``solve`` sees nothing but the text of the problem, so the verifier
-(:func:`opdgeom_utils.tasks.verify`) needs no answer key. Half of the families are arithmetic (domain ``mathematics``), half
-trace a small program over a string or a list (domain ``code``).
+A family is two functions: ``draw`` makes the arguments of a problem of a given level (1, easy, to 6, hard), ``solve``
+turns the arguments into worked steps and a final answer. ``solve`` sees nothing but the text of the problem, so the
+verifier (:func:`opdgeom_utils.tasks.verify`) needs no answer key. Half of the families are arithmetic (domain
+``mathematics``), half trace a small program over a string or a list (domain ``code``).
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def _solve_sum(args: str) -> Solution:
 
 
 def _draw_add(rng: random.Random, level: int) -> str:
-    low, high = 10**level, 10 ** (level + 1) - 1
+    digits = (2, 3, 3, 4, 4, 5)[level - 1]
+    low, high = 10 ** (digits - 1), 10**digits - 1
     return f"{rng.randint(low, high)},{rng.randint(low, high)}"
 
 
@@ -79,8 +80,7 @@ def _solve_mod(args: str) -> Solution:
 
 
 def _draw_base(rng: random.Random, level: int) -> str:
-    low, high = ((8, 15), (12, 24), (16, 40), (30, 60), (50, 80), (60, 99))[level - 1]
-    return f"{rng.randint(low, high)}>{rng.randint(3, 5)}"
+    return f"{rng.randint(2 ** (level + 2), min(2 ** (level + 4) - 1, 999))}>2"
 
 
 def _solve_base(args: str) -> Solution:
@@ -88,24 +88,25 @@ def _solve_base(args: str) -> Solution:
     states, digits = [], ""
     while number:
         number, remainder = divmod(number, base)
-        states.append(f"{number}r{remainder}")
         digits = str(remainder) + digits
+        if number:
+            states.append(str(number))
     return states, digits
 
 
 def _draw_gcd(rng: random.Random, level: int) -> str:
-    top = (12, 18, 24, 32, 40, 50)[level - 1]
-    divisor = rng.randint(1, max(1, top // 6))
-    small = divisor * rng.randint(2, max(2, top // (2 * divisor)))
-    return f"{divisor * rng.randint(small // divisor, top // divisor)},{small}"
+    a = b = rng.randint(1, 12)
+    for _ in range((1, 2, 2, 3, 4, 5)[level - 1]):  # run the subtractions backwards, so that the level is their number
+        a, b = (a + b, b) if rng.random() < 0.5 else (a, a + b)
+    return f"{a},{b}" if max(a, b) < 100 else _draw_gcd(rng, level)
 
 
 def _solve_gcd(args: str) -> Solution:
     a, b = (int(part) for part in args.split(","))
     states = []
-    while b:
-        a, b = b, a % b
-        states.append(str(b))
+    while a != b:
+        a, b = (a - b, b) if a > b else (a, b - a)
+        states.append(f"{a},{b}")
     return states, str(a)
 
 
@@ -206,35 +207,26 @@ def _solve_runs(args: str) -> Solution:
     return [trace], answer
 
 
-CLOSER = {"(": ")", "[": "]"}
-
-
 def _draw_pair(rng: random.Random, level: int) -> str:
-    length, text, stack = 2 * level + 2, "", ""
+    length, text, depth = 2 * level + 4, "", 0
     while len(text) < length:
-        must_close = len(stack) >= length - len(text)
-        if stack and (must_close or rng.random() < 0.5):
-            text, stack = text + CLOSER[stack[-1]], stack[:-1]
-        else:
-            opener = rng.choice("([")
-            text, stack = text + opener, stack + opener
-    if rng.random() < 0.5:  # spoil one place, so that half of the words may fail
+        must_close = depth >= length - len(text)
+        opens = not (depth and (must_close or rng.random() < 0.5))
+        text, depth = text + "()"[not opens], depth + (1 if opens else -1)
+    if rng.random() < 0.5:  # turn one bracket round, so that half of the words fail
         place = rng.randrange(length)
-        text = text[:place] + rng.choice("()[]") + text[place + 1 :]
+        text = text[:place] + ("(" if text[place] == ")" else ")") + text[place + 1 :]
     return text
 
 
 def _solve_pair(args: str) -> Solution:
-    stack, depths = "", ""
+    depth, depths = 0, ""
     for mark in args:
-        if mark in CLOSER:
-            stack += mark
-        elif stack and CLOSER[stack[-1]] == mark:
-            stack = stack[:-1]
-        else:
-            return [depths + "x"], f"n{len(stack)}"
-        depths += str(len(stack))
-    return [depths], f"u{len(stack)}" if stack else f"y{max(depths)}"
+        if mark == ")" and depth == 0:
+            return [depths + "x"], f"n{max(depths, default='0')}"
+        depth += 1 if mark == "(" else -1
+        depths += str(depth)
+    return [depths], f"u{depth}" if depth else f"y{max(depths)}"
 
 
 FAMILIES: dict[str, Family] = {
@@ -243,8 +235,8 @@ FAMILIES: dict[str, Family] = {
         Family("sum", "mathematics", "running sum of digits on a two-digit start, modulo 100", _draw_sum, _solve_sum),
         Family("add", "mathematics", "column addition, carries written out", _draw_add, _solve_add),
         Family("mod", "mathematics", "product of digits modulo a small number", _draw_mod, _solve_mod),
-        Family("base", "mathematics", "change of base by repeated division", _draw_base, _solve_base),
-        Family("gcd", "mathematics", "greatest common divisor by Euclid's steps", _draw_gcd, _solve_gcd),
+        Family("base", "mathematics", "change to base two by repeated halving", _draw_base, _solve_base),
+        Family("gcd", "mathematics", "greatest common divisor by Euclid's subtractions", _draw_gcd, _solve_gcd),
         Family("poly", "mathematics", "a polynomial by Horner's rule, modulo 10", _draw_poly, _solve_poly),
         Family("sort", "code", "insertion sort of digits, state after each insertion", _draw_sort, _solve_sort),
         Family("prog", "code", "a program of reverse, rotate, shift and trade", _draw_prog, _solve_prog),

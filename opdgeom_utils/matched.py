@@ -79,21 +79,23 @@ def summarise(geometry: pd.DataFrame, modules: Sequence[str] | None = ATTENTION)
     """
     _need(geometry, [*CHECKPOINT, "module", "n_entries", "update_norm"])
     rows = geometry if modules is None else geometry.loc[geometry.loc[:, "module"].isin(modules)]
+    rows = rows.reset_index(drop=True)
     if rows.empty:
         held = sorted(set(geometry.loc[:, "module"]))
         raise MetricInputError(f"no row of the geometry table is one of {modules}; it holds {held}")
     metrics = [c for c in rows.select_dtypes("number").columns if c not in _NOT_METRICS]
     weighted = [c for c in metrics if c.startswith("update_sparsity")]
     products = rows.filter(items=weighted).mul(rows.loc[:, "n_entries"], axis=0)
+    counted = products.notna().mul(rows.loc[:, "n_entries"], axis=0)
     squares = rows.filter(items=["update_norm", "reference_norm"]).pow(2)
     table = rows.filter(items=[*CHECKPOINT, *metrics]).groupby(CHECKPOINT, sort=True).agg("mean")
     keys = rows.filter(items=CHECKPOINT)
-    entries = keys.assign(n_entries=rows.loc[:, "n_entries"], n_matrices=1).groupby(CHECKPOINT, sort=True).agg("sum")
-    sums = keys.join(products).groupby(CHECKPOINT, sort=True).agg("sum")
+    n_matrices = keys.assign(n_matrices=1).groupby(CHECKPOINT, sort=True).agg("sum")
+    sums, entries = (keys.join(part).groupby(CHECKPOINT, sort=True).agg("sum") for part in (products, counted))
     norms = keys.join(squares).groupby(CHECKPOINT, sort=True).agg("sum").pow(0.5)
     for column in weighted:
-        table[column] = sums.loc[:, column] / entries.loc[:, "n_entries"]
-    table.insert(0, "n_matrices", entries.loc[:, "n_matrices"])
+        table[column] = sums.loc[:, column] / entries.loc[:, column].replace(0, np.nan)
+    table.insert(0, "n_matrices", n_matrices.loc[:, "n_matrices"])
     table["total_norm"] = norms.loc[:, "update_norm"]
     if "reference_norm" in norms:
         table["relative_norm"] = norms.loc[:, "update_norm"] / norms.loc[:, "reference_norm"]

@@ -11,6 +11,7 @@ import ctypes
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -33,10 +34,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 MODELS = PROJECT / "data" / "models"
 PAD = "<pad>"
 
-ARCHITECTURES: dict[str, dict[str, int]] = {
+ARCHITECTURES: dict[str, dict[str, Any]] = {
     "student": {"hidden_size": 192, "num_hidden_layers": 4, "intermediate_size": 512,
-                "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 32},
-    "teacher": {"hidden_size": 192, "num_hidden_layers": 4, "intermediate_size": 768,
                 "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 32},
     "tiny": {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64,
              "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16},
@@ -103,10 +102,11 @@ def load_model(name: str | Path, device: str | torch.device = "cpu") -> PreTrain
     try:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     except SafetensorError as error:
-        raise CheckpointDamagedError(f"the weights of model {source} cannot be read: {error}; restore the file") from error
+        raise CheckpointDamagedError(f"weights of model {source} cannot be read: {error}; restore the file") from error
     except OSError as error:
         raise CheckpointNotFoundError(f"model {source} could not be opened: {error}") from error
-    return model.to(device)
+    torch.nn.Module.to(model, device)
+    return model
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:

@@ -1,11 +1,11 @@
 """SFT, OPD, RLVR and their mixture, written as one thing: an advantage for every token.
 
-The gradient of all of them is ``g = sum_t a_t * grad log p(y_t | x, y_<t)`` (arXiv 2606.07082, objectives); they differ only
-in ``a_t`` and in who wrote ``y``. So each objective here is a small function that returns ``a_t``, and :func:`policy_loss`
-turns advantages into a loss. Everything is a pure function of tensors.
+The gradient of all of them is ``g = sum_t a_t * grad log p(y_t | x, y_<t)`` (arXiv 2606.07082, objectives); they differ
+only in ``a_t`` and in who wrote ``y``. So each objective here is a small function that returns ``a_t``, and
+:func:`policy_loss` turns advantages into a loss. Everything is a pure function of tensors.
 
-Axes: ``B`` prompts, ``G`` completions a prompt, ``T`` tokens, ``V`` vocabulary. Log-probabilities are natural logarithms
-(nats). ``mask`` is true on the tokens of a completion, its end token included.
+Axes: ``B`` prompts, ``G`` completions a prompt, ``T`` tokens, ``V`` vocabulary. Log-probabilities are natural
+logarithms (nats). ``mask`` is true on the tokens of a completion, its end token included.
 
 Aggregation: the mean over all unmasked tokens of one update, whatever completion they belong to ("token mean"). With
 ``total`` given, the mean is taken over that many tokens, so that micro-batches of one update add up exactly.
@@ -53,7 +53,7 @@ def sft_advantages(mask: Bool[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
 def reverse_kl_sampled(
     student_log_probs: Float[Tensor, "*batch"], teacher_log_probs: Float[Tensor, "*batch"]
 ) -> Float[Tensor, "*batch"]:
-    """The per-token term ``r_t = log p_student(y_t) - log p_teacher(y_t)`` at the token that was sampled.
+    """Return the per-token term ``r_t = log p_student(y_t) - log p_teacher(y_t)`` at the token that was sampled.
 
     Its mean over the student's own samples is the reverse KL; one sample may be negative. No gradient flows through it.
 
@@ -68,9 +68,9 @@ def reverse_kl_full_vocab(
 ) -> Float[Tensor, "*batch"]:
     """Exact ``KL(p_student || p_teacher)`` of every position, summed over the whole vocabulary, in nats (0 or more).
 
-    Differentiable in the student's logits. It differs from the paper, which uses the sampled token only: at one position
-    both have the same mean gradient, but this one has no sampling noise in the token and does not credit a token for what
-    follows it.
+    Differentiable in the student's logits. It differs from the paper, which uses the sampled token only: at one
+    position both have the same mean gradient, but this one has no sampling noise in the token and does not credit a
+    token for what follows it.
 
     >>> reverse_kl_full_vocab(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 0.0]]))
     tensor([0.])
@@ -89,7 +89,7 @@ def entropy(logits: Float[Tensor, "*batch V"]) -> Float[Tensor, "*batch"]:
 def opd_advantages(
     student_log_probs: Float[Tensor, "*batch"], teacher_log_probs: Float[Tensor, "*batch"], mask: Bool[Tensor, "*batch"]
 ) -> Float[Tensor, "*batch"]:
-    """Credit of on-policy distillation: ``a_t = -r_t``, positive where the teacher likes the token more than the student.
+    """Credit of on-policy distillation: ``a_t = -r_t``, positive where the teacher likes the token more.
 
     >>> opd_advantages(torch.tensor([-1.0, -1.0]), torch.tensor([-3.0, -0.5]), torch.tensor([True, True]))
     tensor([-2.0000,  0.5000])
@@ -103,7 +103,8 @@ def rlvr_advantages(
     """Credit of GRPO: the reward, centred and scaled within its group, the same number for every token of a completion.
 
     ``A = (R - mean(R)) / (std(R) + eps)`` over the ``G`` completions of one prompt, with the sample standard deviation
-    (divisor ``G - 1``). Groups whose rewards are all equal say nothing and get 0; :func:`informative_groups` tells them apart.
+    (divisor ``G - 1``). Groups whose rewards are all equal say nothing and get 0; :func:`informative_groups` tells them
+    apart.
 
     >>> rlvr_advantages(torch.tensor([[1.0, 0.0]]), torch.ones(1, 2, 1, dtype=torch.bool))[0, :, 0].round(decimals=3)
     tensor([ 0.7070, -0.7070])
@@ -113,8 +114,8 @@ def rlvr_advantages(
     return (centred / (spread + eps))[..., None] * mask
 
 
-def informative_groups(rewards: Float[Tensor, "B G"]) -> Bool[Tensor, "B"]:
-    """True for a prompt whose completions did not all get the same reward.
+def informative_groups(rewards: Float[Tensor, "B G"]) -> Bool[Tensor, " B"]:
+    """Return true for a prompt whose completions did not all get the same reward.
 
     >>> informative_groups(torch.tensor([[1.0, 1.0], [1.0, 0.0]]))
     tensor([False,  True])

@@ -25,7 +25,7 @@ class Recipe:
     """One way of training. Field by field, what a reader would put in a table of hyper-parameters.
 
     ``teacher`` gives OPD its credit; for the other objectives it is only measured against, as ``anchor`` is.
-    ``mixture`` and ``evaluation`` map a task family to the levels drawn from.
+    ``mixture`` and ``evaluation`` map a task family to the levels drawn from; ``weights`` makes families more frequent.
     """
 
     name: str
@@ -39,6 +39,7 @@ class Recipe:
     teacher: str | None = "teacher"
     anchor: str | None = "anchor"
     evaluation: dict[str, list[int]] = field(default_factory=dict)
+    weights: dict[str, int] = field(default_factory=dict)
     estimator: str = "sampled"
     alpha: float = 1.0
     schedule: str = "constant"
@@ -78,7 +79,7 @@ class Recipe:
         for wrong, message in problems:
             if wrong:
                 raise RecipeError(f"recipe {self.name!r} of profile {self.profile!r}: {message}")
-        check_mixture(self.mixture)
+        check_mixture(self.mixture, self.weights)
         check_mixture(self.evaluation)
 
     @property
@@ -136,16 +137,32 @@ def load_recipe(name: str, profile: str = "toy") -> Recipe:
         known = ", ".join(content["recipes"])
         raise UnknownRecipeError(f"unknown recipe {name!r} in profile {profile!r}; known: {known}")
     values = {**content["defaults"], **_with_parents(content["recipes"], name), "name": name, "profile": profile}
-    fields = {f.name for f in dataclasses.fields(Recipe)}
-    unknown = sorted(set(values) - fields)
-    if unknown:
-        raise RecipeError(
-            f"recipe {name!r} of profile {profile!r} has unknown fields {unknown}; known: {sorted(fields)}"
-        )
+    _check_fields(values)
     for key in ("checkpoints", "betas", "seeds"):
         if key in values:
             values[key] = tuple(values[key])
     return Recipe(**values)
+
+
+def _check_fields(values: dict[str, Any]) -> None:
+    """Refuse unknown, missing and ill-typed fields; a whole number becomes a float, a text never becomes a number."""
+    where = f"recipe {values['name']!r} of profile {values['profile']!r}"
+    fields = {f.name: f for f in dataclasses.fields(Recipe)}
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise RecipeError(f"{where} has unknown fields {unknown}; known: {sorted(fields)}")
+    needed = [n for n, f in fields.items() if f.default is MISSING and f.default_factory is MISSING]
+    missing = [n for n in needed if n not in values]
+    if missing:
+        raise RecipeError(f"{where} does not say {missing}")
+    for key, value in values.items():
+        expected = {"int": int, "float": float, "tuple": list, "dict": dict}.get(str(fields[key].type).split("[")[0])
+        if expected is float and type(value) is int:
+            value = values[key] = float(value)
+        if expected and type(value) is not expected:
+            raise RecipeError(
+                f"{where}: {key} is {value!r}; expected {fields[key].type} (YAML reads 1e-5 as text: 1.0e-5)"
+            )
 
 
 def _read(profile: str) -> dict[str, Any]:
@@ -158,7 +175,9 @@ def _read(profile: str) -> dict[str, Any]:
     return content
 
 
-def _with_parents(recipes: dict[str, dict[str, Any]], name: str, children: tuple[str, ...] = ()) -> dict[str, Any]:
+def _with_parents(
+    recipes: dict[str, dict[str, Any] | None], name: str, children: tuple[str, ...] = ()
+) -> dict[str, Any]:
     own = dict(recipes[name] or {})
     parent = own.pop("like", None)
     if parent is None:

@@ -1,8 +1,8 @@
 """The committed tables: runs in, three parquet files and their provenance out, and back in again with a check.
 
 ``geometry`` has one row per (profile, recipe, seed, step, matrix), ``training`` one per update, ``accuracy`` one per
-(checkpoint, family). The book reads them, so its numbers travel with it; :func:`load_tables` refuses tables that were made by
-another recipe, other weights or another training version than today's.
+(checkpoint, family). The book reads them, so its numbers travel with it; :func:`load_tables` refuses tables that were
+made by another recipe, other weights or another training version than today's.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from opdgeom_utils import storage
 from opdgeom_utils.diagnose import diagnose_trajectory
 from opdgeom_utils.errors import StaleResultsError
 from opdgeom_utils.models import PROJECT, resolve_model
-from opdgeom_utils.recipes import Recipe, load_recipe
+from opdgeom_utils.recipes import Recipe, load_recipe, recipe_names
 from opdgeom_utils.runs import UNTRAINED, Run
 from opdgeom_utils.training import TRAINING_VERSION
 
@@ -75,7 +75,7 @@ def parquet_bytes(table: pd.DataFrame) -> bytes:
 
 def _tagged(run: Run, table: pd.DataFrame) -> pd.DataFrame:
     tagged = table.assign(profile=run.recipe.profile, recipe=run.recipe.name, seed=run.seed)
-    return tagged[[*KEYS, *(c for c in tagged.columns if c not in KEYS)]]
+    return tagged.reindex(columns=[*KEYS, *(c for c in tagged.columns if c not in KEYS)])
 
 
 def weights_of(recipe: Recipe) -> dict[str, str]:
@@ -107,16 +107,19 @@ def load_tables(profile: str = "toy", folder: Path = RESULTS) -> Tables:
     Raises
     ------
     StaleResultsError
-        If the tables are missing, or a recipe, its weights or the training version has changed since: run ``make runs``.
+        If the tables are missing, or a recipe, its weights or the training version has changed since: run ``make
+        runs``.
     """
     if not (folder / "provenance.json").is_file():
         raise StaleResultsError(
             f"no result tables in {folder}; expected geometry, training, accuracy and provenance. Run `make runs`"
         )
-    for entry in json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["runs"]:
+    entries = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["runs"]
+    known = recipe_names(profile)
+    for entry in (e for e in entries if e["recipe"]["profile"] == profile):
         name = entry["recipe"]["name"]
-        if entry["recipe"]["profile"] != profile:
-            continue
+        if name not in known:
+            raise StaleResultsError(f"profile {profile} has no recipe {name} any more. Run `make runs`")
         today = load_recipe(name, profile)
         problems = [
             (_settings(today.as_dict()) != _settings(entry["recipe"]), "its recipe has changed"),
@@ -128,8 +131,15 @@ def load_tables(profile: str = "toy", folder: Path = RESULTS) -> Tables:
                 raise StaleResultsError(
                     f"the committed table of {name}, seed {entry['seed']}, is out of date: {why}. Run `make runs`"
                 )
-    read = {name: pd.read_parquet(folder / f"{name}.parquet") for name in ("geometry", "training", "accuracy")}
-    return Tables(**{name: table[table["profile"] == profile].reset_index(drop=True) for name, table in read.items()})
+    return Tables(*(_read(folder / f"{name}.parquet", profile) for name in ("geometry", "training", "accuracy")))
+
+
+def _read(path: Path, profile: str) -> pd.DataFrame:
+    table = pd.read_parquet(path) if path.is_file() else pd.DataFrame({"profile": []})
+    rows = pd.DataFrame(table[table["profile"] == profile]).reset_index(drop=True)
+    if rows.empty:
+        raise StaleResultsError(f"{path} holds nothing of profile {profile}. Run `make runs`")
+    return rows
 
 
 def _settings(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -164,8 +174,9 @@ def check_live(live: pd.Series, committed: pd.DataFrame, *, confidence: float = 
     centre = committed[live.index].mean()
     frame = pd.DataFrame({"live": live, "low": centre - reach, "high": centre + reach})
     frame["inside"] = (frame["live"] >= frame["low"]) & (frame["live"] <= frame["high"])
-    if not frame["inside"].all():
+    if not all(frame["inside"]):
         raise StaleResultsError(
-            f"the live run does not agree with the committed seeds:\n{frame[~frame['inside']]}\nRun `make runs` and read what changed"
+            f"the live run does not agree with the committed seeds:\n{frame[~frame['inside']]}\n"
+            "Run `make runs` and read what changed"
         )
     return frame.rename_axis("quantity").reset_index()

@@ -1,8 +1,8 @@
 """Prompts in, completions out: batched sampling with a key-value cache, and scoring of what was sampled.
 
-Axes: ``B`` prompts, ``G`` completions per prompt, ``P`` prompt tokens (padded on the left), ``T`` completion tokens (padded
-on the right), ``V`` vocabulary. The ``G`` completions of a prompt share its tokens, so the prompt is computed once, in
-sampling and in scoring alike: ``P + G * T`` tokens instead of ``G * (P + T)``.
+Axes: ``B`` prompts, ``G`` completions per prompt, ``P`` prompt tokens (padded on the left), ``T`` completion tokens
+(padded on the right), ``V`` vocabulary. The ``G`` completions of a prompt share its tokens, so the prompt is computed
+once, in sampling and in scoring alike: ``P + G * T`` tokens instead of ``G * (P + T)``.
 """
 
 from __future__ import annotations
@@ -128,8 +128,8 @@ def sample(
 ) -> Rollouts:
     """Sample ``group_size`` completions per prompt at temperature 1; greedy when ``generator`` is None.
 
-    A completion ends with its end token, which is part of it. Rows that have ended leave the batch. The result is the same
-    on every call with a generator in the same state.
+    A completion ends with its end token, which is part of it. Rows that have ended leave the batch. The result is the
+    same on every call with a generator in the same state.
     """
     n, device = prompt_ids.shape[0] * group_size, prompt_ids.device
     out = torch.full((n, max_new_tokens), pad_token_id, dtype=torch.long, device=device)

@@ -106,10 +106,11 @@ def checkpoint_path(run: Path, step: int) -> Path:
 
 
 def fingerprint(recipe: Recipe, seed: int) -> str:
-    """Return the sha256 over all that decides the run's numbers: recipe, seed, training source, weights it starts from."""
-    settings = {
-        key: value for key, value in recipe.as_dict().items() if key != "seeds"
-    }  # asking for one seed more is no change
+    """Return the sha256 over all that decides the run's numbers: recipe, seed, training source, starting weights.
+
+    The recipe's list of seeds is left out: asking for one seed more is no change.
+    """
+    settings = {key: value for key, value in recipe.as_dict().items() if key != "seeds"}
     digest = hashlib.sha256(json.dumps([settings, seed, TRAINING_VERSION], sort_keys=True).encode())
     for name in SOURCES:
         digest.update(source_without_prose(Path(__file__).parent / f"{name}.py").encode())
@@ -262,9 +263,7 @@ def _resume(run: Run, learner: Learner) -> tuple[list[training.Log], list[dict[s
             weights, tensors = storage.read_tensors(checkpoint_path(run.path, step)), storage.read_tensors(state)
             for earlier in (c for c in run.checkpoints if c.step < step):
                 storage.read_tensors(earlier.path)
-            logs, accuracy = (
-                [r for r in _rows(run.path / f"{n}.jsonl") if r["step"] <= step] for n in ("log", "accuracy")
-            )
+            logs, accuracy = (_rows_until(run.path / name, step) for name in ("log.jsonl", "accuracy.jsonl"))
             if [row["step"] for row in logs] != list(range(1, step + 1)):
                 raise CheckpointDamagedError(f"{run.path / 'log.jsonl'} lacks updates; the run will be trained again")
         except (ValueError, KeyError, TypeError, CheckpointNotFoundError) as error:
@@ -312,3 +311,7 @@ def _lines(rows: list[Any]) -> bytes:
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def _rows_until(path: Path, step: int) -> list[dict[str, Any]]:
+    return [row for row in _rows(path) if row["step"] <= step]

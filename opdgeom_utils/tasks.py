@@ -57,7 +57,7 @@ def make_example(family: str, args: str, level: int = 0) -> Example:
 
 
 def split_of(prompt: str) -> Split:
-    """The side a prompt belongs to: one prompt in eight is held out, by the checksum of its text.
+    """Return the side a prompt belongs to: one prompt in eight is held out, by the checksum of its text.
 
     >>> split_of("sum 47+8-5="), split_of("gcd 84,36=")
     ('train', 'train')
@@ -84,8 +84,11 @@ def verify(prompt: str, completion: str) -> float:
     return float(completion.removesuffix(END).split(";")[-1] == answer)
 
 
-def check_mixture(mixture: Mixture) -> None:
-    """Raise :class:`RecipeError` when a mixture names an unknown family or a level outside 1 to 6."""
+def check_mixture(mixture: Mixture, weights: Mapping[str, int] | None = None) -> None:
+    """Raise :class:`RecipeError` for an unknown family, a level outside 1 to 6, or a weight that is no whole number."""
+    for family, weight in (weights or {}).items():
+        if family not in mixture or type(weight) is not int or weight < 1:
+            raise RecipeError(f"weight of {family!r} is {weight!r}; expected a family of the mixture and 1 or more")
     for family, levels in mixture.items():
         if family not in FAMILIES:
             raise RecipeError(f"unknown task family {family!r}; known: {', '.join(FAMILIES)}")
@@ -93,10 +96,13 @@ def check_mixture(mixture: Mixture) -> None:
             raise RecipeError(f"levels of {family!r} are {list(levels)}; expected a non-empty list from 1 to 6")
 
 
-def draw_examples(mixture: Mixture, n: int, seed: int | str, split: Split = "train") -> list[Example]:
-    """Draw ``n`` examples: family uniformly, level uniformly from its list, then a problem of the asked split.
+def draw_examples(
+    mixture: Mixture, n: int, seed: int | str, split: Split = "train", weights: Mapping[str, int] | None = None
+) -> list[Example]:
+    """Draw ``n`` examples: family, then level uniformly from its list, then a problem of the asked split.
 
-    The same arguments always give the same examples.
+    Families are drawn uniformly; one with weight ``w`` is drawn as often as ``w`` families without. The same arguments
+    always give the same examples.
 
     >>> [e.prompt for e in draw_examples({"gcd": [1]}, 2, seed=0)] == [
     ...     e.prompt for e in draw_examples({"gcd": [1]}, 2, seed=0)
@@ -105,12 +111,12 @@ def draw_examples(mixture: Mixture, n: int, seed: int | str, split: Split = "tra
     """
     check_mixture(mixture)
     rng = random.Random(f"{split}:{seed}")
-    names = sorted(mixture)
+    names = [name for name in sorted(mixture) for _ in range((weights or {}).get(name, 1))]
     return [_draw_one(rng, name := rng.choice(names), rng.choice(mixture[name]), split) for _ in range(n)]
 
 
 def held_out_set(mixture: Mixture, per_family: int, seed: int = 0) -> list[Example]:
-    """The evaluation set: ``per_family`` held-out examples of every family, levels drawn from the mixture."""
+    """Draw the evaluation set: ``per_family`` held-out examples of every family, levels from the mixture."""
     check_mixture(mixture)
     rng = random.Random(f"evaluation:{seed}")
     return [

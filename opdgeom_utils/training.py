@@ -1,8 +1,8 @@
 """The loop: prompts -> rollouts -> objective -> update.
 
-Master weights are fp32. Nothing random is carried from one update to the next: the prompts and the sampling of an update
-come from its own number and the run's seed, so a run that stops and goes on needs only its weights and its optimiser.
-:func:`train` yields after every update; storing checkpoints is the business of :mod:`opdgeom_utils.runs`.
+Master weights are fp32. Nothing random is carried from one update to the next: the prompts and the sampling of an
+update come from its own number and the run's seed, so a run that stops and goes on needs only its weights and its
+optimiser. :func:`train` yields after every update; storing checkpoints is the business of :mod:`opdgeom_utils.runs`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Log = dict[str, float]
 
 @dataclass
 class Learner:
-    """Everything an update reads or changes: the student, its optimiser, and the two fixed models it is compared with."""
+    """Everything an update reads or changes: the student, its optimiser, and two fixed models to compare with."""
 
     recipe: Recipe
     seed: int
@@ -121,7 +121,7 @@ def make_batches(learner: Learner) -> list[Batch]:
     """Demonstrations for SFT; otherwise one round of rollouts, split into ``updates_per_rollout`` batches."""
     recipe = learner.recipe
     n = recipe.prompts_per_update * recipe.updates_per_rollout
-    examples = draw_examples(recipe.mixture, n, seed=f"{learner.seed}:{learner.step}")
+    examples = draw_examples(recipe.mixture, n, seed=f"{learner.seed}:{learner.step}", weights=recipe.weights)
     if not recipe.on_policy:
         pairs = encode_pairs(
             learner.tokenizer, [e.prompt for e in examples], [e.completion for e in examples], learner.device

@@ -28,7 +28,7 @@ class WorkerError(OpdGeomError, RuntimeError):
 
 
 def load_or_train_many(jobs: Sequence[Job], *, profile: str = "toy", workers: int = 2) -> list[Run]:
-    """Open or train several runs, ``workers`` at a time, each in a process of its own; return them in the order asked for.
+    """Open or train several runs, ``workers`` at a time, each in a process of its own, in the order asked for.
 
     Parameters
     ----------

@@ -8,6 +8,7 @@ import torch
 
 from opdgeom_utils import models
 
+END_ID = 1
 DEFAULTS: dict[str, Any] = {
     "objective": "sft",
     "start": "anchor",
@@ -42,6 +43,13 @@ class World:
 
 
 def save_tiny(folder: Path, seed: int) -> None:
-    """Save an untrained tiny model as bf16, with its tokenizer, as the shipped models are."""
-    models.build_model("tiny", seed).to(torch.bfloat16).save_pretrained(folder)
+    """Save an untrained tiny model as bf16 with its tokenizer, as the shipped models are.
+
+    Every token has a common part, the end mark more of it, so that completions end after a few tokens.
+    """
+    model = models.build_model("tiny", seed)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[:, 0] = 0.5
+        model.model.embed_tokens.weight[END_ID, 0] = 1.1
+    model.to(torch.bfloat16).save_pretrained(folder)
     models.build_tokenizer().save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Rebuild data/models: base and teacher from nothing, then the anchor from the base (`make models`)."""
+"""Rebuild data/models: the base from nothing, then anchor and teacher from the base (`make models`)."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ from opdgeom_utils.runs import UNTRAINED, Run, load_or_train
 
 def export(name: str, run: Run) -> None:
     """Write the run's last checkpoint as a bf16 Hugging Face folder with its tokenizer and its card."""
-    recipe, folder = run.recipe, MODELS / name
-    start = recipe.start
+    recipe, start = run.recipe, run.recipe.start
     model = build_model(start.removeprefix(UNTRAINED), run.seed) if start.startswith(UNTRAINED) else load_model(start)
     load_stored_state(model, storage.read_tensors(run.checkpoints[-1].path))
     write_model(name, model, recipe, run.seed)
@@ -61,8 +60,9 @@ tags: [toy, qwen3, on-policy-distillation]
 ---
 # {name}
 
-A Qwen3 model of {n_parameters:,} parameters for the toy world, stored in bf16. Made by `make models`: recipe `{recipe.name}` of
-`data/recipes/{recipe.profile}.yaml`, seed {seed}, {recipe.steps} updates, from `{recipe.start}`.
+A Qwen3 model of {n_parameters:,} parameters for the toy world, stored in bf16. Made by `make models`:
+recipe `{recipe.name}` of `data/recipes/{recipe.profile}.yaml`, seed {seed}, {recipe.steps} updates, from
+`{recipe.start}`.
 
 sha256 of `model.safetensors`: `{digest}`
 
@@ -88,7 +88,7 @@ def main() -> int:
         recipe = load_recipe(names[0], "models")
         export(names[0], load_or_train(names[0], seed=recipe.seeds[0], profile="models"))
         return 0
-    for group in (["base", "teacher"], ["anchor"]):
+    for group in (["base"], ["teacher", "anchor"]):
         todo = [name for name in group if not names or name in names]
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         running = [subprocess.Popen([sys.executable, str(Path(__file__).resolve()), name], env=env) for name in todo]

@@ -1,4 +1,4 @@
-"""Train every (recipe, seed) of a profile that is missing, two processes at once, and write data/results (`make runs`)."""
+"""Train every run of a profile that is missing, two processes at once, and write data/results (`make runs`)."""
 
 from __future__ import annotations
 

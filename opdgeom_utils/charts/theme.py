@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from typing import TypeVar
 
 import altair as alt
 
+_Channel = TypeVar("_Channel", alt.X, alt.Y)
+Figure = alt.LayerChart | alt.FacetChart
 LABELS = {"sft": "SFT", "opd": "OPD", "rlvr": "RLVR", "control_sft": "control SFT"}
 PAPER = "paper"
 NULLS = {"shuffled": "shuffled null", "random": "random null"}
+ROUNDED = "as bf16 shows it"
+SERIES = {**NULLS, "bf16": ROUNDED}
 PALETTE = {
     "SFT": "#0072B2",
     "OPD": "#D55E00",
@@ -23,14 +29,24 @@ PALETTE = {
 }
 OTHER = ("#E69F00", "#8F6BB3", "#56777A", "#B5651D")
 SHAPES = {"shuffled null": "square", "random null": "triangle-up", PAPER: "diamond"}
-DASHES = {"control SFT": [5, 3], "shuffled null": [2, 3], "random null": [1, 3]}
+DASHES = {ROUNDED: [2, 3], "control SFT": [5, 3], "shuffled null": [2, 3], "random null": [1, 3]}
 VERDICT_COLOURS = {
     "reproduced": "#1B7837",
     "partly": "#E1B12C",
     "not reproduced": "#B2432F",
     "not testable at this scale": "#8A94A0",
 }
-FONT = "'Inter Variable', Inter, system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
+VERDICT_MARKS = {"reproduced": "●", "partly": "◐", "not reproduced": "○", "not testable at this scale": "◌"}
+_RING = "M0,-1A1,1,0,1,1,0,1A1,1,0,1,1,0,-1ZM0,-.75A.75,.75,0,1,0,0,.75A.75,.75,0,1,0,0,-.75Z"
+_DOT = "a.2,.2,0,1,0,.4,0a.2,.2,0,1,0,-.4,0Z"
+_TURNS = [i * math.pi / 4 for i in range(8)]
+_DOTS = "".join(f"M{0.82 * math.cos(t) - 0.2:.3f},{0.82 * math.sin(t):.3f}{_DOT}" for t in _TURNS)
+VERDICT_SHAPES = {
+    "reproduced": "circle",
+    "partly": _RING + "M0,-1A1,1,0,0,0,0,1Z",
+    "not reproduced": _RING,
+    "not testable at this scale": _DOTS,
+}
 WORDS = {
     "update_sparsity": "update sparsity",
     "left_angle_mean_deg": "left mean angle",
@@ -42,35 +58,25 @@ WORDS = {
     "low_magnitude_overlap": "low-magnitude overlap",
     "stable_rank": "stable rank",
     "update_norm": "norm of the update",
+    "total_norm": "norm of the whole update",
+    "relative_norm": "norm of the update / norm of the weights",
+    "sampled": "sampled accuracy",
+    "greedy": "greedy accuracy",
+    "reverse_kl_sampled": "reverse KL to the teacher, sampled tokens (nats)",
+    "reverse_kl_full_vocab": "reverse KL to the teacher, full vocabulary (nats)",
+    "kl_to_anchor": "KL to the anchor (nats)",
+    "entropy": "entropy (nats)",
+    "grad_norm": "norm of the gradient",
 }
-PERCENT = ("update_sparsity", "principal_overlap", "low_magnitude_overlap")
-LOGARITHMIC = ("left_angle_mean_deg", "right_angle_mean_deg", "normalized_spectral_shift")
-
-
-@alt.theme.register("opdgeom", enable=False)
-def _theme() -> alt.theme.ThemeConfig:
-    return {
-        "config": {
-            "font": FONT,
-            "axis": {"labelFontSize": 12, "titleFontSize": 13, "titleFontWeight": 500, "gridOpacity": 0.6},
-            "legend": {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": 500, "symbolSize": 70},
-            "header": {"labelFontSize": 12, "titleFontSize": 13, "titleFontWeight": 500},
-            "title": {"fontSize": 14, "fontWeight": 600, "anchor": "start"},
-            "view": {"stroke": "transparent"},
-        }
-    }
-
-
-def enable_theme() -> None:
-    """Use the book's typeface and sizes in every chart of this process; the background stays the page's own.
-
-    Examples
-    --------
-    >>> enable_theme()
-    >>> alt.theme.active
-    'opdgeom'
-    """
-    alt.theme.enable("opdgeom")
+QUARTERS = [0, 0.25, 0.5, 0.75, 1]
+PERCENT = (
+    "update_sparsity", "principal_overlap", "low_magnitude_overlap", "sampled", "greedy", "gain", "reward",
+    "grad_clipped", "clip_rate",
+)  # fmt: skip
+LOGARITHMIC = (
+    "left_angle_mean_deg", "right_angle_mean_deg", "left_angle_max_deg", "right_angle_max_deg",
+    "normalized_spectral_shift",
+)  # fmt: skip
 
 
 def label(recipe: str) -> str:
@@ -152,10 +158,45 @@ def dash_scale(names: Iterable[str]) -> alt.Scale:
     return alt.Scale(domain=domain, range=[DASHES.get(n, [1, 0]) for n in domain])
 
 
-def scale_kind(metric: str) -> str:
-    """``log`` for metrics that spread over decades, ``linear`` for the others.
+def log_ticks(low: float, high: float) -> list[float]:
+    """Few round ticks between two positive numbers: powers of ten over three decades or more, else some between.
 
-    >>> scale_kind("normalized_spectral_shift"), scale_kind("update_sparsity")
-    ('log', 'linear')
+    >>> log_ticks(0.0002, 0.3), log_ticks(0.4, 30.0), log_ticks(0.4, 6.0)
+    ([0.001, 0.01, 0.1], [1.0, 3.0, 10.0, 30.0], [0.5, 1.0, 2.0, 5.0])
     """
-    return "log" if metric in LOGARITHMIC else "linear"
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    parts = (1,) if high / low >= 1000 else (1, 3) if high / low >= 30 else (1, 2, 5)
+    steps = range(first, last + 1, 2 if last - first > 6 else 1)
+    ticks = [float(f"{m}e{power}") for power in steps for m in parts]
+    return [t for t in ticks if low <= t <= high]
+
+
+def value_axis(channel: _Channel, metric: str, numbers: Iterable[float], *, log: bool | None = None) -> _Channel:
+    """Give an axis the scale, the range and the ticks that fit a metric: few, and not forced to start at zero.
+
+    Parameters
+    ----------
+    channel
+        ``alt.X`` or ``alt.Y``.
+    metric
+        Column that is drawn.
+    numbers
+        Everything that must fit on the axis.
+    log
+        Whether the axis is logarithmic; None asks the metric.
+    """
+    if not (metric in LOGARITHMIC if log is None else log):
+        return channel.scale(zero=False, nice=True).axis(format=axis_format(metric), tickCount=5, labelOverlap=True)
+    known = [n for n in numbers if n > 0] or [1.0]
+    low, high = min(known) / 1.25, max(known) * 1.25
+    ticks = log_ticks(low, high)
+    return channel.scale(type="log", domain=[low, high], nice=False).axis(format="~g", values=ticks, labelOverlap=True)
+
+
+def legend(names: Iterable[str]) -> alt.Legend:
+    """Legend above the plot; more than four entries share rows of three, so that it fits a phone.
+
+    >>> legend(["SFT", "OPD"]).to_dict()
+    {'columns': 0, 'orient': 'top', 'symbolOpacity': 1, 'symbolStrokeWidth': 0}
+    """
+    return alt.Legend(orient="top", columns=3 if len(set(names)) > 4 else 0, symbolOpacity=1, symbolStrokeWidth=0)

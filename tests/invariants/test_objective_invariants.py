@@ -1,6 +1,7 @@
 """What must hold for every objective, whatever the numbers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -78,7 +79,9 @@ def test_mean_gradient_of_the_sampled_estimator_is_the_exact_gradient() -> None:
             r = objectives.reverse_kl_sampled(own, token_log_probs(teacher[None], ids[token : token + 1]))
             loss = objectives.policy_loss(own, own.detach(), -r, everything, **CLIPS).loss
             mean += probabilities[token] * torch.autograd.grad(loss, student)[0]
-        exact = torch.autograd.grad((student.softmax(-1) * (student.log_softmax(-1) - teacher.log_softmax(-1))).sum(), student)
+        exact = torch.autograd.grad(
+            (student.softmax(-1) * (student.log_softmax(-1) - teacher.log_softmax(-1))).sum(), student
+        )
         torch.testing.assert_close(mean, exact[0], rtol=1e-9, atol=1e-12)
         package = torch.autograd.grad(objectives.reverse_kl_full_vocab(student[None], teacher[None]).sum(), student)
         torch.testing.assert_close(package[0], exact[0], rtol=1e-4, atol=1e-6)
@@ -146,13 +149,13 @@ def test_grpo_credit_is_centred_shared_and_blind_to_the_scale_of_rewards(seed: i
 # --- a whole update: the learner of the training loop on a tiny model ------------------------------------------------
 
 
-def recipe(objective: str, micro_batches: int, **changes: object) -> Recipe:
-    values = {
+def recipe(objective: str, micro_batches: int, **changes: Any) -> Recipe:
+    values: dict[str, Any] = {
         "name": objective, "profile": "tiny", "objective": objective, "start": "anchor", "steps": 1,
         "learning_rate": 1.0e-3, "mixture": {"sum": [1]}, "checkpoints": (1,), "grad_clip": 1.0e9,
         "micro_batches": micro_batches, "probe_prompts": 1, **changes,
     }  # fmt: skip
-    return Recipe(**values)  # pyright: ignore[reportArgumentType]
+    return Recipe(**values)
 
 
 def rollouts_of(seed: int) -> Rollouts:
@@ -164,27 +167,31 @@ def rollouts_of(seed: int) -> Rollouts:
     return Rollouts(prompts, prompt_mask, ids, mask, -torch.rand(B, G, T, generator=generator) * mask)
 
 
-def updated(objective: str, micro_batches: int, rewards: Tensor, **changes: object) -> tuple[list[Tensor], dict[str, float]]:
+def updated(
+    objective: str, micro_batches: int, rewards: Tensor, **changes: object
+) -> tuple[list[Tensor], dict[str, float]]:
     """Gradients and log of one update on fixed completions whose ratios differ from 1."""
     student, teacher = build_model("tiny", 0), build_model("tiny", 1).eval()
     learner = Learner(recipe(objective, micro_batches, **changes), 0, student, build_tokenizer(), teacher)
     rollouts = rollouts_of(4)
-    own = Rollouts(rollouts.prompt_ids, rollouts.prompt_mask, rollouts.completion_ids, rollouts.mask, rollouts.log_probs - 3.8)
+    own = Rollouts(
+        rollouts.prompt_ids, rollouts.prompt_mask, rollouts.completion_ids, rollouts.mask, rollouts.log_probs - 3.8
+    )
     batch = Batch(own, own.mask.float(), rewards) if objective == "sft" else score(learner, own, rewards)
     log = apply_update(learner, batch)
     return [p.grad.clone() for p in student.parameters() if p.grad is not None], log
 
 
 @pytest.fixture
-def rewards() -> Iterator[Tensor]:
-    yield torch.tensor([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0], [0.0, 1.0, 0.0, 0.0]])
+def rewards() -> Tensor:
+    return torch.tensor([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0], [0.0, 1.0, 0.0, 0.0]])
 
 
 @pytest.mark.parametrize(
     ("objective", "changes"),
     [("sft", {}), ("opd", {}), ("opd", {"estimator": "full_vocab"}), ("rlvr", {}), ("mixed", {"alpha": 0.5})],
 )
-def test_micro_batches_sum_to_the_full_batch(objective: str, changes: dict[str, object], rewards: Tensor) -> None:
+def test_micro_batches_sum_to_the_full_batch(objective: str, changes: dict[str, Any], rewards: Tensor) -> None:
     whole, log = updated(objective, 1, rewards, **changes)
     for parts in (2, 3):
         split, split_log = updated(objective, parts, rewards, **changes)
@@ -216,7 +223,9 @@ def test_no_informative_group_gives_no_gradient() -> None:
 @pytest.mark.parametrize("estimator", ["sampled", "full_vocab"])
 def test_an_update_with_the_student_as_teacher_has_no_gradient(estimator: str, rewards: Tensor) -> None:
     student = build_model("tiny", 0)
-    learner = Learner(recipe("opd", 2, estimator=estimator), 0, student, build_tokenizer(), build_model("tiny", 0).eval())
+    learner = Learner(
+        recipe("opd", 2, estimator=estimator), 0, student, build_tokenizer(), build_model("tiny", 0).eval()
+    )
     rollouts = rollouts_of(4)
     batch = score(learner, rollouts, rewards)
     assert batch.teacher_logits is not None

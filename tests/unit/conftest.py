@@ -27,7 +27,7 @@ def world(tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     found = World(tiny_models, tmp_path / "recipes", tmp_path / "runs")
     found.recipes.mkdir()
     content = {"defaults": DEFAULTS, "recipes": RECIPES}
-    (found.recipes / "tiny.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    (found.recipes / "tiny.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     monkeypatch.setattr(models, "MODELS", found.models)
     monkeypatch.setattr(recipes, "RECIPES", found.recipes)
     monkeypatch.setenv("OPDGEOM_RUNS", str(found.runs))

@@ -1,5 +1,6 @@
 """Every solver against answers worked out by hand, and every generator against its own promises."""
 
+import math
 import random
 import re
 
@@ -15,10 +16,10 @@ BY_HAND = [
     ("add", "105,206", ["11", "01", "03"], "311"),
     ("mod", "7*8%9", [], "2"),
     ("mod", "5*5*5%11", ["3"], "4"),
-    ("base", "13>3", ["4r1", "1r1", "0r1"], "111"),
-    ("base", "50>4", ["12r2", "3r0", "0r3"], "302"),
-    ("gcd", "84,36", ["12", "0"], "12"),
-    ("gcd", "9,7", ["2", "1", "0"], "1"),
+    ("base", "13>2", ["6", "3", "1"], "1101"),
+    ("base", "8>2", ["4", "2", "1"], "1000"),
+    ("gcd", "12,8", ["4,8", "4,4"], "4"),
+    ("gcd", "2,5", ["2,3", "2,1", "1,1"], "1"),
     ("poly", "2,3@4", [], "1"),
     ("poly", "1,2,3@5", ["7"], "8"),
     ("sort", "312", ["13"], "123"),
@@ -31,10 +32,10 @@ BY_HAND = [
     ("uniq", "zzyz", ["z+z-y+z-"], "zy"),
     ("runs", "aab", ["a1a2b1"], "a2b1"),
     ("runs", "abbba", ["a1b1b2b3a1"], "a1b3a1"),
-    ("pair", "([])", ["1210"], "y2"),
+    ("pair", "(())", ["1210"], "y2"),
     ("pair", "()(", ["101"], "u1"),
-    ("pair", "(]", ["1x"], "n1"),
-    ("pair", "]", ["x"], "n0"),
+    ("pair", "(()))", ["1210x"], "n2"),
+    ("pair", ")", ["x"], "n0"),
 ]
 
 
@@ -85,6 +86,7 @@ def test_answers_agree_with_python_arithmetic() -> None:
             assert int(answer["mod"]) == eval(args["mod"])
             number, base = args["base"].split(">")
             assert int(answer["base"], int(base)) == int(number)
+            assert int(answer["gcd"]) == math.gcd(*(int(number) for number in args["gcd"].split(",")))
             coefficients, x = args["poly"].split("@")
             powers = enumerate(reversed(coefficients.split(",")))
             assert int(answer["poly"]) == sum(int(c) * int(x) ** power for power, c in powers) % 10

@@ -6,7 +6,16 @@ from hypothesis import strategies as st
 
 from opdgeom_utils.errors import RecipeError
 from opdgeom_utils.families import FAMILIES, LEVELS
-from opdgeom_utils.tasks import CHARACTERS, END, check_mixture, draw_examples, held_out_set, make_example, split_of, verify
+from opdgeom_utils.tasks import (
+    CHARACTERS,
+    END,
+    check_mixture,
+    draw_examples,
+    held_out_set,
+    make_example,
+    split_of,
+    verify,
+)
 
 EVERYTHING = {name: list(LEVELS) for name in FAMILIES}
 
@@ -60,7 +69,8 @@ def test_malformed_completions_score_zero(family: str) -> None:
     example = draw_examples({family: [2]}, 1, seed=0)[0]
     good, answer = example.completion, example.answer
     malformed = [
-        "", END, END + END, good[:-1], good + END, END + good, good + "1", good + " ", answer, f"{answer};{END}", f";{END}",
+        "", END, END + END, good[:-1], good + END, END + good, good + "1", good + " ", answer, f"{answer};{END}",
+        f";{END}",
         f"{answer} {END}", f" {answer}{END}", f"{answer}<pad>{END}", f"<pad>{answer}{END}", f"{answer};wrong{END}",
         f"{answer}{answer}{END}", good.replace(";", ",") if ";" in good else f"0,{good}",
     ]  # fmt: skip
@@ -89,7 +99,9 @@ def test_a_wrong_mixture_is_a_recipe_error(mixture: dict[str, list[int]]) -> Non
 def test_an_exhausted_prompt_space_is_a_recipe_error(monkeypatch: pytest.MonkeyPatch) -> None:
     side = split_of(make_example("sum", "10+1").prompt)
     other = "held_out" if side == "train" else "train"
-    single = FAMILIES["sum"].__class__("sum", "mathematics", "one prompt only", lambda *_: "10+1", FAMILIES["sum"].solve)
+    single = FAMILIES["sum"].__class__(
+        "sum", "mathematics", "one prompt only", lambda *_: "10+1", FAMILIES["sum"].solve
+    )
     monkeypatch.setitem(FAMILIES, "sum", single)
     assert draw_examples({"sum": [1]}, 1, 0, side)[0].prompt == "sum 10+1="
     with pytest.raises(RecipeError, match="too small"):

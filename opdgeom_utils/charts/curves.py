@@ -1,0 +1,241 @@
+"""Figures of curves: a metric against the size of the update, against the tolerance, against the masks' settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import altair as alt
+import pandas as pd
+
+from opdgeom_utils.charts.series import along, drawable, in_windows, listed, need
+from opdgeom_utils.charts.theme import (
+    NULLS,
+    ROUNDED,
+    Figure,
+    colour_scale,
+    dash_scale,
+    in_order,
+    legend,
+    log_ticks,
+    metric_title,
+    shape_scale,
+    value_axis,
+)
+
+BF16_STEP = 2.0**-8
+PAPER_ETA = 1e-3
+HEIGHT = 300
+PANEL = 170
+
+
+def training_curves(table: pd.DataFrame, column: str = "sampled") -> Figure:
+    """Draw a quantity during training: points of the seeds, their mean, a band for the 95% interval.
+
+    Parameters
+    ----------
+    table
+        One row per (recipe, seed, step) or per (recipe, seed, step, family): the accuracy table, or the training log.
+        Families are averaged first. Runs with more than 50 steps are averaged over windows.
+    column
+        Column to draw.
+    """
+    need(table, ["recipe", "seed", "step", column])
+    known = table.loc[table.loc[:, column].notna()].filter(items=["recipe", "seed", "step", column])
+    means = known.groupby(["recipe", "seed", "step"], sort=True).agg("mean").reset_index()
+    curves = along(in_windows(means, column), "step", column, at=["step"], nulls=())
+    title = metric_title(column)
+    said = (
+        f"{title[0].upper()}{title[1:]} against optimiser steps, a band for the 95% interval over "
+        f"{means.loc[:, 'seed'].nunique()} seeds. At the last step: {_last(curves)}."
+    )
+    x = alt.X("x:Q", title="optimiser steps (square-root scale)").scale(type="sqrt")
+    axis = x.axis(format="d", tickMinStep=1, tickCount=5, labelOverlap=True)
+    return alt.layer(*_layers(curves, axis, column)).properties(width="container", height=HEIGHT, description=said)
+
+
+def metric_against_norm(
+    summary: pd.DataFrame, metric: str, *, norm: str = "total_norm", null: str = "shuffled"
+) -> Figure:
+    """Draw a metric against the size of the update along the runs, a curve per objective with its null's curve.
+
+    Where the curves of two objectives coincide, the metric sees the size of an update and not its objective. A square
+    in the objective's colour marks the end of its null's curve. What bf16 shows of the same update (``null="bf16"``) is
+    no null: it is drawn dotted, in the objective's own colour.
+
+    Parameters
+    ----------
+    summary
+        One row per checkpoint, from :func:`opdgeom_utils.matched.summarise`.
+    metric
+        Column of the vertical axis.
+    norm
+        Column of the horizontal axis, ``total_norm`` or ``relative_norm``; logarithmic.
+    null
+        Suffix of the null column.
+    """
+    curves = along(summary, norm, metric, at=["step"], nulls=[null])
+    title = metric_title(metric)
+    said = (
+        f"{title[0].upper()}{title[1:]} against the {metric_title(norm)}, logarithmic, along the checkpoints of "
+        f"each run. At the last step: {_last(curves)}."
+    )
+    x = alt.X("x:Q", title=f"{metric_title(norm)} (logarithmic)")
+    axis = value_axis(x, norm, curves.loc[:, "x"], log=True)
+    means = curves.loc[(curves.loc[:, "role"] == "mean") & curves.loc[:, "series"].isin(list(NULLS.values()))]
+    ends = drawable(means.sort_values("step").groupby("recipe", sort=False).tail(1), metric)
+    y = value_axis(alt.Y("value:Q", title=metric_title(metric)), metric, curves.loc[:, "value"])
+    names = _ink(curves).drop_duplicates()
+    flags = (
+        alt.Chart(ends)
+        .mark_point(filled=True, shape="square", size=80, opacity=1)
+        .encode(x=axis, y=y, color=alt.Color("recipe:N", scale=colour_scale(names)), tooltip=_tip(x_title=norm))
+    )
+    layers = _layers(curves, axis, metric, x_title=norm)
+    return alt.layer(*layers, *([flags] if len(ends) else [])).properties(
+        width="container", height=HEIGHT, description=said
+    )
+
+
+def eta_sweep(table: pd.DataFrame, null: str = "shuffled") -> Figure:
+    """Draw update sparsity against the tolerance eta, with the paper's value and the one below which it is inert.
+
+    Parameters
+    ----------
+    table
+        One row per (recipe, seed, eta): ``update_sparsity`` and, where it was measured, its null.
+    null
+        Suffix of the null column.
+    """
+    etas = sorted(set(need(table, ["eta"]).loc[:, "eta"]))
+    floor = min(eta for eta in [*etas, PAPER_ETA] if eta > 0) / 10
+    shifted = table.assign(place=table.loc[:, "eta"].clip(lower=floor))
+    curves = along(shifted, "place", "update_sparsity", at=["eta"], nulls=[null])
+    marks = pd.DataFrame(
+        {
+            "eta": [PAPER_ETA, BF16_STEP],
+            "text": ["paper", "1/256"],
+            "why": ["the paper's tolerance", "inert below this"],
+        }
+    )
+    x = alt.X("x:Q", title="tolerance eta (logarithmic)").scale(type="log", nice=False)
+    zero = f"datum.value < {2 * floor:g} ? '0' : datum.label"
+    ticks = [*([floor] if etas[0] <= 0 else []), *log_ticks(10 * floor, max([*etas, PAPER_ETA]))]
+    axis = x.axis(values=ticks, format=".2~g", labelExpr=zero, labelOverlap=True)
+    lines = alt.Chart(marks).mark_rule(strokeDash=[4, 3]).encode(x="eta:Q", tooltip=["text:N", "why:N", "eta:Q"])
+    words = [
+        alt.Chart(one).mark_text(align="right", dx=-4, fontSize=11, y=8 + 14 * i).encode(x="eta:Q", text="text:N")
+        for i, one in enumerate((marks.head(1), marks.tail(1)))
+    ]
+    said = (
+        f"Update sparsity against the tolerance eta, logarithmic. Dashed lines: the paper's {PAPER_ETA:g}, and "
+        f"1/256 ({BF16_STEP:.4f}). At the paper's tolerance, or the nearest to it: "
+        f"{_nearest(curves, PAPER_ETA)}; at the largest: {_last(curves)}."
+    )
+    return alt.layer(lines, *words, *_layers(curves, axis, "update_sparsity", x_title="eta")).properties(
+        width="container", height=HEIGHT, description=said
+    )
+
+
+def alpha_rank_sweep(table: pd.DataFrame, metric: str = "principal_overlap", null: str = "shuffled") -> Figure:
+    """Draw mask overlap, divided by chance, against the size alpha of the mask, a panel for each rank.
+
+    Parameters
+    ----------
+    table
+        One row per (recipe, seed, alpha, rank), or without ``rank``: the metric and, where measured, its null.
+    metric
+        ``principal_overlap`` or ``low_magnitude_overlap`` (which knows no rank).
+    null
+        Suffix of the null column.
+    """
+    need(table, ["recipe", "seed", "alpha", metric])
+    columns = [c for c in (metric, f"{metric}_{null}") if c in table]
+    ratios = table.assign(**{f"over_chance{c.removeprefix(metric)}": table[c] / table["alpha"] for c in columns})
+    at = ["rank", "alpha"] if "rank" in table and table.loc[:, "rank"].nunique() > 1 else ["alpha"]
+    curves = along(ratios, "alpha", "over_chance", at=at, nulls=[null])
+    if "rank" in curves:
+        curves["panel"] = [f"rank {rank:g}" for rank in curves.loc[:, "rank"]]
+    x = alt.X("x:Q", title="alpha").scale(zero=False)
+    axis = x.axis(tickCount=3, format=".0%", labelOverlap=True)
+    chart = alt.layer(*_layers(curves, axis, "over_chance", x_title="alpha", y_title="overlap / chance", level=1.0))
+    ranks = [f"{rank:g}" for rank in sorted(curves["rank"].unique())] if "rank" in curves else []
+    panels = f", a panel for each rank ({listed(ranks)})" if ranks else ""
+    said = (
+        f"{metric_title(metric)[0].upper()}{metric_title(metric)[1:]} divided by chance, against alpha{panels}; 1 is "
+        f"chance. At the largest alpha{' and rank' if ranks else ''}: {_last(curves)}."
+    )
+    if not ranks:
+        return chart.properties(width="container", height=HEIGHT, description=said)
+    order = [f"rank {rank}" for rank in ranks]
+    panel = chart.properties(width=PANEL, height=180)
+    return panel.facet(facet=alt.Facet("panel:N", sort=order, title=None), columns=3).properties(description=said)
+
+
+def _layers(
+    curves: pd.DataFrame,
+    x: alt.X,
+    metric: str,
+    *,
+    x_title: str = "step",
+    y_title: str | None = None,
+    level: float | None = None,
+) -> list[alt.Chart]:
+    """Band, points of the seeds, line and points of the means, nulls in grey; a dashed line at ``level``."""
+    curves = curves.assign(curve=curves.loc[:, "recipe"] + ", " + curves.loc[:, "series"], ink=_ink(curves))
+    names, lines = in_order(curves.loc[:, "ink"]), in_order(curves.loc[:, "series"])
+    colour = alt.Color("ink:N", title=None, scale=colour_scale(names), legend=legend(names))
+    dash = alt.StrokeDash("series:N", title=None, scale=dash_scale(lines), legend=None)
+    shape = alt.Shape("ink:N", title=None, scale=shape_scale(names), legend=legend(names))
+    curves = drawable(curves, metric)
+    numbers = curves.filter(items=["value", "low", "high"]).stack()
+    title = y_title or metric_title(metric)
+    y, low = (value_axis(alt.Y(f"{c}:Q", title=title), metric, numbers) for c in ("value", "low"))
+    data = alt.Chart(curves)
+    base = data.encode(x=x, color=colour, detail="curve:N")
+    means = base.transform_filter("datum.role == 'mean'")
+    seeds = base.transform_filter("datum.role == 'seed'").mark_point(filled=True, size=12, opacity=0.35)
+    tip = _tip(x_title)
+    levels = [] if level is None else [data.mark_rule(strokeDash=[4, 3]).encode(y=alt.datum(level))]
+    return [
+        *levels,
+        means.transform_filter("datum.series == datum.recipe").mark_area(opacity=0.15).encode(y=low, y2="high:Q"),
+        seeds.encode(y=y, shape=shape, tooltip=tip),
+        means.mark_line(strokeWidth=2).encode(y=y, strokeDash=dash),
+        means.mark_point(filled=True, size=30, opacity=1).encode(y=y, shape=shape, tooltip=tip),
+    ]
+
+
+def _ink(curves: pd.DataFrame) -> pd.Series:
+    """Whose colour a curve takes: its null's grey, or its objective's own."""
+    return curves.loc[:, "series"].where(curves.loc[:, "series"] != ROUNDED, curves.loc[:, "recipe"])
+
+
+def _tip(x_title: str) -> list[alt.Tooltip]:
+    return [
+        alt.Tooltip("recipe:N", title="objective"),
+        alt.Tooltip("series:N", title="curve"),
+        alt.Tooltip("x:Q", title=metric_title(x_title), format=".3~g"),
+        alt.Tooltip("text:N", title="value"),
+    ]
+
+
+def _last(curves: pd.DataFrame) -> str:
+    """Mean of every curve at its last place."""
+    keys = [c for c in ("rank", "alpha", "eta", "step") if c in curves]
+    return _clauses(curves.loc[curves.loc[:, "role"] == "mean"].sort_values(keys))
+
+
+def _nearest(curves: pd.DataFrame, place: float) -> str:
+    means = curves.loc[curves.loc[:, "role"] == "mean"]
+    return _clauses(means.assign(off=(means.loc[:, "x"] - place).abs()).sort_values("off", ascending=False))
+
+
+def _clauses(means: pd.DataFrame) -> str:
+    ends = means.groupby(["recipe", "series"], sort=False).tail(1)
+    parts: list[str] = []
+    for recipe in in_order(ends.loc[:, "recipe"]):
+        own = ends.loc[ends.loc[:, "recipe"] == recipe]
+        said = dict(zip(own.loc[:, "series"], own.loc[:, "text"], strict=True))
+        nulls: Sequence[str] = [f"{s} {str(t).split(' (', 1)[0]}" for s, t in said.items() if s != recipe]
+        parts.append(", ".join([f"{recipe} {said.get(recipe, 'undefined')}", *nulls]))
+    return "; ".join(parts)

@@ -1,0 +1,374 @@
+"""Every published figure, drawn from small seeded tables: it compiles, and its description has the table's numbers."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+import pytest
+import vl_convert
+
+from opdgeom_utils import charts, claims, matched
+from opdgeom_utils.book_renderer import chart_description, static_spec
+from opdgeom_utils.charts.maps import MODULES
+from opdgeom_utils.charts.theme import PALETTE, VERDICT_COLOURS
+from opdgeom_utils.charts.world import wilson_interval
+from opdgeom_utils.errors import MetricInputError
+from tests.chart_tables import accuracy, card, credit_table, ends, family_table, geometry, places, sweep
+
+ETAS = (0.0, 1e-5, 1e-4, 1e-3, 3e-3, 0.0039, 0.005, 0.01, 0.02, 0.05, 0.1)
+ALPHAS = (0.05, 0.1, 0.3, 0.5)
+FIGURES: dict[str, Callable[[], alt.TopLevelMixin]] = {
+    "accuracy_by_family": lambda: charts.accuracy_by_family(family_table()),
+    "training_curves": lambda: charts.training_curves(accuracy()),
+    "credit_per_token": lambda: charts.credit_per_token(credit_table()),
+    "sparsity_comparison": lambda: charts.sparsity_comparison(ends(), claims.load_reported()),
+    "rotation_comparison": lambda: charts.rotation_comparison(ends(), claims.load_reported()),
+    "spectral_drift": lambda: charts.spectral_drift(ends(), claims.load_reported()),
+    "mask_overlap": lambda: charts.mask_overlap(ends(), claims.load_reported()),
+    "localisation": lambda: charts.localisation(geometry(), recipes=["sft", "opd", "rlvr"]),
+    "localisation_null": lambda: charts.localisation(geometry(), "principal_overlap", against="shuffled"),
+    "localisation_mean": lambda: charts.localisation(geometry(), "low_magnitude_overlap", against="mean"),
+    "matched_controls": lambda: charts.matched_controls(places(), "update_sparsity"),
+    "matched_controls_log": lambda: charts.matched_controls(places(), "normalized_spectral_shift"),
+    "metric_against_norm": lambda: charts.metric_against_norm(matched.summarise(geometry()), "update_sparsity"),
+    "metric_against_norm_log": lambda: charts.metric_against_norm(
+        matched.summarise(geometry()), "left_angle_mean_deg", norm="relative_norm"
+    ),
+    "rounding": lambda: charts.metric_against_norm(
+        matched.summarise(geometry()), "stable_rank", norm="relative_norm", null="bf16"
+    ),
+    "eta_sweep": lambda: charts.eta_sweep(
+        sweep(eta=(0.0, 1e-5, 1e-4, 1e-3, 3e-3, 0.0039, 0.005, 0.01, 0.02, 0.05, 0.1))
+    ),
+    "alpha_rank_sweep": lambda: charts.alpha_rank_sweep(sweep(alpha=ALPHAS, rank=(16, 64, 128))),
+    "alpha_sweep": lambda: charts.alpha_rank_sweep(sweep(alpha=ALPHAS)),
+    "scorecard": lambda: charts.scorecard(card()),
+    "hero": lambda: charts.hero(ends(), claims.load_reported()),
+}
+
+
+def mean_of(metric: str, recipe: str = "opd") -> float:
+    table = ends()
+    return float(table.loc[table["recipe"] == recipe, metric].mean())
+
+
+def last_accuracy() -> float:
+    table = accuracy()
+    return float(table.loc[(table["recipe"] == "rlvr") & (table["step"] == 100), "sampled"].mean())
+
+
+def place_mean(place: str, recipe: str, metric: str) -> float:
+    table = places()
+    return float(table.loc[(table["place"] == place) & (table["recipe"] == recipe), metric].mean())
+
+
+def highest_cell(metric: str = "update_sparsity", less: str | None = None) -> float:
+    """Largest of RLVR's cells, each the mean over seeds, at the last step."""
+    table = geometry()
+    last = table.loc[(table["step"] == 100) & (table["recipe"] == "rlvr")]
+    means = last.groupby(["layer", "module"])[[metric, f"{metric}_shuffled"]].mean()
+    level = {"mean": means[metric].mean(), "shuffled": means[f"{metric}_shuffled"]}.get(str(less), 0.0)
+    return float((means[metric] - level).max())
+
+
+def swept(column: str, **settings: float) -> float:
+    """Mean of OPD over seeds at one setting of the sweep."""
+    grid = {"eta": ETAS} if "eta" in settings else {"alpha": ALPHAS}
+    grid |= {"rank": (16, 64, 128)} if "rank" in settings else {}
+    table = sweep(**grid)
+    for name, value in settings.items():
+        table = table.loc[table[name] == value]
+    return float(table.loc[table["recipe"] == "opd", column].mean())
+
+
+#: A number of each figure's table, computed here without the figure's code, as its description must print it.
+NUMBERS: dict[str, Callable[[], str]] = {
+    "accuracy_by_family": lambda: "base 0%, anchor 50%, teacher 100%",
+    "training_curves": lambda: f"RLVR {last_accuracy():.1%} (95% interval",
+    "credit_per_token": lambda: "OPD: from -4.00 to +0.25. RLVR: -0.50 on each.",
+    "sparsity_comparison": lambda: f"OPD {mean_of('update_sparsity'):.1%} (95% interval",
+    "rotation_comparison": lambda: f"OPD {mean_of('left_angle_mean_deg'):.3g} degrees (95% interval",
+    "spectral_drift": lambda: f"shuffled null {mean_of('normalized_spectral_shift_shuffled'):.3g}, random null",
+    "mask_overlap": lambda: f"shuffled null {mean_of('low_magnitude_overlap_shuffled'):.1%}, paper 53.59%",
+    "localisation": lambda: f"highest {highest_cell():.1%} in",
+    "localisation_null": lambda: f"highest {highest_cell('principal_overlap', 'shuffled'):.1%} in",
+    "localisation_mean": lambda: f"highest {highest_cell('low_magnitude_overlap', 'mean'):.1%} in",
+    "matched_controls": lambda: f"{place_mean('equal norm', 'control_sft', 'update_sparsity'):.1%} (95% interval",
+    "matched_controls_log": lambda: f"OPD {place_mean('equal updates', 'opd', 'normalized_spectral_shift'):.3g} (95%",
+    "metric_against_norm": lambda: f"RLVR {mean_of('update_sparsity', 'rlvr'):.1%} (95% interval",
+    "metric_against_norm_log": lambda: f"OPD {mean_of('left_angle_mean_deg'):.3g} degrees (95% interval",
+    "rounding": lambda: f"as bf16 shows it {mean_of('stable_rank_bf16'):.3g}",
+    "eta_sweep": lambda: f"OPD {swept('update_sparsity', eta=0.1):.1%} (95% interval",
+    "alpha_rank_sweep": lambda: f"OPD {2 * swept('principal_overlap', alpha=0.5, rank=128):.3g} (95% interval",
+    "alpha_sweep": lambda: f"OPD {2 * swept('principal_overlap', alpha=0.5):.3g} (95% interval",
+    "scorecard": lambda: "10 reproduced, 10 partly, 9 not reproduced and 9 not testable at this scale",
+    "hero": lambda: f"OPD: {mean_of('update_sparsity'):.1%} unchanged",
+}
+NARROW = 190
+SIDES = 170
+
+
+@cache
+def spec_of(name: str) -> dict[str, Any]:
+    return FIGURES[name]().to_dict()
+
+
+def parts(node: Any) -> Iterator[dict[str, Any]]:
+    """Every object inside a specification."""
+    if isinstance(node, dict):
+        yield node
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from parts(child)
+
+
+def rows_of(spec: dict[str, Any]) -> pd.DataFrame:
+    """The largest of a specification's data sets."""
+    return pd.DataFrame(max(spec["datasets"].values(), key=len))
+
+
+def test_every_public_figure_is_drawn_here() -> None:
+    assert set(charts.__all__) <= set(FIGURES)
+    assert set(NUMBERS) == set(FIGURES)
+    assert all(callable(getattr(charts, name)) for name in charts.__all__)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figure_compiles_and_says_its_numbers(name: str) -> None:
+    spec = spec_of(name)
+    svg = vl_convert.vegalite_to_svg(static_spec(spec))
+    assert NUMBERS[name]() in chart_description(spec)
+    assert "NaN" not in svg
+    assert "undefined" not in svg
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figure_follows_its_box_and_fits_a_phone(name: str) -> None:
+    """One view follows its container; with a plot 190 pixels wide, labels and legend add at most 170."""
+    spec = spec_of(name)
+    if "facet" in spec:
+        assert isinstance(spec["spec"]["width"], int)
+        return
+    assert spec["width"] == "container"
+    svg = ET.fromstring(vl_convert.vegalite_to_svg({**static_spec(spec), "width": NARROW}))
+    assert float(svg.attrib["width"]) <= NARROW + SIDES
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_legends_stand_on_top_and_marks_have_tooltips(name: str) -> None:
+    found = list(parts(spec_of(name)))
+    legends = [p["legend"] for p in found if isinstance(p.get("legend"), dict)]
+    assert legends
+    assert all(legend["orient"] == "top" for legend in legends)
+    assert any("tooltip" in p for p in found)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_one_colour_for_each_name_everywhere(name: str) -> None:
+    known = PALETTE | VERDICT_COLOURS
+    for part in parts(spec_of(name)):
+        scale = part.get("color", {}).get("scale") if isinstance(part.get("color"), dict) else None
+        if isinstance(scale, dict) and "range" in scale:
+            assert scale["range"] == [known[n] for n in scale["domain"]]
+
+
+@pytest.mark.parametrize("name", ["sparsity_comparison", "rotation_comparison", "mask_overlap", "hero", "eta_sweep"])
+def test_each_seed_is_a_point_beside_mean_and_null(name: str) -> None:
+    rows = rows_of(spec_of(name))
+    opd = rows.loc[rows["recipe"] == "OPD"]
+    seeds = opd.loc[opd["role"] == "seed"].groupby("series")["seed"].nunique()
+    assert seeds["OPD"] == seeds["shuffled null"] == 5
+    assert {"OPD", "shuffled null"} <= set(opd.loc[opd["role"] == "mean", "series"])
+
+
+def test_interval_is_the_students_t_interval() -> None:
+    rows = rows_of(charts.sparsity_comparison(ends()).to_dict())
+    own = rows.loc[(rows["series"] == "RLVR") & (rows["role"] == "mean")].iloc[0]
+    table = ends()
+    expected = claims.seed_interval(table.loc[table["recipe"] == "rlvr", "update_sparsity"].to_numpy(float))
+    assert (own["value"], own["low"], own["high"]) == pytest.approx((expected.mean, expected.low, expected.high))
+
+
+def test_the_paper_is_drawn_where_it_prints_a_number() -> None:
+    rows = rows_of(spec_of("hero"))
+    paper = rows.loc[rows["role"] == "paper"].set_index("recipe")
+    assert paper["x"].to_dict() == {"SFT": 0.081, "OPD": 0.516, "RLVR": 0.772}
+    assert paper["tag"].to_dict() == {"SFT": "paper: >10°", "OPD": "paper: ~1°", "RLVR": "paper: <0.5°"}
+
+
+def test_hero_averages_both_sides() -> None:
+    rows = rows_of(spec_of("hero"))
+    own = rows.loc[(rows["role"] == "mean") & (rows["series"] == "OPD"), "y"].item()
+    assert own == pytest.approx((mean_of("left_angle_mean_deg") + mean_of("right_angle_mean_deg")) / 2)
+
+
+def test_one_seed_without_nulls_or_paper() -> None:
+    """A run measured alone still gives every figure: no interval, nothing beside it."""
+    table = ends()
+    alone = table.loc[table["seed"] == 0]
+    alone = alone[[c for c in alone.columns if not c.endswith(("_shuffled", "_random"))]]
+    for figure in (charts.sparsity_comparison, charts.rotation_comparison, charts.mask_overlap, charts.hero):
+        spec = figure(alone).to_dict()
+        vl_convert.vegalite_to_svg(static_spec(spec))
+        assert set(rows_of(spec)["series"]) == {"SFT", "OPD", "RLVR"}
+    curve = charts.metric_against_norm(alone, "update_sparsity").to_dict()
+    assert "one seed" in chart_description(curve)
+
+
+def test_zero_stays_on_a_logarithmic_axis_and_its_words_stay_true() -> None:
+    """A run that moved nothing is drawn at half the smallest positive value; the description says 0."""
+    table = ends()
+    moved = table["recipe"] != "rlvr"
+    columns = ["normalized_spectral_shift", "left_angle_mean_deg", "right_angle_mean_deg"]
+    still = table.assign(**{c: table[c].where(moved, 0.0) for c in columns})
+    spec = charts.spectral_drift(still, nulls=()).to_dict()
+    rows = rows_of(spec)
+    assert "RLVR 0 (95% interval" in chart_description(spec)
+    assert rows.loc[rows["recipe"] == "RLVR", "value"].max() == pytest.approx(still[columns[0]][moved].min() / 2)
+    assert rows_of(charts.hero(still).to_dict())["y"].min() > 0
+
+
+def test_an_undefined_overlap_is_left_out() -> None:
+    table = ends()
+    holes = table.assign(principal_overlap=table["principal_overlap"].where(table["recipe"] != "rlvr"))
+    rows = rows_of(charts.mask_overlap(holes, nulls=()).to_dict())
+    drawn = rows.loc[rows["row"] == "principal-mask overlap", "recipe"]
+    assert set(drawn) == {"SFT", "OPD"}
+
+
+def test_matched_controls_share_the_place_of_sft_and_name_what_is_lost() -> None:
+    lost = places().assign(reason="")
+    lost.loc[lost["place"] == "equal accuracy", "update_sparsity"] = np.nan
+    lost = lost.drop(columns=[c for c in lost if c.endswith("_shuffled")])
+    spec = charts.matched_controls(lost, "update_sparsity").to_dict()
+    rows = rows_of(spec)
+    assert "No run reaches equal accuracy." in chart_description(spec)
+    assert set(rows.loc[rows["recipe"] == "control SFT", "slot"]) == {"SFT"}
+    assert list(dict.fromkeys(rows["row"])) == ["the paper's steps", "equal updates", "equal norm"]
+
+
+def test_both_kinds_of_sft_in_one_place_keep_apart() -> None:
+    both = ends(("sft", "control_sft")).assign(place="one")
+    rows = rows_of(charts.matched_controls(both, "update_sparsity").to_dict())
+    assert rows.loc[rows["recipe"] == "control SFT", "slot"].unique().tolist() == [
+        "control SFT", "control SFT, shuffled null",
+    ]  # fmt: skip
+
+
+def test_what_bf16_shows_is_no_null() -> None:
+    """It takes the objective's own colour, dotted; a null takes grey."""
+    rows = rows_of(spec_of("rounding"))
+    assert set(rows["ink"]) == {"SFT", "OPD", "RLVR", "control SFT"}
+    assert set(rows_of(spec_of("metric_against_norm"))["ink"]) > {"shuffled null"}
+
+
+def test_norms_are_averaged_on_their_logarithmic_axis() -> None:
+    table = pd.DataFrame(
+        {"recipe": "opd", "seed": [0, 1], "step": 5, "total_norm": [1.0, 100.0], "stable_rank": [2.0, 4.0]}
+    )
+    rows = rows_of(charts.metric_against_norm(table, "stable_rank").to_dict())
+    mean = rows.loc[rows["role"] == "mean"].iloc[0]
+    assert (mean["x"], mean["value"]) == pytest.approx((10.0, 3.0))
+
+
+def test_checkpoints_without_an_update_are_left_off_the_logarithmic_axis() -> None:
+    table = pd.DataFrame(
+        {"recipe": "opd", "seed": 0, "step": [0, 5], "total_norm": [0.0, 2.0], "stable_rank": [1.0, 3.0]}
+    )
+    rows = rows_of(charts.metric_against_norm(table, "stable_rank").to_dict())
+    assert set(rows["step"]) == {5}
+
+
+def test_a_long_log_is_averaged_over_windows() -> None:
+    log = pd.DataFrame({"recipe": "opd", "seed": 0, "step": range(1, 801), "loss": [0.0, 2.0] * 400})
+    rows = rows_of(charts.training_curves(log, "loss").to_dict())
+    means = rows.loc[rows["role"] == "mean"]
+    assert len(means) == 50
+    assert set(means["value"]) == {1.0}
+    assert means["x"].max() == 800
+
+
+def test_families_are_averaged_before_seeds() -> None:
+    rows = [
+        ("opd", s, 4, f, a) for s, pair in enumerate(((0.2, 0.4), (0.4, 0.6))) for f, a in zip("ab", pair, strict=True)
+    ]
+    table = pd.DataFrame(rows, columns=["recipe", "seed", "step", "family", "sampled"])
+    points = rows_of(charts.training_curves(table).to_dict())
+    assert points.loc[points["role"] == "seed", "value"].tolist() == pytest.approx([0.3, 0.5])
+
+
+def test_sweep_divides_by_chance() -> None:
+    table = pd.DataFrame(
+        {"recipe": "opd", "seed": [0, 0], "alpha": [0.1, 0.5], "principal_overlap": [0.2, 0.25], "rank": 64}
+    )
+    spec = charts.alpha_rank_sweep(table).to_dict()
+    rows = rows_of(spec)
+    assert rows.loc[rows["role"] == "mean", "value"].tolist() == pytest.approx([2.0, 0.5])
+    assert "facet" not in spec
+
+
+def test_eta_zero_has_a_place() -> None:
+    rows = rows_of(spec_of("eta_sweep"))
+    assert set(rows.loc[rows["eta"] == 0, "x"].round(12)) == {1e-6}
+
+
+def test_localisation_takes_the_last_step_and_the_layers_only() -> None:
+    table = pd.concat([geometry(), geometry().head(5).assign(layer=-1, module="embed_tokens")])
+    rows = rows_of(charts.localisation(table, recipes=["opd"]).to_dict())
+    assert len(rows) == 4 * len(MODULES)
+    assert rows["mean"].max() < 0.6
+    assert set(rows["count"]) == {5}
+
+
+def test_localisation_less_its_mean_adds_up_to_nothing() -> None:
+    rows = rows_of(spec_of("localisation_mean"))
+    assert rows.groupby("objective")["mean"].sum().abs().max() == pytest.approx(0, abs=1e-9)
+
+
+def test_scorecard_gives_each_claim_its_cell() -> None:
+    rows = rows_of(spec_of("scorecard"))
+    assert len(rows) == len(claims.load_claims())
+    assert not rows.duplicated(["condition", "middle"]).any()
+    widths = (rows["right"] - rows["left"]).round(6)
+    assert widths.value_counts().to_dict() == {0.94: len(rows) - 2, 0.44: 2}
+
+
+def test_scorecard_refuses_a_claim_it_has_no_place_for() -> None:
+    with pytest.raises(MetricInputError, match="no place for"):
+        charts.scorecard(card().assign(diagnostic="weather"))
+
+
+@pytest.mark.parametrize("figure", [charts.sparsity_comparison, charts.hero, charts.mask_overlap, charts.eta_sweep])
+def test_a_table_without_the_column_is_refused(figure: Callable[..., Any]) -> None:
+    with pytest.raises(MetricInputError, match="no column"):
+        figure(pd.DataFrame({"recipe": ["opd"], "seed": [0]}))
+
+
+def test_a_metric_that_is_nowhere_defined_is_refused() -> None:
+    nowhere = ends().assign(update_sparsity=np.nan, update_sparsity_shuffled=np.nan)
+    with pytest.raises(MetricInputError, match="needs at least one"):
+        charts.sparsity_comparison(nowhere, nulls=["shuffled"])
+
+
+def test_figures_leave_their_tables_alone_and_repeat_themselves() -> None:
+    table = ends()
+    before = table.copy()
+    first, second = (charts.hero(table, claims.load_reported()).to_dict() for _ in range(2))
+    pd.testing.assert_frame_equal(table, before)
+    assert first == second
+
+
+def test_family_intervals_have_width_at_the_ends() -> None:
+    assert wilson_interval(0.0, 64)[0] == 0.0
+    assert wilson_interval(0.0, 64)[1] > 0.04
+    assert wilson_interval(1.0, 64)[1] == pytest.approx(1.0)
+
+
+def test_the_first_mistake_is_flagged_once() -> None:
+    flagged = [rows for rows in spec_of("credit_per_token")["datasets"].values() if len(rows) == 1]
+    assert [row["position"] for rows in flagged for row in rows] == [3]

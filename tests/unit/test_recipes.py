@@ -1,0 +1,144 @@
+"""Recipe files: what is read, and which slips stop before any training does."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from opdgeom_utils import recipes
+from opdgeom_utils.errors import OpdGeomError, RecipeError, UnknownProfileError, UnknownRecipeError
+from opdgeom_utils.recipes import Recipe, load_recipe, recipe_names
+from opdgeom_utils.tasks import draw_examples, held_out_set
+from tests.tiny_world import DEFAULTS, World
+
+PUBLISHED = sorted(path.stem for path in recipes.RECIPES.glob("*.yaml"))
+HEADLINE = {"sft", "opd", "rlvr", "control_sft"}
+
+
+@pytest.mark.parametrize("profile", PUBLISHED)
+def test_every_recipe_of_every_profile_is_valid(profile: str) -> None:
+    for name in recipe_names(profile):
+        recipe = load_recipe(name, profile)
+        assert (recipe.name, recipe.profile) == (name, profile)
+
+
+@pytest.mark.parametrize("profile", ["smoke", "toy"])
+def test_the_paper_s_contrasts_hold_in_both_profiles(profile: str) -> None:
+    assert set(recipe_names(profile)) >= HEADLINE
+    sft, opd, rlvr, control = (load_recipe(name, profile) for name in ("sft", "opd", "rlvr", "control_sft"))
+    assert (sft.start, opd.start, rlvr.start, control.start) == ("base", "anchor", "anchor", "anchor")
+    assert sft.learning_rate == pytest.approx(10 * opd.learning_rate)
+    assert opd.learning_rate == rlvr.learning_rate == control.learning_rate
+    assert (sft.schedule, opd.schedule, rlvr.schedule, control.schedule) == ("cosine", *["constant"] * 3)
+    assert rlvr.steps == pytest.approx(opd.steps * 1023 / 299, abs=1)
+    assert opd.steps in rlvr.checkpoints, "the comparison at equal updates needs this checkpoint"
+    assert control.steps == opd.steps
+    assert control.prompts_per_update * control.group_size == opd.prompts_per_update * opd.group_size
+
+
+def test_smoke_completions_fit_its_token_limit() -> None:
+    for name in recipe_names("smoke"):
+        recipe = load_recipe(name, "smoke")
+        examples = draw_examples(recipe.mixture, 600, 0) + held_out_set(recipe.held_out, 20)
+        assert max(len(example.completion) for example in examples) <= recipe.max_new_tokens
+
+
+def test_like_takes_over_what_is_not_said(world: World) -> None:
+    opd, mixed = load_recipe("opd", "tiny"), load_recipe("mixed", "tiny")
+    assert (mixed.objective, mixed.alpha) == ("mixed", 0.5)
+    assert (mixed.steps, mixed.start, mixed.mixture) == (opd.steps, opd.start, opd.mixture)
+
+
+def test_on_policy_and_held_out(make_recipe: Callable[..., Recipe]) -> None:
+    assert [make_recipe(objective=o).on_policy for o in recipes.OBJECTIVES] == [False, True, True, True]
+    assert make_recipe().held_out == make_recipe().mixture
+    assert make_recipe(evaluation={"mod": [2]}).held_out == {"mod": [2]}
+
+
+def test_a_recipe_cannot_be_changed(make_recipe: Callable[..., Recipe]) -> None:
+    with pytest.raises(AttributeError):
+        make_recipe().steps = 5  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_unknown_names_say_what_is_known(world: World) -> None:
+    with pytest.raises(UnknownProfileError, match=r"unknown profile 'toi'.*Known: tiny"):
+        load_recipe("opd", "toi")
+    with pytest.raises(UnknownRecipeError, match=r"unknown recipe 'odp'.*known: sft, opd, rlvr, mixed"):
+        load_recipe("odp", "tiny")
+    with pytest.raises(KeyError):
+        recipe_names("toi")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective": "dpo"}, "objective"),
+        ({"schedule": "linear"}, "schedule"),
+        ({"estimator": "exact"}, "estimator"),
+        ({"steps": 0, "checkpoints": [0]}, "steps"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"alpha": 1.5}, "alpha"),
+        ({"checkpoints": []}, "checkpoint"),
+        ({"checkpoints": [1, 2]}, "last checkpoint"),
+        ({"checkpoints": [2, 1, 4]}, "rise"),
+        ({"checkpoints": [2, 2, 4]}, "rise"),
+        ({"updates_per_rollout": 2}, "multiple"),
+        ({"objective": "opd", "teacher": None}, "teacher"),
+        ({"mixture": {"tetris": [1]}}, "tetris"),
+        ({"evaluation": {"sum": [9]}}, "sum"),
+    ],
+)
+def test_a_value_out_of_range_is_a_recipe_error(
+    make_recipe: Callable[..., Recipe], changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        make_recipe(**changes)
+
+
+def write(folder: Path, text: str) -> None:
+    (folder / "slip.yaml").write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("defaults", "own", "message"),
+    [
+        ({"learnin_rate": 0.1}, {}, "learnin_rate"),
+        ({}, {"learning_rate": "1e-5"}, r"1\.0e-5"),
+        ({}, {"steps": 4.5}, "steps"),
+        ({}, {"steps": True}, "steps"),
+        ({}, {"checkpoints": 4}, "checkpoints"),
+        ({}, {"mixture": ["sum"]}, "mixture"),
+        ({}, {"like": "nothing"}, "not another recipe"),
+        ({}, {"like": "slip"}, "not another recipe"),
+        ({}, {"like": "other"}, "not another recipe"),
+    ],
+)
+def test_slips_in_a_file_are_recipe_errors(
+    world: World, defaults: dict[str, object], own: dict[str, object], message: str
+) -> None:
+    content = {"defaults": {**DEFAULTS, **defaults}, "recipes": {"slip": own, "other": {"like": "slip"}}}
+    write(world.recipes, yaml.safe_dump(content))
+    with pytest.raises(RecipeError, match=message):
+        load_recipe("slip", "slip")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "defaults: {}", "defaults: {}\nrecipes: {}\nmore: {}", "defaults: {", "\t"])
+def test_a_file_of_another_form_is_a_recipe_error(world: World, text: str) -> None:
+    write(world.recipes, text)
+    with pytest.raises(RecipeError, match=r"slip\.yaml"):
+        recipe_names("slip")
+
+
+def test_a_recipe_that_leaves_something_out_says_what(world: World) -> None:
+    content = {"defaults": {k: v for k, v in DEFAULTS.items() if k != "steps"}, "recipes": {"slip": None}}
+    write(world.recipes, yaml.safe_dump(content))
+    with pytest.raises(OpdGeomError, match=r"does not say \['steps'\]"):
+        load_recipe("slip", "slip")
+
+
+def test_whole_numbers_stand_for_floats(world: World) -> None:
+    write(world.recipes, yaml.safe_dump({"defaults": DEFAULTS, "recipes": {"slip": {"grad_clip": 2, "alpha": 1}}}))
+    recipe = load_recipe("slip", "slip")
+    assert (repr(recipe.grad_clip), repr(recipe.alpha)) == ("2.0", "1.0")
