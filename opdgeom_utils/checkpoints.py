@@ -1,103 +1,87 @@
 """Open a checkpoint as named tensors that are read only when asked for.
 
-Understood: a folder of safetensors (one file, or shards with or without an index), a single ``.safetensors`` file, a
-hub id (``name`` or ``name@revision``), and a loaded ``torch.nn.Module``. Tied embeddings appear once, under the
-embedding's name. Nothing is guessed: what is missing, damaged or of another architecture stops with an error that names
-the file and the tensor.
+Understood: safetensors (one file, or shards with or without an index); a hub id (``name`` or ``name@revision``); a LoRA
+adapter, merged over its base; a folder of ``torch.distributed.checkpoint``; one file of DTensor shards for each rank;
+``pytorch_model.bin`` when asked for; and a loaded ``torch.nn.Module``. Names are made plain by stated rules
+(:mod:`opdgeom_utils.layouts`), fused matrices are split, tied embeddings appear once, under the embedding's name.
+Nothing is guessed and no code is run: what is missing, damaged, unsafe or of another architecture stops with an error
+that names the file and the tensor.
 """
 
 import os
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .errors import CheckpointDamagedError, CheckpointMismatchError, CheckpointNotFoundError, MetricInputError
-from .weight_files import check_index, declared_tied, opened, shortened, tensor_forms, weight_files
+from .adapters import is_adapter, merged_over, open_adapter
+from .comparison import ComparisonReport, compare_opened, matching_names
+from .distributed_folders import distributed_folder, distributed_tensors
+from .errors import CheckpointDamagedError, CheckpointNotFoundError, MetricInputError
+from .hub_files import hub_folder
+from .layouts import canonical_name, renamed, split, text_config
+from .parameter_names import EMBEDDING, HEAD, layer_of, module_of
+from .pickled_weights import ENDINGS, pickled_files, pickled_tensors
+from .rank_files import has_rank_files, rank_tensors
+from .scaled_weights import unscaled
+from .stored_tensors import OpenCheckpoint, StoredTensor, in_layer_order, safetensors_of
+from .weight_files import check_index, read_json, weight_files
 
-CheckpointSource = str | os.PathLike[str] | nn.Module
+__all__ = [
+    "EMBEDDING",
+    "HEAD",
+    "CheckpointSource",
+    "OpenCheckpoint",
+    "StoredTensor",
+    "comparison_report",
+    "layer_of",
+    "matching_names",
+    "module_of",
+    "open_checkpoint",
+]
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(@[\w./-]+)?")
+CheckpointSource = str | os.PathLike[str] | nn.Module | OpenCheckpoint
 
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """One tensor of a checkpoint: its form now, its values when :meth:`read` is called.
-
-    Attributes
-    ----------
-    where : str
-        The file, or the class of the module, for messages.
-    key : str
-        The name it has there.
-    shape : tuple of int
-        Matrices are (out, in).
-    dtype : torch.dtype
-        As stored.
-    held : Tensor or None
-        The tensor itself when it came from a loaded module; None when it lies in a file.
-    """
-
-    where: str
-    key: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    held: Tensor | None = None
-
-    def read(self) -> Tensor:
-        """Return the values, on the CPU for files, checked to be finite.
-
-        Raises
-        ------
-        CheckpointNotFoundError
-            When the file has gone since it was opened.
-        CheckpointDamagedError
-            When it can no longer be read, or holds NaN or infinite values.
-        """
-        values = self.read_unchecked()
-        n_bad = int((~torch.isfinite(values)).sum())
-        if n_bad:
-            raise CheckpointDamagedError(
-                f"{self.where}: tensor {self.key} has {n_bad} NaN or infinite values of {values.numel()}, expected "
-                "none; this checkpoint diverged or was damaged, use an earlier one."
-            )
-        return values
-
-    def read_unchecked(self) -> Tensor:
-        """Return the values, whatever they are."""
-        if self.held is not None:
-            return self.held.detach()
-        with opened(Path(self.where)) as file:
-            return file.get_tensor(self.key)
+CONFIG_PLACES = ("config.json", "huggingface/config.json", "../config.json", "../huggingface/config.json")
+ACTOR = "actor"  # where a trainer of several models puts the one that is trained
 
 
 @dataclass(frozen=True)
-class OpenCheckpoint:
-    """A checkpoint's tensors by name, in layer order.
-
-    Attributes
-    ----------
-    label : str
-        What was opened, for messages.
-    tensors : Mapping of str to StoredTensor
-        Floating tensors only; tied embeddings once.
-    """
+class _Gathered:
+    """What a source stores, under canonical names, before anything fused is split."""
 
     label: str
     tensors: Mapping[str, StoredTensor]
+    config: Mapping[str, Any]
+    left_out: tuple[str, ...] = ()
+    ambiguous: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    adapted: frozenset[str] | None = None
 
 
-def open_checkpoint(source: CheckpointSource) -> OpenCheckpoint:
+def open_checkpoint(
+    source: CheckpointSource,
+    *,
+    revision: str | None = None,
+    base: str | os.PathLike[str] | nn.Module | None = None,
+    allow_pickle: bool = False,
+) -> OpenCheckpoint:
     """Open a checkpoint without reading its weights.
 
     Parameters
     ----------
-    source : str, path or torch.nn.Module
-        A folder, a ``.safetensors`` file, a hub id (``name`` or ``name@revision``), or a loaded module.
+    source : str, path, torch.nn.Module or OpenCheckpoint
+        A folder, a ``.safetensors`` file, a hub id (``name`` or ``name@revision``), a loaded module. What is open
+        already is returned as it is, so the result can be passed wherever a checkpoint is asked for.
+    revision : str, optional
+        Branch, tag or commit of a hub id.
+    base : str, path or torch.nn.Module, optional
+        The model that an adapter stands on; by default the one that its configuration names.
+    allow_pickle : bool
+        Whether to read ``pytorch_model.bin``, with ``weights_only=True``. Code in it is refused either way.
 
     Returns
     -------
@@ -110,8 +94,12 @@ def open_checkpoint(source: CheckpointSource) -> OpenCheckpoint:
         When nothing is there, a shard is missing, or the hub cannot be reached.
     CheckpointDamagedError
         When a file is truncated, its header does not fit its content, or an index names what is not there.
+    CheckpointUnsafeError
+        When a pickle names code, a path leaves the folder, or a pickled file was not asked for.
+    CheckpointMismatchError
+        When an adapter does not fit its base.
     MetricInputError
-        When the weights are quantised, or the source is of another type.
+        When the weights are quantised in a way that is not understood, or the source is of another type.
 
     Examples
     --------
@@ -119,132 +107,160 @@ def open_checkpoint(source: CheckpointSource) -> OpenCheckpoint:
     >>> [(name, tensor.shape) for name, tensor in opened.tensors.items()]
     [('weight', (2, 3))]
     """
+    if isinstance(source, OpenCheckpoint):
+        return source
+    found = _gathered(source, revision=revision, base=base, allow_pickle=allow_pickle)
+    plain = split(found.tensors, found.config)
+    tied = text_config(found.config).get("tie_word_embeddings")
+    return OpenCheckpoint(
+        label=found.label,
+        tensors=in_layer_order(_tied_once(dict(plain.tensors), tied if isinstance(tied, bool) else None)),
+        config=found.config,
+        left_out=found.left_out,
+        ambiguous=found.ambiguous + plain.ambiguous,
+        notes=found.notes + plain.notes,
+        adapted=found.adapted,
+    )
+
+
+def comparison_report(reference: CheckpointSource, tuned: CheckpointSource) -> ComparisonReport:
+    """Say what two checkpoints have in common and what not, without comparing any values.
+
+    Parameters
+    ----------
+    reference, tuned : str, path, torch.nn.Module or OpenCheckpoint
+        As for :func:`open_checkpoint`.
+
+    Returns
+    -------
+    ComparisonReport
+        Names compared, missing, extra, reshaped, ambiguous and padded.
+
+    Raises
+    ------
+    CheckpointNotFoundError, CheckpointDamagedError, CheckpointUnsafeError
+        When one cannot be opened.
+
+    Examples
+    --------
+    >>> report = comparison_report(nn.Linear(2, 2), nn.Linear(2, 2, bias=False))
+    >>> report.compared, report.only_in_reference, report.complete
+    (('weight',), ('bias',), False)
+    """
+    return compare_opened(open_checkpoint(reference), open_checkpoint(tuned))
+
+
+def _gathered(source: Any, *, revision: str | None, base: Any, allow_pickle: bool) -> _Gathered:
+    """Find what a source stores, whatever its form."""
     if isinstance(source, nn.Module):
-        return _open_module(source)
+        return _plainly_named(_module_tensors(source))
     if not isinstance(source, str | os.PathLike):
         raise MetricInputError(
             f"a checkpoint is a {type(source).__name__}, expected a folder, a .safetensors file, a hub id or a module."
         )
-    path = Path(source).expanduser()
+    path = Path(os.fspath(source)).expanduser()
     if not path.exists():
-        path = _download(os.fspath(source))
-    tensors = _file_tensors(path)
-    tied = declared_tied(path if path.is_dir() else path.parent)
-    return OpenCheckpoint(os.fspath(source), _in_layer_order(_tied_once(tensors, tied)))
+        path = hub_folder(os.fspath(source), revision=revision, allow_pickle=allow_pickle)
+    if path.is_dir() and is_adapter(path):
+        return _with_adapter(os.fspath(source), path, base=base, allow_pickle=allow_pickle)
+    if base is not None:
+        raise MetricInputError(f"{source}: a base is given, but there is no adapter in it; leave the base out.")
+    tensors, left_out = _file_tensors(path, allow_pickle=allow_pickle)
+    if not tensors:
+        raise CheckpointDamagedError(f"{path}: holds no floating tensors, expected a model's weights; save it again.")
+    config = _config(path if path.is_dir() else path.parent)
+    return _plainly_named(_Gathered(os.fspath(source), tensors, config, tuple(left_out)))
 
 
-def matching_names(reference: OpenCheckpoint, tuned: OpenCheckpoint) -> list[str]:
-    """Names of the tensors that both checkpoints hold, after proving that they hold the same ones.
+def _file_tensors(path: Path, *, allow_pickle: bool) -> tuple[dict[str, StoredTensor], list[str]]:
+    """Gather the tensors of a file, or of a folder in the first form that is there."""
+    if path.is_file():
+        if path.suffix in ENDINGS:
+            return pickled_tensors([path], allow_pickle=allow_pickle)
+        return safetensors_of([path], path)
+    if any(path.glob("*.safetensors")) or any(path.glob("*.safetensors.index.json")):
+        tensors, buffers = safetensors_of(weight_files(path), path)
+        check_index(path, {name: Path(tensor.where).name for name, tensor in tensors.items()})
+        return tensors, buffers
+    distributed = distributed_folder(path)
+    if distributed is not None:
+        return distributed_tensors(distributed)
+    ranks = next((place for place in (path, path / ACTOR) if place.is_dir() and has_rank_files(place)), None)
+    if ranks is not None:
+        return rank_tensors(ranks)
+    pickles = pickled_files(path)
+    if pickles:
+        return pickled_tensors(pickles, allow_pickle=allow_pickle)
+    return safetensors_of(weight_files(path), path)  # says what it found instead
 
-    Raises
-    ------
-    CheckpointMismatchError
-        When a name is on one side only, or its shapes differ.
 
-    Examples
-    --------
-    >>> one, other = open_checkpoint(nn.Linear(2, 2)), open_checkpoint(nn.Linear(2, 2))
-    >>> matching_names(one, other)
-    ['bias', 'weight']
-    """
-    before, after = reference.tensors, tuned.tensors
-    shapes = [
-        f"{name} is {before[name].shape} and {after[name].shape}"
-        for name in before
-        if name in after and before[name].shape != after[name].shape
-    ]
-    problems = {
-        f"only in {reference.label}": [name for name in before if name not in after],
-        f"only in {tuned.label}": [name for name in after if name not in before],
-        "of another shape": shapes,
-    }
-    found = [f"{what}: {shortened(names)}" for what, names in problems.items() if names]
-    if found:
-        raise CheckpointMismatchError(
-            f"{reference.label} and {tuned.label} are not one architecture. {'; '.join(found)}. Expected the same "
-            "names and shapes; pass the model that this one was trained from, with any adapter merged into it."
+def _plainly_named(found: _Gathered) -> _Gathered:
+    """Apply the rules for names, and fold scales into their weights."""
+    unmerged = next((name for name in found.tensors if ".lora_" in name), None)
+    if unmerged is not None:
+        raise MetricInputError(
+            f"{found.label}: tensor {unmerged} belongs to an adapter that is not merged and whose scaling is not "
+            "known here; merge it, or open the adapter's own folder, with its adapter_config.json, over the base."
         )
-    return list(before)
+    tensors, ambiguous = renamed(found.tensors)
+    weights, scales = unscaled(tensors, found.config)
+    return replace(
+        found, tensors=weights, ambiguous=found.ambiguous + ambiguous, left_out=found.left_out + tuple(scales)
+    )
 
 
-def layer_of(name: str) -> int:
-    """Return the layer number in a parameter's name, -1 if there is none.
+def _with_adapter(label: str, folder: Path, *, base: Any, allow_pickle: bool) -> _Gathered:
+    """Merge an adapter over its base, lazily."""
+    adapter = open_adapter(folder)
+    below = base if base is not None else adapter.base
+    if below is None:
+        raise CheckpointNotFoundError(
+            f"{folder}: its adapter_config.json names no base model; write open_checkpoint({label!r}, base=...)."
+        )
+    if isinstance(below, str | os.PathLike) and Path(below).expanduser().resolve() == folder.resolve():
+        raise CheckpointNotFoundError(
+            f"{folder}: names itself as its base; write open_checkpoint({label!r}, base=...)."
+        )
+    try:
+        stands_on = _gathered(below, revision=None, base=None, allow_pickle=allow_pickle)
+    except CheckpointNotFoundError as error:
+        raise CheckpointNotFoundError(
+            f"{folder}: the base of this adapter could not be opened. {error} Or write open_checkpoint({label!r}, "
+            "base=...)."
+        ) from error
+    tensors, changed = merged_over(stands_on.tensors, adapter)
+    names = frozenset(split({name: tensors[name] for name in changed}, stands_on.config).tensors)
+    note = f"{label} is an adapter over {stands_on.label}; its configuration names {adapter.base or 'no base'}"
+    return replace(stands_on, label=label, tensors=tensors, notes=(*stands_on.notes, note), adapted=names)
 
-    Examples
-    --------
-    >>> layer_of("model.layers.12.mlp.up_proj.weight"), layer_of("model.norm.weight")
-    (12, -1)
-    """
-    match = re.search(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.", name)
-    return int(match.group(1)) if match else -1
 
-
-def module_of(name: str) -> str:
-    """Return the last part of a parameter's name that is not ``weight`` or ``bias``.
-
-    Examples
-    --------
-    >>> module_of("model.layers.0.self_attn.q_proj.weight"), module_of("model.norm.weight")
-    ('q_proj', 'norm')
-    """
-    parts = name.split(".")
-    return parts[-2] if len(parts) > 1 and parts[-1] in ("weight", "bias") else parts[-1]
-
-
-def _open_module(module: nn.Module) -> OpenCheckpoint:
+def _module_tensors(module: nn.Module) -> _Gathered:
     label = f"module {type(module).__name__}"
     tensors = {}
-    for full_name, parameter in module.named_parameters():  # a tied parameter is listed once, under its first name
-        name = full_name.replace("_orig_mod.", "").removeprefix("module.")
+    for name, parameter in module.named_parameters():  # a tied parameter is listed once, under its first name
         if parameter.is_meta:
-            raise CheckpointNotFoundError(f"{label}: {name} is on the meta device and has no values; load the weights.")
+            plain = canonical_name(name)
+            raise CheckpointNotFoundError(
+                f"{label}: {plain} is on the meta device and has no values; load the weights."
+            )
         if not parameter.is_floating_point():
             raise MetricInputError(f"{label}: {name} has dtype {parameter.dtype}; dequantise the model first.")
         tensors[name] = StoredTensor(label, name, tuple(parameter.shape), parameter.dtype, held=parameter.detach())
     if not tensors:
         raise CheckpointNotFoundError(f"{label} has no parameters, expected a loaded model.")
-    return OpenCheckpoint(label, _in_layer_order(tensors))
+    config = getattr(module, "config", None)
+    described: Any = config.to_dict() if config is not None and hasattr(config, "to_dict") else {}
+    return _Gathered(label, tensors, described)
 
 
-def _download(source: str) -> Path:
-    looks_local = source.startswith((".", "/", "~")) or source.endswith(".safetensors") or not HUB_ID.fullmatch(source)
-    if looks_local:
-        raise CheckpointNotFoundError(f"{source}: no such file or folder (and not a hub id); check the path.")
-    from huggingface_hub import snapshot_download
-
-    repo_id, _, revision = source.partition("@")
-    try:
-        folder = snapshot_download(
-            repo_id,
-            revision=revision or None,
-            allow_patterns=["*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json"],
-            ignore_patterns=["*/*"],
-        )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise CheckpointNotFoundError(
-            f"{source}: no such folder here, and the hub did not give it ({type(error).__name__}: {reason}). Check the "
-            "name and revision; without a network, download it first or pass the path of a local folder."
-        ) from error
-    return Path(folder)
-
-
-def _file_tensors(path: Path) -> dict[str, StoredTensor]:
-    """Gather the tensors of a file, or of all the files of a folder."""
-    tensors: dict[str, StoredTensor] = {}
-    for file in weight_files(path) if path.is_dir() else [path]:
-        for name, (shape, dtype) in tensor_forms(file).items():
-            if name in tensors:
-                raise CheckpointDamagedError(
-                    f"{path}: tensor {name} is in both {Path(tensors[name].where).name} and {file.name}, expected one "
-                    "checkpoint; pass the path of one file."
-                )
-            tensors[name] = StoredTensor(os.fspath(file), name, shape, dtype)
-    if path.is_dir():
-        check_index(path, {name: Path(tensor.where).name for name, tensor in tensors.items()})
-    if not tensors:
-        raise CheckpointDamagedError(f"{path}: holds no floating tensors, expected a model's weights; save it again.")
-    return tensors
+def _config(folder: Path) -> Mapping[str, Any]:
+    """Read the configuration beside the weights; in a folder inside a checkpoint it lies one up."""
+    inner = folder.name == ACTOR or distributed_folder(folder) == folder
+    for place in CONFIG_PLACES[: 4 if inner else 2]:
+        if (folder / place).is_file():
+            return read_json(folder / place, "configuration")
+    actor = folder / ACTOR / "huggingface" / "config.json"
+    return read_json(actor, "configuration") if actor.is_file() else {}
 
 
 def _tied_once(tensors: dict[str, StoredTensor], declared: bool | None) -> dict[str, StoredTensor]:
@@ -258,10 +274,3 @@ def _tied_once(tensors: dict[str, StoredTensor], declared: bool | None) -> dict[
     embedding = tensors[EMBEDDING]
     same_form = (head.shape, head.dtype) == (embedding.shape, embedding.dtype)
     return others if same_form and torch.equal(head.read_unchecked(), embedding.read_unchecked()) else tensors
-
-
-def _in_layer_order(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
-    def key(name: str) -> list[tuple[int, str]]:
-        return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
-
-    return {name: tensors[name] for name in sorted(tensors, key=key)}

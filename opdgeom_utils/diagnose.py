@@ -15,15 +15,8 @@ import pandas as pd
 import torch
 from joblib import Parallel, delayed, parallel_config
 
-from .checkpoints import (
-    CheckpointSource,
-    OpenCheckpoint,
-    StoredTensor,
-    layer_of,
-    matching_names,
-    module_of,
-    open_checkpoint,
-)
+from .checkpoints import CheckpointSource, OpenCheckpoint, StoredTensor, layer_of, module_of, open_checkpoint
+from .comparison import aligned
 from .errors import MetricInputError
 from .matrix_rows import COLUMNS, NULL_COLUMNS, Settings, measure_checkpoints
 
@@ -61,13 +54,15 @@ def diagnose_pair(
     n_jobs: int = 1,
     nulls: bool = True,
     seed: int = 0,
+    strict: bool = True,
 ) -> pd.DataFrame:
     """Measure where one checkpoint moved away from another, matrix by matrix.
 
     Parameters
     ----------
-    reference, tuned : str, path or torch.nn.Module
-        The model before and after: a folder, a ``.safetensors`` file, a hub id (``name@revision``), a loaded module.
+    reference, tuned : str, path, torch.nn.Module or OpenCheckpoint
+        The model before and after: a folder, a ``.safetensors`` file, a hub id (``name@revision``), an adapter's
+        folder, a loaded module, or what :func:`~opdgeom_utils.checkpoints.open_checkpoint` returned.
     eta : float
         Relative tolerance of the bf16 comparison; inert below 0.0039.
     alpha : float
@@ -86,6 +81,8 @@ def diagnose_pair(
         Whether to measure the shuffled, random and identical nulls too (about twice the time).
     seed : int
         Seed of the nulls; each matrix draws its own from it and its name.
+    strict : bool
+        Whether a tensor on one side only, of two shapes or with two claimants is an error; else it is left out.
 
     Returns
     -------
@@ -94,12 +91,14 @@ def diagnose_pair(
         layers). Then the metrics, under the names of :mod:`opdgeom_utils.metrics`: fractions 0 to 1, angles in degrees,
         ``update_norm`` and ``reference_norm`` Frobenius norms, ``stable_rank_bf16`` of the update that bf16 shows, and
         ``gap_at_k``, the reference's ``(s_k - s_{k+1}) / s_1``; near 0 the angles mean nothing. Then the nulls.
-        Undefined values are NaN; tensors that are not matrices have ``update_sparsity`` only.
+        Undefined values are NaN; tensors that are not matrices have ``update_sparsity`` only. ``note`` says in words
+        what is odd about a row: NaN or infinite weights (then no metric is given), or no change at all. In
+        ``attrs["comparisons"]``: what was compared and what was not.
 
     Raises
     ------
-    CheckpointNotFoundError, CheckpointDamagedError, CheckpointMismatchError
-        When a checkpoint is missing, unreadable, holds NaN, or is of another architecture.
+    CheckpointNotFoundError, CheckpointDamagedError, CheckpointUnsafeError, CheckpointMismatchError
+        When a checkpoint is missing, unreadable, not only tensors, or of another architecture.
     MetricInputError
         When an option is out of range or a module is unknown.
 
@@ -120,7 +119,7 @@ def diagnose_pair(
     [['weight', '1x2', 0.5, 1.0]]
     """
     settings = Settings(eta=eta, alpha=alpha, rank=rank, k=k, nulls=nulls, seed=seed, device=_device(device))
-    table = _table(reference, [(0, tuned)], modules=modules, settings=settings, n_jobs=n_jobs)
+    table = _table(reference, [(0, tuned)], modules=modules, settings=settings, n_jobs=n_jobs, strict=strict)
     return table.drop(columns="step")
 
 
@@ -137,6 +136,7 @@ def diagnose_trajectory(
     n_jobs: int = 1,
     nulls: bool = True,
     seed: int = 0,
+    strict: bool = True,
 ) -> pd.DataFrame:
     """Measure a run's checkpoints against one reference: :func:`diagnose_pair` for each, sharing the reference's work.
 
@@ -147,7 +147,7 @@ def diagnose_trajectory(
     checkpoints : iterable, or a folder
         Paths whose names hold the step (``step_000050.safetensors``, ``checkpoint-50``), pairs ``(step, checkpoint)``,
         objects with ``.step`` and ``.path``, or a folder of such files.
-    eta, alpha, rank, k, modules, device, n_jobs, nulls, seed
+    eta, alpha, rank, k, modules, device, n_jobs, nulls, seed, strict
         As for :func:`diagnose_pair`. A matrix keeps one null seed over all steps.
 
     Returns
@@ -158,7 +158,7 @@ def diagnose_trajectory(
     Raises
     ------
     CheckpointNotFoundError, CheckpointDamagedError, CheckpointMismatchError
-        When a checkpoint is missing, unreadable, holds NaN, or is of another architecture.
+        When a checkpoint is missing, unreadable, or is of another architecture.
     MetricInputError
         When there are no checkpoints, a step is missing or given twice, or an option is out of range.
 
@@ -170,7 +170,7 @@ def diagnose_trajectory(
     [[0.0, 0.0], [5.0, 1.0]]
     """
     settings = Settings(eta=eta, alpha=alpha, rank=rank, k=k, nulls=nulls, seed=seed, device=_device(device))
-    return _table(reference, _steps(checkpoints), modules=modules, settings=settings, n_jobs=n_jobs)
+    return _table(reference, _steps(checkpoints), modules=modules, settings=settings, n_jobs=n_jobs, strict=strict)
 
 
 def _table(
@@ -180,12 +180,13 @@ def _table(
     modules: Sequence[str] | None,
     settings: Settings,
     n_jobs: int,
+    strict: bool,
 ) -> pd.DataFrame:
     """Check every checkpoint before computing anything, then measure each matrix at all steps."""
-    before = open_checkpoint(reference)
-    after = [(step, open_checkpoint(source)) for step, source in steps]
-    for _, checkpoint in after:
-        matching_names(before, checkpoint)
+    before, opened, reports = aligned(
+        open_checkpoint(reference), [open_checkpoint(source) for _, source in steps], strict=strict
+    )
+    after = [(step, checkpoint) for (step, _), checkpoint in zip(steps, opened, strict=True)]
     names = _selected(list(before.tensors), modules)
     jobs = {name: _job(name, before, after) for name in names}
     largest_first = sorted(names, key=lambda name: -math.prod(before.tensors[name].shape))
@@ -195,7 +196,11 @@ def _table(
         for i, (step, _) in enumerate(after)
         for name in names
     ]
-    return pd.DataFrame(rows, columns=["step", *COLUMNS, *(NULL_COLUMNS if settings.nulls else [])])
+    table = pd.DataFrame(rows, columns=["step", *COLUMNS, *(NULL_COLUMNS if settings.nulls else [])])
+    table.attrs["comparisons"] = [
+        {"step": step, **report.as_dict()} for (step, _), report in zip(after, reports, strict=True)
+    ]
+    return table
 
 
 def _job(

@@ -17,8 +17,12 @@ class CheckpointDamagedError(OpdGeomError, ValueError):
     """A weights file is truncated, unreadable, or its content does not match its recorded sha256."""
 
 
+class CheckpointUnsafeError(OpdGeomError, ValueError):
+    """A checkpoint asks for more than tensors: a pickle that names code, or a path that leaves its folder."""
+
+
 class CheckpointMismatchError(OpdGeomError, ValueError):
-    """Two checkpoints cannot be compared: names missing, extra, or of another shape."""
+    """Two checkpoints cannot be compared: names missing, extra, ambiguous, or of another shape."""
 
 
 class MetricInputError(OpdGeomError, ValueError):

@@ -5,10 +5,11 @@ update, the shuffled one and the random one in the same way.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -36,8 +37,9 @@ WITH_NULLS = [metric for metric in METRICS if metric not in ("update_norm", "hil
 COLUMNS = [
     *("name", "layer", "module", "shape", "dtype", "n_entries"),
     *METRICS,
-    *("stable_rank_bf16", "reference_norm", "gap_at_k"),
+    *("stable_rank_bf16", "reference_norm", "gap_at_k", "note"),
 ]
+IDENTICAL = "identical to the reference"
 NULL_COLUMNS = [f"{metric}_{null}" for null in ("shuffled", "random") for metric in WITH_NULLS] + [
     f"{angle}_identical" for angle in ANGLES
 ]
@@ -120,17 +122,27 @@ def measure_checkpoints(
     -------
     list of dict
         One row per checkpoint, with the columns that apply; tensors that are not matrices have their sparsity only.
+        Where either side holds NaN or infinite values, or no values, the row's ``note`` says so in place of every
+        metric.
 
     Raises
     ------
     CheckpointDamagedError
-        When a tensor cannot be read or holds NaN or infinite values.
+        When a tensor cannot be read.
     """
-    w_ref = before.read().to(settings.device)
+    w_ref = before.read_unchecked().to(settings.device)
+    flaw = before.flaw_of(w_ref)
+    if flaw:
+        return [_form(before, stored) | {"note": flaw} for stored in after]
     if w_ref.ndim != 2:
         return [
             _form(before, stored)
-            | {"update_sparsity": update_sparsity(w_ref, stored.read().to(settings.device), eta=settings.eta)}
+            | _noted(
+                stored,
+                w_ref,
+                settings,
+                lambda w_new: {"update_sparsity": update_sparsity(w_ref, w_new, eta=settings.eta)},
+            )
             for stored in after
         ]
     reference = ReferenceMatrix.of(w_ref, settings)
@@ -138,9 +150,21 @@ def measure_checkpoints(
     if settings.nulls:
         shared |= _named(_angle_summary(identical_angles(reference.factors, k=settings.k)), "identical")
     return [
-        _form(before, stored) | measure_matrix(name, reference, stored.read().to(settings.device), settings) | shared
+        _form(before, stored)
+        | _noted(stored, w_ref, settings, lambda w_new: measure_matrix(name, reference, w_new, settings) | shared)
         for stored in after
     ]
+
+
+def _noted(
+    stored: StoredTensor, w_ref: Tensor, settings: Settings, measure: Callable[[Tensor], dict[str, float]]
+) -> dict[str, Any]:
+    """Measure a checkpoint's tensor, with a note; where it is not finite, only the note."""
+    w_new = stored.read_unchecked().to(settings.device)
+    flaw = stored.flaw_of(w_new)
+    if flaw:
+        return {"note": flaw}
+    return measure(w_new) | {"note": IDENTICAL if torch.equal(w_ref.double(), w_new.double()) else ""}
 
 
 def measure_matrix(
