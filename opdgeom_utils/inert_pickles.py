@@ -57,8 +57,9 @@ class Recorded:
         pass
 
     def __setstate__(self, state: Any) -> None:
-        """Remember the state, whatever it is."""
-        self.state = state
+        """Remember the state, whatever it is; of a pair (attributes, slots), both."""
+        is_pair = isinstance(state, tuple) and len(state) == 2 and all(isinstance(s, dict | None) for s in state)
+        self.state = {**(state[0] or {}), **(state[1] or {})} if is_pair else state
 
     def get(self, key: str) -> Any:
         """Return one field of the state, None if there is none."""

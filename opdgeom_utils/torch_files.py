@@ -186,13 +186,21 @@ class _Archive:
         _, kind, key, _, count = pid
         entry = self.entries[f"{self.root}data/{key}"]
         self.stream.seek(entry.header_offset)
-        header = self.stream.read(30)
-        magic, name_length, extra_length = struct.unpack("<4s22xHH", header)
-        begin = entry.header_offset + 30 + name_length + extra_length
-        length = count * kind.itemsize
-        if magic != b"PK\x03\x04" or length < 0 or length > entry.file_size or begin + length > self.zip.start_dir:
+        magic, name_length, extra_length = struct.unpack("<4s22xHH", self.stream.read(30))
+        name, extra = self.stream.read(name_length), self.stream.read(extra_length)
+        if magic != b"PK\x03\x04" or name != entry.filename.encode() or not _is_whole(extra):
+            raise ValueError(f"the header before storage {key} is damaged")
+        begin, length = entry.header_offset + 30 + name_length + extra_length, count * kind.itemsize
+        if not 0 <= length <= entry.file_size or begin + length > self.zip.start_dir:
             raise ValueError(f"storage {key} has {entry.file_size} bytes, its type and size need {length}")
         return self.start + begin, length, kind
+
+
+def _is_whole(extra: bytes) -> bool:
+    """Say whether a header's extra field ends where its own lengths say: a damaged length would shift the data."""
+    while len(extra) >= 4:
+        extra = extra[4 + int.from_bytes(extra[2:4], "little") :] if len(extra) >= 4 + extra[2] + 256 * extra[3] else b"-"
+    return not extra
 
 
 def _placed(file: str, start: int, length: int, dtype: torch.dtype, offset: int, shape: Any, stride: Any) -> FileTensor:
