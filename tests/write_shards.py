@@ -1,7 +1,7 @@
 """Write what a sharded training run leaves, from several real processes: run as ``write_shards.py FOLDER RANK WORLD``.
 
 Rank files of DTensors on a mesh of one dimension (``line``) and of two (``grid``), one with a partial sum (``partial``),
-and a folder of ``torch.distributed.checkpoint`` (``folder``), with an optimiser beside the model.
+and a folder of ``torch.distributed.checkpoint`` (``distributed``), with an optimiser beside the model.
 """
 
 import sys
@@ -47,7 +47,7 @@ def main() -> None:
         state["model.scale"] = full["model.scale"]
         (folder / name).mkdir(exist_ok=True)
         torch.save(state, folder / name / f"model_world_size_{world}_rank_{rank}.pt")
-        dcp.save({"model": state, "optim": {"step": 3}}, checkpoint_id=folder / f"folder_{name}")
+    dcp.save({"model": state, "optim": {"step": 3}}, checkpoint_id=folder / "distributed")
     (folder / "partial").mkdir(exist_ok=True)
     partial = DTensor.from_local(full["model.scale"], line, [Partial()], run_check=False)
     torch.save({"model.scale": partial}, folder / "partial" / f"model_world_size_{world}_rank_{rank}.pt")

@@ -1,5 +1,7 @@
-"""Fixtures of the tiny world: untrained models under the shipped names, a profile of four short recipes."""
+"""Fixtures: untrained models under the shipped names, a profile of four short recipes, shards of real processes."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,3 +47,15 @@ def make_recipe() -> Callable[..., Recipe]:
         return Recipe(**values)
 
     return made
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What four real processes leave: rank files on two meshes and a distributed folder; tests copy before they change."""
+    folder = tmp_path_factory.mktemp("shards")
+    script = Path(__file__).parents[1] / "write_shards.py"
+    command = [sys.executable, "-W", "ignore", str(script), str(folder)]
+    ranks = [subprocess.Popen([*command, str(rank), "4"], stderr=subprocess.PIPE) for rank in range(4)]
+    errors = [rank.communicate(timeout=600)[1].decode() for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0] * 4, "\n".join(errors)
+    return folder

@@ -12,6 +12,7 @@ from opdgeom_utils.errors import (
     CheckpointDamagedError,
     CheckpointMismatchError,
     CheckpointNotFoundError,
+    CheckpointUnsafeError,
     MetricInputError,
 )
 
@@ -161,13 +162,13 @@ def test_a_missing_path_never_asks_the_hub(path, monkeypatch):
 def test_missing_files_are_named(tmp_path, weights):
     with pytest.raises(CheckpointNotFoundError, match=r"no \.safetensors file, found nothing"):
         open_checkpoint(tmp_path)
-    (tmp_path / "pytorch_model.bin").touch()
-    with pytest.raises(CheckpointNotFoundError, match=r"pytorch_model\.bin.*Convert"):
+    (tmp_path / "readme.txt").touch()
+    with pytest.raises(CheckpointNotFoundError, match=r"found readme\.txt; expected a folder saved by"):
         open_checkpoint(tmp_path)
     for index in (True, False):
         _shards(tmp_path, weights, index=index)
         (tmp_path / "model-00002-of-00002.safetensors").unlink()
-        words = "1 of 2 shards" if not index else r"model-00002-of-00002\.safetensors, not there"
+        words = "1 of 2 shards" if not index else r"names model-00002-of-00002\.safetensors \(for .*not there"
         with pytest.raises(CheckpointNotFoundError, match=words):
             open_checkpoint(tmp_path)
         (tmp_path / "model.safetensors.index.json").unlink(missing_ok=True)
@@ -175,7 +176,7 @@ def test_missing_files_are_named(tmp_path, weights):
 
 def test_an_adapter_alone_is_not_a_model(tmp_path):
     save_file({"a": torch.ones(2, 2)}, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(CheckpointNotFoundError, match="adapter only; merge"):
+    with pytest.raises(CheckpointNotFoundError, match=r"adapter without its adapter_config\.json"):
         open_checkpoint(tmp_path)
 
 
@@ -248,6 +249,44 @@ def test_an_unreadable_configuration_is_found(folder):
         (folder / "config.json").write_text(content)
         with pytest.raises(CheckpointDamagedError, match=r"config\.json"):
             open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/outside.safetensors", "a/../../b.safetensors", ""])
+def test_an_index_that_leads_out_of_the_folder_is_refused(name, tmp_path, weights):
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    save_file(weights, tmp_path / "outside.safetensors")
+    index = inside / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {Q: name}}))
+    with pytest.raises(CheckpointUnsafeError) as caught:
+        open_checkpoint(inside)
+    assert all(word in str(caught.value) for word in (str(index), Q, repr(name)))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model-00001-of-00001.safetensors"])
+def test_a_link_that_leads_out_of_the_folder_is_refused(name, tmp_path, weights):
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    save_file(weights, tmp_path / "outside.safetensors")
+    (inside / name).symlink_to(tmp_path / "outside.safetensors")
+    with pytest.raises(CheckpointUnsafeError, match=rf"{name}: is a link to .*outside\.safetensors, outside its folder"):
+        open_checkpoint(inside)
+    (tmp_path / "also").symlink_to(tmp_path, target_is_directory=True)
+    assert Q in open_checkpoint(tmp_path / "also").tensors, "a link to the folder itself is the user's own choice"
+
+
+def test_a_tensor_that_changed_its_form_after_opening_is_found(folder, weights):
+    opened = open_checkpoint(folder)
+    save_file(weights | {Q: torch.ones(2, 2)}, folder / "model.safetensors")
+    with pytest.raises(CheckpointDamagedError, match=rf"model\.safetensors: tensor {Q} has shape \(2, 2\), it was \(4, 4\)"):
+        opened.tensors[Q].read()
+
+
+def test_what_is_open_is_returned_and_what_is_no_checkpoint_refused(folder):
+    opened = open_checkpoint(folder)
+    assert open_checkpoint(opened) is opened
+    with pytest.raises(MetricInputError, match="a checkpoint is a int"):
+        open_checkpoint(3)
 
 
 def test_two_checkpoints_in_one_folder_are_refused(tmp_path, weights):

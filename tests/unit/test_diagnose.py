@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from opdgeom_utils import metrics
 from opdgeom_utils.diagnose import diagnose_pair, diagnose_trajectory
-from opdgeom_utils.errors import CheckpointDamagedError, CheckpointMismatchError, MetricInputError
+from opdgeom_utils.errors import CheckpointMismatchError, MetricInputError
 from opdgeom_utils.nulls import null_generator, random_update, shuffled_update
 
 Q, UP = "model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.up_proj.weight"
@@ -62,7 +62,7 @@ def _weights(run, step, name):
 def test_columns_are_the_agreed_ones_in_order(pair):
     nulls = [column for column in pair if column.endswith(("_shuffled", "_random", "_identical"))]
     assert list(pair)[: len(FORM + MEASURED)] == FORM + MEASURED
-    assert list(pair)[len(FORM + MEASURED) :] == ["stable_rank_bf16", "reference_norm", "gap_at_k", *nulls]
+    assert list(pair)[len(FORM + MEASURED) :] == ["stable_rank_bf16", "reference_norm", "gap_at_k", "note", *nulls]
     expected = {f"{name}_{null}" for name in NULLED for null in ("shuffled", "random")}
     assert set(nulls) == expected | {f"{angle}_identical" for angle in ANGLES}
 
@@ -127,12 +127,13 @@ def test_identical_null_is_rounding(pair):
 def test_vectors_have_their_sparsity_only(pair, run):
     row = pair.set_index("name").loc[NORM]
     assert row["update_sparsity"] == metrics.update_sparsity(*_weights(run, 10, NORM))
-    assert row.drop([*FORM[1:], "update_sparsity"]).isna().all()
+    assert row.drop([*FORM[1:], "update_sparsity", "note"]).isna().all()
 
 
 def test_a_model_against_itself(run):
     table = diagnose_pair(run / "reference.safetensors", run / "reference.safetensors", k=5)
     assert (table["update_sparsity"] == 1.0).all()
+    assert set(table["note"]) == {"identical to the reference"}
     matrices = table[table["shape"].str.contains("x")]
     assert (matrices[["update_norm", "normalized_spectral_shift"]] == 0).all().all()
     assert (matrices[ANGLES] < 1e-10).all().all()
@@ -226,11 +227,59 @@ def test_a_bad_checkpoint_stops_before_any_work(run, tmp_path, monkeypatch):
         )
 
 
-def test_nan_in_a_checkpoint_names_file_and_tensor():
+@pytest.mark.parametrize(("side", "bad"), [("reference", float("inf")), ("tuned", float("nan"))])
+def test_nan_in_one_matrix_is_a_row_that_says_so(side, bad):
     before, after = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
-    after.weight.data[0, 0] = float("nan")
-    with pytest.raises(CheckpointDamagedError, match=r"Linear: tensor weight has 1 NaN"):
-        diagnose_pair(before, after)
+    (before if side == "reference" else after).weight.data[0, 0] = bad
+    table = diagnose_pair(before, after).set_index("name")
+    assert table.loc["weight", "note"] == "module Linear: tensor weight has 1 NaN or infinite values of 4"
+    assert table.loc["weight"].drop([*FORM[1:], "note"]).isna().all()
+    assert table.loc["bias", ["update_sparsity", "note"]].tolist() == [0.0, ""]
+
+
+def test_a_matrix_that_goes_wrong_late_keeps_its_earlier_rows():
+    models = [torch.nn.Linear(2, 2, bias=False) for _ in range(3)]
+    models[2].weight.data[1, 1] = float("nan")
+    table = diagnose_trajectory(models[0], [(1, models[1]), (2, models[2])], nulls=False)
+    assert table["update_norm"].isna().tolist() == [False, True]
+    assert [bool(note) for note in table["note"]] == [False, True]
+
+
+def test_only_what_matches_is_compared_when_asked(run, tmp_path):
+    from safetensors.torch import load_file
+
+    weights = load_file(run / "step_000010.safetensors")
+    del weights[UP]
+    weights |= {Q: weights[Q][:5].clone(), EMBEDDING: torch.cat([weights[EMBEDDING], torch.zeros(4, 24)])}
+    save_file(weights, tmp_path / "other.safetensors")
+    options = {"k": 5, "rank": 6, "nulls": False}
+    with pytest.raises(CheckpointMismatchError, match=r"strict=False"):
+        diagnose_pair(run / "reference.safetensors", tmp_path / "other.safetensors", **options)
+    table = diagnose_pair(run / "reference.safetensors", tmp_path / "other.safetensors", strict=False, **options)
+    whole = diagnose_pair(run / "reference.safetensors", run / "step_000010.safetensors", **options)
+    expected = whole[whole["name"].isin([EMBEDDING, NORM])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(table, expected)
+    (report,) = table.attrs["comparisons"]
+    assert (report["compared"], report["only_in_reference"]) == ([EMBEDDING, NORM], [UP])
+    assert report["reshaped"] == [f"{Q} is (24, 24) and (5, 24)"]
+    assert report["padded"] == [f"{EMBEDDING} is (20, 24) and (24, 24)"]
+
+
+def test_padded_vocabularies_are_cut_to_the_shortest_of_a_trajectory():
+    def model(rows):
+        made = torch.nn.Module()
+        made.model = torch.nn.Module()
+        made.model.embed_tokens = torch.nn.Embedding(rows, 3)
+        return made
+
+    table = diagnose_trajectory(model(8), [(1, model(9)), (2, model(6))], nulls=False)
+    assert table["shape"].tolist() == ["6x3", "6x3"]
+    assert [report["padded"] for report in table.attrs["comparisons"]] == [
+        [f"{EMBEDDING} is (8, 3) and (9, 3)"],
+        [f"{EMBEDDING} is (8, 3) and (6, 3)"],
+    ]
+    with pytest.raises(CheckpointMismatchError, match="another shape"):
+        diagnose_pair(model(8), model(8 + 1024))
 
 
 @pytest.mark.parametrize(

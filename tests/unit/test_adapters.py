@@ -1,0 +1,200 @@
+"""LoRA adapters of real PEFT, read lazily, against PEFT's own merge; and adapters over the wrong base."""
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, Phi3Config, Phi3ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from opdgeom_utils.checkpoints import open_checkpoint
+from opdgeom_utils.diagnose import diagnose_pair
+from opdgeom_utils.errors import (
+    CheckpointDamagedError,
+    CheckpointMismatchError,
+    CheckpointNotFoundError,
+    MetricInputError,
+)
+
+SIZES = {
+    **{"vocab_size": 20, "hidden_size": 16, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 4},
+    **{"num_key_value_heads": 2, "pad_token_id": 0},
+}
+Q = "model.layers.0.self_attn.q_proj.weight"
+KINDS = {
+    "plain": {"target_modules": ["q_proj", "down_proj"]},
+    "rslora and patterns": {
+        **{"target_modules": "all-linear", "use_rslora": True, "rank_pattern": {"q_proj": 4, "mlp.up_proj": 1}},
+        "alpha_pattern": {r".*\.o_proj": 3, "layers.0.mlp.down_proj": 5},
+    },
+    "dora": {"target_modules": ["k_proj", "gate_proj"], "use_dora": True},
+    "embeddings, a whole head, biases": {
+        **{"target_modules": ["embed_tokens", "q_proj"], "modules_to_save": ["lm_head"], "bias": "all"},
+        "lora_bias": True,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=4, attention_bias=True)).save_pretrained(folder)
+    return folder
+
+
+def _adapter(base, folder, **options):
+    """Train an adapter by throwing dice: every adapter weight gets a random value."""
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, lora_alpha=8, **options))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name or "modules_to_save" in name:
+                parameter += 0.1 * torch.rand(parameter.shape, generator=generator)
+    model.save_pretrained(folder)
+    return folder
+
+
+def _merged_by_peft(base, folder):
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder).merge_and_unload()
+    return {name: value.detach() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_adapter_equals_pefts_merge(kind, base, tmp_path):
+    folder = _adapter(base, tmp_path / "adapter", **KINDS[kind])
+    opened, expected = open_checkpoint(folder), _merged_by_peft(base, folder)
+    assert sorted(opened.tensors) == sorted(expected)
+    for name, tensor in opened.tensors.items():
+        torch.testing.assert_close(tensor.read(), expected[name], rtol=1e-5, atol=1e-6)
+        assert tensor.shape == tuple(expected[name].shape)
+    before = open_checkpoint(base)
+    moved = {name for name in expected if not torch.equal(before.tensors[name].read(), expected[name])}
+    assert moved <= opened.adapted
+    assert opened.notes == (f"{folder} is an adapter over {base}; its configuration names {base}",)
+
+
+def test_an_adapter_is_diagnosed_over_its_base(base, tmp_path):
+    folder = _adapter(base, tmp_path / "adapter", **KINDS["plain"])
+    table = diagnose_pair(base, folder, k=3, rank=2, nulls=False).set_index("name")
+    expected = _merged_by_peft(base, folder)
+    delta = expected[Q].double() - open_checkpoint(base).tensors[Q].read().double()
+    assert table.loc[Q, "update_norm"] == pytest.approx(float(delta.norm()), rel=1e-5)
+    assert table.loc[Q, "dtype"] == "float32->float32"
+    untouched = table.drop([name for name in table.index if table.loc[name, "module"] in ("q_proj", "down_proj")])
+    assert set(untouched["note"]) == {"identical to the reference"}
+
+
+def test_a_bf16_base_is_merged_without_rounding(base, tmp_path):
+    lower = tmp_path / "lower"
+    AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(lower)
+    folder = _adapter(lower, tmp_path / "adapter", **KINDS["plain"])
+    merged, before = open_checkpoint(folder).tensors[Q], open_checkpoint(lower).tensors[Q]
+    assert (merged.dtype, before.dtype) == (torch.float32, torch.bfloat16)
+    delta = merged.read().double() - before.read().double()
+    assert int((torch.linalg.svdvals(delta) > 1e-4).sum()) == 2, "the rank of the adapter, which rounding would hide"
+
+
+def test_an_adapter_on_fused_matrices_is_merged_before_they_are_split(tmp_path):
+    torch.manual_seed(0)
+    Phi3ForCausalLM(Phi3Config(**SIZES)).save_pretrained(tmp_path / "base")
+    folder = _adapter(tmp_path / "base", tmp_path / "adapter", target_modules=["qkv_proj"])
+    fused = _merged_by_peft(tmp_path / "base", folder)["model.layers.0.self_attn.qkv_proj.weight"]
+    opened = open_checkpoint(folder)
+    for name, rows in (("q_proj", slice(0, 16)), ("k_proj", slice(16, 24)), ("v_proj", slice(24, 32))):
+        part = opened.tensors[f"model.layers.0.self_attn.{name}.weight"]
+        torch.testing.assert_close(part.read(), fused[rows], rtol=1e-5, atol=1e-6)
+        assert f"model.layers.0.self_attn.{name}.weight" in opened.adapted
+
+
+def test_opening_an_adapter_reads_no_weights(base, tmp_path, monkeypatch):
+    folder = _adapter(base, tmp_path / "adapter", **KINDS["dora"])
+
+    def refuse(*_):
+        raise AssertionError("a tensor was read on opening")
+
+    monkeypatch.setattr("opdgeom_utils.stored_tensors.StoredTensor.read_unchecked", refuse)
+    open_checkpoint(folder)
+
+
+def test_a_base_can_be_given_and_must_be_there(base, tmp_path):
+    folder = _adapter(base, tmp_path / "adapter", **KINDS["plain"])
+    _rewrite(folder, base_model_name_or_path="some-owner/not-cached-anywhere")
+    with pytest.raises(CheckpointNotFoundError, match=r"adapter: the base of this adapter.*not-cached-anywhere.*base="):
+        open_checkpoint(folder)
+    given = open_checkpoint(folder, base=base)
+    torch.testing.assert_close(given.tensors[Q].read(), _merged_by_peft(base, folder)[Q], rtol=1e-5, atol=1e-6)
+    assert len(diagnose_pair(base, given, k=2, nulls=False)) == len(given.tensors)
+    _rewrite(folder, base_model_name_or_path=None)
+    with pytest.raises(CheckpointNotFoundError, match="names no base model"):
+        open_checkpoint(folder)
+    _rewrite(folder, base_model_name_or_path=str(folder))
+    with pytest.raises(CheckpointNotFoundError, match="names itself"):
+        open_checkpoint(folder)
+    with pytest.raises(MetricInputError, match="no adapter in it"):
+        open_checkpoint(base, base=base)
+
+
+def test_a_base_of_another_shape_is_refused_by_name(base, tmp_path):
+    folder = _adapter(base, tmp_path / "adapter", **KINDS["plain"])
+    Qwen3ForCausalLM(Qwen3Config(**{**SIZES, "num_attention_heads": 8}, head_dim=4)).save_pretrained(tmp_path / "wide")
+    with pytest.raises(CheckpointMismatchError, match=r"adapter_model\.safetensors: changes tensor .*q_proj\.weight"):
+        open_checkpoint(folder, base=tmp_path / "wide")
+    save_file({"model.norm.weight": torch.ones(16)}, tmp_path / "other.safetensors")
+    with pytest.raises(CheckpointMismatchError, match=r"which is not in the base \(model\.norm\.weight\)"):
+        open_checkpoint(folder, base=tmp_path / "other.safetensors")
+
+
+def test_a_reference_that_is_not_the_base_is_refused(base, tmp_path):
+    folder = _adapter(base, tmp_path / "adapter", **KINDS["plain"])
+    weights = load_file(base / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"] + 0.1
+    save_file(weights, tmp_path / "other.safetensors")
+    with pytest.raises(CheckpointMismatchError, match=r"does not change model\.norm\.weight.*another base"):
+        diagnose_pair(tmp_path / "other.safetensors", folder, nulls=False)
+    table = diagnose_pair(tmp_path / "other.safetensors", folder, k=2, nulls=False, strict=False)
+    assert "another base" in table.attrs["comparisons"][0]["conflicts"][0]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"r": 3}, CheckpointDamagedError, "rank 3 and alpha 8 for .*rank 2"),
+        ({"lora_alpha": None}, CheckpointDamagedError, "alpha None"),
+        ({"peft_type": "LOHA"}, MetricInputError, "kind LOHA"),
+        ({"use_dora": True}, MetricInputError, "use_dora is True"),
+        ({"target_parameters": ["x"]}, MetricInputError, "target_parameters"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_refused(change, error, words, base, tmp_path):
+    folder = _adapter(base, tmp_path / "adapter", **KINDS["plain"])
+    _rewrite(folder, **change)
+    with pytest.raises(error, match=words):
+        open_checkpoint(folder)
+
+
+def test_half_an_adapter_is_refused(base, tmp_path):
+    folder = _adapter(base, tmp_path / "adapter", **KINDS["plain"])
+    file = folder / "adapter_model.safetensors"
+    weights = load_file(file)
+    save_file({name: value for name, value in weights.items() if "q_proj.lora_B" not in name}, file)
+    with pytest.raises(CheckpointDamagedError, match=r"module model\.layers\.0\.self_attn\.q_proj has factors \['lora_A'\]"):
+        open_checkpoint(folder)
+    save_file({**weights, "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta": torch.ones(1)}, file)
+    with pytest.raises(MetricInputError, match="of a kind that is not merged here"):
+        open_checkpoint(folder)
+    (folder / "adapter_config.json").write_text("[")
+    with pytest.raises(CheckpointDamagedError, match=r"adapter_config\.json: not a readable"):
+        open_checkpoint(folder)
+
+
+def test_an_unmerged_module_is_refused(base):
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(MetricInputError, match="belongs to an adapter that is not merged"):
+        open_checkpoint(model)
+
+
+def _rewrite(folder, **changes):
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))

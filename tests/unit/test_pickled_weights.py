@@ -1,0 +1,104 @@
+"""``pytorch_model.bin``: only when asked for, only tensors, never code."""
+
+import json
+import pickle
+
+import pytest
+import torch
+
+from opdgeom_utils.checkpoints import open_checkpoint
+from opdgeom_utils.diagnose import diagnose_pair
+from opdgeom_utils.errors import CheckpointDamagedError, CheckpointNotFoundError, CheckpointUnsafeError
+
+WEIGHTS = {"model.a.weight": torch.arange(6.0).reshape(2, 3).bfloat16(), "model.b.bias": torch.ones(3), "n": torch.tensor(3)}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    torch.save(WEIGHTS, tmp_path / "pytorch_model.bin")
+    return tmp_path
+
+
+def _is_read(opened):
+    names = ["model.a.weight", "model.b.bias"]
+    return list(opened.tensors) == names and all(torch.equal(opened.tensors[n].read(), WEIGHTS[n]) for n in names)
+
+
+def test_it_is_refused_unless_asked_for(folder):
+    for source in (folder, folder / "pytorch_model.bin"):
+        with pytest.raises(CheckpointUnsafeError, match=r"pytorch_model\.bin: is a pickle.*allow_pickle=True"):
+            open_checkpoint(source)
+        opened = open_checkpoint(source, allow_pickle=True)
+        assert _is_read(opened)
+        assert opened.left_out == ("n",)
+
+
+def test_what_was_opened_so_can_be_diagnosed(folder):
+    opened = open_checkpoint(folder, allow_pickle=True)
+    table = diagnose_pair(opened, opened, k=1, nulls=False, n_jobs=2)
+    assert table["note"].tolist() == ["identical to the reference"] * 2
+
+
+def test_shards_with_an_index(tmp_path):
+    names = {"model.a.weight": "pytorch_model-00001-of-00002.bin", "model.b.bias": "pytorch_model-00002-of-00002.bin"}
+    for name, file in names.items():
+        torch.save({name: WEIGHTS[name]}, tmp_path / file)
+    index = tmp_path / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": names}))
+    assert _is_read(open_checkpoint(tmp_path, allow_pickle=True))
+    (tmp_path / "pytorch_model-00002-of-00002.bin").unlink()
+    with pytest.raises(CheckpointNotFoundError, match=r"names pytorch_model-00002-of-00002\.bin \(for model\.b\.bias\)"):
+        open_checkpoint(tmp_path, allow_pickle=True)
+    index.write_text(json.dumps({"weight_map": {"w": "../other.bin"}}))
+    with pytest.raises(CheckpointUnsafeError, match=r"index\.json: tensor w names the file '\.\./other\.bin'"):
+        open_checkpoint(tmp_path, allow_pickle=True)
+
+
+def test_a_model_inside_a_training_state_is_found(tmp_path):
+    torch.save({"model": WEIGHTS, "epoch": 3}, tmp_path / "last.pt")
+    opened = open_checkpoint(tmp_path / "last.pt", allow_pickle=True)
+    assert _is_read(opened)
+    assert sorted(opened.left_out) == ["epoch", "n"]
+
+
+def test_a_module_with_its_versions_is_read(tmp_path):
+    module = torch.nn.LayerNorm(3)
+    torch.save(module.state_dict(), tmp_path / "pytorch_model.bin")
+    assert sorted(open_checkpoint(tmp_path, allow_pickle=True).tensors) == ["bias", "weight"]
+
+
+class _Runs:
+    def __reduce__(self):
+        return (print, ("code was run",))
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
+def test_code_is_refused_and_not_run(write, tmp_path, capsys):
+    write({"w": _Runs()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises((CheckpointUnsafeError, CheckpointDamagedError), match=r"pytorch_model\.bin"):
+        open_checkpoint(tmp_path, allow_pickle=True)
+    assert capsys.readouterr().out == ""
+
+
+def test_code_is_named(tmp_path):
+    torch.save({"w": torch.ones(1), "x": _Runs()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointUnsafeError, match=r"asks for (builtins|__builtin__)\.print, which is no part of a tensor"):
+        open_checkpoint(tmp_path, allow_pickle=True)
+
+
+def test_the_format_before_archives_and_damage_are_refused(tmp_path, folder):
+    old = tmp_path / "old.bin"
+    torch.save(WEIGHTS, old, _use_new_zipfile_serialization=False)
+    with pytest.raises(CheckpointDamagedError, match=r"old\.bin: not a readable file of torch\.save"):
+        open_checkpoint(old, allow_pickle=True)
+    opened = open_checkpoint(folder, allow_pickle=True)
+    (folder / "pytorch_model.bin").write_bytes(b"gone")
+    with pytest.raises(CheckpointDamagedError, match=r"pytorch_model\.bin"):
+        opened.tensors["model.a.weight"].read()
+
+
+def test_weights_and_a_link_that_leads_elsewhere(tmp_path, folder):
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "pytorch_model.bin").symlink_to(folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointUnsafeError, match="outside its folder"):
+        open_checkpoint(tmp_path / "linked", allow_pickle=True)

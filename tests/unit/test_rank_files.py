@@ -1,0 +1,148 @@
+"""One file for each rank, written by real processes: every placement, and files that do not fit together."""
+
+import shutil
+
+import pytest
+import torch
+
+from opdgeom_utils.checkpoints import comparison_report, open_checkpoint
+from opdgeom_utils.diagnose import diagnose_pair
+from opdgeom_utils.errors import (
+    CheckpointDamagedError,
+    CheckpointNotFoundError,
+    CheckpointUnsafeError,
+    MetricInputError,
+)
+from opdgeom_utils.rank_files import rank_tensors
+from opdgeom_utils.sharded_tensors import Assembled, Piece, chunk, strided_chunk
+from tests.write_shards import full_tensors
+
+pytestmark = pytest.mark.xdist_group("shards")
+
+
+def _rank(folder, rank):
+    return folder / f"model_world_size_4_rank_{rank}.pt"
+
+
+@pytest.fixture
+def line(shards, tmp_path):
+    return shutil.copytree(shards / "line", tmp_path / "line")
+
+
+@pytest.mark.parametrize("mesh", ["line", "grid"])
+def test_every_placement_gives_the_tensor_that_was_sharded(mesh, shards):
+    opened, full = open_checkpoint(shards / mesh), full_tensors()
+    assert sorted(opened.tensors) == sorted(full)
+    for name, expected in full.items():
+        assert (opened.tensors[name].shape, opened.tensors[name].dtype) == (tuple(expected.shape), expected.dtype)
+        assert torch.equal(opened.tensors[name].read(), expected), name
+
+
+def test_sharded_checkpoints_are_diagnosed_in_several_processes(shards):
+    assert comparison_report(shards / "line", shards / "grid").complete
+    table = diagnose_pair(shards / "line", shards / "grid", k=2, nulls=False, n_jobs=2)
+    assert set(table["note"]) == {"identical to the reference"}
+
+
+def test_the_folder_above_and_its_configuration_are_found(line, tmp_path):
+    actor = tmp_path / "global_step_5" / "actor"
+    shutil.copytree(line, actor)
+    (actor / "huggingface").mkdir()
+    (actor / "huggingface" / "config.json").write_text('{"model_type": "qwen3"}')
+    for source in (actor, actor.parent):
+        opened = open_checkpoint(source)
+        assert (len(opened.tensors), opened.config["model_type"]) == (7, "qwen3")
+
+
+def test_a_missing_rank_is_named(line):
+    _rank(line, 2).unlink()
+    with pytest.raises(CheckpointNotFoundError, match=r"3 of 4 ranks, without model_world_size_4_rank_2\.pt"):
+        open_checkpoint(line)
+    shutil.copy(_rank(line, 1), line / "model_world_size_8_rank_0.pt")
+    with pytest.raises(CheckpointDamagedError, match=r"world sizes \[4, 8\]"):
+        open_checkpoint(line)
+
+
+def test_a_file_under_another_ranks_name_is_found(line):
+    shutil.copy(_rank(line, 3), _rank(line, 2))
+    with pytest.raises(CheckpointDamagedError, match=r"rank_2\.pt: (tensor|the piece of tensor) model\.layers\.0\.\w+"):
+        opened = open_checkpoint(line)
+        [tensor.read() for tensor in opened.tensors.values()]
+
+
+def test_replicas_of_different_steps_are_found(tmp_path):
+    for rank in range(2):
+        state = {"w": torch.tensor([1.0, 2.0 + rank])}
+        torch.save(state, tmp_path / f"model_world_size_2_rank_{rank}.pt")
+    with pytest.raises(CheckpointDamagedError, match=r"rank_1\.pt: the piece of tensor w is not what another rank holds"):
+        open_checkpoint(tmp_path).tensors["w"].read()
+
+
+def test_partial_sums_are_refused(shards):
+    with pytest.raises(MetricInputError, match=r"rank_0\.pt: tensor model\.scale is placed as Partial"):
+        open_checkpoint(shards / "partial")
+
+
+def test_a_truncated_rank_is_named(line):
+    _rank(line, 1).write_bytes(_rank(line, 1).read_bytes()[:-200])
+    with pytest.raises(CheckpointDamagedError, match=r"rank_1\.pt: not a readable file of torch\.save"):
+        open_checkpoint(line)
+
+
+def test_damage_after_opening_is_found_on_reading(line):
+    opened = open_checkpoint(line)
+    _rank(line, 1).write_bytes(b"gone")
+    with pytest.raises(CheckpointDamagedError, match=r"rank_1\.pt"):
+        opened.tensors["model.layers.0.q_proj.weight"].read()
+    _rank(line, 1).unlink()
+    with pytest.raises(CheckpointNotFoundError, match=r"rank_1\.pt"):
+        opened.tensors["model.layers.0.q_proj.weight"].read()
+
+
+class _Runs:
+    """What a hostile file would hold: an object whose unpickling runs code."""
+
+    def __reduce__(self):
+        return (print, ("code was run",))
+
+
+def test_code_in_a_rank_file_is_refused_and_not_run(line, capsys):
+    torch.save({"w": torch.ones(2), "x": _Runs()}, _rank(line, 0))
+    with pytest.raises(CheckpointUnsafeError, match=r"rank_0\.pt: its pickle asks for (builtins|__builtin__)\.print"):
+        open_checkpoint(line)
+    assert capsys.readouterr().out == ""
+
+
+def test_only_tensors_by_name_are_a_checkpoint(tmp_path):
+    torch.save([torch.ones(2)], tmp_path / "model_world_size_1_rank_0.pt")
+    with pytest.raises(CheckpointDamagedError, match="holds a list, expected tensors by name"):
+        open_checkpoint(tmp_path)
+
+
+def test_whole_numbers_are_buffers(tmp_path):
+    torch.save({"w": torch.ones(2), "steps": torch.ones(2, dtype=torch.int64)}, tmp_path / "model_world_size_1_rank_0.pt")
+    tensors, buffers = rank_tensors(tmp_path)
+    assert (list(tensors), buffers) == (["w"], ["steps"])
+
+
+@pytest.mark.parametrize("size", [0, 1, 3, 7, 8, 13])
+@pytest.mark.parametrize("parts", [1, 2, 3, 5])
+def test_chunks_are_those_of_torch(size, parts):
+    pieces = list(torch.arange(size).chunk(parts)) if size else []
+    pieces += [torch.arange(0)] * (parts - len(pieces))
+    for index, expected in enumerate(pieces):
+        found = chunk(((0, size),) if size else (), parts, index)
+        assert [entry for interval in found for entry in range(*interval)] == expected.tolist()
+
+
+def test_strided_chunks_are_those_of_the_documented_example():
+    found = [strided_chunk(((0, 9),), 2, 4, index) for index in range(4)]
+    assert [[entry for interval in part for entry in range(*interval)] for part in found] == [
+        *([0, 1, 5], [2, 3, 6], [4, 7], [8])
+    ]
+
+
+def test_a_hole_is_found_on_reading():
+    pieces = (Piece((((0, 2),),), lambda: torch.ones(2), "a.pt"), Piece((((1, 3),),), lambda: torch.ones(2), "b.pt"))
+    with pytest.raises(CheckpointDamagedError, match=r"a\.pt: 1 of 4 entries of tensor w are in no piece"):
+        Assembled("w", (4,), torch.float32, pieces)()
