@@ -160,7 +160,7 @@ def measure_matrix(
     row["hill"] = tail_exponent(spectrum, k=settings.k, largest_side=max(delta_w.shape))
     row["stable_rank_bf16"] = row["stable_rank"]
     if not reference.w.dtype == w_new.dtype == torch.bfloat16:
-        row["stable_rank_bf16"] = stable_rank_of(bf16_realised(w_new).double() - bf16_realised(reference.w).double())
+        row["stable_rank_bf16"] = stable_rank_of(bf16_realised(w_new).double().sub_(bf16_realised(reference.w)))
     del w_new
     draws = {"shuffled": shuffled_update, "random": random_update} if settings.nulls else {}
     for null, draw in draws.items():
