@@ -55,7 +55,7 @@ class Job:
     after: Sequence[StoredTensor]
 
     @property
-    def cost(self) -> float:
+    def cost(self) -> int:
         """Work, in arbitrary units: a matrix costs its entries times its small side."""
         shape = self.before.shape
         return math.prod(shape) * (min(shape) if len(shape) == 2 else 1) * len(self.after)

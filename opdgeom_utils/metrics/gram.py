@@ -103,8 +103,9 @@ def frobenius_norm(w: Float[Tensor, "*shape"]) -> float:
 
     Examples
     --------
-    >>> frobenius_norm(torch.tensor([[3e-200], [4e-200]], dtype=torch.float64))
-    5e-200
+    >>> tiny = 2.0**-700
+    >>> frobenius_norm(torch.tensor([3 * tiny, 4 * tiny], dtype=torch.float64)) == 5 * tiny
+    True
     """
     tall = TallMatrix.of(w.reshape(1, -1))
     parts = [float(torch.linalg.vector_norm(block)) for block in tall.blocks()]

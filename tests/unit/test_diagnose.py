@@ -219,7 +219,7 @@ def test_the_reference_is_factorised_once(run, monkeypatch):
 
 
 def test_a_bad_checkpoint_stops_before_any_work(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("opdgeom_utils.diagnose.measure_checkpoints", None)
+    monkeypatch.setattr("opdgeom_utils.fan_out.measure_checkpoints", None)
     save_file({Q: torch.ones(24, 24)}, tmp_path / "step_000020.safetensors")
     with pytest.raises(CheckpointMismatchError, match="step_000020"):
         diagnose_trajectory(
