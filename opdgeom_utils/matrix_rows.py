@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .checkpoints import StoredTensor
-from .metrics.factors import Factors, factorize, singular_values
-from .metrics.gram import BLOCK_ENTRIES, frobenius_norm
+from .metrics.factors import Factors, factorize, scaled_singular_values
+from .metrics.gram import BLOCK_ENTRIES, TallMatrix, frobenius_norm
 from .metrics.inputs import check_count, check_fraction
 from .metrics.masks import low_magnitude_mask, principal_mask, principal_mask_from
 from .metrics.sparsity import bf16_realised, visible_changes
@@ -154,7 +154,7 @@ def measure_matrix(
     row, defined = _against_reference(reference, w_new, settings)
     row["angles_defined"] = defined
     delta_w = w_new.double() - reference.w.double()
-    spectrum = singular_values(delta_w, leading=min(settings.k, *delta_w.shape))
+    spectrum = scaled_singular_values(TallMatrix.of(delta_w), leading=min(settings.k, *delta_w.shape))
     row["update_norm"] = frobenius_norm(delta_w)
     row["stable_rank"] = stable_rank_from(spectrum)
     row["hill"] = tail_exponent(spectrum, k=settings.k, largest_side=max(delta_w.shape))

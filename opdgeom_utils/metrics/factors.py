@@ -109,11 +109,22 @@ def singular_values(w: Float[Tensor, "out in"], *, leading: int | None = None) -
     [2.0, 0.0]
     """
     tall = TallMatrix.of(w)
+    return scaled_singular_values(tall, leading=leading) * tall.scale
+
+
+def scaled_singular_values(tall: TallMatrix, *, leading: int | None = None) -> Float[Tensor, " p"]:
+    """Singular values over ``tall.scale``: a subnormal update keeps all its digits this way.
+
+    Examples
+    --------
+    >>> scaled_singular_values(TallMatrix.of(torch.tensor([[0.0, 4.0], [2.0, 0.0]]))).tolist()
+    [1.0, 0.5]
+    """
     gram = tall.gram()
     values = eigenvalues(gram).sqrt()
     if bool(values[(leading or len(values)) - 1] > LEVEL * values[0]):
-        return values * tall.scale
-    return _right_factors(tall, gram)[0] * tall.scale
+        return values
+    return _right_factors(tall, gram)[0]
 
 
 def _right_factors(
