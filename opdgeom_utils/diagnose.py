@@ -4,7 +4,6 @@ One row per matrix (and per step). Norms, biases and tensors that are not matric
 The reference's factors and masks are computed once per matrix and shared by all metrics, nulls and checkpoints.
 """
 
-import math
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -13,12 +12,12 @@ from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import pandas as pd
 import torch
-from joblib import Parallel, delayed, parallel_config
 
-from .checkpoints import CheckpointSource, OpenCheckpoint, StoredTensor, layer_of, module_of, open_checkpoint
+from .checkpoints import CheckpointSource, layer_of, module_of, open_checkpoint
 from .comparison import aligned
 from .errors import MetricInputError
-from .matrix_rows import COLUMNS, NULL_COLUMNS, Settings, measure_checkpoints
+from .fan_out import Job, as_folder, fan_out
+from .matrix_rows import Settings
 
 STEP_IN_NAME = re.compile(r"(?:step|checkpoint)[_-]?(\d+)", re.IGNORECASE)
 
@@ -55,6 +54,7 @@ def diagnose_pair(
     nulls: bool = True,
     seed: int = 0,
     strict: bool = True,
+    out: str | os.PathLike[str] | None = None,
 ) -> pd.DataFrame:
     """Measure where one checkpoint moved away from another, matrix by matrix.
 
@@ -76,13 +76,18 @@ def diagnose_pair(
     device : str
         ``"auto"`` takes a GPU if there is one; everything is float64.
     n_jobs : int
-        Processes over matrices, one thread each; -1 means one per core. The numbers do not depend on it.
+        Processes over matrices, one thread each; -1 means one per core. The numbers do not depend on it. Inside
+        ``joblib.parallel_config(backend="dask")`` or ``"ray"`` the same call uses that cluster; its workers must see
+        the checkpoints under the same paths.
     nulls : bool
         Whether to measure the shuffled, random and identical nulls too (about twice the time).
     seed : int
         Seed of the nulls; each matrix draws its own from it and its name.
     strict : bool
         Whether a tensor on one side only, of two shapes or with two claimants is an error; else it is left out.
+    out : path, optional
+        A folder that keeps each matrix as soon as it is measured. The same call after a kill measures only what is
+        missing; if a tensor or an option has changed, the matrices concerned are measured again.
 
     Returns
     -------
@@ -90,9 +95,10 @@ def diagnose_pair(
         One row per tensor, in layer order. First ``name, layer, module, shape, dtype, n_entries`` (layer -1 outside the
         layers). Then the metrics, under the names of :mod:`opdgeom_utils.metrics`: fractions 0 to 1, angles in degrees,
         ``update_norm`` and ``reference_norm`` Frobenius norms, ``stable_rank_bf16`` of the update that bf16 shows, and
-        ``gap_at_k``, the reference's ``(s_k - s_{k+1}) / s_1``; near 0 the angles mean nothing. Then the nulls.
-        Undefined values are NaN; tensors that are not matrices have ``update_sparsity`` only. ``note`` says in words
-        what is odd about a row: NaN or infinite weights (then no metric is given), or no change at all. In
+        ``gap_at_k``, the reference's ``(s_k - s_{k+1}) / s_1``, and ``angles_defined``: False where this gap, or the
+        tuned matrix's, is below 1e-8. A top-k space is arbitrary there, and its angles are NaN. ``note`` says in words
+        what is odd about a row: NaN or infinite weights (then no metric is given), or no change at all. Then the nulls.
+        Undefined values are NaN; tensors that are not matrices have ``update_sparsity`` only. In
         ``attrs["comparisons"]``: what was compared and what was not.
 
     Raises
@@ -120,6 +126,7 @@ def diagnose_pair(
     """
     settings = Settings(eta=eta, alpha=alpha, rank=rank, k=k, nulls=nulls, seed=seed, device=_device(device))
     table = _table(reference, [(0, tuned)], modules=modules, settings=settings, n_jobs=n_jobs, strict=strict)
+    table = _table(reference, [(0, tuned)], modules=modules, settings=settings, n_jobs=n_jobs, out=out)
     return table.drop(columns="step")
 
 
@@ -137,6 +144,7 @@ def diagnose_trajectory(
     nulls: bool = True,
     seed: int = 0,
     strict: bool = True,
+    out: str | os.PathLike[str] | None = None,
 ) -> pd.DataFrame:
     """Measure a run's checkpoints against one reference: :func:`diagnose_pair` for each, sharing the reference's work.
 
@@ -147,7 +155,7 @@ def diagnose_trajectory(
     checkpoints : iterable, or a folder
         Paths whose names hold the step (``step_000050.safetensors``, ``checkpoint-50``), pairs ``(step, checkpoint)``,
         objects with ``.step`` and ``.path``, or a folder of such files.
-    eta, alpha, rank, k, modules, device, n_jobs, nulls, seed, strict
+    eta, alpha, rank, k, modules, device, n_jobs, nulls, seed, strict, out
         As for :func:`diagnose_pair`. A matrix keeps one null seed over all steps.
 
     Returns
@@ -170,7 +178,9 @@ def diagnose_trajectory(
     [[0.0, 0.0], [5.0, 1.0]]
     """
     settings = Settings(eta=eta, alpha=alpha, rank=rank, k=k, nulls=nulls, seed=seed, device=_device(device))
-    return _table(reference, _steps(checkpoints), modules=modules, settings=settings, n_jobs=n_jobs, strict=strict)
+    return _table(
+        reference, _steps(checkpoints), modules=modules, settings=settings, n_jobs=n_jobs, strict=strict, out=out
+    )
 
 
 def _table(
@@ -181,47 +191,27 @@ def _table(
     settings: Settings,
     n_jobs: int,
     strict: bool,
+    out: str | os.PathLike[str] | None,
 ) -> pd.DataFrame:
     """Check every checkpoint before computing anything, then measure each matrix at all steps."""
-    before, opened, reports = aligned(
+    before, after, reports = aligned(
         open_checkpoint(reference), [open_checkpoint(source) for _, source in steps], strict=strict
     )
-    after = [(step, checkpoint) for (step, _), checkpoint in zip(steps, opened, strict=True)]
-    names = _selected(list(before.tensors), modules)
-    jobs = {name: _job(name, before, after) for name in names}
-    largest_first = sorted(names, key=lambda name: -math.prod(before.tensors[name].shape))
-    measured = dict(zip(largest_first, _run([jobs[name] for name in largest_first], settings, n_jobs), strict=True))
-    rows = [
-        {"step": step, "name": name, "layer": layer_of(name), "module": module_of(name)} | measured[name][i]
-        for i, (step, _) in enumerate(after)
-        for name in names
+    numbers = tuple(step for step, _ in steps)
+    jobs = [
+        Job(
+            identity={"name": name, "layer": layer_of(name), "module": module_of(name)},
+            steps=numbers,
+            before=before.tensors[name],
+            after=[checkpoint.tensors[name] for checkpoint in after],
+        )
+        for name in _selected(list(before.tensors), modules)
     ]
-    table = pd.DataFrame(rows, columns=["step", *COLUMNS, *(NULL_COLUMNS if settings.nulls else [])])
+    table = fan_out(jobs, settings, n_jobs=n_jobs, out=as_folder(out))
     table.attrs["comparisons"] = [
-        {"step": step, **report.as_dict()} for (step, _), report in zip(after, reports, strict=True)
+        {"step": step} | report.as_dict() for step, report in zip(numbers, reports, strict=True)
     ]
     return table
-
-
-def _job(
-    name: str, before: OpenCheckpoint, after: list[tuple[int, OpenCheckpoint]]
-) -> tuple[str, StoredTensor, list[StoredTensor]]:
-    return name, before.tensors[name], [checkpoint.tensors[name] for _, checkpoint in after]
-
-
-def _run(jobs: list[tuple[Any, ...]], settings: Settings, n_jobs: int) -> list[list[dict[str, Any]]]:
-    if isinstance(n_jobs, bool) or not isinstance(n_jobs, int) or n_jobs == 0:
-        raise MetricInputError(f"n_jobs is {n_jobs!r}, expected a number of processes, or -1 for one per core.")
-    if n_jobs == 1:
-        return [measure_checkpoints(*job, settings=settings) for job in jobs]
-    with parallel_config(backend="loky", inner_max_num_threads=1):
-        measured: Any = Parallel(n_jobs=n_jobs)(delayed(_in_one_thread)(job, settings) for job in jobs)
-    return measured
-
-
-def _in_one_thread(job: tuple[Any, ...], settings: Settings) -> list[dict[str, Any]]:
-    torch.set_num_threads(1)
-    return measure_checkpoints(*job, settings=settings)
 
 
 def _selected(names: list[str], modules: Sequence[str] | None) -> list[str]:

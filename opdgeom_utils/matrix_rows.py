@@ -14,11 +14,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .checkpoints import StoredTensor
-from .metrics.factors import Factors, factorize, singular_values
+from .metrics.factors import Factors, factorize, scaled_singular_values
+from .metrics.gram import BLOCK_ENTRIES, TallMatrix, frobenius_norm
 from .metrics.inputs import check_count, check_fraction
-from .metrics.masks import low_magnitude_mask, mask_overlap, principal_mask, principal_mask_from
-from .metrics.sparsity import bf16_realised, update_sparsity, visible_changes
-from .metrics.spectra import spectral_shift, stable_rank, stable_rank_from, tail_exponent
+from .metrics.masks import low_magnitude_mask, principal_mask, principal_mask_from
+from .metrics.sparsity import bf16_realised, visible_changes
+from .metrics.spectra import spectral_shift, stable_rank_from, stable_rank_of, tail_exponent
 from .metrics.subspaces import PrincipalAngles, angles_between
 from .nulls import identical_angles, null_generator, random_update, shuffled_update
 
@@ -37,7 +38,7 @@ WITH_NULLS = [metric for metric in METRICS if metric not in ("update_norm", "hil
 COLUMNS = [
     *("name", "layer", "module", "shape", "dtype", "n_entries"),
     *METRICS,
-    *("stable_rank_bf16", "reference_norm", "gap_at_k", "note"),
+    *("stable_rank_bf16", "reference_norm", "gap_at_k", "angles_defined", "note"),
 ]
 IDENTICAL = "identical to the reference"
 NULL_COLUMNS = [f"{metric}_{null}" for null in ("shuffled", "random") for metric in WITH_NULLS] + [
@@ -135,18 +136,14 @@ def measure_checkpoints(
     if flaw:
         return [_form(before, stored) | {"note": flaw} for stored in after]
     if w_ref.ndim != 2:
+        line = w_ref.reshape(1, -1)
         return [
             _form(before, stored)
-            | _noted(
-                stored,
-                w_ref,
-                settings,
-                lambda w_new: {"update_sparsity": update_sparsity(w_ref, w_new, eta=settings.eta)},
-            )
+            | _noted(stored, w_ref, settings, lambda w_new: _elementwise(line, w_new.reshape(1, -1), settings.eta))
             for stored in after
         ]
     reference = ReferenceMatrix.of(w_ref, settings)
-    shared = {"reference_norm": float(w_ref.double().norm()), "gap_at_k": reference.factors.relative_gap(settings.k)}
+    shared = {"reference_norm": frobenius_norm(w_ref), "gap_at_k": reference.factors.relative_gap(settings.k)}
     if settings.nulls:
         shared |= _named(_angle_summary(identical_angles(reference.factors, k=settings.k)), "identical")
     return [
@@ -169,36 +166,65 @@ def _noted(
 
 def measure_matrix(
     name: str, reference: ReferenceMatrix, w_new: Float[Tensor, "out in"], settings: Settings
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Every metric of one matrix at one checkpoint, and its shuffled and random nulls."""
+    row, defined = _against_reference(reference, w_new, settings)
+    row["angles_defined"] = defined
     delta_w = w_new.double() - reference.w.double()
-    spectrum = singular_values(delta_w, leading=min(settings.k, *delta_w.shape))
-    row = _against_reference(reference, w_new, settings)
-    row["update_norm"] = float(delta_w.norm())
-    row["stable_rank"] = stable_rank_from(spectrum[0], delta_w)
+    spectrum = scaled_singular_values(TallMatrix.of(delta_w), leading=min(settings.k, *delta_w.shape))
+    row["update_norm"] = frobenius_norm(delta_w)
+    row["stable_rank"] = stable_rank_from(spectrum)
     row["hill"] = tail_exponent(spectrum, k=settings.k, largest_side=max(delta_w.shape))
-    row["stable_rank_bf16"] = stable_rank(bf16_realised(w_new).double() - bf16_realised(reference.w).double())
+    row["stable_rank_bf16"] = row["stable_rank"]
+    if not reference.w.dtype == w_new.dtype == torch.bfloat16:
+        row["stable_rank_bf16"] = stable_rank_of(bf16_realised(w_new).double().sub_(bf16_realised(reference.w)))
+    del w_new
     draws = {"shuffled": shuffled_update, "random": random_update} if settings.nulls else {}
     for null, draw in draws.items():
-        null_delta = draw(delta_w, generator=null_generator(settings.seed, f"{name}:{null}"))
-        null_row = _against_reference(reference, reference.w.double() + null_delta, settings)
-        row |= _named(null_row | {"stable_rank": stable_rank(null_delta)}, null)
+        null_w = draw(delta_w, generator=null_generator(settings.seed, f"{name}:{null}"))
+        rank = stable_rank_of(null_w)
+        null_row, _ = _against_reference(reference, null_w.add_(reference.w), settings)
+        row |= _named(null_row | {"stable_rank": rank}, null)
     return row
 
 
 def _against_reference(
     reference: ReferenceMatrix, w_new: Float[Tensor, "out in"], settings: Settings
+) -> tuple[dict[str, Any], bool]:
+    """Compare a matrix with its reference by all metrics that are defined on the pair; say if its angles are."""
+    masks = {"principal_overlap": reference.principal, "low_magnitude_overlap": reference.low_magnitude}
+    row = _elementwise(reference.w, w_new, settings.eta, masks)
+    same = w_new.dtype == reference.w.dtype and torch.equal(w_new, reference.w)
+    factors = reference.factors if same else factorize(w_new, cuts=(settings.k,))
+    angles = angles_between(reference.factors, factors, k=settings.k)
+    row |= _angle_summary(angles)
+    row["normalized_spectral_shift"] = spectral_shift(reference.factors.s, factors.s)
+    defined = reference.factors.has_gap(settings.k) and factors.has_gap(settings.k)
+    if not defined:
+        for side, size in zip(("left", "right"), w_new.shape, strict=True):
+            if len(angles.left_deg) < size:  # otherwise the space is the whole space, and the angles are 0
+                row |= {f"{side}_angle_max_deg": math.nan, f"{side}_angle_mean_deg": math.nan}
+    return row, defined or len(angles.left_deg) == max(w_new.shape)
+
+
+def _elementwise(
+    w_ref: Float[Tensor, "rows in"],
+    w_new: Float[Tensor, "rows in"],
+    eta: float | int,
+    masks: dict[str, Bool[Tensor, "rows in"]] | None = None,
 ) -> dict[str, float]:
-    """Compare a matrix with its reference, by all metrics that are defined on the pair."""
-    visible = visible_changes(reference.w, w_new, eta=settings.eta)
-    factors = factorize(w_new, cuts=(settings.k,))
-    return {
-        "update_sparsity": int((~visible).sum()) / visible.numel(),
-        **_angle_summary(angles_between(reference.factors, factors, k=settings.k)),
-        "normalized_spectral_shift": spectral_shift(reference.factors.s, factors.s),
-        "principal_overlap": mask_overlap(reference.principal, visible),
-        "low_magnitude_overlap": mask_overlap(reference.low_magnitude, visible),
-    }
+    """Update sparsity, and the overlap of the update mask with each of ``masks``, a block of rows at a time."""
+    masks = masks or {}
+    n_rows = max(1, BLOCK_ENTRIES // w_ref.shape[1])
+    n_updated, n_inside = 0, dict.fromkeys(masks, 0)
+    for start in range(0, len(w_ref), n_rows):
+        rows = slice(start, start + n_rows)
+        visible = visible_changes(w_ref[rows], w_new[rows], eta=eta)
+        n_updated += int(visible.sum())
+        for metric, mask in masks.items():
+            n_inside[metric] += int((mask[rows] & visible).sum())
+    overlaps = {metric: n / n_updated if n_updated else math.nan for metric, n in n_inside.items()}
+    return {"update_sparsity": (w_ref.numel() - n_updated) / w_ref.numel(), **overlaps}
 
 
 def _angle_summary(angles: PrincipalAngles) -> dict[str, float]:

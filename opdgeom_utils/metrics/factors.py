@@ -1,8 +1,9 @@
 """Singular values and leading singular vectors, in float64, shared by the metrics.
 
-Two roads lead to the same numbers. The short one takes the eigenvectors of the small Gram matrix and is several times
-faster. It squares the condition number, so it is taken only where that cannot be seen in the result. Otherwise a plain
-float64 singular value decomposition is computed.
+The eigenvectors of the small Gram matrix are several times faster than a singular value decomposition, but squaring
+costs digits where singular values are small. They are won back level by level: what lies below a thousandth of the
+largest value is multiplied out and decomposed again on its own scale. A plain decomposition is left for one case, a gap
+at a cut so narrow that the Gram matrix cannot resolve it.
 """
 
 from dataclasses import dataclass
@@ -11,9 +12,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# The Gram road is left when the smallest eigenvalue, or an eigenvalue gap at a cut, is below this part of the largest.
-# Angles then carry an error of about 2e-16 / 1e-8 radian, which is 1e-6 degree.
-GRAM_FLOOR = 1e-8
+from .gram import TallMatrix, eigenpairs, eigenvalues, gram_of
+
+# Below this part of a level's largest singular value, values and vectors are computed again, one level down.
+LEVEL = 1e-3
+# A level whose largest value is this part of the largest of all holds rounding noise only.
+NOISE = 1e-15
+# Angles from the Gram matrix carry an error of a few 2e-16 / 1e-8 radian, about 4e-6 degree, if the squared singular
+# values at a cut are at least this part of the largest apart.
+GRAM_GAP = 1e-8
+# No float64 method finds a leading space to 1e-5 degree if the singular values at its end are closer than this part of
+# the largest: it is called undefined.
+MIN_GAP = 1e-8
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,17 @@ class Factors:
         beyond = self.s[k] if k < len(self.s) else torch.zeros((), dtype=self.s.dtype, device=self.s.device)
         return float((self.s[k - 1] - beyond) / self.s[0])
 
+    def has_gap(self, k: int) -> bool:
+        """Whether the leading k spaces are defined well enough for angles to 1e-5 degree.
+
+        Examples
+        --------
+        >>> factors = factorize(torch.diag(torch.tensor([2.0, 1.0, 1.0])), cuts=(3,))
+        >>> factors.has_gap(1), factors.has_gap(2), factors.has_gap(3)
+        (True, False, True)
+        """
+        return self.relative_gap(k) >= MIN_GAP
+
 
 def factorize(w: Float[Tensor, "out in"], *, cuts: tuple[int, ...]) -> Factors:
     """Singular values of ``w`` and as many leading vectors as the largest cut asks for.
@@ -65,24 +86,18 @@ def factorize(w: Float[Tensor, "out in"], *, cuts: tuple[int, ...]) -> Factors:
     >>> factors.s.tolist(), factors.vh.abs().tolist()
     ([3.0, 1.0], [[0.0, 1.0]])
     """
-    w = w.detach().double()
-    size = min(w.shape)
-    cuts = tuple(min(cut, size) for cut in cuts)
+    tall = TallMatrix.of(w)
+    cuts = tuple(min(cut, *w.shape) for cut in cuts)
     r = max(cuts)
-    tall = w if w.shape[0] >= w.shape[1] else w.T
-    scaled, scale = _scaled(tall)
-    eigenvalues, vectors = torch.linalg.eigh(scaled.T @ scaled)
-    if not _gram_is_safe(eigenvalues, cuts):
-        u, s, vh = torch.linalg.svd(scaled, full_matrices=False)
-        near, far, s = u[:, :r], vh[:r].T, s * scale
+    s, far, tops = _right_factors(tall, tall.gram())
+    if _needs_plain_decomposition(s, tops, cuts):
+        near, s, fah = torch.linalg.svd(torch.cat(list(tall.blocks())), full_matrices=False)
+        near, far = near[:, :r], fah[:r].T
     else:
-        images = scaled @ vectors  # column norms are more accurate singular values than the eigenvalues' roots
-        s, order = images.norm(dim=0).sort(descending=True)
-        far = vectors[:, order[:r]]
-        near, triangle = torch.linalg.qr(images[:, order[:r]])
-        near, s = near * triangle.diagonal().sign(), s * scale
-    u, v = (near, far) if tall is w else (far, near)
-    return Factors(u=u.contiguous(), s=s, vh=v.T.contiguous())
+        far = far[:, :r]
+        near = _orthonormal(tall.images(far), s[:r])
+    u, v = (near, far) if w.shape[0] >= w.shape[1] else (far, near)
+    return Factors(u=u.contiguous(), s=s * tall.scale, vh=v.T.contiguous())
 
 
 def singular_values(w: Float[Tensor, "out in"], *, leading: int | None = None) -> Float[Tensor, " p"]:
@@ -93,25 +108,56 @@ def singular_values(w: Float[Tensor, "out in"], *, leading: int | None = None) -
     >>> singular_values(torch.tensor([[0.0, 2.0], [0.0, 0.0]])).tolist()
     [2.0, 0.0]
     """
-    w = w.detach().double()
-    scaled, scale = _scaled(w if w.shape[0] >= w.shape[1] else w.T)
-    eigenvalues = torch.linalg.eigvalsh(scaled.T @ scaled).flip(0)
-    last = eigenvalues[(leading or len(eigenvalues)) - 1]
-    if not bool(last > GRAM_FLOOR * eigenvalues[0]):
-        return torch.linalg.svdvals(scaled) * scale
-    return eigenvalues.clamp(min=0).sqrt() * scale
+    tall = TallMatrix.of(w)
+    return scaled_singular_values(tall, leading=leading) * tall.scale
 
 
-def _scaled(w: Float[Tensor, "out in"]) -> tuple[Float[Tensor, "out in"], Float[Tensor, ""]]:
-    """Divide by the largest entry, so that squares neither overflow nor vanish."""
-    scale = w.abs().max()
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    return w / scale, scale
+def scaled_singular_values(tall: TallMatrix, *, leading: int | None = None) -> Float[Tensor, " p"]:
+    """Singular values over ``tall.scale``: a subnormal update keeps all its digits this way.
+
+    Examples
+    --------
+    >>> scaled_singular_values(TallMatrix.of(torch.tensor([[0.0, 4.0], [2.0, 0.0]]))).tolist()
+    [1.0, 0.5]
+    """
+    gram = tall.gram()
+    values = eigenvalues(gram).sqrt()
+    if bool(values[(leading or len(values)) - 1] > LEVEL * values[0]):
+        return values
+    return _right_factors(tall, gram)[0]
 
 
-def _gram_is_safe(eigenvalues: Float[Tensor, " p"], cuts: tuple[int, ...]) -> bool:
-    """Whether ascending Gram eigenvalues are all far from 0, and separated at every cut inside the spectrum."""
-    floor = GRAM_FLOOR * eigenvalues[-1]
-    inner = [cut for cut in cuts if cut < len(eigenvalues)]
-    gaps_open = all(bool(eigenvalues[-cut] - eigenvalues[-cut - 1] > floor) for cut in inner)
-    return bool(eigenvalues[0] > floor) and gaps_open
+def _right_factors(
+    tall: TallMatrix, gram: Float[Tensor, "p p"]
+) -> tuple[Float[Tensor, " p"], Float[Tensor, "p p"], Float[Tensor, " p"]]:
+    """All scaled singular values, their right vectors, and the largest value of the level that each came from."""
+    values, vectors = eigenpairs(gram)
+    s = values.clamp(min=0).sqrt()
+    tops, start = s[0].expand_as(s).clone(), 0
+    while True:
+        start += int((s[start:] > LEVEL * s[start]).sum())
+        if start == len(s) or float(tops[start]) == 0 or float(tops[start]) <= NOISE * float(s[0]):
+            return s.cummin(0).values, vectors, tops
+        rest = vectors[:, start:]
+        values, turn = eigenpairs(gram_of(tall.images(rest)))
+        vectors = torch.cat([vectors[:, :start], rest @ turn], dim=1)
+        s[start:] = values.clamp(min=0).sqrt()
+        tops[start:] = s[start]
+
+
+def _needs_plain_decomposition(s: Float[Tensor, " p"], tops: Float[Tensor, " p"], cuts: tuple[int, ...]) -> bool:
+    """Whether there is a gap at some cut inside the spectrum, but one that Gram eigenvectors do not resolve."""
+    for cut in cuts:
+        if cut < len(s) and float(s[cut - 1] - s[cut]) >= MIN_GAP / 2 * float(s[0]):
+            squares_apart = float(s[cut - 1] ** 2 - s[cut] ** 2)
+            if squares_apart < GRAM_GAP * float(tops[cut - 1]) ** 2:
+                return True
+    return False
+
+
+def _orthonormal(images: Float[Tensor, "long r"], s: Float[Tensor, " r"]) -> Float[Tensor, "long r"]:
+    """Left vectors from images of right ones, of lengths ``s``: divided by ``s`` where that leaves them orthonormal."""
+    if float(s[-1]) ** 2 > 1e-3 * float(s[0]) ** 2:
+        return images / s
+    near, triangle = torch.linalg.qr(images)
+    return torch.where(triangle.diagonal() < 0, -near, near)

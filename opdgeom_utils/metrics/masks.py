@@ -3,7 +3,7 @@
 import math
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int16
 from torch import Tensor
 
 from .factors import Factors, factorize
@@ -11,6 +11,7 @@ from .inputs import check_count, check_fraction, checked
 
 # Magnitudes closer than this part of the largest count as tied, so that rounding noise cannot decide a tie.
 TIE_GRID = 2.0**-40
+N_BINS = 2**16
 
 
 @checked(matrices=("w_ref",))
@@ -60,10 +61,9 @@ def principal_mask(
 
 def principal_mask_from(factors: Factors, *, rank: int, alpha: float | int) -> Bool[Tensor, "out in"]:
     """Return the principal mask from factors that hold at least ``rank`` vectors."""
-    low_rank = (factors.u[:, :rank] * factors.s[:rank]) @ factors.vh[:rank]
-    magnitude = low_rank.abs()
+    magnitude = ((factors.u[:, :rank] * factors.s[:rank]) @ factors.vh[:rank]).abs_()
     step = TIE_GRID * 2.0 ** math.frexp(float(magnitude.max()))[1]
-    return top_entries((magnitude / step).round() if step > 0 else magnitude, alpha=alpha)
+    return top_entries(magnitude.div_(step).round_() if step > 0 else magnitude, alpha=alpha)
 
 
 @checked(matrices=("w_ref",))
@@ -97,8 +97,9 @@ def low_magnitude_mask(w_ref: Float[Tensor, "out in"], *, alpha: float | int = 0
     [[False, True], [False, False]]
     """
     check_fraction("alpha", alpha)
-    magnitude = w_ref.detach().abs()
-    return top_entries(-(magnitude if magnitude.dtype == torch.float64 else magnitude.float()), alpha=alpha)
+    if w_ref.dtype in (torch.bfloat16, torch.float16):
+        return _lowest_codes(w_ref.detach().contiguous().view(torch.int16) & 0x7FFF, round(alpha * w_ref.numel()))
+    return top_entries(-w_ref.detach().abs(), alpha=alpha)
 
 
 def top_entries(score: Float[Tensor, "out in"], *, alpha: float | int) -> Bool[Tensor, "out in"]:
@@ -113,11 +114,38 @@ def top_entries(score: Float[Tensor, "out in"], *, alpha: float | int) -> Bool[T
     count = round(alpha * len(flat))
     if count == 0:
         return torch.zeros_like(score, dtype=torch.bool)
-    threshold = flat.kthvalue(len(flat) - count + 1).values
-    mask = flat > threshold
-    tied = (flat == threshold).nonzero().squeeze(1)
-    mask[tied[: count - int(mask.sum())]] = True
-    return mask.reshape(score.shape)
+    threshold = _nth_highest(flat, count)
+    return _with_first_ties(flat > threshold, flat == threshold, count).reshape(score.shape)
+
+
+def _nth_highest(flat: Float[Tensor, " n"], nth: int) -> Float[Tensor, ""]:
+    """Find the n-th highest value: count over 65,536 bins, then search the one bin that holds it."""
+    low, high = map(float, flat.aminmax())
+    per_unit = (N_BINS - 1) / (high - low) if high > low else math.inf
+    if not 0 < per_unit < torch.finfo(flat.dtype).max:
+        return flat.kthvalue(len(flat) - nth + 1).values
+    bins = flat.sub(low).mul_(per_unit).to(torch.int32)
+    n_up_to = torch.bincount(bins, minlength=N_BINS).cumsum(0)
+    ascending = len(flat) - nth + 1
+    chosen = int(torch.searchsorted(n_up_to, ascending))
+    below = int(n_up_to[chosen - 1]) if chosen else 0
+    return flat[bins == chosen].kthvalue(ascending - below).values
+
+
+def _lowest_codes(codes: Int16[Tensor, "out in"], count: int) -> Bool[Tensor, "out in"]:
+    """Mark the ``count`` lowest of 32,768 codes, such as the bits of 16-bit floats without their sign, by counting."""
+    flat = codes.flatten()
+    if count == 0:
+        return torch.zeros_like(codes, dtype=torch.bool)
+    n_up_to = torch.bincount(flat, minlength=2**15).cumsum(0)
+    threshold = int(torch.searchsorted(n_up_to, count))
+    return _with_first_ties(flat < threshold, flat == threshold, count).reshape(codes.shape)
+
+
+def _with_first_ties(mask: Bool[Tensor, " n"], tied: Bool[Tensor, " n"], count: int) -> Bool[Tensor, " n"]:
+    """Fill ``mask`` up to ``count`` with the earliest of the tied entries."""
+    mask[tied.nonzero().squeeze(1)[: count - int(mask.sum())]] = True
+    return mask
 
 
 @checked(masks=("reference_mask", "update_mask"))

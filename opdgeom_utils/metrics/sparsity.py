@@ -7,6 +7,9 @@ from torch import Tensor
 from ..errors import MetricInputError
 from .inputs import check_fraction, checked
 
+# Two different bf16 numbers, subnormal ones too, differ by at least this part of the larger.
+INERT_ETA = 2.0**-8
+
 
 @checked(tensors=("w_ref", "w_new"))
 def update_mask(
@@ -53,7 +56,10 @@ def visible_changes(
 ) -> Bool[Tensor, "*shape"]:
     """Compute the update mask of tensors that are already checked."""
     check_fraction("eta", eta)
-    before, after = bf16_realised(w_ref, name="w_ref"), bf16_realised(w_new, name="w_new")
+    before, after = _bf16(w_ref, "w_ref"), _bf16(w_new, "w_new")
+    if eta < INERT_ETA:
+        return before != after
+    before, after = before.float(), after.float()
     return (after - before).abs() > eta * torch.maximum(before.abs(), after.abs())
 
 
@@ -106,7 +112,11 @@ def bf16_realised(w: Float[Tensor, "*shape"], *, name: str = "w") -> Float[Tenso
     >>> bf16_realised(torch.tensor([1.001, -3.0])).tolist()
     [1.0, -3.0]
     """
-    cast = w.detach().to(torch.bfloat16).float()
+    return _bf16(w, name).float()
+
+
+def _bf16(w: Float[Tensor, "*shape"], name: str) -> Float[Tensor, "*shape"]:
+    cast = w.detach().to(torch.bfloat16)
     if w.dtype in (torch.float32, torch.float64) and bool(torch.isinf(cast).any()):
         raise MetricInputError(
             f"{name} has entries above 3.39e38, the largest bf16 number; rescale or check the weights."

@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import MetricInputError
-from .factors import factorize, singular_values
+from .factors import singular_values
+from .gram import TallMatrix, largest_eigenvalue
 from .inputs import check_count, checked
 
 
@@ -43,7 +44,7 @@ def normalized_spectral_shift(w_ref: Float[Tensor, "out in"], w_new: Float[Tenso
     >>> normalized_spectral_shift(torch.tensor([[4.0, 0.0], [0.0, 3.0]]), torch.tensor([[0.0, 2.0], [4.0, 0.0]]))
     0.2
     """
-    return spectral_shift(factorize(w_ref, cuts=(1,)).s, factorize(w_new, cuts=(1,)).s)
+    return spectral_shift(singular_values(w_ref), singular_values(w_new))
 
 
 def spectral_shift(s_ref: Float[Tensor, " p"], s_new: Float[Tensor, " p"]) -> float:
@@ -87,14 +88,19 @@ def stable_rank(delta_w: Float[Tensor, "out in"]) -> float:
     """
     if not bool(delta_w.any()):
         return math.nan
-    return stable_rank_from(singular_values(delta_w, leading=1)[0], delta_w)
+    return stable_rank_of(delta_w)
 
 
-def stable_rank_from(largest: Float[Tensor, ""], delta_w: Float[Tensor, "out in"]) -> float:
-    """Stable rank when the largest singular value is known; nan if it is 0. Never below 1."""
-    if float(largest) == 0:
-        return math.nan
-    return max(1.0, float((delta_w.detach().double() / largest).square().sum()))
+def stable_rank_of(delta_w: Float[Tensor, "out in"]) -> float:
+    """Stable rank of an update that is already checked: the trace of its Gram matrix over the largest eigenvalue."""
+    gram = TallMatrix.of(delta_w).gram()
+    energy = float(gram.trace())
+    return max(1.0, energy / float(largest_eigenvalue(gram))) if energy > 0 else math.nan
+
+
+def stable_rank_from(s: Float[Tensor, " p"]) -> float:
+    """Stable rank from all singular values, the largest first; nan if they are 0."""
+    return float((s / s[0]).square().sum()) if float(s[0]) > 0 else math.nan
 
 
 @checked(vectors=("singular_values",))

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .factors import Factors, factorize
+from .gram import eigenvalues, gram_of
 from .inputs import check_count, checked
 
 
@@ -80,6 +81,9 @@ def angles_between(reference: Factors, new: Factors, *, k: int) -> PrincipalAngl
 def space_angles_deg(basis_a: Float[Tensor, "n k"], basis_b: Float[Tensor, "n k"]) -> Float[Tensor, " k"]:
     """Principal angles between two spaces given by orthonormal columns, in degrees, ascending, float64.
 
+    The squared sines are eigenvalues of a k x k Gram matrix, so an angle far below the largest one carries an error of
+    up to 2e-8 of the largest: at most 2e-6 degree.
+
     Examples
     --------
     >>> axis = torch.tensor([[1.0], [0.0]], dtype=torch.float64)
@@ -91,9 +95,11 @@ def space_angles_deg(basis_a: Float[Tensor, "n k"], basis_b: Float[Tensor, "n k"
     if k == n:
         return torch.zeros(k, dtype=torch.float64, device=basis_a.device)
     overlap = basis_a.T @ basis_b
-    cosines = torch.linalg.svdvals(overlap).clamp(max=1.0)
-    sines = torch.linalg.svdvals(basis_b - basis_a @ overlap).flip(0).clamp(max=1.0)
-    radians = torch.where(cosines**2 > 0.5, torch.asin(sines), torch.acos(cosines))
+    sines = eigenvalues(gram_of(basis_b - basis_a @ overlap)).sqrt().flip(0).clamp(max=1.0)
+    radians = torch.asin(sines)
+    if float(sines[-1]) > 0.5**0.5:
+        cosines = torch.linalg.svdvals(overlap).clamp(max=1.0)
+        radians = torch.where(cosines**2 > 0.5, radians, torch.acos(cosines))
     return torch.rad2deg(radians).sort().values
 
 

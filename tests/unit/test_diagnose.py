@@ -24,6 +24,7 @@ MEASURED = [
     *("update_sparsity", "update_norm", *ANGLES, "normalized_spectral_shift", "principal_overlap"),
     *("low_magnitude_overlap", "stable_rank", "hill"),
 ]
+EXTRA = ["stable_rank_bf16", "reference_norm", "gap_at_k", "angles_defined", "note"]
 NULLED = [*FRACTIONS, *ANGLES, "normalized_spectral_shift", "stable_rank"]
 
 
@@ -62,7 +63,7 @@ def _weights(run, step, name):
 def test_columns_are_the_agreed_ones_in_order(pair):
     nulls = [column for column in pair if column.endswith(("_shuffled", "_random", "_identical"))]
     assert list(pair)[: len(FORM + MEASURED)] == FORM + MEASURED
-    assert list(pair)[len(FORM + MEASURED) :] == ["stable_rank_bf16", "reference_norm", "gap_at_k", "note", *nulls]
+    assert list(pair)[len(FORM + MEASURED) :] == [*EXTRA, *nulls]
     expected = {f"{name}_{null}" for name in NULLED for null in ("shuffled", "random")}
     assert set(nulls) == expected | {f"{angle}_identical" for angle in ANGLES}
 
@@ -219,7 +220,7 @@ def test_the_reference_is_factorised_once(run, monkeypatch):
 
 
 def test_a_bad_checkpoint_stops_before_any_work(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("opdgeom_utils.diagnose.measure_checkpoints", None)
+    monkeypatch.setattr("opdgeom_utils.fan_out.measure_checkpoints", None)
     save_file({Q: torch.ones(24, 24)}, tmp_path / "step_000020.safetensors")
     with pytest.raises(CheckpointMismatchError, match="step_000020"):
         diagnose_trajectory(
