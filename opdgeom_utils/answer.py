@@ -45,7 +45,7 @@ def where_sentence(card: pd.DataFrame, geometry: pd.DataFrame) -> str:
     return (
         "With each run measured at its own end, as the paper does it, on-policy distillation leaves "
         f"{shares['opd']} of the weight entries unchanged, supervised fine-tuning {shares['sft']} and RLVR "
-        f"{shares['rlvr']}; the paper's order of the three is {tally(orders)} diagnostics."
+        f"{shares['rlvr']}; the paper's order of the three is {tally(orders, 'diagnostics')}."
     )
 
 
@@ -84,21 +84,22 @@ def verdicts_of(card: pd.DataFrame, *conditions: str) -> list[str]:
     return card.loc[card["condition"].isin(conditions), "verdict"].tolist()
 
 
-def tally(verdicts: Sequence[str]) -> str:
-    """Count verdicts in words.
+def tally(verdicts: Sequence[str], of: str = "") -> str:
+    """Count verdicts in words; ``of`` names what is counted.
 
     Examples
     --------
     >>> tally(["reproduced", "partly", "reproduced"])
     'reproduced on 2 of 3 (partly on 1)'
-    >>> tally(["not testable at this scale", "not reproduced"])
-    'reproduced on 0 of 2 (not testable on 1)'
+    >>> tally(["not testable at this scale", "not reproduced"], "diagnostics")
+    'reproduced on 0 of 2 diagnostics (not testable on 1)'
     """
     counts = {word: verdicts.count(word) for word in VERDICTS}
     rest = [
         f"{word} on {counts[full]}" for full, word in ((PARTLY, "partly"), (UNTESTABLE, "not testable")) if counts[full]
     ]
-    return f"reproduced on {counts[REPRODUCED]} of {len(verdicts)}" + (f" ({', '.join(rest)})" if rest else "")
+    named = f" {of}" if of else ""
+    return f"reproduced on {counts[REPRODUCED]} of {len(verdicts)}{named}" + (f" ({', '.join(rest)})" if rest else "")
 
 
 def criticism_answers(tables: Tables) -> dict[int, str]:
@@ -107,25 +108,29 @@ def criticism_answers(tables: Tables) -> dict[int, str]:
     Parameters
     ----------
     tables
-        Geometry of one profile, with recipes ``sft``, ``opd`` and ``rlvr``.
+        Geometry of one profile, with recipes ``opd`` and ``rlvr``.
     """
-    everything, attention = matched.summarise(tables.geometry, None), matched.summarise(tables.geometry)
-    ends = matched.final(everything).groupby("recipe")["update_sparsity"]
-    spread, gap = ends.std().max(), abs(ends.mean().diff()).min()
-    first, last = (attention.sort_values("step").groupby(matched.RUN).nth(i) for i in (0, -1))
-    ratios = [(rows["stable_rank_bf16"] / rows["stable_rank"]).groupby(rows["recipe"]).mean() for rows in (first, last)]
-    inflated = [f"{name} {ratios[0][name]:.1f} and {ratios[1][name]:.1f}" for name in ("opd", "rlvr") if name in ratios[0]]
+    ends = matched.final(matched.summarise(tables.geometry, None))
+    spread = {str(recipe): float(own["update_sparsity"].std()) for recipe, own in ends.groupby("recipe")}
+    widest = max(spread, key=lambda recipe: spread[recipe])
+    attention = matched.summarise(tables.geometry)
+    inflated = "; ".join(_inflation(attention, recipe) for recipe in ("opd", "rlvr"))
     return {
         2: (
-            f"Update sparsity differs between seeds by at most {100 * spread:.2f} points (standard deviation at a run's "
-            f"end); the closest two recipes differ by {100 * gap:.2f}."
+            "Every curve and verdict has an interval over seeds. At a run's end, the standard deviation of update "
+            f"sparsity over seeds is at most {100 * spread[widest]:.2f} points ({widest})."
         ),
         3: (
-            "Not at all below 1/256: two different bf16 numbers are never closer than that, relative to the larger one, so "
-            "the tolerance is inert there. Chapter 2 sweeps it."
+            "Below 1/256 not at all: two different bf16 numbers are never closer than that, relative to the larger "
+            "one. Chapter 2 sweeps the tolerance."
         ),
-        8: (
-            "Rounding to bf16 multiplies the stable rank of the update at the first and at the last checkpoint: "
-            f"{'; '.join(inflated)}. So spectra are measured in fp32 here."
-        ),
+        8: f"Rounding to bf16 multiplies the stable rank of the update ({inflated}). Spectra are measured in fp32 here.",
     }
+
+
+def _inflation(summary: pd.DataFrame, recipe: str) -> str:
+    """Stable rank after rounding over stable rank, mean over seeds, at the first and at the last checkpoint."""
+    own = summary.loc[summary["recipe"] == recipe]
+    ratio = own["stable_rank_bf16"] / own["stable_rank"]
+    first, last = (float(ratio[own["step"] == step].mean()) for step in (own["step"].min(), own["step"].max()))
+    return f"{recipe}: by {first:.1f} at the first checkpoint, by {last:.1f} at the last"

@@ -1,4 +1,4 @@
-"""What the scorecard finds by chance: the same claims about an order, judged after the runs' names were dealt at random.
+"""What the scorecard finds by chance: claims about an order, judged after the runs' names were dealt at random.
 
 In each seed the names of the recipes are permuted among the runs, in the geometry and in the accuracy table alike. The
 numbers stay; what they are said to come from does not.
@@ -107,15 +107,15 @@ def in_words(true: pd.Series, relabelled: pd.DataFrame) -> str:
     >>> in_words(pd.Series({"n_claims": 20, "reproduced": 6}), pd.DataFrame({"reproduced": [0, 1, 0, 0]}))
     'No deal of the names in 4 reaches the 6 reproduced orders of the true names: they are not chance.'
     """
-    found, reached = int(true["reproduced"]), int((relabelled["reproduced"] >= true["reproduced"]).sum())
-    n = len(relabelled)
+    found, n = int(true.to_dict()["reproduced"]), len(relabelled)
+    reached = sum(count >= found for count in relabelled["reproduced"].tolist())
     if found == 0:
         return "With the true names no order is reproduced, so there is nothing that chance would have to explain."
     if reached == 0:
-        return f"No deal of the names in {n} reaches the {found} reproduced orders of the true names: they are not chance."
-    return (
-        f"{reached} of {n} deals of the names reach the {found} reproduced orders of the true names: so many may be chance."
-    )
+        return (
+            f"No deal of the names in {n} reaches the {found} reproduced orders of the true names: they are not chance."
+        )
+    return f"{reached} of {n} deals of the names reach the {found} reproduced orders of the true names: may be chance."
 
 
 def _counts(tables: Tables, claims: Sequence[Claim]) -> dict[str, int]:

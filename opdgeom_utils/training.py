@@ -186,8 +186,8 @@ def length_groups(rollouts: Rollouts, parts: int) -> list[list[int]]:
 def counting_part(recipe: Recipe, batch: Batch) -> tuple[Batch, Tensor]:
     """Return the prompts whose completions count in the loss, and the mask of the tokens that do.
 
-    RLVR skips a group of equal rewards: it neither pulls nor counts, so nothing is computed for it. Where every group is
-    one, the first stays, with no token counted: the gradient is zero and Adam goes on with its momentum, as it would.
+    RLVR skips a group of equal rewards: it neither pulls nor counts, so nothing is computed for it. Where every group
+    is one, the first stays, with no token counted: the gradient is zero and Adam goes on with its momentum.
     """
     if recipe.objective != "rlvr":
         return batch, batch.rollouts.mask

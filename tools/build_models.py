@@ -81,7 +81,7 @@ def main() -> int:
     """Train what is missing, two processes at once, and export."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="models to build (default: all)")
-    parser.add_argument("--cards", action="store_true", help="train nothing: measure the shipped models, write their cards")
+    parser.add_argument("--cards", action="store_true", help="train nothing: write the cards anew")
     options = parser.parse_args()
     names = options.names
     if options.cards:

@@ -47,7 +47,9 @@ def main() -> int:
     runs = load_or_train_many(jobs, profile=args.profile, workers=args.workers)
     whole = args.profile == PUBLISHED and not args.recipes and args.seeds is None
     if args.results == RESULTS and not whole:
-        print(f"{len(jobs)} runs are ready; the committed tables hold all of {PUBLISHED} and stay. Give --results FOLDER")
+        print(
+            f"{len(jobs)} runs are ready; the committed tables hold all of {PUBLISHED} and stay. Give --results FOLDER"
+        )
         return 0
     tables = write_tables(runs, args.results)
     if args.results == RESULTS:
