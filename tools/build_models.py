@@ -84,13 +84,14 @@ def main() -> int:
     parser.add_argument("--cards", action="store_true", help="train nothing: write the cards anew")
     options = parser.parse_args()
     names = options.names
+    if options.cards or len(names) == 1:
+        torch.set_num_threads(1)
     if options.cards:
         for name in names or ["base", "teacher", "anchor"]:
             recipe = load_recipe(name, "models")
             write_model(name, load_model(name), recipe, recipe.seeds[0])
         return 0
     if len(names) == 1:
-        torch.set_num_threads(1)
         recipe = load_recipe(names[0], "models")
         export(names[0], load_or_train(names[0], seed=recipe.seeds[0], profile="models"))
         return 0
