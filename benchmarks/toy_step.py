@@ -179,13 +179,13 @@ class Turns(TrainerCallback):
         self.clocks = read_clocks()
 
 
-def trl_settings(recipe: Recipe, rounds: int, micro_batches: int, folder: str) -> dict[str, Any]:
+def trl_settings(recipe: Recipe, rounds: int, folder: str) -> dict[str, Any]:
     """Return what both of TRL's configurations share: our recipe in TRL's words, and nothing that slows it down."""
     return {
         "output_dir": folder, "max_steps": rounds, "seed": SEED, "report_to": "none", "save_strategy": "no",
         "logging_steps": 1, "disable_tqdm": True, "use_cpu": True, "bf16": False, "gradient_checkpointing": False,
-        "per_device_train_batch_size": recipe.prompts_per_update * recipe.group_size // micro_batches,
-        "gradient_accumulation_steps": micro_batches, "shuffle_dataset": False,
+        "per_device_train_batch_size": recipe.prompts_per_update * recipe.group_size // recipe.micro_batches,
+        "gradient_accumulation_steps": recipe.micro_batches, "shuffle_dataset": False,
         "max_completion_length": recipe.max_new_tokens, "temperature": 1.0, "top_p": 1.0, "top_k": 0,
         "learning_rate": recipe.learning_rate, "lr_scheduler_type": "constant", "warmup_steps": 0,
         "optim": "adamw_torch_fused", "adam_beta1": recipe.betas[0], "adam_beta2": recipe.betas[1],
@@ -222,9 +222,10 @@ def trl_trainer(recipe: Recipe, student: str, teacher: str, settings: dict[str, 
     return trainer
 
 
-def our_variants(name: str) -> list[tuple[str, Recipe]]:
-    """Return our sides of one objective: like TRL's update first, then as the book's recipe does it."""
-    recipe = load_recipe(name, "toy")
+def our_variants(name: str, prompts: int = 16, micro_batches: int = 4) -> list[tuple[str, Recipe]]:
+    """Return our sides of one objective: like TRL's update first, then with the recipe's updates a rollout."""
+    batch = {"prompts_per_update": prompts, "micro_batches": micro_batches}
+    recipe = dataclasses.replace(load_recipe(name, "toy"), **batch)
     single = dataclasses.replace(recipe, updates_per_rollout=1)
     variants = [("ours", single), (f"ours, {recipe.updates_per_rollout} updates a rollout (recipe)", recipe)]
     if name == "opd":
@@ -232,18 +233,19 @@ def our_variants(name: str) -> list[tuple[str, Recipe]]:
     return variants
 
 
-def compare(name: str, student: str, teacher: str, options: argparse.Namespace) -> list[str]:
+def compare(name: str, options: argparse.Namespace) -> list[str]:
     """Run one objective on all sides, print its table, return what makes the comparison unfair."""
+    student, teacher = options.student, options.teacher
     fixed = {"teacher": load_model(teacher).eval(), "anchor": load_model(student).eval()}
     ours = [
         Ours(Side(label), Learner(recipe, SEED, load_model(student), load_tokenizer(student), **fixed))
-        for label, recipe in our_variants(name)
+        for label, recipe in our_variants(name, options.prompts, options.micro_batches)
     ]
     rounds = options.warm_up + options.rounds
     theirs = Side({"opd": "TRL DistillationTrainer", "rlvr": "TRL GRPOTrainer"}[name])
     with tempfile.TemporaryDirectory() as folder:
-        settings = trl_settings(ours[0].learner.recipe, rounds, options.trl_micro_batches, folder)
-        trainer = trl_trainer(ours[0].learner.recipe, student, teacher, settings)
+        settings = trl_settings(single := ours[0].learner.recipe, rounds, folder)
+        trainer = trl_trainer(single, student, teacher, settings)
         trainer.add_callback(Turns(theirs, ours, options.warm_up))
         start = [p.detach().clone() for p in trainer.model.parameters()]
         trainer.train()
@@ -252,8 +254,7 @@ def compare(name: str, student: str, teacher: str, options: argparse.Namespace) 
     theirs.lengths = [row["completions/mean_length"] for row in logged]
     theirs.rewards = [row["reward"] for row in logged if "reward" in row]
     sides = [theirs, *(mine.side for mine in ours)]
-    print(f"\n{name.upper()}, median of {options.rounds} updates\n{HEADER}")
-    print("\n".join(side.line(theirs) for side in sides))
+    print(f"\n{name.upper()}, median of {options.rounds} updates", HEADER, *(s.line(theirs) for s in sides), sep="\n")
     for mine in (ours[0], ours[-1]):
         print(f"    where the time of an update goes, {mine.side.label}:\n{mine.where_the_time_goes()}")
     return unfair(sides)
@@ -267,7 +268,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--objectives", nargs="+", choices=("opd", "rlvr"), default=("opd", "rlvr"))
     parser.add_argument("--rounds", type=int, default=12, help="timed updates of each side")
     parser.add_argument("--warm-up", type=int, default=2, help="updates before them")
-    parser.add_argument("--trl-micro-batches", type=int, default=4, help="TRL's gradient accumulation")
+    parser.add_argument("--prompts", type=int, default=16, help="prompts of an update; the book's runs have 64")
+    parser.add_argument("--micro-batches", type=int, default=4, help="parts of an update, on both sides; for 64: 8")
     options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
@@ -279,16 +281,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     torch.set_num_threads(1)
     keep_freed_memory()
-    teacher = options.teacher
     try:
-        resolve_model(teacher)
+        resolve_model(options.teacher)
     except CheckpointNotFoundError:
-        print(f"no model {teacher!r}: the student stands in as its own teacher (no gradient at the first update)")
-        teacher = options.student
-    size = sum(p.numel() for p in load_model(options.student).parameters()) / 1e6
+        print(f"no model {options.teacher!r}: the student is its own teacher (no gradient at the first update)")
+        options.teacher = options.student
     versions = ", ".join(f"{module.__name__} {module.__version__}" for module in (torch, transformers, trl))
-    print(f"student {options.student} ({size:.2f} M parameters), teacher {teacher}; fp32, one thread; {versions}")
-    problems = [line for name in options.objectives for line in compare(name, options.student, teacher, options)]
+    print(f"student {options.student}, teacher {options.teacher}, fp32, one thread; {versions}")
+    problems = [line for name in options.objectives for line in compare(name, options)]
     print("\nTRL/it: TRL's time over this row's. TRL's OPD is over the full vocabulary, `ours` over sampled tokens.")
     for line in problems:
         print(f"not a fair comparison: {line}", file=sys.stderr)

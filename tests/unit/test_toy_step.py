@@ -72,7 +72,7 @@ def test_both_sides_get_the_same_number_of_completions() -> None:
         (label, single), *_, (_, recipe) = our_variants(name)
         assert (label, single.updates_per_rollout) == ("ours", 1)
         assert recipe.updates_per_rollout > 1
-        settings = trl_settings(single, 3, 4, "folder")
+        settings = trl_settings(single, 3, "folder")
         completions = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
         assert completions == single.prompts_per_update * single.group_size == 128
 
