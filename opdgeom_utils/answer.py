@@ -22,6 +22,7 @@ MATCHES = (
     ("equal_accuracy", "at equal accuracy gained"),
 )
 NULLS = ("null_opd", "null_rlvr", "null_order")
+SPECTRAL = ("rotation", "spectral_drift")
 
 
 def answer_sentences(card: pd.DataFrame, tables: Tables) -> tuple[str, str, str]:
@@ -61,22 +62,54 @@ def matched_sentence(card: pd.DataFrame) -> str:
 def null_sentence(card: pd.DataFrame) -> str:
     """How many statements hold against updates shuffled inside their own matrices, and what that means.
 
+    Sparsity and masks look through bf16, angles and singular values do not, so the two are spoken of apart.
+
     Examples
     --------
-    >>> card = pd.DataFrame({"condition": ["null_opd", "null_rlvr"], "verdict": ["reproduced", "not reproduced"]})
-    >>> null_sentence(card)
-    'Beside updates ... place, 1 of 2 statements hold: a part of ... bf16 rounding, and a part is place.'
+    >>> rows = {
+    ...     "condition": ["null_opd", "null_rlvr"],
+    ...     "diagnostic": ["update_sparsity", "rotation"],
+    ...     "verdict": ["not reproduced", "not reproduced"],
+    ...     "value": [0.0, 1.8],
+    ...     "low": [-0.01, 1.7],
+    ...     "high": [0.01, 1.9],
+    ... }
+    >>> null_sentence(pd.DataFrame(rows))
+    'Beside updates ... 0 of 2 statements hold: sparsity and mask overlaps show what size and bf16 rounding give by
+    themselves; rotation and drift are 1.8 to 1.8 times the shuffled ones, so these updates do not spare the leading
+    directions.'
     """
-    verdicts = verdicts_of(card, *NULLS)
-    held, total = verdicts.count(REPRODUCED), len(verdicts)
+    rows = card.loc[card["condition"].isin(NULLS)]
+    verdicts = rows["verdict"].tolist()
     opening = "Beside updates shuffled inside their own matrices, which keep their size and lose their place, "
-    if verdicts.count(UNTESTABLE) == total:
+    if verdicts.count(UNTESTABLE) == len(verdicts):
         return opening + "nothing could be tested with these runs."
-    meaning = {
-        0: "what these diagnostics see is what the size of an update and bf16 rounding give by themselves",
-        total: "what these diagnostics see is more than the size of an update and bf16 rounding",
-    }.get(held, "a part of what these diagnostics see is the work of size and of bf16 rounding, and a part is place")
-    return f"{opening}{held} of {total} statements hold: {meaning}."
+    spectral = rows["diagnostic"].isin(SPECTRAL)
+    clauses = [_grid_clause(rows.loc[~spectral]), _spectral_clause(rows.loc[spectral])]
+    held = f"{verdicts.count(REPRODUCED)} of {len(verdicts)} statements hold"
+    return f"{opening}{held}: {'; '.join(c for c in clauses if c)}."
+
+
+def _grid_clause(rows: pd.DataFrame) -> str:
+    verdicts = rows["verdict"].tolist()
+    held, total = verdicts.count(REPRODUCED), len(verdicts)
+    if not total:
+        return ""
+    if held in (0, total):
+        meaning = "more than size and bf16 rounding" if held else "what size and bf16 rounding give by themselves"
+        return f"sparsity and mask overlaps show {meaning}"
+    return f"sparsity and mask overlaps show more than size and bf16 rounding on {held} of {total}"
+
+
+def _spectral_clause(rows: pd.DataFrame) -> str:
+    """Compare rotation and drift with the shuffled ones: a ratio above 1 means that place favours the spectrum."""
+    known = rows.loc[rows["value"].notna()]
+    if known.empty:
+        return ""
+    span = f"rotation and drift are {known['value'].min():.1f} to {known['value'].max():.1f} times the shuffled ones"
+    if (known["low"] > 1).all():
+        return f"{span}, so these updates do not spare the leading directions"
+    return f"{span}, so these updates spare the leading directions" if (known["high"] < 1).all() else span
 
 
 def verdicts_of(card: pd.DataFrame, *conditions: str) -> list[str]:
