@@ -5,6 +5,8 @@ update come from its own number and the run's seed, so a run that stops and goes
 optimiser. :func:`train` yields after every update; storing checkpoints is the business of :mod:`opdgeom_utils.runs`.
 """
 
+# pyright: reportPrivateImportUsage=false, reportArgumentType=false
+# (torch keeps _foreach functions private; a tokenizer may lack an end token, ours has one)
 from __future__ import annotations
 
 import hashlib
