@@ -34,8 +34,8 @@ class BookTables:
     source: str
 
 
-def tables_for(profile: str, seeds: int) -> BookTables:
-    """Return the result tables of a profile for the first ``seeds`` seeds of every recipe.
+def tables_for(profile: str, seeds: Sequence[int]) -> BookTables:
+    """Return the result tables of a profile for some seeds of every recipe.
 
     Parameters
     ----------
@@ -43,43 +43,46 @@ def tables_for(profile: str, seeds: int) -> BookTables:
         ``toy``: the committed tables are read, and checked against today's recipes. Any other profile: its runs are
         opened, or trained first, and measured now.
     seeds
-        How many seeds, from seed 0 on.
+        Which seeds, each one of the profile's own.
 
     Raises
     ------
     StaleResultsError
         If the committed tables are missing or out of date.
     NotebookParameterError
-        If ``seeds`` is below 1, or above the number of seeds that the profile has.
+        If no seed is given, or one that the profile does not have.
     """
     if profile == PUBLISHED:
         tables, origin = load_tables(profile), "committed tables"
-        held = len(set(tables.accuracy["seed"]))
+        held = {int(seed) for seed in tables.accuracy["seed"]}
     else:
-        held = max(len(load_recipe(name, profile).seeds) for name in recipe_names(profile))
+        held = {seed for name in recipe_names(profile) for seed in load_recipe(name, profile).seeds}
         tables, origin = None, "runs measured live"
-    if not 1 <= seeds <= held:
-        raise NotebookParameterError(f"parameter seeds is {seeds}; profile {profile!r} has {held}. Choose 1 to {held}")
-    return first_seeds(tables or live_tables(profile, seeds), profile, seeds, origin)
+    if not seeds or not set(seeds) <= held:
+        raise NotebookParameterError(
+            f"parameter seeds is {list(seeds)}; profile {profile!r} has {sorted(held)}. Choose one or more of these"
+        )
+    return only_seeds(tables or live_tables(profile, seeds), profile, seeds, origin)
 
 
-def live_tables(profile: str, seeds: int) -> Tables:
-    """Open or train every recipe of a profile for its first ``seeds`` seeds, and measure all of them."""
-    wanted = [(name, seed) for name in recipe_names(profile) for seed in load_recipe(name, profile).seeds[:seeds]]
+def live_tables(profile: str, seeds: Sequence[int]) -> Tables:
+    """Open or train every recipe of a profile for these of its seeds, and measure all of them."""
+    recipes = [load_recipe(name, profile) for name in recipe_names(profile)]
+    wanted = [(recipe.name, seed) for recipe in recipes for seed in recipe.seeds if seed in seeds]
     return tables_of([load_or_train(name, seed=seed, profile=profile) for name, seed in wanted])
 
 
-def first_seeds(tables: Tables, profile: str, seeds: int, origin: str) -> BookTables:
-    """Keep the first ``seeds`` seeds of every table, and say in a sentence what the numbers rest on.
+def only_seeds(tables: Tables, profile: str, seeds: Sequence[int], origin: str) -> BookTables:
+    """Keep these seeds of every table, and say in a sentence what the numbers rest on.
 
     Examples
     --------
     >>> frame = pd.DataFrame({"recipe": ["opd", "opd", "sft"], "seed": [0, 1, 0]})
-    >>> kept = first_seeds(Tables(frame, frame, frame), "smoke", 1, "runs measured live")
+    >>> kept = only_seeds(Tables(frame, frame, frame), "smoke", [0], "runs measured live")
     >>> len(kept.geometry), kept.seeds, kept.source
     (2, (0,), 'Profile smoke, 2 recipes, 1 seed, runs measured live: smoke test, not evidence.')
     """
-    kept = tuple(sorted(set(tables.accuracy["seed"]))[:seeds])
+    kept = tuple(sorted(set(seeds)))
     whole = (tables.geometry, tables.training, tables.accuracy)
     parts = [table.loc[table["seed"].isin(kept)].reset_index(drop=True) for table in whole]
     n_recipes = tables.accuracy["recipe"].nunique()

@@ -5,6 +5,8 @@ Axes: ``B`` prompts, ``G`` completions per prompt, ``P`` prompt tokens (padded o
 once, in sampling and in scoring alike: ``P + G * T`` tokens instead of ``G * (P + T)``.
 """
 
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportOptionalSubscript=false
+# (the cache layers of transformers are typed more loosely than they are)
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -5,6 +5,8 @@ update come from its own number and the run's seed, so a run that stops and goes
 optimiser. :func:`train` yields after every update; storing checkpoints is the business of :mod:`opdgeom_utils.runs`.
 """
 
+# pyright: reportPrivateImportUsage=false, reportArgumentType=false
+# (torch keeps _foreach functions private; a tokenizer may lack an end token, ours has one)
 from __future__ import annotations
 
 import hashlib
@@ -183,26 +185,39 @@ def length_groups(rollouts: Rollouts, parts: int) -> list[list[int]]:
     return [order[i : i + size] for i in range(0, len(order), size)]
 
 
+def counting_part(recipe: Recipe, batch: Batch) -> tuple[Batch, Tensor]:
+    """Return the prompts whose completions count in the loss, and the mask of the tokens that do.
+
+    RLVR skips a group of equal rewards: it neither pulls nor counts, so nothing is computed for it. Where every group
+    is one, the first stays, with no token counted: the gradient is zero and Adam goes on with its momentum.
+    """
+    if recipe.objective != "rlvr":
+        return batch, batch.rollouts.mask
+    informative = objectives.informative_groups(batch.rewards)
+    rows = informative.nonzero()[:, 0].tolist() or [0]
+    part = batch.rollouts.select(rows)
+    advantages = batch.advantages[rows, :, : part.mask.shape[-1]]
+    return Batch(part, advantages, batch.rewards[rows]), part.mask & informative[rows][:, None, None]
+
+
 def apply_update(learner: Learner, batch: Batch) -> Log:
     """Differentiate the loss of one batch and take one optimiser step; return the log row."""
     recipe, student = learner.recipe, learner.student
-    kept = batch.rollouts.mask
-    if recipe.objective == "rlvr":  # a group of equal rewards is skipped: it neither pulls nor counts
-        kept = kept & objectives.informative_groups(batch.rewards)[:, None, None]
+    counted, kept = counting_part(recipe, batch)
     total = float(kept.sum())
     log: Log = {"loss": 0.0, "clip_rate": 0.0, "entropy": 0.0}
     student.train()
     learner.optimizer.zero_grad(set_to_none=True)
-    for rows in length_groups(batch.rollouts, recipe.micro_batches):
-        part = batch.rollouts.select(rows)
+    for rows in length_groups(counted.rollouts, recipe.micro_batches):
+        part = counted.rollouts.select(rows)
         width = part.mask.shape[-1]
         logits = completion_logits(student, part).float()
-        loss, clipped = _loss(recipe, batch, part, logits, rows, kept[rows, :, :width], total)
+        loss, clipped = _loss(recipe, counted, part, logits, rows, kept[rows, :, :width], total)
         loss.backward()
         log["loss"] += float(loss.detach())
         log["clip_rate"] += clipped
         log["entropy"] += float((objectives.entropy(logits.detach()) * part.mask).sum()) / float(
-            batch.rollouts.mask.sum()
+            counted.rollouts.mask.sum()
         )
     norm = float(torch.nn.utils.clip_grad_norm_(student.parameters(), recipe.grad_clip))
     if not (math.isfinite(log["loss"]) and math.isfinite(norm)):

@@ -136,8 +136,9 @@ def _block(row: Mapping[str, Any]) -> str:
         "In the paper": row["where"],
     }
     items = "".join(f"<p><strong>{html.escape(k)}.</strong> {html.escape(v)}</p>" for k, v in facts.items())
+    verdict = f"{VERDICT_MARKS[row['verdict']]} {html.escape(row['verdict'])}"
     return (
-        f'<details class="opd-claim"><summary><strong>{VERDICT_MARKS[row["verdict"]]} {html.escape(row["verdict"])}</strong>: '
+        f'<details class="opd-claim"><summary><strong>{verdict}</strong>: '
         f"{html.escape(row['statement'])} <code>{html.escape(row['id'])}</code></summary>{items}"
         f'<p><a href="{link_of(row["condition"], row["diagnostic"])}">The chapter that measures it</a></p></details>'
     )

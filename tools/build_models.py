@@ -60,13 +60,12 @@ tags: [toy, qwen3, on-policy-distillation]
 ---
 # {name}
 
-A Qwen3 model of {n_parameters:,} parameters for the toy world, stored in bf16. Made by `make models`:
-recipe `{recipe.name}` of `data/recipes/{recipe.profile}.yaml`, seed {seed}, {recipe.steps} updates, from
-`{recipe.start}`.
+A Qwen3 model of {n_parameters:,} parameters for the toy world, stored in bf16. Made by `make models`: recipe
+`{recipe.name}` of `data/recipes/{recipe.profile}.yaml`, seed {seed}, {recipe.steps} updates, from `{recipe.start}`.
 
 sha256 of `model.safetensors`: `{digest}`
 
-Held-out accuracy of these bytes, on this recipe's own levels: {means}.
+Held-out accuracy of these bytes, on the levels that profile toy practises on: {means}.
 
 | domain | family | greedy | sampled | prompts |
 |---|---|---|---|---|
@@ -82,9 +81,17 @@ def main() -> int:
     """Train what is missing, two processes at once, and export."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="models to build (default: all)")
-    names = parser.parse_args().names
-    if len(names) == 1:
+    parser.add_argument("--cards", action="store_true", help="train nothing: write the cards anew")
+    options = parser.parse_args()
+    names = options.names
+    if options.cards or len(names) == 1:
         torch.set_num_threads(1)
+    if options.cards:
+        for name in names or ["base", "teacher", "anchor"]:
+            recipe = load_recipe(name, "models")
+            write_model(name, load_model(name), recipe, recipe.seeds[0])
+        return 0
+    if len(names) == 1:
         recipe = load_recipe(names[0], "models")
         export(names[0], load_or_train(names[0], seed=recipe.seeds[0], profile="models"))
         return 0

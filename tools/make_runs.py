@@ -6,9 +6,18 @@ import argparse
 import sys
 from pathlib import Path
 
+import vl_convert
+
+from opdgeom_utils import charts, storage
+from opdgeom_utils.book_tables import PUBLISHED
+from opdgeom_utils.chapter_tables import at_place
+from opdgeom_utils.claims import load_reported
+from opdgeom_utils.models import PROJECT
 from opdgeom_utils.recipes import load_recipe, recipe_names
-from opdgeom_utils.results import RESULTS, write_tables
+from opdgeom_utils.results import RESULTS, Tables, write_tables
 from opdgeom_utils.workers import Job, load_or_train_many
+
+FIGURE = PROJECT / "book" / "_static" / "where_opd_lies.svg"
 
 
 def jobs_of(profile: str, recipes: list[str], seeds: list[int] | None) -> list[Job]:
@@ -17,6 +26,12 @@ def jobs_of(profile: str, recipes: list[str], seeds: list[int] | None) -> list[J
     pairs = [(recipe, seed) for recipe in chosen for seed in recipe.seeds if seeds is None or seed in seeds]
     pairs.sort(key=lambda pair: (pair[1], -pair[0].steps))
     return [(recipe.name, seed) for recipe, seed in pairs]
+
+
+def readme_figure(tables: Tables) -> bytes:
+    """Draw the book's first picture, as the SVG that README.md shows."""
+    chart = charts.hero(at_place(tables, "final", ["sft", "opd", "rlvr"]), load_reported())
+    return vl_convert.vegalite_to_svg(chart.properties(width=560, background="white").to_dict()).encode()
 
 
 def main() -> int:
@@ -30,7 +45,15 @@ def main() -> int:
     args = parser.parse_args()
     jobs = jobs_of(args.profile, args.recipes, args.seeds)
     runs = load_or_train_many(jobs, profile=args.profile, workers=args.workers)
+    whole = args.profile == PUBLISHED and not args.recipes and args.seeds is None
+    if args.results == RESULTS and not whole:
+        print(
+            f"{len(jobs)} runs are ready; the committed tables hold all of {PUBLISHED} and stay. Give --results FOLDER"
+        )
+        return 0
     tables = write_tables(runs, args.results)
+    if args.results == RESULTS:
+        storage.write_atomic(FIGURE, readme_figure(tables))
     print(f"wrote {args.results}: {len(tables.geometry)} geometry rows from {len(jobs)} runs")
     return 0
 

@@ -12,8 +12,8 @@ from opdgeom_utils.charts.theme import (
     NULLS,
     ROUNDED,
     Figure,
+    by_dash,
     colour_scale,
-    dash_scale,
     in_order,
     legend,
     log_ticks,
@@ -83,7 +83,7 @@ def metric_against_norm(
     axis = value_axis(x, norm, curves.loc[:, "x"], log=True)
     means = curves.loc[(curves.loc[:, "role"] == "mean") & curves.loc[:, "series"].isin(list(NULLS.values()))]
     ends = drawable(means.sort_values("step").groupby("recipe", sort=False).tail(1), metric)
-    y = value_axis(alt.Y("value:Q", title=metric_title(metric)), metric, curves.loc[:, "value"])
+    y = value_axis(alt.Y("value:Q", title=metric_title(metric)), metric, _heights(drawable(curves, metric)))
     names = _ink(curves).drop_duplicates()
     flags = (
         alt.Chart(ends)
@@ -182,27 +182,34 @@ def _layers(
 ) -> list[alt.Chart]:
     """Band, points of the seeds, line and points of the means, nulls in grey; a dashed line at ``level``."""
     curves = curves.assign(curve=curves.loc[:, "recipe"] + ", " + curves.loc[:, "series"], ink=_ink(curves))
-    names, lines = in_order(curves.loc[:, "ink"]), in_order(curves.loc[:, "series"])
+    names = in_order(curves.loc[:, "ink"])
     colour = alt.Color("ink:N", title=None, scale=colour_scale(names), legend=legend(names))
-    dash = alt.StrokeDash("series:N", title=None, scale=dash_scale(lines), legend=None)
     shape = alt.Shape("ink:N", title=None, scale=shape_scale(names), legend=legend(names))
     curves = drawable(curves, metric)
-    numbers = curves.filter(items=["value", "low", "high"]).stack()
     title = y_title or metric_title(metric)
-    y, low = (value_axis(alt.Y(f"{c}:Q", title=title), metric, numbers) for c in ("value", "low"))
+    y, low = (value_axis(alt.Y(f"{c}:Q", title=title), metric, _heights(curves)) for c in ("value", "low"))
     data = alt.Chart(curves)
     base = data.encode(x=x, color=colour, detail="curve:N")
     means = base.transform_filter("datum.role == 'mean'")
     seeds = base.transform_filter("datum.role == 'seed'").mark_point(filled=True, size=12, opacity=0.35)
     tip = _tip(x_title)
+    dashed = by_dash(curves.loc[:, "series"])
+    lines = [
+        means.transform_filter(alt.FieldOneOfPredicate("series", own)).mark_line(strokeDash=d) for d, own in dashed
+    ]
     levels = [] if level is None else [data.mark_rule(strokeDash=[4, 3]).encode(y=alt.datum(level))]
     return [
         *levels,
         means.transform_filter("datum.series == datum.recipe").mark_area(opacity=0.15).encode(y=low, y2="high:Q"),
         seeds.encode(y=y, shape=shape, tooltip=tip),
-        means.mark_line(strokeWidth=2).encode(y=y, strokeDash=dash),
+        *(line.encode(y=y) for line in lines),
         means.mark_point(filled=True, size=30, opacity=1).encode(y=y, shape=shape, tooltip=tip),
     ]
+
+
+def _heights(curves: pd.DataFrame) -> pd.Series:
+    """Every number that the vertical axis has to hold."""
+    return pd.Series(curves.filter(items=["value", "low", "high"]).stack())
 
 
 def _ink(curves: pd.DataFrame) -> pd.Series:

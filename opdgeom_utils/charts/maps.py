@@ -184,8 +184,8 @@ def _matrix(rows: pd.DataFrame, across: Sequence[str], down: Sequence[str]) -> F
     cells = base.mark_rect(cornerRadius=3).encode(x=x, x2="right:Q", color=colour)
     middle = x.copy()
     middle["shorthand"] = "middle:Q"
-    ink = alt.Color("ink:N", scale=None, legend=None)
-    marks = base.mark_point(filled=True, size=90, opacity=1, strokeWidth=0).encode(x=middle, shape=shape, color=ink)
+    ink = alt.Fill("ink:N", scale=None, legend=None)
+    marks = base.mark_point(size=90, opacity=1, strokeWidth=0).encode(x=middle, shape=shape, fill=ink)
     return alt.layer(cells, marks).properties(
         width="container",
         height=CELL * len(down),
@@ -210,6 +210,7 @@ def hero(ends: pd.DataFrame, reported: pd.DataFrame | None = None, null: str = "
     table, pairs = _hero_table(ends, null, reported)
     floor = floor_of(table.loc[:, "y"])
     table = table.assign(**{c: table.loc[:, c].clip(lower=floor) for c in ("y", "y_low", "y_high")})
+    table = table.assign(**{c: table.loc[:, c].clip(0, 1) for c in ("x_low", "x_high")})  # a share stays a share
     return alt.layer(*_hero_layers(table)).properties(
         width="container",
         height=340,

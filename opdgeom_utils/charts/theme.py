@@ -148,14 +148,16 @@ def shape_scale(names: Iterable[str]) -> alt.Scale:
     return alt.Scale(domain=domain, range=[SHAPES.get(n, "circle") for n in domain])
 
 
-def dash_scale(names: Iterable[str]) -> alt.Scale:
-    """Dash of every label: solid, except the control and the nulls.
+def by_dash(names: Iterable[str]) -> list[tuple[list[int], list[str]]]:
+    """Labels that share a dash: solid, except the control, the nulls and what bf16 shows.
 
-    >>> dash_scale(["OPD", "control SFT"]).to_dict()["range"]
-    [[1, 0], [5, 3]]
+    >>> by_dash(["OPD", "control SFT", "SFT"])
+    [([1, 0], ['SFT', 'OPD']), ([5, 3], ['control SFT'])]
     """
-    domain = in_order(names)
-    return alt.Scale(domain=domain, range=[DASHES.get(n, [1, 0]) for n in domain])
+    labels = in_order(names)
+    dashes = {name: DASHES.get(name, [1, 0]) for name in labels}
+    patterns = [list(pattern) for pattern in dict.fromkeys(map(tuple, dashes.values()))]
+    return [(pattern, [name for name in labels if dashes[name] == pattern]) for pattern in patterns]
 
 
 def log_ticks(low: float, high: float) -> list[float]:

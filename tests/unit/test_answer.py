@@ -10,18 +10,37 @@ def card(*rows: tuple[str, str, str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["id", "condition", "verdict"])
 
 
+def beside_null(verdict: str, diagnostic: str, value: float = 1.0, reach: float = 0.1) -> dict[str, object]:
+    interval = {"value": value, "low": value - reach, "high": value + reach}
+    return {"condition": "null_opd", "verdict": verdict, "diagnostic": diagnostic, **interval}
+
+
 @pytest.mark.parametrize(
     ("verdicts", "words"),
     [
         (["not reproduced", "partly"], "give by themselves"),
-        (["reproduced", "reproduced"], "is more than the size"),
-        (["reproduced", "not reproduced"], "a part is place"),
+        (["reproduced", "reproduced"], "show more than size"),
+        (["reproduced", "not reproduced"], "more than size and bf16 rounding on 1 of 2"),
         (["not testable at this scale"], "nothing could be tested"),
     ],
 )
 def test_null_sentence_draws_the_conclusion_that_the_counts_allow(verdicts: list[str], words: str) -> None:
-    rows = card(*[(f"c{i}", "null_opd", verdict) for i, verdict in enumerate(verdicts)])
+    rows = pd.DataFrame([beside_null(verdict, "update_sparsity") for verdict in verdicts])
     assert words in answer.null_sentence(rows)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "words"),
+    [
+        ([1.5, 2.0], "1.5 to 2.0 times the shuffled ones, so these updates do not spare"),
+        ([0.5, 0.8], "0.5 to 0.8 times the shuffled ones, so these updates spare the leading"),
+        ([0.5, 2.0], "0.5 to 2.0 times the shuffled ones."),
+        ([1.05, 2.0], "1.1 to 2.0 times the shuffled ones."),  # the first interval reaches below 1
+    ],
+)
+def test_a_ratio_speaks_only_when_its_interval_leaves_one(ratios: list[float], words: str) -> None:
+    rows = [beside_null("not reproduced", "rotation", ratio) for ratio in ratios]
+    assert words in answer.null_sentence(pd.DataFrame(rows))
 
 
 def test_matched_sentence_counts_each_match_by_itself() -> None:

@@ -15,26 +15,27 @@ def tables() -> Tables:
     return Tables(frame, frame, frame)
 
 
-def test_first_seeds_cuts_every_table_alike() -> None:
-    kept = book_tables.first_seeds(tables(), "toy", 2, "committed tables")
-    assert kept.seeds == (0, 1)
+def test_only_the_seeds_asked_for_stay_in_every_table() -> None:
+    kept = book_tables.only_seeds(tables(), "toy", [2, 0], "committed tables")
+    assert kept.seeds == (0, 2)
+    assert sorted(set(kept.geometry["seed"])) == [0, 2]
     assert [len(t) for t in (kept.geometry, kept.training, kept.accuracy)] == [4, 4, 4]
     assert kept.source == "Profile toy, 2 recipes, 2 seeds, committed tables."
 
 
 def test_smoke_says_that_it_is_no_evidence() -> None:
-    assert book_tables.first_seeds(tables(), "smoke", 1, "runs measured live").source.endswith("not evidence.")
+    assert book_tables.only_seeds(tables(), "smoke", [1], "runs measured live").source.endswith("not evidence.")
 
 
-@pytest.mark.parametrize("seeds", [0, 99])
-def test_more_seeds_than_there_are_is_an_error(seeds: int) -> None:
-    with pytest.raises(NotebookParameterError, match="Choose 1 to"):
+@pytest.mark.parametrize("seeds", [[], [99], [0, 99]])
+def test_a_seed_that_the_profile_lacks_is_an_error(seeds: list[int]) -> None:
+    with pytest.raises(NotebookParameterError, match=r"has \[0, 1, 2\]"):
         book_tables.tables_for("smoke", seeds)
 
 
 def test_unknown_profile_is_named() -> None:
     with pytest.raises(UnknownProfileError, match="Known"):
-        book_tables.tables_for("no-such-profile", 1)
+        book_tables.tables_for("no-such-profile", [1])
 
 
 def test_intervals_keep_the_order_of_the_groups() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from opdgeom_utils import model_cards
+from opdgeom_utils import model_cards, models
 from opdgeom_utils.errors import CheckpointNotFoundError
 from opdgeom_utils.models import build_model, build_tokenizer
 
@@ -28,3 +28,16 @@ def test_facts_and_accuracy_come_from_the_folder(tmp_path: Path) -> None:
 def test_a_missing_model_is_named() -> None:
     with pytest.raises(CheckpointNotFoundError, match="no-such-model"):
         model_cards.model_facts(["no-such-model"])
+
+
+@pytest.mark.parametrize("name", ["base", "anchor", "teacher"])
+def test_the_card_of_a_shipped_model_speaks_of_its_bytes(name: str) -> None:
+    folder = Path(models.resolve_model(name))
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert digest in (folder / "README.md").read_text(encoding="utf-8")
+    assert model_cards.model_facts([name])["dtype"].tolist() == ["BF16"]
+
+
+def test_the_shipped_models_are_small_together() -> None:
+    sizes = [file.stat().st_size for file in models.MODELS.rglob("*") if file.is_file()]
+    assert sum(sizes) <= 20e6

@@ -1,0 +1,108 @@
+"""Verdicts of worlds made by hand: one that agrees with the paper, one upside down, one with too few seeds."""
+
+import copy
+import dataclasses
+
+import pandas as pd
+import pytest
+
+from opdgeom_utils import claims
+from opdgeom_utils.claims import VERDICTS, load_claims, scorecard, verdict
+from tests.claim_world import AGREEING, HandTables, world
+
+REPRODUCED, PARTLY, NOT, UNTESTABLE = VERDICTS
+
+
+def verdicts(tables: HandTables) -> dict[str, str]:
+    return scorecard(tables).set_index("id")["verdict"].to_dict()
+
+
+def test_a_world_that_agrees_with_the_paper_gets_every_claim_but_the_distinct_regime() -> None:
+    found = verdicts(world(AGREEING))
+    assert found.pop("opd_distinct_at_equal_norm") == NOT
+    assert found.pop("ordering_in_other_settings") == UNTESTABLE  # no such runs in this world
+    assert set(found.values()) == {REPRODUCED}
+
+
+def test_trading_opd_with_rlvr_turns_every_order_to_partly_or_worse() -> None:
+    traded = copy.deepcopy(AGREEING)
+    traded["opd"], traded["rlvr"] = traded["rlvr"], traded["opd"]
+    orders = {
+        name: found for name, found in verdicts(world(traded)).items() if "_order" in name and "masks" not in name
+    }
+    assert orders
+    assert set(orders.values()) <= {PARTLY, NOT}
+
+
+def test_shuffled_updates_that_measure_the_same_leave_no_control_against_the_null() -> None:
+    same = {r: {m: (real, real) for m, (real, _) in metrics.items()} for r, metrics in AGREEING.items()}
+    found = verdicts(world(same))
+    nulls = [claim.id for claim in load_claims() if claim.condition in ("null_opd", "null_rlvr", "null_order")]
+    assert nulls
+    assert {found[name] for name in nulls} == {NOT}
+    assert found["update_sparsity_order"] == REPRODUCED  # an order needs no null
+
+
+def test_two_seeds_are_too_few_for_any_verdict() -> None:
+    tables = world(AGREEING)
+    few = HandTables(*(t.loc[t["seed"] < 2] for t in (tables.geometry, tables.accuracy)))
+    assert set(verdicts(few).values()) == {UNTESTABLE}
+
+
+def test_three_of_five_seeds_are_enough() -> None:
+    tables = world(AGREEING)
+    some = HandTables(*(t.loc[t["seed"] < 3] for t in (tables.geometry, tables.accuracy)))
+    card = scorecard(some).set_index("id")
+    assert card.loc["update_sparsity_order", "verdict"] == REPRODUCED
+    assert card.loc["update_sparsity_order", "n_seeds"] == 3
+
+
+def test_a_run_that_is_missing_is_named_in_the_reason() -> None:
+    tables = world(AGREEING)
+    without = HandTables(*(t.loc[t["recipe"] != "rlvr"] for t in (tables.geometry, tables.accuracy)))
+    row = scorecard(without).set_index("id").loc["update_sparsity_order"]
+    assert row["verdict"] == UNTESTABLE
+    assert "there is no run of rlvr" in row["reason"]
+
+
+def test_the_interval_decides_and_not_the_mean() -> None:
+    """The same mean difference, seeds that agree or do not."""
+    claim = next(c for c in load_claims() if c.id == "update_sparsity_order")
+    tables = world(AGREEING)
+    assert verdict(claim, tables).verdict == REPRODUCED
+    noise = {0: -0.9, 1: 0.9, 2: 0.0, 3: -0.5, 4: 0.5}
+    loud = tables.geometry.assign(
+        update_sparsity=tables.geometry["update_sparsity"]
+        + tables.geometry["seed"].map(noise) * (tables.geometry["recipe"] == "opd")
+    )
+    result = verdict(claim, HandTables(loud, tables.accuracy))
+    assert result.verdict == NOT
+    assert result.low < 0 < result.high
+
+
+def test_a_stricter_rule_never_reproduces_more() -> None:
+    tables = world(AGREEING)
+    ledger = load_claims()
+    strict = [dataclasses.replace(c, rule=dataclasses.replace(c.rule, confidence=0.9999)) for c in ledger]
+    held, again = (int(scorecard(tables, c)["n_hold"].sum()) for c in (ledger, strict))
+    assert again <= held
+
+
+def test_the_scorecard_keeps_the_order_and_the_words_of_the_file() -> None:
+    ledger = load_claims()
+    card = scorecard(world(AGREEING), ledger)
+    assert card["id"].tolist() == [claim.id for claim in ledger]
+    assert card["rule"].tolist() == [claim.rule.words for claim in ledger]
+    assert (card["n_hold"] <= card["n_comparisons"]).all()
+
+
+def test_one_number_has_no_interval() -> None:
+    interval = claims.seed_interval([0.5])
+    assert (interval.mean, interval.n) == (0.5, 1)
+    assert pd.isna(interval.low)
+    assert pd.isna(claims.seed_interval([]).mean)
+
+
+def test_a_confidence_outside_its_range_is_refused() -> None:
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        claims.seed_interval([0.0, 1.0], confidence=1.0)

@@ -1,0 +1,93 @@
+"""The committed tables: written whole, read back, refused when they are not today's, and held against a live run."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from opdgeom_utils import results
+from opdgeom_utils.errors import StaleResultsError
+from opdgeom_utils.runs import load_or_train
+from tests.tiny_world import DEFAULTS, RECIPES, World
+
+TABLES = ("geometry", "training", "accuracy")
+
+
+@pytest.fixture
+def written(world: World, tmp_path: Path) -> Path:
+    folder = tmp_path / "results"
+    results.write_tables([load_or_train("sft", profile="tiny")], folder)
+    return folder
+
+
+def rewrite_recipes(world: World, recipes: dict[str, dict[str, object]]) -> None:
+    content = {"defaults": DEFAULTS, "recipes": recipes}
+    (world.recipes / "tiny.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+def test_one_row_for_each_thing_that_was_measured(written: Path) -> None:
+    tables = results.load_tables("tiny", written)
+    assert set(tables.geometry["step"]) == {1, 2, 4}
+    assert not tables.geometry.duplicated(["recipe", "seed", "step", "name"]).any()
+    assert tables.training.groupby("seed").size().tolist() == [4]
+    assert set(tables.accuracy["step"]) == {0, 1, 2, 4}
+    assert {"stable_rank_bf16", "update_sparsity_shuffled", "left_angle_mean_deg_identical"} <= set(tables.geometry)
+
+
+def test_provenance_names_every_run_and_its_weights(written: Path, world: World) -> None:
+    runs = json.loads((written / "provenance.json").read_text())["runs"]
+    assert [(run["recipe"]["name"], run["seed"]) for run in runs] == [("sft", 0)]
+    assert all(set(run["weights"]) == {"base", "teacher", "anchor"} for run in runs)
+    assert all(run["versions"]["torch"] and run["commit"] for run in runs)
+
+
+def test_the_same_runs_write_the_same_bytes(written: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    results.write_tables([load_or_train("sft", profile="tiny")], again)
+    for name in TABLES:
+        assert (again / f"{name}.parquet").read_bytes() == (written / f"{name}.parquet").read_bytes()
+
+
+def test_a_changed_recipe_makes_them_stale(written: Path, world: World) -> None:
+    rewrite_recipes(world, {**RECIPES, "sft": {**RECIPES["sft"], "learning_rate": 2.0e-3}})
+    with pytest.raises(StaleResultsError, match=r"sft, seed 0, is out of date: its recipe has changed.*make runs"):
+        results.load_tables("tiny", written)
+
+
+def test_one_seed_more_does_not_but_a_dropped_recipe_does(written: Path, world: World) -> None:
+    rewrite_recipes(world, {**RECIPES, "sft": {**RECIPES["sft"], "seeds": [0, 1, 2]}})
+    assert results.load_tables("tiny", written)
+    rewrite_recipes(world, {"opd": RECIPES["opd"]})
+    with pytest.raises(StaleResultsError, match="no recipe sft any more"):
+        results.load_tables("tiny", written)
+
+
+def test_other_weights_or_another_training_version_make_them_stale(
+    written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(StaleResultsError, match="version 99"):
+        patch.setattr(results, "TRAINING_VERSION", 99)
+        results.load_tables("tiny", written)
+    with monkeypatch.context() as patch, pytest.raises(StaleResultsError, match="models it starts from have changed"):
+        patch.setattr(results, "weights_of", lambda recipe: {"base": "0"})
+        results.load_tables("tiny", written)
+
+
+def test_a_missing_file_is_named(written: Path, world: World) -> None:
+    for name in (*(f"{table}.parquet" for table in TABLES), "provenance.json"):
+        content = (written / name).read_bytes()
+        (written / name).unlink()
+        with pytest.raises(StaleResultsError, match="make runs"):
+            results.load_tables("tiny", written)
+        (written / name).write_bytes(content)
+    assert results.load_tables("tiny", written)
+
+
+def test_a_live_number_outside_the_seeds_spread_stops() -> None:
+    committed = pd.DataFrame({"x": [1.0, 1.1, 0.9, 1.05, 0.95]})
+    inside = results.check_live(pd.Series({"x": 1.02}), committed)
+    assert inside["inside"].tolist() == [True]
+    with pytest.raises(StaleResultsError, match="does not agree with the committed seeds"):
+        results.check_live(pd.Series({"x": 5.0}), committed)

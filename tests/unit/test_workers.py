@@ -1,0 +1,43 @@
+"""Several runs at once: all are opened in the order asked for, and a failure names its run and keeps the others."""
+
+import pytest
+
+from opdgeom_utils import workers
+from opdgeom_utils.errors import OpdGeomError
+from opdgeom_utils.runs import Run, load_or_train
+from tests.tiny_world import World
+
+
+class Finished:
+    """A training process that has ended."""
+
+    def __init__(self, code: int) -> None:
+        self.returncode = code
+
+    def poll(self) -> int:
+        return self.returncode
+
+
+def start(job: tuple[str, int], profile: str, logs: object) -> Finished:
+    """Train in this process, as the child would: only here are the tiny models to be had."""
+    log = workers._log_of(job, logs)  # pyright: ignore[reportArgumentType]
+    try:
+        load_or_train(job[0], seed=job[1], profile=profile)
+    except OpdGeomError as error:
+        log.write_text(str(error))
+        return Finished(1)
+    return Finished(0)
+
+
+def test_runs_come_back_in_the_order_asked_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_start", start)
+    runs = workers.load_or_train_many([("rlvr", 0), ("sft", 1), ("sft", 0)], profile="tiny")
+    assert [(run.recipe.name, run.seed) for run in runs] == [("rlvr", 0), ("sft", 1), ("sft", 0)]
+    assert all(isinstance(run, Run) and (run.path / "DONE").is_file() for run in runs)
+
+
+def test_a_failure_names_its_run_and_keeps_the_rest(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_start", start)
+    with pytest.raises(workers.WorkerError, match=r"1 of 2 runs failed(?s:.*)no_such, seed 0(?s:.*)unknown recipe"):
+        workers.load_or_train_many([("no_such", 0), ("sft", 0)], profile="tiny")
+    assert len(list(world.runs.glob("sft-s0-*/DONE"))) == 1
