@@ -199,7 +199,9 @@ class _Archive:
 def _is_whole(extra: bytes) -> bool:
     """Say whether a header's extra field ends where its own lengths say: a damaged length would shift the data."""
     while len(extra) >= 4:
-        extra = extra[4 + int.from_bytes(extra[2:4], "little") :] if len(extra) >= 4 + extra[2] + 256 * extra[3] else b"-"
+        extra = (
+            extra[4 + int.from_bytes(extra[2:4], "little") :] if len(extra) >= 4 + extra[2] + 256 * extra[3] else b"-"
+        )
     return not extra
 
 

@@ -71,8 +71,9 @@ def _read(path, **options):
     try:
         return {name: tensor.read_unchecked() for name, tensor in open_checkpoint(path, **options).tensors.items()}
     except OpdGeomError as error:
-        assert str(path.name) in str(error) or str(path) in str(error), f"the message names no file: {error}"
-        return None
+        message = str(error)
+    assert path.name in message, f"the message names no file: {message}"
+    return None
 
 
 def test_damaged_safetensors(tmp_path):
@@ -125,9 +126,26 @@ def test_headers_that_lie(lie, tmp_path):
         _ = [tensor.read() for tensor in open_checkpoint(file).tensors.values()]
 
 
-def _as_torch_reads(damaged: bytes):
-    loaded = torch.load(io.BytesIO(damaged), weights_only=True)
-    return {name: value for name, value in loaded.items() if value.is_floating_point()}
+def _as_torch_reads(damaged: bytes, whole: bytes):
+    """Bytes of each tensor by torch's reading; where it refuses what we need not read, by their places in the whole."""
+    try:
+        loaded = torch.load(io.BytesIO(damaged), weights_only=True)
+    except Exception:
+        return {name: damaged[start:end] for name, (start, end) in _places(whole).items()}
+    return {name: _bytes(value) for name, value in loaded.items() if value.is_floating_point()}
+
+
+def _places(whole: bytes):
+    """First and last byte of each tensor in an archive of torch, whose entries are stored as they are."""
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+        found = {entry.filename.rpartition("/")[2]: entry for entry in archive.infolist() if "/data/" in entry.filename}
+    places = {}
+    for number, name in enumerate(WEIGHTS):
+        entry = found[str(number)]
+        n_name, n_extra = struct.unpack("<HH", whole[entry.header_offset + 26 : entry.header_offset + 30])
+        start = entry.header_offset + 30 + n_name + n_extra
+        places[name] = (start, start + entry.file_size)
+    return places
 
 
 @pytest.mark.parametrize(
@@ -144,10 +162,8 @@ def test_damaged_files_of_torch(name, options, tmp_path):
         found = _read(tmp_path, **options)
         if found is not None:
             n_read += 1
-            expected = _as_torch_reads(damaged)
-            assert {key: _bytes(value) for key, value in found.items()} == {
-                key: _bytes(value) for key, value in expected.items()
-            }, number
+            expected = _as_torch_reads(damaged, content)
+            assert {key: _bytes(value) for key, value in found.items()} == expected, number
     assert 0 < n_read < 2 * N_OTHERS
 
 
@@ -180,7 +196,12 @@ def _adapted(folder):
     prefix = "base_model.model.model.layers.0.a"
     low_rank = {f"{prefix}.lora_A.weight": torch.ones(1, 3), f"{prefix}.lora_B.weight": torch.ones(2, 1)}
     save_file(low_rank, folder / "adapter_model.safetensors")
-    settings = {"peft_type": "LORA", "r": 1, "lora_alpha": 2, "base_model_name_or_path": str(folder / "base.safetensors")}
+    settings = {
+        "peft_type": "LORA",
+        "r": 1,
+        "lora_alpha": 2,
+        "base_model_name_or_path": str(folder / "base.safetensors"),
+    }
     (folder / "adapter_config.json").write_text(json.dumps(settings))
     return [folder / "adapter_config.json", folder / "adapter_model.safetensors"]
 
@@ -196,12 +217,17 @@ def test_damaged_folders(write, tmp_path):
         folder = tmp_path / str(number)
         folder.mkdir()
         file = dice.choice(write(folder))
-        file.write_bytes(_mutated(file.read_bytes(), dice))
+        if number:  # the first stays whole
+            file.write_bytes(_mutated(file.read_bytes(), dice))
         try:
             opened = open_checkpoint(folder)
             values = {name: tensor.read_unchecked() for name, tensor in opened.tensors.items()}
         except OpdGeomError as error:
-            assert str(folder) in str(error) or file.name in str(error)
+            refusal = str(error)
+        else:
+            refusal = ""
+        if refusal:
+            assert str(folder) in refusal or file.name in refusal
             outcomes.add("refused")
             continue
         outcomes.add("read")

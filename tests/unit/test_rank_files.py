@@ -74,7 +74,9 @@ def test_replicas_of_different_steps_are_found(tmp_path):
     for rank in range(2):
         state = {"w": torch.tensor([1.0, 2.0 + rank])}
         torch.save(state, tmp_path / f"model_world_size_2_rank_{rank}.pt")
-    with pytest.raises(CheckpointDamagedError, match=r"rank_1\.pt: the piece of tensor w is not what another rank holds"):
+    with pytest.raises(
+        CheckpointDamagedError, match=r"rank_1\.pt: the piece of tensor w is not what another rank holds"
+    ):
         open_checkpoint(tmp_path).tensors["w"].read()
 
 
@@ -120,7 +122,9 @@ def test_only_tensors_by_name_are_a_checkpoint(tmp_path):
 
 
 def test_whole_numbers_are_buffers(tmp_path):
-    torch.save({"w": torch.ones(2), "steps": torch.ones(2, dtype=torch.int64)}, tmp_path / "model_world_size_1_rank_0.pt")
+    torch.save(
+        {"w": torch.ones(2), "steps": torch.ones(2, dtype=torch.int64)}, tmp_path / "model_world_size_1_rank_0.pt"
+    )
     tensors, buffers = rank_tensors(tmp_path)
     assert (list(tensors), buffers) == (["w"], ["steps"])
 
