@@ -125,9 +125,7 @@ def diagnose_pair(
     [['weight', '1x2', 0.5, 1.0]]
     """
     settings = Settings(eta=eta, alpha=alpha, rank=rank, k=k, nulls=nulls, seed=seed, device=_device(device))
-    table = _table(
-        reference, [(0, tuned)], modules=modules, settings=settings, n_jobs=n_jobs, strict=strict, out=out
-    )
+    table = _table(reference, [(0, tuned)], modules=modules, settings=settings, n_jobs=n_jobs, strict=strict, out=out)
     return table.drop(columns="step")
 
 
