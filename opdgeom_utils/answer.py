@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
 from opdgeom_utils import matched
@@ -144,7 +145,7 @@ def criticism_answers(tables: Tables) -> dict[int, str]:
         Geometry of one profile, with recipes ``opd`` and ``rlvr``.
     """
     ends = matched.final(matched.summarise(tables.geometry, None))
-    spread = {str(recipe): float(own["update_sparsity"].std()) for recipe, own in ends.groupby("recipe")}
+    spread = {str(r): float(np.std(own["update_sparsity"], ddof=1)) for r, own in ends.groupby("recipe")}
     widest = max(spread, key=lambda recipe: spread[recipe])
     attention = matched.summarise(tables.geometry)
     inflated = "; ".join(_inflation(attention, recipe) for recipe in ("opd", "rlvr"))

@@ -149,7 +149,8 @@ class Parts:
 
 def _results(calls: list[tuple[Any, ...]], n_jobs: int) -> Iterator[tuple[str, str, list[Row] | None]]:
     """Yield the result of each call as soon as it is there, in any order."""
-    backend, _ = get_active_backend()
+    backend: Any = get_active_backend()[0]
+    parallel: Any = Parallel  # its annotations know neither a generator nor a batch of one
     elsewhere = not isinstance(backend, BACKENDS[DEFAULT_BACKEND])
     if n_jobs == 1 and not elsewhere:
         yield from (_measured(*call) for call in calls)
@@ -158,10 +159,10 @@ def _results(calls: list[tuple[Any, ...]], n_jobs: int) -> Iterator[tuple[str, s
     if elsewhere:
         workers = None if n_jobs == 1 else n_jobs  # None: as many as the named backend has
         return_as = "generator_unordered" if backend.supports_return_generator else "list"
-        yield from Parallel(n_jobs=workers, return_as=return_as, batch_size=1)(work)
+        yield from parallel(n_jobs=workers, return_as=return_as, batch_size=1)(work)
         return
     with parallel_config(backend="loky", inner_max_num_threads=1):
-        yield from Parallel(n_jobs=n_jobs, return_as="generator_unordered", batch_size=1)(work)
+        yield from parallel(n_jobs=n_jobs, return_as="generator_unordered", batch_size=1)(work)
 
 
 def _in_one_thread(*call: Any) -> tuple[str, str, list[Row] | None]:
@@ -190,7 +191,7 @@ def _key(job: Job, settings: Settings) -> str:
     for stored in (job.before, *job.after):
         values = stored.read_unchecked().contiguous().cpu()
         digest.update(f"{values.dtype}{tuple(values.shape)}".encode())
-        digest.update(values.reshape(-1).view(torch.uint8).numpy())
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:24]
 
 

@@ -46,6 +46,8 @@ class Recorded:
     """An object of a known class that was not built: its name, the arguments, the state that it was given."""
 
     name = ""
+    args: tuple[Any, ...]
+    state: Any
 
     def __new__(cls, *args: Any) -> "Recorded":
         """Remember the arguments."""

@@ -171,11 +171,12 @@ def _head_rows(config: Mapping[str, Any], name: str, notes: list[str]) -> dict[s
     heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
     groups = config.get("num_key_value_heads") or heads
     size = config.get("head_dim") or (hidden // heads if type(hidden) is int and type(heads) is int and heads else None)
-    if not all(type(number) is int and number > 0 for number in (heads, groups, size)):
+    known = [number for number in (heads, groups, size) if type(number) is int and number > 0]
+    if len(known) < 3:
         notes.append(f"{name} stays fused: no config.json with its head counts")
         return {}
-    return {"q_proj": heads * size, "k_proj": groups * size, "v_proj": groups * size}  # pyright:
-    ignore[reportOptionalOperand]
+    heads, groups, size = known
+    return {"q_proj": heads * size, "k_proj": groups * size, "v_proj": groups * size}
 
 
 def _experts(

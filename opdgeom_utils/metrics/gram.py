@@ -93,7 +93,8 @@ def gram_of(block: Float[Tensor, "long short"]) -> Float[Tensor, "short short"]:
         return block.T @ block
     columns_first = block.stride(0) == 1 and block.shape[0] > 1
     rows = block.numpy()
-    upper = scipy.linalg.blas.dsyrk(1.0, rows, trans=1) if columns_first else scipy.linalg.blas.dsyrk(1.0, rows.T)
+    (dsyrk,) = scipy.linalg.get_blas_funcs(("syrk",), (rows,))
+    upper = dsyrk(1.0, rows, trans=1) if columns_first else dsyrk(1.0, rows.T)
     half = torch.from_numpy(upper)
     return half + half.triu(1).T
 
