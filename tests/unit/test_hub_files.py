@@ -49,7 +49,7 @@ def repo(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("source", "options", "value"),
+    ("name", "options", "value"),
     [
         (NAME, {}, 3.0),
         (f"{NAME}@v1", {}, 1.0),
@@ -58,8 +58,8 @@ def repo(tmp_path, monkeypatch):
         (f"{NAME}@v1", {"revision": "v1"}, 1.0),
     ],
 )
-def test_a_name_is_opened_at_its_revision(source, options, value, repo):
-    opened = open_checkpoint(source, **options)
+def test_a_name_is_opened_at_its_revision(name, options, value, repo):
+    opened = open_checkpoint(name, **options)
     assert [float(tensor.read()[0, 0]) for tensor in opened.tensors.values()] == [value, value + 1]
     assert opened.config == {"model_type": "qwen3"}
 
