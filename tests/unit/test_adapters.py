@@ -29,10 +29,8 @@ KINDS = {
         "alpha_pattern": {r".*\.o_proj": 3, "layers.0.mlp.down_proj": 5},
     },
     "dora": {"target_modules": ["k_proj", "gate_proj"], "use_dora": True},
-    "embeddings, a whole head, biases": {
-        **{"target_modules": ["embed_tokens", "q_proj"], "modules_to_save": ["lm_head"], "bias": "all"},
-        "lora_bias": True,
-    },
+    "embeddings and a whole head": {"target_modules": ["embed_tokens", "q_proj"], "modules_to_save": ["lm_head"]},
+    "biases": {"target_modules": ["q_proj", "v_proj"], "lora_bias": True},
 }
 
 
@@ -179,9 +177,13 @@ def test_half_an_adapter_is_refused(base, tmp_path):
     file = folder / "adapter_model.safetensors"
     weights = load_file(file)
     save_file({name: value for name, value in weights.items() if "q_proj.lora_B" not in name}, file)
-    with pytest.raises(CheckpointDamagedError, match=r"module model\.layers\.0\.self_attn\.q_proj has factors \['lora_A'\]"):
+    with pytest.raises(
+        CheckpointDamagedError, match=r"module model\.layers\.0\.self_attn\.q_proj has factors \['lora_A'\]"
+    ):
         open_checkpoint(folder)
-    save_file({**weights, "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta": torch.ones(1)}, file)
+    save_file(
+        {**weights, "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta": torch.ones(1)}, file
+    )
     with pytest.raises(MetricInputError, match="of a kind that is not merged here"):
         open_checkpoint(folder)
     (folder / "adapter_config.json").write_text("[")

@@ -1,4 +1,4 @@
-"""Names by rule, fused matrices by head counts, experts apart: on real models of each layout, against plain matrices."""
+"""Names by rule, fused matrices by head counts, experts apart: real models of each layout, against plain matrices."""
 
 import math
 
@@ -107,7 +107,12 @@ def test_names_lose_their_wrappers():
         *("model.language_model.layers.0.mlp.up_proj.weight", "language_model.model.layers.0.mlp.up_proj.weight"),
     ]
     assert {canonical_name(raw) for raw in [name, *wrapped]} == {name}
-    kept = ["model.visual.blocks.0.attn.proj.weight", "module_list.0.weight", "my_orig_mod.weight", "model.module.weight"]
+    kept = [
+        "model.visual.blocks.0.attn.proj.weight",
+        "module_list.0.weight",
+        "my_orig_mod.weight",
+        "model.module.weight",
+    ]
     assert [canonical_name(raw) for raw in kept] == kept
 
 
@@ -134,7 +139,9 @@ def test_two_tensors_of_one_name_are_reported():
 def test_a_fused_matrix_without_head_counts_stays_whole_and_says_so():
     plain = split({"a.qkv_proj.weight": _stored((8, 2)), "a.c_attn.weight": _stored((3, 9))}, {})
     assert list(plain.tensors) == ["a.qkv_proj.weight", "a.c_attn.weight"]
-    assert [note.partition(":")[0] for note in plain.notes] == [f"a.{m}.weight stays fused" for m in ("qkv_proj", "c_attn")]
+    assert [note.partition(":")[0] for note in plain.notes] == [
+        f"a.{m}.weight stays fused" for m in ("qkv_proj", "c_attn")
+    ]
     packed = split({"mlp.experts.down_proj": _stored((2, 3, 4))}, {})
     assert packed.notes == ("mlp.experts.down_proj stays packed: no model_type in a config.json",)
 
@@ -177,7 +184,9 @@ def test_tied_embeddings_are_one_row_in_every_form(tmp_path):
     model = _model("llama", 0)
     model.save_pretrained(tmp_path / "tied")
     opened = [open_checkpoint(model), open_checkpoint(tmp_path / "tied")]
-    assert all("lm_head.weight" not in found.tensors and "model.embed_tokens.weight" in found.tensors for found in opened)
+    assert all(
+        "lm_head.weight" not in found.tensors and "model.embed_tokens.weight" in found.tensors for found in opened
+    )
 
 
 def _stored(shape):

@@ -10,7 +10,11 @@ from opdgeom_utils.checkpoints import open_checkpoint
 from opdgeom_utils.diagnose import diagnose_pair
 from opdgeom_utils.errors import CheckpointDamagedError, CheckpointNotFoundError, CheckpointUnsafeError
 
-WEIGHTS = {"model.a.weight": torch.arange(6.0).reshape(2, 3).bfloat16(), "model.b.bias": torch.ones(3), "n": torch.tensor(3)}
+WEIGHTS = {
+    "model.a.weight": torch.arange(6.0).reshape(2, 3).bfloat16(),
+    "model.b.bias": torch.ones(3),
+    "n": torch.tensor(3),
+}
 
 
 @pytest.fixture
@@ -47,7 +51,9 @@ def test_shards_with_an_index(tmp_path):
     index.write_text(json.dumps({"weight_map": names}))
     assert _is_read(open_checkpoint(tmp_path, allow_pickle=True))
     (tmp_path / "pytorch_model-00002-of-00002.bin").unlink()
-    with pytest.raises(CheckpointNotFoundError, match=r"names pytorch_model-00002-of-00002\.bin \(for model\.b\.bias\)"):
+    with pytest.raises(
+        CheckpointNotFoundError, match=r"names pytorch_model-00002-of-00002\.bin \(for model\.b\.bias\)"
+    ):
         open_checkpoint(tmp_path, allow_pickle=True)
     index.write_text(json.dumps({"weight_map": {"w": "../other.bin"}}))
     with pytest.raises(CheckpointUnsafeError, match=r"index\.json: tensor w names the file '\.\./other\.bin'"):
@@ -82,7 +88,9 @@ def test_code_is_refused_and_not_run(write, tmp_path, capsys):
 
 def test_code_is_named(tmp_path):
     torch.save({"w": torch.ones(1), "x": _Runs()}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(CheckpointUnsafeError, match=r"asks for (builtins|__builtin__)\.print, which is no part of a tensor"):
+    with pytest.raises(
+        CheckpointUnsafeError, match=r"asks for (builtins|__builtin__)\.print, which is no part of a tensor"
+    ):
         open_checkpoint(tmp_path, allow_pickle=True)
 
 

@@ -85,7 +85,11 @@ def test_eight_bits_without_scales_keep_their_values(tmp_path):
     ("tensors", "block", "words"),
     [
         ({"a.weight": _weights(4, 4)}, [2, 2], "a.weight is quantised, but no a.weight_scale_inv"),
-        ({"a.weight": _weights(4, 4), "a.weight_scale_inv": torch.ones(3, 2)}, [2, 2], r"does not fit a.weight \(4, 4\)"),
+        (
+            {"a.weight": _weights(4, 4), "a.weight_scale_inv": torch.ones(3, 2)},
+            [2, 2],
+            r"does not fit a.weight \(4, 4\)",
+        ),
         ({"a.weight": _weights(4, 4), "a.weight_scale_inv": torch.ones(2, 2)}, None, "in blocks of 1 x 4"),
         ({"a.weight": torch.ones(4, 4), "a.weight_scale_inv": torch.ones(2, 2)}, [2, 2], "has no 8-bit weight"),
         ({"a.weight": _weights(4, 4), "a.weight_scale_inv": torch.ones(2, 2)}, [0, 2], "in blocks of 0 x 2"),
