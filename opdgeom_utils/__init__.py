@@ -1,8 +1,8 @@
 """Measure where a fine-tuning update lies, and train toy models three ways to see what decides it.
 
 The data flows one way: recipe -> prompts -> rollouts -> objective -> update -> checkpoint -> metric -> table ->
-verdict, chart. The four names below are what most users need; they are imported on first use, so ``import
-opdgeom_utils`` is instant.
+verdict, chart. The names below are what most users need; they are imported on first use, so ``import opdgeom_utils`` is
+instant.
 
 >>> import opdgeom_utils
 >>> callable(opdgeom_utils.diagnose_pair)
@@ -16,12 +16,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from opdgeom_utils import charts, metrics
+    from opdgeom_utils.checkpoints import comparison_report, open_checkpoint
     from opdgeom_utils.diagnose import diagnose_pair, diagnose_trajectory
     from opdgeom_utils.runs import load_or_train
 
-__all__ = ["charts", "diagnose_pair", "diagnose_trajectory", "load_or_train", "metrics"]
+__all__ = [
+    "charts",
+    "comparison_report",
+    "diagnose_pair",
+    "diagnose_trajectory",
+    "load_or_train",
+    "metrics",
+    "open_checkpoint",
+]
 
-_HOME = {"diagnose_pair": "diagnose", "diagnose_trajectory": "diagnose", "load_or_train": "runs"}
+_HOME = {
+    "comparison_report": "checkpoints",
+    "diagnose_pair": "diagnose",
+    "diagnose_trajectory": "diagnose",
+    "load_or_train": "runs",
+    "open_checkpoint": "checkpoints",
+}
 
 
 def __getattr__(name: str) -> Any:

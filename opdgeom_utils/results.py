@@ -67,8 +67,9 @@ def geometry_of(run: Run) -> pd.DataFrame:
 
 
 def parquet_bytes(table: pd.DataFrame) -> bytes:
-    """Encode a table as compressed parquet."""
-    buffer = io.BytesIO()
+    """Encode a table as compressed parquet, without its attributes: they name paths of this machine."""
+    buffer, table = io.BytesIO(), table.copy(deep=False)
+    table.attrs = {}
     table.to_parquet(buffer, index=False, compression="zstd")
     return buffer.getvalue()
 

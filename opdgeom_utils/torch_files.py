@@ -175,10 +175,11 @@ class _Archive:
             raise ValueError("compressed or encrypted, expected plain entries")
 
     def load(self) -> Any:
-        order = self.root + "byteorder"
-        if order in self.entries and self.zip.read(order) != b"little":
+        small = [name for name in self.entries if not name.startswith(f"{self.root}data/")]
+        described = {name.removeprefix(self.root): self.zip.read(name) for name in small}  # checks their checksums
+        if described.get("byteorder", b"little") != b"little":
             raise ValueError("written on a big-endian machine")
-        content = self.zip.read(self.root + "data.pkl")  # checks its checksum
+        content = described["data.pkl"]
         return InertUnpickler(self.file, content, self.storage, functools.partial(_placed, str(self.file))).load()
 
     def storage(self, pid: Any) -> tuple[int, int, torch.dtype]:
@@ -198,11 +199,10 @@ class _Archive:
 
 def _is_whole(extra: bytes) -> bool:
     """Say whether a header's extra field ends where its own lengths say: a damaged length would shift the data."""
-    while len(extra) >= 4:
-        extra = (
-            extra[4 + int.from_bytes(extra[2:4], "little") :] if len(extra) >= 4 + extra[2] + 256 * extra[3] else b"-"
-        )
-    return not extra
+    at = 0
+    while at + 4 <= len(extra):
+        at += 4 + int.from_bytes(extra[at + 2 : at + 4], "little")
+    return at == len(extra)
 
 
 def _placed(file: str, start: int, length: int, dtype: torch.dtype, offset: int, shape: Any, stride: Any) -> FileTensor:

@@ -1,7 +1,7 @@
 """Write what a sharded training run leaves, from several real processes: run as ``write_shards.py FOLDER RANK WORLD``.
 
-Rank files of DTensors on a mesh of one dimension (``line``) and of two (``grid``), one with a partial sum
-(``partial``), and a folder of ``torch.distributed.checkpoint`` (``distributed``), with an optimiser beside the model.
+Rank files of DTensors on a mesh of one dimension (``line``) and of two (``grid``), with a partial sum (``partial``),
+and a folder of ``torch.distributed.checkpoint`` (``distributed``), with an optimiser beside the model.
 """
 
 import sys

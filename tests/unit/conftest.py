@@ -51,7 +51,7 @@ def make_recipe() -> Callable[..., Recipe]:
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What four real processes leave: rank files on two meshes, a distributed folder; tests copy before they change."""
+    """What four real processes leave: rank files on two meshes and a distributed folder; tests only read them."""
     folder = tmp_path_factory.mktemp("shards")
     script = Path(__file__).parents[1] / "write_shards.py"
     command = [sys.executable, "-W", "ignore", str(script), str(folder)]

@@ -29,10 +29,8 @@ KINDS = {
         "alpha_pattern": {r".*\.o_proj": 3, "layers.0.mlp.down_proj": 5},
     },
     "dora": {"target_modules": ["k_proj", "gate_proj"], "use_dora": True},
-    "embeddings, a whole head, biases": {
-        **{"target_modules": ["embed_tokens", "q_proj"], "modules_to_save": ["lm_head"], "bias": "all"},
-    },
-    "biases of the factors": {"target_modules": ["q_proj", "o_proj"], "lora_bias": True},
+    "embeddings and a whole head": {"target_modules": ["embed_tokens", "q_proj"], "modules_to_save": ["lm_head"]},
+    "biases": {"target_modules": ["q_proj", "v_proj"], "lora_bias": True},
 }
 
 

@@ -49,7 +49,7 @@ def repo(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("hub_name", "options", "value"),
+    ("name", "options", "value"),
     [
         (NAME, {}, 3.0),
         (f"{NAME}@v1", {}, 1.0),
@@ -58,8 +58,8 @@ def repo(tmp_path, monkeypatch):
         (f"{NAME}@v1", {"revision": "v1"}, 1.0),
     ],
 )
-def test_a_name_is_opened_at_its_revision(hub_name, options, value, repo):
-    opened = open_checkpoint(hub_name, **options)
+def test_a_name_is_opened_at_its_revision(name, options, value, repo):
+    opened = open_checkpoint(name, **options)
     assert [float(tensor.read()[0, 0]) for tensor in opened.tensors.values()] == [value, value + 1]
     assert opened.config == {"model_type": "qwen3"}
 
@@ -80,9 +80,9 @@ def test_an_incomplete_download_names_the_shard(repo):
 
 
 def test_what_is_not_cached_says_so_without_waiting(repo):
-    for hub_name in (f"{NAME}@v2", "some-owner/another-model"):
-        with pytest.raises(CheckpointNotFoundError, match=rf"{hub_name}: .*hub did not give it.*local folder"):
-            open_checkpoint(hub_name)
+    for source in (f"{NAME}@v2", "some-owner/another-model"):
+        with pytest.raises(CheckpointNotFoundError, match=rf"{source}: .*hub did not give it.*local folder"):
+            open_checkpoint(source)
     with pytest.raises(CheckpointNotFoundError, match="says revision v1, the option main"):
         open_checkpoint(f"{NAME}@v1", revision="main")
 

@@ -1,4 +1,4 @@
-"""Names by rule, fused matrices by head counts, experts apart: real models of each layout against plain matrices."""
+"""Names by rule, fused matrices by head counts, experts apart: real models of each layout, against plain matrices."""
 
 import math
 

@@ -1,5 +1,6 @@
 """One file for each rank, written by real processes: every placement, and files that do not fit together."""
 
+import random
 import shutil
 
 import pytest
@@ -15,9 +16,14 @@ from opdgeom_utils.errors import (
 )
 from opdgeom_utils.rank_files import rank_tensors
 from opdgeom_utils.sharded_tensors import Assembled, Piece, chunk, strided_chunk
+from tests.damage import hit_archive, mutated, outcome_of, with_damaged_pickle
 from tests.write_shards import full_tensors
 
 pytestmark = pytest.mark.xdist_group("shards")
+
+
+def _read_all(folder):
+    return {name: tensor.read_unchecked() for name, tensor in open_checkpoint(folder).tensors.items()}
 
 
 def _rank(folder, rank):
@@ -66,8 +72,7 @@ def test_a_missing_rank_is_named(line):
 def test_a_file_under_another_ranks_name_is_found(line):
     shutil.copy(_rank(line, 3), _rank(line, 2))
     with pytest.raises(CheckpointDamagedError, match=r"rank_2\.pt: (tensor|the piece of tensor) model\.layers\.0\.\w+"):
-        opened = open_checkpoint(line)
-        [tensor.read() for tensor in opened.tensors.values()]
+        _read_all(line)
 
 
 def test_replicas_of_different_steps_are_found(tmp_path):
@@ -99,6 +104,25 @@ def test_damage_after_opening_is_found_on_reading(line):
     _rank(line, 1).unlink()
     with pytest.raises(CheckpointNotFoundError, match=r"rank_1\.pt"):
         opened.tensors["model.layers.0.q_proj.weight"].read()
+
+
+@pytest.mark.parametrize("damage", [mutated, hit_archive, with_damaged_pickle])
+def test_a_damaged_rank_is_refused_or_spoils_its_own_part_only(damage, shards, tmp_path):
+    dice, full, outcomes = random.Random(0), full_tensors(), set()
+    whole = (shards / "line" / "model_world_size_4_rank_1.pt").read_bytes()
+    line = shutil.copytree(shards / "line", tmp_path / "line")
+    for number in range(40):
+        _rank(line, 1).write_bytes(damage(whole, dice))
+        found = outcome_of(lambda: _read_all(line), str(line))
+        if found is None:
+            outcomes.add("refused")
+            continue
+        outcomes.add("read")
+        q = "model.layers.0.q_proj.weight"
+        if q in found and damage is not with_damaged_pickle:
+            kept = [row for row in range(16) if not 4 <= row < 8]
+            assert torch.equal(found[q][kept], full[q][kept]), number
+    assert "refused" in outcomes
 
 
 class _Runs:
