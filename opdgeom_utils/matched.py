@@ -188,7 +188,7 @@ def at_equal_norm(
 
 
 def accuracy_gain(accuracy: pd.DataFrame, domain: str | None = None) -> pd.DataFrame:
-    """Take sampled accuracy minus its value at step 0: the mean over held-out families, per checkpoint.
+    """Take sampled accuracy minus its value at step 0 on the same prompts: the mean over families, per checkpoint.
 
     >>> rows = pd.DataFrame(
     ...     {
@@ -206,10 +206,13 @@ def accuracy_gain(accuracy: pd.DataFrame, domain: str | None = None) -> pd.DataF
     """
     _need(accuracy, [*CHECKPOINT, "domain", "sampled"])
     rows = accuracy if domain is None else accuracy.loc[accuracy.loc[:, "domain"] == domain]
-    table = rows.filter(items=[*CHECKPOINT, "sampled"]).groupby(CHECKPOINT, sort=True).agg("mean").reset_index()
-    start = table.query("step == 0").filter(items=[*RUN, "sampled"]).rename(columns={"sampled": "start"})
-    table = table.merge(start, on=RUN, how="left")
-    return table.assign(gain=table.loc[:, "sampled"] - table.loc[:, "start"]).drop(columns="start")
+    same = [c for c in ("n_prompts",) if c in rows]  # how many prompts says which
+    keys = [*CHECKPOINT, *same]
+    table = rows.filter(items=[*keys, "sampled"]).groupby(keys, sort=True).agg("mean").reset_index()
+    start = table.query("step == 0").filter(items=[*RUN, *same, "sampled"]).rename(columns={"sampled": "start"})
+    table = table.merge(start, on=[*RUN, *same], how="left")
+    table = table.assign(gain=table.loc[:, "sampled"] - table.loc[:, "start"]).drop(columns=["start", *same])
+    return table.drop_duplicates(CHECKPOINT, keep="last").reset_index(drop=True)
 
 
 def at_equal_accuracy(

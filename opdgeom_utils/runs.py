@@ -195,8 +195,9 @@ def _train(run: Run, device: str) -> None:
     )
     learner = _make_learner(run, device)
     logs, accuracy = _resume(run, learner)
-    if learner.step == 0 and not accuracy:
-        accuracy += _evaluate(learner, recipe.final_eval_per_family)
+    if learner.step == 0 and not accuracy:  # on both sets of prompts, so that a gain is a gain on the same prompts
+        for per_family in sorted({recipe.eval_per_family, recipe.final_eval_per_family}):
+            accuracy += _evaluate(learner, per_family)
     bar = tqdm(total=recipe.steps, initial=learner.step, desc=path.name, unit="update", mininterval=2.0, disable=None)
     for log in training.train(learner):
         logs.append(log)

@@ -61,6 +61,7 @@ WORDS = {
     "total_norm": "norm of the whole update",
     "relative_norm": "norm of the update / norm of the weights",
     "sampled": "sampled accuracy",
+    "gain": "accuracy gained",
     "greedy": "greedy accuracy",
     "reverse_kl_sampled": "reverse KL to the teacher, sampled tokens (nats)",
     "reverse_kl_full_vocab": "reverse KL to the teacher, full vocabulary (nats)",
