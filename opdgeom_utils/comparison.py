@@ -70,7 +70,7 @@ class ComparisonReport:
         CheckpointMismatchError
             When a name is on one side only, ambiguous, or of two shapes, or the checkpoints are of two architectures.
         """
-        found = [f"{what}: {shortened(list(names))}" for what, names in self._problems().items()]
+        found = [f"{what}: {shortened(list(names))}" for what, names in self._problems()]
         if found:
             raise CheckpointMismatchError(
                 f"{self.reference} and {self.tuned} are not one architecture. {'; '.join(found)}. Expected the same "
@@ -78,15 +78,15 @@ class ComparisonReport:
                 "what matches."
             )
 
-    def _problems(self) -> dict[str, tuple[str, ...]]:
-        problems = {
-            f"only in {self.reference}": self.only_in_reference,
-            f"only in {self.tuned}": self.only_in_tuned,
-            "of another shape": self.reshaped,
-            "ambiguous": self.ambiguous,
-            "in conflict": self.conflicts,
-        }
-        return {what: names for what, names in problems.items() if names}
+    def _problems(self) -> list[tuple[str, tuple[str, ...]]]:
+        problems = [  # pairs and no dict: both checkpoints may have one label
+            (f"only in {self.reference}", self.only_in_reference),
+            (f"only in {self.tuned}", self.only_in_tuned),
+            ("of another shape", self.reshaped),
+            ("ambiguous", self.ambiguous),
+            ("in conflict", self.conflicts),
+        ]
+        return [(what, names) for what, names in problems if names]
 
 
 def compare_opened(reference: OpenCheckpoint, tuned: OpenCheckpoint) -> ComparisonReport:

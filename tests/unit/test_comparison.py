@@ -73,3 +73,11 @@ def test_a_report_names_what_was_opened():
     report = comparison_report(torch.nn.Linear(2, 3), torch.nn.Linear(2, 3, bias=False))
     assert (report.reference, report.tuned) == ("module Linear", "module Linear")
     assert (report.compared, report.only_in_reference) == (("weight",), ("bias",))
+
+
+def test_two_checkpoints_of_one_label_do_not_hide_what_is_missing():
+    report = comparison_report(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2, bias=False))
+    assert report.reference == report.tuned
+    assert not report.complete
+    with pytest.raises(CheckpointMismatchError, match="only in module Linear: bias"):
+        report.raise_if_incomplete()
