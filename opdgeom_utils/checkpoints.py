@@ -150,8 +150,10 @@ def comparison_report(reference: CheckpointSource, tuned: CheckpointSource) -> C
     return compare_opened(open_checkpoint(reference), open_checkpoint(tuned))
 
 
-def _gathered(source: Any, *, revision: str | None, base: Any, allow_pickle: bool) -> _Gathered:
-    """Find what a source stores, whatever its form."""
+def _gathered(
+    source: Any, *, revision: str | None, base: Any, allow_pickle: bool, below: str | None = None
+) -> _Gathered:
+    """Find what a source stores, whatever its form; ``below`` names the adapter that it is the base of."""
     if isinstance(source, nn.Module):
         return _plainly_named(_module_tensors(source))
     if not isinstance(source, str | os.PathLike):
@@ -162,6 +164,10 @@ def _gathered(source: Any, *, revision: str | None, base: Any, allow_pickle: boo
     if not path.exists():
         path = hub_folder(os.fspath(source), revision=revision, allow_pickle=allow_pickle)
     if path.is_dir() and is_adapter(path):
+        if below is not None:
+            raise MetricInputError(
+                f"{below}: its base {source} is an adapter too; merge that one with PEFT and save it."
+            )
         return _with_adapter(os.fspath(source), path, base=base, allow_pickle=allow_pickle)
     if base is not None:
         raise MetricInputError(f"{source}: a base is given, but there is no adapter in it; leave the base out.")
@@ -217,12 +223,8 @@ def _with_adapter(label: str, folder: Path, *, base: Any, allow_pickle: bool) ->
         raise CheckpointNotFoundError(
             f"{folder}: its adapter_config.json names no base model; write open_checkpoint({label!r}, base=...)."
         )
-    if isinstance(below, str | os.PathLike) and Path(below).expanduser().resolve() == folder.resolve():
-        raise CheckpointNotFoundError(
-            f"{folder}: names itself as its base; write open_checkpoint({label!r}, base=...)."
-        )
     try:
-        stands_on = _gathered(below, revision=None, base=None, allow_pickle=allow_pickle)
+        stands_on = _gathered(below, revision=None, base=None, allow_pickle=allow_pickle, below=label)
     except CheckpointNotFoundError as error:
         raise CheckpointNotFoundError(
             f"{folder}: the base of this adapter could not be opened. {error} Or write open_checkpoint({label!r}, "
