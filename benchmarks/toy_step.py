@@ -31,10 +31,10 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from opdgeom_utils import training
 from opdgeom_utils.errors import CheckpointNotFoundError
+from opdgeom_utils.learner import Learner
 from opdgeom_utils.models import keep_freed_memory, load_model, load_tokenizer, resolve_model
 from opdgeom_utils.recipes import Recipe, load_recipe
 from opdgeom_utils.tasks import draw_examples, verify
-from opdgeom_utils.training import Learner
 
 NO_TRL = """toy_step: TRL is not installed in this environment.
 Run `make bench`: it makes .venv-bench with TRL beside the project's own versions, and calls this file from there."""

@@ -97,6 +97,41 @@ def opd_advantages(
     return -reverse_kl_sampled(student_log_probs, teacher_log_probs) * mask
 
 
+def kept_tokens(
+    r: Float[Tensor, "B G T"],
+    mask: Bool[Tensor, "B G T"],
+    *,
+    fraction: float,
+    by: str = "top",
+    generator: torch.Generator | None = None,
+) -> Bool[Tensor, "B G T"]:
+    """Choose ``fraction`` of each completion's tokens: those with the largest ``r_t``, or random ones.
+
+    The number kept is ``fraction * T`` rounded to the nearest whole, at least 1. ``r`` is
+    :func:`reverse_kl_sampled`; ties go to the earlier token.
+
+    >>> r, mask = torch.tensor([[[0.1, 3.0, -5.0, 0.2]]]), torch.ones(1, 1, 4, dtype=torch.bool)
+    >>> kept_tokens(r, mask, fraction=0.5)
+    tensor([[[False,  True, False,  True]]])
+    """
+    if not 0 < fraction <= 1 or by not in ("top", "random"):
+        raise ValueError(f"fraction is {fraction}, by is {by!r}; expected a fraction above 0, and top or random")
+    worth = r if by == "top" else torch.rand(r.shape, generator=generator, device=r.device)
+    order = torch.argsort(worth.masked_fill(~mask, -torch.inf), dim=-1, descending=True, stable=True)
+    place = torch.argsort(order, dim=-1)
+    count = (mask.sum(-1, keepdim=True) * fraction).round().clamp_min(1)
+    return (place < count) & mask
+
+
+def keep_scale(kept: Bool[Tensor, "B G T"], mask: Bool[Tensor, "B G T"]) -> Float[Tensor, "B G 1"]:
+    """Return the factor that makes up for dropped tokens: tokens of the completion / tokens kept.
+
+    >>> keep_scale(torch.tensor([[[True, False]]]), torch.tensor([[[True, True]]]))
+    tensor([[[2.]]])
+    """
+    return mask.sum(-1, keepdim=True) / kept.sum(-1, keepdim=True).clamp_min(1)
+
+
 def rlvr_advantages(
     rewards: Float[Tensor, "B G"], mask: Bool[Tensor, "B G T"], *, eps: float = 1e-6
 ) -> Float[Tensor, "B G T"]:

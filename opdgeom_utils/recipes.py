@@ -7,6 +7,8 @@ A recipe holds everything that decides the result except the seed. A profile fil
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,9 @@ from opdgeom_utils.tasks import check_mixture
 
 RECIPES = Path(__file__).resolve().parent.parent / "data" / "recipes"
 OBJECTIVES = ("sft", "opd", "rlvr", "mixed")
+KEEP_BY = ("top", "random")
+SPACES = ("early", "complement", "random", "activations")
+RUN_SPACE = re.compile(r"run:(?P<recipe>\w+)@(?P<step>\d+)")
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,10 @@ class Recipe:
 
     ``teacher`` gives OPD its credit; for the other objectives it is only measured against, as ``anchor`` is.
     ``mixture`` and ``evaluation`` map a task family to the levels drawn from; ``weights`` makes families more frequent.
+    ``writer`` names a model that writes the completions in the student's place. ``keep_fraction`` of each completion's
+    tokens get credit in OPD, chosen by ``keep_by``, their credit scaled up by the inverse unless ``keep_rescaled`` is
+    off. ``equal_gradients`` brings the two gradients of a mixture to one norm before they are mixed. The
+    ``projection_*`` fields are explained in :mod:`opdgeom_utils.projection`.
     """
 
     name: str
@@ -60,6 +69,16 @@ class Recipe:
     eval_per_family: int = 64
     final_eval_per_family: int = 256
     seeds: tuple[int, ...] = field(default=(0,))
+    writer: str | None = None
+    keep_fraction: float = 1.0
+    keep_by: str = "top"
+    keep_rescaled: bool = True
+    equal_gradients: bool = False
+    projection_space: str = ""
+    projection_rank: int = 0
+    projection_from: int = 0
+    projection_side: str = "right"
+    projection_of: str = "gradient"
 
     def __post_init__(self) -> None:
         """Check the values, so that a typing slip stops before any training does."""
@@ -75,12 +94,38 @@ class Recipe:
             (any(c % self.updates_per_rollout for c in self.checkpoints),
              f"every checkpoint must be a multiple of updates_per_rollout ({self.updates_per_rollout})"),
             (self.objective in ("opd", "mixed") and not self.teacher, "OPD needs a teacher"),
+            *self._variant_problems(),
         ]  # fmt: skip
         for wrong, message in problems:
             if wrong:
                 raise RecipeError(f"recipe {self.name!r} of profile {self.profile!r}: {message}")
         check_mixture(self.mixture, self.weights)
         check_mixture(self.evaluation)
+
+    def _variant_problems(self) -> list[tuple[bool, str]]:
+        """Say what is wrong with the fields that only the variants of RQ2 and RQ3 use."""
+        sampled_opd = self.objective == "opd" and self.estimator == "sampled"
+        space = self.projection_space
+        return [
+            (not 0 < self.keep_fraction <= 1, f"keep_fraction is {self.keep_fraction}; expected above 0, at most 1"),
+            (self.keep_by not in KEEP_BY, f"keep_by {self.keep_by!r} is not one of {KEEP_BY}"),
+            (self.keep_fraction < 1 and not sampled_opd, "keep_fraction is for OPD with the sampled estimator"),
+            (self.equal_gradients and self.objective != "mixed", "equal_gradients is for the mixed objective"),
+            (self.writer is not None and not self.on_policy, "writer is for objectives that sample completions"),
+            (bool(space) and space not in SPACES and not RUN_SPACE.fullmatch(space),
+             f"projection_space {space!r} is not one of {SPACES} or run:<recipe>@<update>"),
+            (bool(space) and self.projection_rank < 1, f"projection_rank {self.projection_rank}; expected 1 or more"),
+            (bool(space) and not 0 <= self.projection_from < self.steps,
+             f"projection_from is {self.projection_from}; expected 0 to {self.steps - 1}"),
+            (space in ("early", "complement") and self.projection_from < 1,
+             "the early space needs at least one update before it: set projection_from"),
+            (space in ("early", "complement") and self.projection_from not in self.checkpoints,
+             f"a stopped run finds the early space again in its checkpoint: add {self.projection_from} to checkpoints"),
+            (self.projection_side not in ("right", "left"), f"projection_side {self.projection_side!r}: right or left"),
+            (self.projection_side == "left" and space == "activations", "activations span a right space only"),
+            (self.projection_of not in ("gradient", "update"),
+             f"projection_of {self.projection_of!r} is neither gradient nor update"),
+        ]  # fmt: skip
 
     @property
     def held_out(self) -> dict[str, list[int]]:
@@ -95,6 +140,28 @@ class Recipe:
     def as_dict(self) -> dict[str, Any]:
         """Plain values for ``recipe.yaml`` and for the fingerprint."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    def settings(self) -> dict[str, Any]:
+        """Return what decides a run's numbers: :func:`deciding_settings` of this recipe."""
+        return deciding_settings(self.as_dict())
+
+
+def deciding_settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop the list of seeds, and the variants' fields where they hold their default.
+
+    So asking for one more seed, or a new field that a recipe does not use, makes no finished run stale.
+
+    >>> deciding_settings({"steps": 3, "seeds": [0, 1], "keep_fraction": 1.0, "projection_rank": 4})
+    {'steps': 3, 'projection_rank': 4}
+    """
+    return {k: v for k, v in recipe.items() if k != "seeds" and not (k in VARIANT_FIELDS and v == VARIANT_FIELDS[k])}
+
+
+VARIANT_FIELDS = {
+    f.name: f.default
+    for f in dataclasses.fields(Recipe)
+    if f.name in ("writer", "equal_gradients") or f.name.startswith(("keep_", "projection_"))
+}
 
 
 def profile_path(profile: str) -> Path:

@@ -22,12 +22,13 @@ from opdgeom_utils import storage
 from opdgeom_utils.diagnose import diagnose_trajectory
 from opdgeom_utils.errors import StaleResultsError
 from opdgeom_utils.models import PROJECT, resolve_model
-from opdgeom_utils.recipes import Recipe, load_recipe, recipe_names
+from opdgeom_utils.recipes import Recipe, deciding_settings, load_recipe, recipe_names
 from opdgeom_utils.runs import UNTRAINED, Run
 from opdgeom_utils.training import TRAINING_VERSION
 
 RESULTS = PROJECT / "data" / "results"
 GEOMETRY_SOURCES = ("nulls.py", "diagnose.py", "matrix_rows.py", "checkpoints.py", "weight_files.py")
+HEADLINE = ("sft", "opd", "rlvr", "control_sft")
 KEYS = ["profile", "recipe", "seed", "step"]
 DIAGNOSE_OPTIONS: dict[str, Any] = {"eta": 1e-3, "alpha": 0.3, "rank": 64, "k": 16}
 
@@ -52,7 +53,10 @@ def tables_of(runs: Iterable[Run]) -> Tables:
 
 
 def geometry_of(run: Run) -> pd.DataFrame:
-    """Diagnose a run's trajectory, or read the table that an earlier call left in its folder."""
+    """Diagnose a run's trajectory, or read the table that an earlier call left in its folder.
+
+    Variants of the headline recipes are measured at their end only; their paths are in the measures.
+    """
     options = json.dumps(DIAGNOSE_OPTIONS, sort_keys=True).encode()
     sources = [
         *sorted((Path(__file__).parent / "metrics").glob("*.py")),
@@ -61,7 +65,8 @@ def geometry_of(run: Run) -> pd.DataFrame:
     digest = hashlib.sha256(options + b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
     path = run.path / f"geometry-{digest}.parquet"
     if not path.is_file():
-        table = diagnose_trajectory(run.reference, run.checkpoints, **DIAGNOSE_OPTIONS)
+        points = run.checkpoints if run.recipe.name in HEADLINE else run.checkpoints[-1:]
+        table = diagnose_trajectory(run.reference, points, **DIAGNOSE_OPTIONS)
         storage.write_atomic(path, parquet_bytes(table))
     return pd.read_parquet(path)
 
@@ -123,7 +128,7 @@ def load_tables(profile: str = "toy", folder: Path = RESULTS) -> Tables:
             raise StaleResultsError(f"profile {profile} has no recipe {name} any more. Run `make runs`")
         today = load_recipe(name, profile)
         problems = [
-            (_settings(today.as_dict()) != _settings(entry["recipe"]), "its recipe has changed"),
+            (_plain(today.settings()) != _plain(deciding_settings(entry["recipe"])), "its recipe has changed"),
             (weights_of(today) != entry["weights"], "the models it starts from have changed"),
             (entry["training_version"] != TRAINING_VERSION, f"training is at version {TRAINING_VERSION}"),
         ]
@@ -143,9 +148,9 @@ def _read(path: Path, profile: str) -> pd.DataFrame:
     return rows
 
 
-def _settings(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Drop the list of seeds: asking for one seed more does not make the others stale."""
-    return json.loads(json.dumps({key: value for key, value in recipe.items() if key != "seeds"}))
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """Bring tuples and lists to one form, as JSON has it."""
+    return json.loads(json.dumps(settings))
 
 
 def check_live(live: pd.Series, committed: pd.DataFrame, *, confidence: float = 0.999) -> pd.DataFrame:

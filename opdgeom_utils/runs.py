@@ -8,14 +8,9 @@ change any and the run is a new one. ``DONE`` is written last; it lists the sha2
 from __future__ import annotations
 
 import ast
-import datetime
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
-import subprocess
-import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,8 +22,9 @@ import yaml
 from tqdm.auto import tqdm
 
 from opdgeom_utils import storage, training
-from opdgeom_utils.errors import CheckpointDamagedError, CheckpointNotFoundError
+from opdgeom_utils.errors import CheckpointDamagedError, CheckpointNotFoundError, RecipeError
 from opdgeom_utils.evaluation import accuracy_table
+from opdgeom_utils.learner import Learner
 from opdgeom_utils.models import (
     PROJECT,
     build_model,
@@ -41,10 +37,23 @@ from opdgeom_utils.models import (
     resolve_model,
     stored_state,
 )
-from opdgeom_utils.recipes import Recipe, load_recipe
-from opdgeom_utils.training import TRAINING_VERSION, Learner
+from opdgeom_utils.provenance import provenance
+from opdgeom_utils.recipes import RUN_SPACE, Recipe, load_recipe
+from opdgeom_utils.training import TRAINING_VERSION
 
-SOURCES = ("families", "tasks", "rollouts", "objectives", "training", "evaluation")
+SOURCES = (
+    "families",
+    "tasks",
+    "rollouts",
+    "objectives",
+    "learner",
+    "batches",
+    "mixing",
+    "projection",
+    "projection_spaces",
+    "training",
+    "evaluation",
+)
 UNTRAINED = "untrained:"
 WAIT_SECONDS = 6 * 3600.0
 
@@ -108,18 +117,21 @@ def checkpoint_path(run: Path, step: int) -> Path:
 def fingerprint(recipe: Recipe, seed: int) -> str:
     """Return the sha256 over all that decides the run's numbers: recipe, seed, training source, starting weights.
 
-    The recipe's list of seeds is left out: asking for one seed more is no change.
+    The recipe's list of seeds is left out: asking for one seed more is no change. A run that is projected onto another
+    run's space depends on that run too.
     """
-    settings = {key: value for key, value in recipe.as_dict().items() if key != "seeds"}
-    digest = hashlib.sha256(json.dumps([settings, seed, TRAINING_VERSION], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([recipe.settings(), seed, TRAINING_VERSION], sort_keys=True).encode())
     for name in SOURCES:
         digest.update(source_without_prose(Path(__file__).parent / f"{name}.py").encode())
-    for name in (recipe.start, recipe.teacher, recipe.anchor):
+    for name in (recipe.start, recipe.teacher, recipe.anchor, *([recipe.writer] if recipe.writer else [])):
         if name is None or name.startswith(UNTRAINED):
             continue
         folder = Path(resolve_model(name))
         files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
         digest.update(b"".join(hashlib.sha256(f.read_bytes()).digest() for f in files) or name.encode())
+    found = RUN_SPACE.fullmatch(recipe.projection_space)
+    if found:
+        digest.update(fingerprint(load_recipe(found["recipe"], recipe.profile), seed).encode())
     return digest.hexdigest()
 
 
@@ -193,7 +205,7 @@ def _train(run: Run, device: str) -> None:
     storage.write_atomic(
         path / "recipe.yaml", yaml.safe_dump({**recipe.as_dict(), "seed": run.seed}, sort_keys=False).encode()
     )
-    learner = _make_learner(run, device)
+    learner = make_learner(run, device)
     logs, accuracy = _resume(run, learner)
     if learner.step == 0 and not accuracy:  # on both sets of prompts, so that a gain is a gain on the same prompts
         for per_family in sorted({recipe.eval_per_family, recipe.final_eval_per_family}):
@@ -208,7 +220,8 @@ def _train(run: Run, device: str) -> None:
             _store(run, learner, logs, accuracy)
             bar.set_postfix(sampled=f"{_mean(accuracy, learner.step):.2f}", loss=f"{log['loss']:.3f}")
     bar.close()
-    storage.write_json(path / "provenance.json", provenance(run, learner))
+    origin = provenance(fingerprint(recipe, run.seed), str(learner.device))
+    storage.write_json(path / "provenance.json", origin)
     files = [c.path for c in run.checkpoints] + [path / "log.jsonl", path / "accuracy.jsonl"]
     storage.write_json(
         path / "DONE", {str(f.relative_to(path)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
@@ -217,15 +230,40 @@ def _train(run: Run, device: str) -> None:
         state.unlink()
 
 
-def _make_learner(run: Run, device: str) -> Learner:
+def make_learner(run: Run, device: str) -> Learner:
+    """Load the student and the models beside it, as they are before the first update."""
     recipe, where = run.recipe, pick_device(device)
     if recipe.start.startswith(UNTRAINED):
         student, tokenizer = build_model(recipe.start.removeprefix(UNTRAINED), run.seed), build_tokenizer()
         torch.nn.Module.to(student, where)
     else:
         student, tokenizer = load_model(recipe.start, where), load_tokenizer(recipe.start)
-    fixed = {name: load_model(name, where).eval() if name else None for name in {recipe.teacher, recipe.anchor}}
-    return Learner(recipe, run.seed, student, tokenizer, fixed[recipe.teacher], fixed[recipe.anchor])
+    names = {recipe.teacher, recipe.anchor, recipe.writer}
+    fixed = {name: load_model(name, where).eval() if name else None for name in names}
+    return Learner(
+        recipe, run.seed, student, tokenizer, fixed[recipe.teacher], fixed[recipe.anchor], fixed[recipe.writer],
+        other_update=_other_update(run, device),
+    )  # fmt: skip
+
+
+def _other_update(run: Run, device: str) -> dict[str, torch.Tensor] | None:
+    """Return the cumulative update of the run whose space this one is projected onto, trained first if it must be."""
+    found = RUN_SPACE.fullmatch(run.recipe.projection_space)
+    if not found:
+        return None
+    other = load_or_train(found["recipe"], seed=run.seed, profile=run.recipe.profile, device=device)
+    step = int(found["step"])
+    if step not in other.recipe.checkpoints:
+        raise RecipeError(
+            f"recipe {run.recipe.name!r} is projected onto {found['recipe']} at update {step}, which has checkpoints "
+            f"{list(other.recipe.checkpoints)} only"
+        )
+    return _update_since_start(other, checkpoint_path(other.path, step))
+
+
+def _update_since_start(run: Run, checkpoint: Path) -> dict[str, torch.Tensor]:
+    end, start = storage.read_tensors(checkpoint), stored_state(load_model(run.recipe.start))
+    return {name: end[name] - start[name] for name in start}
 
 
 def _evaluate(learner: Learner, per_family: int) -> list[dict[str, Any]]:
@@ -277,33 +315,11 @@ def _resume(run: Run, learner: Learner) -> tuple[list[training.Log], list[dict[s
             moments.setdefault(int(index), {})[name] = value
         learner.optimizer.load_state_dict({**learner.optimizer.state_dict(), "state": moments})
         learner.step = step
+        if step > run.recipe.projection_from > 0 and run.recipe.projection_space in ("early", "complement"):
+            learner.other_update = _update_since_start(run, checkpoint_path(run.path, run.recipe.projection_from))
         print(f"{run.path.name}: resuming after update {step} of {run.recipe.steps}")
         return logs, accuracy
     return [], []
-
-
-def provenance(run: Run, learner: Learner) -> dict[str, Any]:
-    """Where a run's numbers come from; times are left out of the fingerprint and of the tables."""
-    packages = ("torch", "transformers", "safetensors", "tokenizers", "numpy")
-    return {
-        "fingerprint": fingerprint(run.recipe, run.seed),
-        "training_version": TRAINING_VERSION,
-        "commit": _commit(),
-        "command": " ".join(Path(a).name for a in sys.argv[:1]) + " " + " ".join(sys.argv[1:]),
-        "device": str(learner.device),
-        "processor": platform.machine(),
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _commit() -> str:
-    try:
-        asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=PROJECT, capture_output=True, text=True, check=False)
-    except OSError:  # no git on this machine
-        return "unknown"
-    return asked.stdout.strip() or "unknown"
 
 
 def _lines(rows: list[Any]) -> bytes:

@@ -9,83 +9,26 @@ optimiser. :func:`train` yields after every update; storing checkpoints is the b
 # (torch keeps _foreach functions private; a tokenizer may lack an end token, ours has one)
 from __future__ import annotations
 
-import hashlib
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from opdgeom_utils import objectives
+from opdgeom_utils.batches import Batch, counting_part, length_groups, make_batches
 from opdgeom_utils.errors import TrainingDivergedError
+from opdgeom_utils.learner import Learner
+from opdgeom_utils.mixing import TermGradients
+from opdgeom_utils.projection import projected_layers
+from opdgeom_utils.projection_spaces import make_projector
 from opdgeom_utils.recipes import Recipe
-from opdgeom_utils.rollouts import Rollouts, completion_logits, decode_completions, encode_pairs, encode_prompts, sample
-from opdgeom_utils.tasks import Example, draw_examples, verify
+from opdgeom_utils.rollouts import Rollouts, completion_logits
 
 TRAINING_VERSION = 1  # raise it when a change here, in objectives or in rollouts changes what a run computes
 
 Log = dict[str, float]
-
-
-@dataclass
-class Learner:
-    """Everything an update reads or changes: the student, its optimiser, and two fixed models to compare with."""
-
-    recipe: Recipe
-    seed: int
-    student: PreTrainedModel
-    tokenizer: PreTrainedTokenizerFast
-    teacher: PreTrainedModel | None = None
-    anchor: PreTrainedModel | None = None
-    step: int = 0
-    optimizer: torch.optim.AdamW = field(init=False)
-    start_weights: list[Tensor] = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Build the optimiser and remember where the weights were, for the update norm."""
-        r = self.recipe
-        self.optimizer = torch.optim.AdamW(
-            self.student.parameters(),
-            lr=r.learning_rate,
-            betas=r.betas,
-            eps=r.eps,
-            weight_decay=r.weight_decay,
-            fused=True,
-        )
-        self.start_weights = [p.detach().clone() for p in self.student.parameters()]
-
-    @property
-    def device(self) -> torch.device:
-        """Where the student's weights are."""
-        return next(self.student.parameters()).device
-
-    def update_norm(self) -> float:
-        """Frobenius norm of the cumulative update over all parameters."""
-        now = [p.detach() for p in self.student.parameters()]
-        parts = torch.stack(torch._foreach_norm(torch._foreach_sub(now, self.start_weights)))
-        return float(parts.double().square().sum().sqrt())
-
-
-@dataclass
-class Batch:
-    """One update's worth of completions, with the credit of every token and what the log needs to know of them."""
-
-    rollouts: Rollouts
-    advantages: Tensor
-    rewards: Tensor
-    teacher_logits: Tensor | None = None
-
-
-def stream_seed(*parts: object) -> int:
-    """Return a 63-bit seed for one use of randomness, the same on every machine.
-
-    >>> stream_seed("rollout", 0, 5) == stream_seed("rollout", 0, 5) != stream_seed("rollout", 0, 6)
-    True
-    """
-    return int.from_bytes(hashlib.sha256(":".join(map(str, parts)).encode()).digest()[:8], "big") >> 1
 
 
 def learning_rate_at(recipe: Recipe, step: int) -> float:
@@ -119,87 +62,6 @@ def train(learner: Learner) -> Iterator[Log]:
             yield log
 
 
-def make_batches(learner: Learner) -> list[Batch]:
-    """Demonstrations for SFT; otherwise one round of rollouts, split into ``updates_per_rollout`` batches."""
-    recipe = learner.recipe
-    n = recipe.prompts_per_update * recipe.updates_per_rollout
-    examples = draw_examples(recipe.mixture, n, seed=f"{learner.seed}:{learner.step}", weights=recipe.weights)
-    if not recipe.on_policy:
-        pairs = encode_pairs(
-            learner.tokenizer, [e.prompt for e in examples], [e.completion for e in examples], learner.device
-        )
-        return [Batch(pairs, objectives.sft_advantages(pairs.mask), torch.ones(pairs.mask.shape[:2]))]
-    generator = torch.Generator(learner.device).manual_seed(stream_seed("rollout", learner.seed, learner.step))
-    rollouts = roll_out(learner.student, learner.tokenizer, examples, recipe, generator)
-    rewards = reward_of(learner.tokenizer, examples, rollouts)
-    size = recipe.prompts_per_update
-    return [score(learner, rollouts.select(range(i, i + size)), rewards[i : i + size]) for i in range(0, n, size)]
-
-
-def roll_out(
-    student: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    examples: Sequence[Example],
-    recipe: Recipe,
-    generator: torch.Generator | None,
-) -> Rollouts:
-    """Let the student write ``group_size`` completions for each prompt."""
-    device = next(student.parameters()).device
-    ids, mask = encode_prompts(tokenizer, [e.prompt for e in examples], device)
-    return sample(
-        student, ids, mask, group_size=recipe.group_size, max_new_tokens=recipe.max_new_tokens, generator=generator,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-
-
-def reward_of(tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example], rollouts: Rollouts) -> Tensor:
-    """Binary rewards, shape (B, G), from the verifier."""
-    texts = decode_completions(tokenizer, rollouts)
-    return torch.tensor([[verify(e.prompt, t) for t in row] for e, row in zip(examples, texts, strict=True)])
-
-
-def score(learner: Learner, rollouts: Rollouts, rewards: Tensor) -> Batch:
-    """Give every sampled token its advantage."""
-    recipe = learner.recipe
-    rewards = rewards.to(learner.device)
-    rlvr = objectives.rlvr_advantages(rewards, rollouts.mask)
-    if recipe.objective == "rlvr":
-        return Batch(rollouts, rlvr, rewards)
-    assert learner.teacher is not None
-    with torch.no_grad():
-        logits = torch.zeros(*rollouts.mask.shape, learner.teacher.config.vocab_size, device=learner.device)
-        for rows in length_groups(rollouts, recipe.micro_batches):
-            part = rollouts.select(rows)
-            logits[rows, :, : part.mask.shape[-1]] = completion_logits(learner.teacher, part).float()
-    teacher = objectives.token_log_probs(logits, rollouts.completion_ids)
-    opd = objectives.opd_advantages(rollouts.log_probs, teacher, rollouts.mask)
-    advantages = opd if recipe.objective == "opd" else objectives.mixed_advantages(opd, rlvr, alpha=recipe.alpha)
-    return Batch(rollouts, advantages, rewards, logits)
-
-
-def length_groups(rollouts: Rollouts, parts: int) -> list[list[int]]:
-    """Split the prompts of a batch into ``parts`` groups of like length, so that little is padded."""
-    lengths = rollouts.mask.sum(-1).max(-1).values + rollouts.prompt_mask.sum(-1)
-    order = torch.argsort(lengths, stable=True).tolist()
-    size = math.ceil(len(order) / parts)
-    return [order[i : i + size] for i in range(0, len(order), size)]
-
-
-def counting_part(recipe: Recipe, batch: Batch) -> tuple[Batch, Tensor]:
-    """Return the prompts whose completions count in the loss, and the mask of the tokens that do.
-
-    RLVR skips a group of equal rewards: it neither pulls nor counts, so nothing is computed for it. Where every group
-    is one, the first stays, with no token counted: the gradient is zero and Adam goes on with its momentum.
-    """
-    if recipe.objective != "rlvr":
-        return batch, batch.rollouts.mask
-    informative = objectives.informative_groups(batch.rewards)
-    rows = informative.nonzero()[:, 0].tolist() or [0]
-    part = batch.rollouts.select(rows)
-    advantages = batch.advantages[rows, :, : part.mask.shape[-1]]
-    return Batch(part, advantages, batch.rewards[rows]), part.mask & informative[rows][:, None, None]
-
-
 def apply_update(learner: Learner, batch: Batch) -> Log:
     """Differentiate the loss of one batch and take one optimiser step; return the log row."""
     recipe, student = learner.recipe, learner.student
@@ -208,17 +70,28 @@ def apply_update(learner: Learner, batch: Batch) -> Log:
     log: Log = {"loss": 0.0, "clip_rate": 0.0, "entropy": 0.0}
     student.train()
     learner.optimizer.zero_grad(set_to_none=True)
+    if recipe.projection_space and learner.step >= recipe.projection_from and learner.projector is None:
+        learner.projector = make_projector(learner)
+    apart = TermGradients(list(student.parameters())) if batch.terms else None
     for rows in length_groups(counted.rollouts, recipe.micro_batches):
         part = counted.rollouts.select(rows)
         width = part.mask.shape[-1]
         logits = completion_logits(student, part).float()
-        loss, clipped = _loss(recipe, counted, part, logits, rows, kept[rows, :, :width], total)
-        loss.backward()
+        if apart is None:
+            loss, clipped = _loss(recipe, counted, part, logits, rows, kept[rows, :, :width], total)
+            loss.backward()
+        else:
+            loss, clipped = _mixed_losses(recipe, counted, part, logits, rows, total, apart)
         log["loss"] += float(loss.detach())
         log["clip_rate"] += clipped
         log["entropy"] += float((objectives.entropy(logits.detach()) * part.mask).sum()) / float(
             counted.rollouts.mask.sum()
         )
+    if apart is not None:
+        log.update(apart.mix(recipe.alpha))
+    layers = dict(projected_layers(student)) if learner.projector else {}
+    if learner.projector and recipe.projection_of == "gradient":
+        learner.projector.project_gradients(layers)
     norm = float(torch.nn.utils.clip_grad_norm_(student.parameters(), recipe.grad_clip))
     if not (math.isfinite(log["loss"]) and math.isfinite(norm)):
         raise TrainingDivergedError(
@@ -229,7 +102,12 @@ def apply_update(learner: Learner, batch: Batch) -> Log:
     for group in learner.optimizer.param_groups:
         group["lr"] = rate
     log.update(probe(learner, batch))
+    before = {name: layer.weight.detach().clone() for name, layer in layers.items()}
     learner.optimizer.step()
+    if learner.projector:
+        log["update_inside"] = learner.projector.share_inside(layers, before)
+        if recipe.projection_of == "update":
+            learner.projector.project_update(layers, before)
     learner.step += 1
     log.update(
         reward=float(batch.rewards.mean()),
@@ -258,6 +136,24 @@ def _loss(
         clip_low=recipe.clip_low, clip_high=recipe.clip_high, total=total,
     )  # fmt: skip
     return result.loss, float(result.clip_rate)
+
+
+def _mixed_losses(
+    recipe: Recipe, batch: Batch, part: Rollouts, logits: Tensor, rows: list[int], total: float, apart: TermGradients
+) -> tuple[Tensor, float]:
+    """Differentiate the losses of OPD and of RLVR apart; return their mixture's value and clip rate."""
+    assert batch.terms is not None
+    log_probs = objectives.token_log_probs(logits, part.completion_ids)
+    opd, rlvr = (
+        objectives.policy_loss(
+            log_probs, part.log_probs, term[rows, :, : part.mask.shape[-1]], part.mask,
+            clip_low=recipe.clip_low, clip_high=recipe.clip_high, total=total,
+        )
+        for term in batch.terms
+    )  # fmt: skip
+    apart.add(opd.loss, rlvr.loss)
+    share = (recipe.alpha, 1 - recipe.alpha)
+    return share[0] * opd.loss + share[1] * rlvr.loss, float(share[0] * opd.clip_rate + share[1] * rlvr.clip_rate)
 
 
 @torch.no_grad()

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from opdgeom_utils import objectives
+from opdgeom_utils.batches import Batch, score
+from opdgeom_utils.learner import Learner
 from opdgeom_utils.models import build_model, build_tokenizer
 from opdgeom_utils.recipes import Recipe
 from opdgeom_utils.rollouts import Rollouts
-from opdgeom_utils.training import Batch, Learner, apply_update, score
+from opdgeom_utils.training import apply_update
 
 B, G, T, V = 3, 4, 5, 7
 CLIPS = {"clip_low": 0.2, "clip_high": 0.28}

@@ -19,6 +19,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from opdgeom_utils import load_or_train, runs, storage, training
+from opdgeom_utils.batches import Batch
 from opdgeom_utils.errors import (
     CheckpointNotFoundError,
     RunLockedError,
@@ -27,6 +28,7 @@ from opdgeom_utils.errors import (
     UnknownProfileError,
     UnknownRecipeError,
 )
+from opdgeom_utils.learner import Learner
 from opdgeom_utils.models import PROJECT
 from opdgeom_utils.recipes import load_recipe
 from opdgeom_utils.runs import Run, checkpoint_path, fingerprint, runs_folder, source_without_prose
@@ -212,7 +214,7 @@ def test_resuming_says_where_it_goes_on(
 ) -> None:
     inner = training.apply_update
 
-    def stopping(learner: training.Learner, batch: training.Batch) -> training.Log:
+    def stopping(learner: Learner, batch: Batch) -> training.Log:
         if learner.step == 3:
             raise Killed
         return inner(learner, batch)
@@ -305,7 +307,7 @@ def test_damage_to_a_stopped_run_is_found_too(
     expected = untouched("sft")
     inner = training.apply_update
 
-    def stopping(learner: training.Learner, batch: training.Batch) -> training.Log:
+    def stopping(learner: Learner, batch: Batch) -> training.Log:
         if learner.step == 3:
             raise Killed
         return inner(learner, batch)
@@ -357,7 +359,7 @@ def test_a_lost_number_stops_the_run_and_keeps_what_was_whole(
 ) -> None:
     expected, inner = untouched("sft"), training.apply_update
 
-    def poisoned(learner: training.Learner, batch: training.Batch) -> training.Log:
+    def poisoned(learner: Learner, batch: Batch) -> training.Log:
         if learner.step == 2:
             with torch.no_grad():
                 next(learner.student.parameters())[3, 0] = math.nan

@@ -18,8 +18,8 @@ from benchmarks.toy_step import (
     trl_settings,
     unfair,
 )
+from opdgeom_utils.learner import Learner
 from opdgeom_utils.models import build_model, build_tokenizer
-from opdgeom_utils.training import Learner
 
 
 def ticks(*times: float) -> Iterator[float]:

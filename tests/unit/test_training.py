@@ -10,21 +10,14 @@ import torch
 from transformers import Qwen3ForCausalLM
 
 from opdgeom_utils import objectives
+from opdgeom_utils.batches import length_groups, make_batches, reward_of
 from opdgeom_utils.errors import TrainingDivergedError
+from opdgeom_utils.learner import Learner, stream_seed
 from opdgeom_utils.models import build_model, build_tokenizer, load_model
 from opdgeom_utils.recipes import OBJECTIVES, Recipe
 from opdgeom_utils.rollouts import encode_pairs
 from opdgeom_utils.tasks import draw_examples
-from opdgeom_utils.training import (
-    Learner,
-    apply_update,
-    learning_rate_at,
-    length_groups,
-    make_batches,
-    reward_of,
-    stream_seed,
-    train,
-)
+from opdgeom_utils.training import apply_update, learning_rate_at, train
 
 COLUMNS = {
     "step", "loss", "reward", "reverse_kl_sampled", "reverse_kl_full_vocab", "kl_to_anchor", "entropy",
