@@ -8,7 +8,6 @@ made by another recipe, other weights or another training version than today's.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -67,16 +66,8 @@ def geometry_of(run: Run) -> pd.DataFrame:
     if not path.is_file():
         points = run.checkpoints if run.recipe.name in HEADLINE else run.checkpoints[-1:]
         table = diagnose_trajectory(run.reference, points, **DIAGNOSE_OPTIONS)
-        storage.write_atomic(path, parquet_bytes(table))
+        storage.write_atomic(path, storage.parquet_bytes(table))
     return pd.read_parquet(path)
-
-
-def parquet_bytes(table: pd.DataFrame) -> bytes:
-    """Encode a table as compressed parquet, without its attributes: they name paths of this machine."""
-    buffer, table = io.BytesIO(), table.copy(deep=False)
-    table.attrs = {}
-    table.to_parquet(buffer, index=False, compression="zstd")
-    return buffer.getvalue()
 
 
 def _tagged(run: Run, table: pd.DataFrame) -> pd.DataFrame:
@@ -98,7 +89,7 @@ def write_tables(runs: Iterable[Run], folder: Path = RESULTS) -> Tables:
     runs = list(runs)
     tables = tables_of(runs)
     for name in ("geometry", "training", "accuracy"):
-        storage.write_atomic(folder / f"{name}.parquet", parquet_bytes(getattr(tables, name)))
+        storage.write_atomic(folder / f"{name}.parquet", storage.parquet_bytes(getattr(tables, name)))
     entries = [
         {"recipe": run.recipe.as_dict(), "seed": run.seed, "weights": weights_of(run.recipe), **run.provenance}
         for run in runs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_bytes
@@ -126,3 +128,11 @@ def locked(folder: Path, *, wait_seconds: float, note: Callable[[str], Any] = pr
                     told = True
                 time.sleep(0.2)
         yield
+
+
+def parquet_bytes(table: pd.DataFrame) -> bytes:
+    """Encode a table as compressed parquet, without its attributes: they name paths of this machine."""
+    buffer, table = io.BytesIO(), table.copy(deep=False)
+    table.attrs = {}
+    table.to_parquet(buffer, index=False, compression="zstd")
+    return buffer.getvalue()

@@ -1,0 +1,61 @@
+"""The long table behind research questions 2 and 3: one row is one number, with the words that say which.
+
+``profile, recipe, seed, step`` say which weights; ``scope`` which matrices (``attention``: q, k, v and o of every layer;
+``all``: these and the three of the MLP; unweighted mean), ``side`` whether right or left singular spaces, ``k`` their
+dimension, ``quantity`` what was measured. ``null`` is empty for the run itself, or names the process without learning
+that gave the number. ``other`` names what the run is compared with. ``value`` is a float64; NaN where undefined.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from opdgeom_utils import storage
+from opdgeom_utils.errors import MetricInputError
+
+COLUMNS = {
+    "profile": "str", "recipe": "str", "seed": "int64", "step": "int64", "scope": "str", "side": "str", "k": "int64",
+    "quantity": "str", "null": "str", "other": "str", "value": "float64",
+}  # fmt: skip
+DEFAULTS = {"scope": "", "side": "", "k": 0, "null": "", "other": ""}
+
+
+def as_measures(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Make the table from rows that leave out what does not apply; refuse unknown words and two numbers for one thing.
+
+    Raises
+    ------
+    MetricInputError
+        If a row lacks a column, has an unknown one, or says the same as another.
+
+    Examples
+    --------
+    >>> row = {"profile": "toy", "recipe": "opd", "seed": 0, "step": 8, "quantity": "accuracy", "value": 0.5}
+    >>> as_measures([row])[["recipe", "scope", "k", "value"]].values.tolist()
+    [['opd', '', 0, 0.5]]
+    """
+    full = [{**DEFAULTS, **row} for row in rows]
+    wrong = [row for row in full if set(row) != set(COLUMNS)]
+    if wrong:
+        raise MetricInputError(f"a measure has columns {sorted(wrong[0])}, expected {sorted(COLUMNS)}")
+    table = pd.DataFrame(full, columns=list(COLUMNS)).astype(COLUMNS)
+    twice = table[table.duplicated(list(COLUMNS)[:-1])]
+    if len(twice):
+        raise MetricInputError(f"{len(twice)} measures are given twice, the first is {twice.iloc[0].to_dict()}")
+    return table
+
+
+def cached_measures(
+    folder: Path, name: str, sources: Sequence[Path], make: Callable[[], pd.DataFrame], *inputs: object
+) -> pd.DataFrame:
+    """Return the table that an earlier call left in ``folder``, or make it; ``sources`` and ``inputs`` decide its age."""
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources) + repr(inputs).encode()).hexdigest()[:12]
+    path = folder / f"{name}-{digest}.parquet"
+    if not path.is_file():
+        storage.write_atomic(path, storage.parquet_bytes(make()))
+    return pd.read_parquet(path)
