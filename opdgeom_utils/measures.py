@@ -1,8 +1,8 @@
 """The long table behind research questions 2 and 3: one row is one number, with the words that say which.
 
-``profile, recipe, seed, step`` say which weights; ``scope`` which matrices (``attention``: q, k, v and o of every layer;
-``all``: these and the three of the MLP; unweighted mean), ``side`` whether right or left singular spaces, ``k`` their
-dimension, ``quantity`` what was measured. ``null`` is empty for the run itself, or names the process without learning
+``profile, recipe, seed, step`` say which weights; ``scope`` which matrices (``attention``: q, k, v and o of every
+layer; ``all``: these and the three of the MLP; unweighted mean), ``side`` whether right or left singular spaces, ``k``
+their dimension, ``quantity`` what was measured. ``null`` is empty for the run itself, or names the process without learning
 that gave the number. ``other`` names what the run is compared with. ``value`` is a float64; NaN where undefined.
 """
 
@@ -53,7 +53,7 @@ def as_measures(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 def cached_measures(
     folder: Path, name: str, sources: Sequence[Path], make: Callable[[], pd.DataFrame], *inputs: object
 ) -> pd.DataFrame:
-    """Return the table that an earlier call left in ``folder``, or make it; ``sources`` and ``inputs`` decide its age."""
+    """Return the table that an earlier call left in ``folder``, or make it; sources and inputs decide its age."""
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources) + repr(inputs).encode()).hexdigest()[:12]
     path = folder / f"{name}-{digest}.parquet"
     if not path.is_file():
