@@ -2,8 +2,9 @@
 
 ``profile, recipe, seed, step`` say which weights; ``scope`` which matrices (``attention``: q, k, v and o of every
 layer; ``all``: these and the three of the MLP; unweighted mean), ``side`` whether right or left singular spaces, ``k``
-their dimension, ``quantity`` what was measured. ``null`` is empty for the run itself, or names the process without learning
-that gave the number. ``other`` names what the run is compared with. ``value`` is a float64; NaN where undefined.
+their dimension, ``quantity`` what was measured. ``null`` is empty for the run itself, or names the process without
+learning that gave the number. ``other`` names what the run is compared with. ``value`` is a float64; NaN where
+undefined.
 """
 
 from __future__ import annotations
