@@ -34,11 +34,12 @@ DIAGNOSE_OPTIONS: dict[str, Any] = {"eta": 1e-3, "alpha": 0.3, "rank": 64, "k": 
 
 @dataclass(frozen=True)
 class Tables:
-    """The three result tables."""
+    """The three result tables, and the long one of paths, function and control where it has been made."""
 
     geometry: pd.DataFrame
     training: pd.DataFrame
     accuracy: pd.DataFrame
+    measures: pd.DataFrame | None = None
 
 
 def tables_of(runs: Iterable[Run]) -> Tables:
@@ -132,7 +133,8 @@ def load_tables(profile: str = "toy", folder: Path = RESULTS) -> Tables:
                 raise StaleResultsError(
                     f"the committed table of {name}, seed {entry['seed']}, is out of date: {why}. Run `make runs`"
                 )
-    return Tables(*(_read(folder / f"{name}.parquet", profile) for name in ("geometry", "training", "accuracy")))
+    tables = (_read(folder / f"{name}.parquet", profile) for name in ("geometry", "training", "accuracy"))
+    return Tables(*tables, measures=_read_measures(folder / "measures.parquet", profile))
 
 
 def _read(path: Path, profile: str) -> pd.DataFrame:
@@ -141,6 +143,13 @@ def _read(path: Path, profile: str) -> pd.DataFrame:
     if rows.empty:
         raise StaleResultsError(f"{path} holds nothing of profile {profile}. Run `make runs`")
     return rows
+
+
+def _read_measures(path: Path, profile: str) -> pd.DataFrame | None:
+    if not path.is_file():
+        return None
+    table = pd.read_parquet(path)
+    return pd.DataFrame(table[table["profile"] == profile]).reset_index(drop=True)
 
 
 def _settings(recipe: dict[str, Any]) -> dict[str, Any]:
