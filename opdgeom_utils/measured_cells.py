@@ -160,7 +160,7 @@ class MeasuredCells:
         return float(np.interp(step, steps, [path[s] for s in steps]))
 
 
-def nearest(steps: Sequence[int], place: float) -> int:
+def nearest(steps: Sequence[int], place: float | int) -> int:
     """Return the step nearest to a place; of two equally near, the earlier.
 
     >>> nearest([30, 50], 40), nearest([120, 180], 160)
