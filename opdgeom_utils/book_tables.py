@@ -24,7 +24,7 @@ SMOKE_LABEL = "smoke test, not evidence"
 
 @dataclass(frozen=True)
 class BookTables:
-    """The three result tables of one profile, cut to the seeds asked for, and where they come from in words."""
+    """The result tables of one profile, cut to the seeds asked for, and where they come from in words."""
 
     geometry: pd.DataFrame
     training: pd.DataFrame
@@ -32,6 +32,7 @@ class BookTables:
     profile: str
     seeds: tuple[int, ...]
     source: str
+    measures: pd.DataFrame | None = None
 
 
 def tables_for(profile: str, seeds: Sequence[int]) -> BookTables:
@@ -90,7 +91,9 @@ def only_seeds(tables: Tables, profile: str, seeds: Sequence[int], origin: str) 
     words = (
         f"Profile {profile}, {n_recipes} recipes, {len(kept)} {'seed' if len(kept) == 1 else 'seeds'}, {origin}{label}."
     )
-    return BookTables(*parts, profile=profile, seeds=kept, source=words)
+    long = tables.measures
+    measures = None if long is None else long.loc[long["seed"].isin(kept)].reset_index(drop=True)
+    return BookTables(*parts, profile=profile, seeds=kept, source=words, measures=measures)
 
 
 def with_interval(rows: pd.DataFrame, values: Sequence[str], by: str = "recipe") -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""The claims as ``data/paper/claims.yaml`` writes them, checked field by field, and the paper's own numbers."""
+"""The claims as ``data/paper/claims*.yaml`` write them, checked field by field, and the paper's own numbers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from opdgeom_utils.claim_statistics import STATISTICS
+from opdgeom_utils import claim_statistics, measure_statistics
 from opdgeom_utils.errors import OpdGeomError
 from opdgeom_utils.matched import SCOPES
 
+STATISTICS = claim_statistics.STATISTICS | measure_statistics.STATISTICS
+FILES = {"rq1": "claims.yaml", "rq2": "claims_rq2.yaml", "rq3": "claims_rq3.yaml"}
 PAPER = Path(__file__).resolve().parent.parent / "data" / "paper"
 SIDES = ("above", "below", "at_least")
 ARGS = {
@@ -29,11 +31,11 @@ ARGS = {
     "surviving_share": "metrics wide matched at",
     "objective_outweighs_length": "metrics order [descending]",
     "outside_interval": "metrics middle ends at",
-}
+} | dict.fromkeys(measure_statistics.STATISTICS, "comparisons")
 
 
 class ClaimError(OpdGeomError, ValueError):
-    """``claims.yaml`` has a field that is missing, unknown or out of range."""
+    """A file of claims has a field that is missing, unknown or out of range."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim, as ``claims.yaml`` writes it."""
+    """One claim, as its file writes it; ``question`` is the file's research question: rq1, rq2 or rq3."""
 
     id: str
     group: str
@@ -66,10 +68,11 @@ class Claim:
     args: Mapping[str, Any]
     rule: Rule
     refuted_by: str
+    question: str = "rq1"
 
 
-def load_claims(path: Path = PAPER / "claims.yaml") -> tuple[Claim, ...]:
-    """Read and check the claims.
+def load_claims(path: Path | None = None) -> tuple[Claim, ...]:
+    """Read and check the claims of one file, or those of all three research questions, in their order.
 
     Raises
     ------
@@ -81,15 +84,24 @@ def load_claims(path: Path = PAPER / "claims.yaml") -> tuple[Claim, ...]:
     >>> load_claims()[0].id
     'update_sparsity_order'
     """
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict) or set(content) != {"schema_version", "claims"}:
-        raise ClaimError(f"{path.name} must hold exactly schema_version and claims")
-    claims = tuple(_claim(entry, place) for place, entry in enumerate(content["claims"], start=1))
+    paths = {q: PAPER / name for q, name in FILES.items()} if path is None else {_question(path): path}
+    claims = tuple(claim for question, file in paths.items() for claim in _read(file, question))
     ids = [claim.id for claim in claims]
     twice = sorted({i for i in ids if ids.count(i) > 1})
     if twice:
         raise ClaimError(f"claim ids used twice: {twice}; a corrected claim needs a new id")
     return claims
+
+
+def _question(path: Path) -> str:
+    return next((question for question, name in FILES.items() if name == path.name), "rq1")
+
+
+def _read(path: Path, question: str) -> list[Claim]:
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or set(content) != {"schema_version", "claims"}:
+        raise ClaimError(f"{path.name} must hold exactly schema_version and claims")
+    return [_claim(entry, place, question) for place, entry in enumerate(content["claims"], start=1)]
 
 
 def load_reported(name: str = "figures", path: Path = PAPER) -> pd.DataFrame:
@@ -101,16 +113,25 @@ def load_reported(name: str = "figures", path: Path = PAPER) -> pd.DataFrame:
     return pd.read_csv(path / f"{name}.csv", dtype={"reported": str})
 
 
-def _claim(entry: Any, place: int) -> Claim:
+def _claim(entry: Any, place: int, question: str) -> Claim:
     name = f"claim {entry.get('id', place) if isinstance(entry, dict) else place}"
     values = _checked(entry, Claim, name)
     rule = Rule(**_checked(values["rule"], Rule, f"{name}, rule"))
-    claim = Claim(**{**values, "rule": rule, "criticism": tuple(values["criticism"]), "seeds": tuple(values["seeds"])})
+    claim = Claim(
+        **{
+            **values,
+            "rule": rule,
+            "criticism": tuple(values["criticism"]),
+            "seeds": tuple(values["seeds"]),
+            "question": question,
+        }
+    )
     problems = [
         (claim.group not in ("paper", "control"), f"group {claim.group!r} is neither paper nor control"),
         (claim.scope not in SCOPES, f"scope {claim.scope!r} is not one of {list(SCOPES)}"),
         (claim.statistic not in STATISTICS, f"statistic {claim.statistic!r} is not one of {list(STATISTICS)}"),
         (not _fits(claim), f"statistic {claim.statistic} was given args {list(claim.args)}"),
+        (bool(_operand_problem(claim)), _operand_problem(claim)),
         (not claim.seeds, "seeds is empty"),
         (rule.side not in SIDES, f"side {rule.side!r} is not one of {SIDES}"),
         (rule.require not in ("all", "any"), f"require {rule.require!r} is neither all nor any"),
@@ -124,11 +145,17 @@ def _claim(entry: Any, place: int) -> Claim:
 
 
 def _checked(entry: Any, kind: type[Claim] | type[Rule], name: str) -> dict[str, Any]:
-    known = {f.name for f in fields(kind)}
+    known = {f.name for f in fields(kind)} - {"question"}
     if not isinstance(entry, dict) or set(entry) != known:
         given = set(entry) if isinstance(entry, dict) else set()
         raise ClaimError(f"{name}: missing {sorted(known - given)}, unknown {sorted(str(k) for k in given - known)}")
     return dict(entry)
+
+
+def _operand_problem(claim: Claim) -> str:
+    if claim.statistic not in measure_statistics.STATISTICS:
+        return ""
+    return measure_statistics.problem_of(claim.statistic, claim.args)
 
 
 def _fits(claim: Claim) -> bool:

@@ -1,7 +1,7 @@
 """The paper's claims and ours, and the verdict that the tables give each of them.
 
-``data/paper/claims.yaml`` was written before any run was measured. A verdict is computed from the tables by the rule in
-that file and is never typed.
+``data/paper/claims.yaml`` and its two companions were written before the runs they judge were measured. A verdict is
+computed from the tables by the rule in that file and is never typed.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from opdgeom_utils.claim_schema import Claim, ClaimError, Rule, load_claims, load_reported
-from opdgeom_utils.claim_statistics import STATISTICS, Comparison, Part
+from opdgeom_utils.claim_schema import STATISTICS, Claim, ClaimError, Rule, load_claims, load_reported
+from opdgeom_utils.claim_statistics import Comparison, Part
 from opdgeom_utils.errors import MetricInputError
 from opdgeom_utils.measured import Measured, Tables
+from opdgeom_utils.measured_cells import Index, index_measures
 
 __all__ = [
     "VERDICTS", "Claim", "ClaimError", "Interval", "Rule", "Verdict", "load_claims", "load_reported", "scorecard",
@@ -25,6 +26,9 @@ __all__ = [
 ]  # fmt: skip
 VERDICTS = ("reproduced", "partly", "not reproduced", "not testable at this scale")
 UNTESTABLE = VERDICTS[3]
+OF_CLAIM = (
+    "id", "question", "group", "diagnostic", "condition", "statement", "where", "refuted_by", "statistic",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Verdict:
     low: float
     high: float
     null_value: float
+    null_name: str
     unit: str
     n_seeds: int
     n_comparisons: int
@@ -85,7 +90,7 @@ def seed_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95
     return Interval(mean, mean - reach, mean + reach, n)
 
 
-def verdict(claim: Claim, tables: Tables) -> Verdict:
+def verdict(claim: Claim, tables: Tables, index: Index | None = None) -> Verdict:
     """Compute the verdict of one claim by its rule.
 
     Parameters
@@ -93,7 +98,9 @@ def verdict(claim: Claim, tables: Tables) -> Verdict:
     claim
         From :func:`load_claims`.
     tables
-        Anything with ``geometry`` and ``accuracy`` of one profile, for instance the result of ``results.load_tables``.
+        Anything with ``geometry``, ``accuracy`` and ``measures`` of one profile, as ``results.load_tables`` returns it.
+    index
+        The measures, already grouped by :func:`~opdgeom_utils.measured_cells.index_measures`; None groups them now.
 
     Returns
     -------
@@ -101,11 +108,13 @@ def verdict(claim: Claim, tables: Tables) -> Verdict:
         One of the four words of :data:`VERDICTS`, the number that decides with its interval, and a computed sentence.
     """
     function = STATISTICS[claim.statistic]
-    real = Measured(tables, claim.scope, claim.seeds)
+    index = index_measures(tables.measures) if index is None else index
+    real = Measured(tables, claim.scope, claim.seeds, index=index)
     found = [_Judged(c, claim.rule, _level(claim)) for c in function(real, claim.args)]
-    null = Measured(tables, claim.scope, claim.seeds, suffix="_shuffled")
+    null = Measured(tables, claim.scope, claim.seeds, suffix="_shuffled", index=index)
     for judged, same in zip(found, function(null, claim.args), strict=True):
         judged.null_value = seed_interval(same.parts[judged.weakest].values).mean
+        judged.null_name = null.null_name
     word = _decide(found, claim.rule)
     untested = [j for j in found if not j.testable]
     if word == UNTESTABLE:
@@ -115,12 +124,10 @@ def verdict(claim: Claim, tables: Tables) -> Verdict:
         deciding = (max if claim.rule.require == "any" else min)(tested, key=lambda j: j.clearance)
     part, interval = deciding.part, deciding.interval
     holds = sum(j.holds for j in found)
-    reason = (
-        _untestable(deciding, claim.rule, real.problems) if word == UNTESTABLE else _reason(deciding, found, claim.rule)
-    )
+    reason = _untestable(deciding, claim, real.problems) if word == UNTESTABLE else _reason(deciding, found, claim.rule)
     return Verdict(
-        claim.id, word, interval.mean, interval.low, interval.high, deciding.null_value, part.unit, interval.n,
-        len(found), holds, part.label, reason,
+        claim.id, word, interval.mean, interval.low, interval.high, deciding.null_value, deciding.null_name, part.unit,
+        interval.n, len(found), holds, part.label, reason,
     )  # fmt: skip
 
 
@@ -130,15 +137,14 @@ def scorecard(tables: Tables, claims: Sequence[Claim] | None = None) -> pd.DataF
     Returns
     -------
     DataFrame
-        ``id, group, diagnostic, condition, statement, where, refuted_by, rule, threshold, side`` of the claim, then
-        ``verdict, value, low, high, null_value, unit, n_seeds, n_comparisons, n_hold, deciding, reason``.
+        ``id, question, group, diagnostic, condition, statement, where, refuted_by, statistic, rule, threshold,
+        side`` of the claim, then ``verdict, value, low, high, null_value, null_name, unit, n_seeds, n_comparisons,
+        n_hold, deciding, reason``.
     """
-    rows = []
+    rows, index = [], index_measures(tables.measures)
     for claim in load_claims() if claims is None else claims:
-        result = verdict(claim, tables)
-        row = {
-            k: getattr(claim, k) for k in ("id", "group", "diagnostic", "condition", "statement", "where", "refuted_by")
-        }
+        result = verdict(claim, tables, index)
+        row = {name: getattr(claim, name) for name in OF_CLAIM}
         row |= {"rule": claim.rule.words, "threshold": claim.rule.threshold, "side": claim.rule.side}
         rows.append(row | {f.name: getattr(result, f.name) for f in fields(result) if f.name != "claim_id"})
     return pd.DataFrame(rows)
@@ -157,7 +163,7 @@ class _Judged:
         self.clearance = clearances[self.weakest]
         self.testable = all(interval.n >= rule.min_seeds for interval in intervals)
         self.holds = self.testable and all(_holds(interval, rule) for interval in intervals)
-        self.null_value = math.nan
+        self.null_value, self.null_name = math.nan, ""
 
 
 def _holds(interval: Interval, rule: Rule) -> bool:
@@ -189,7 +195,7 @@ def _decide(found: Sequence[_Judged], rule: Rule) -> str:
 
 def _level(claim: Claim) -> float:
     """Confidence of each interval; where any one diagnostic is enough, they share the chance of a false alarm."""
-    share = len(claim.args["metrics"]) if claim.rule.require == "any" else 1
+    share = len(claim.args.get("metrics") or claim.args["comparisons"]) if claim.rule.require == "any" else 1
     return 1 - (1 - claim.rule.confidence) / share
 
 
@@ -201,13 +207,17 @@ def _reason(deciding: _Judged, found: Sequence[_Judged], rule: Rule) -> str:
     which = "Strongest" if rule.require == "any" else "Weakest"
     null = ""
     if math.isfinite(deciding.null_value):
-        null = f" The same number from shuffled updates is {_say(deciding.null_value, part)}."
+        null = f" The same number from {deciding.null_name} is {_say(deciding.null_value, part)}."
     return f"{count} {which}: {part.label}, {_say(interval.mean, part)}{span} over {interval.n} seeds ({need}).{null}"
 
 
-def _untestable(deciding: _Judged, rule: Rule, problems: Sequence[str]) -> str:
-    shown = "; ".join(problems[:3]) or "its denominator or its value is undefined in the other seeds"
-    return f"{deciding.part.label}: {deciding.interval.n} usable seeds, {rule.min_seeds} are needed; {shown}."
+def _untestable(deciding: _Judged, claim: Claim, problems: Sequence[str]) -> str:
+    n, needed = deciding.interval.n, claim.rule.min_seeds
+    if problems or len(claim.seeds) >= needed:
+        shown = "; ".join(problems[:3]) or "its denominator or its value is undefined in the other seeds"
+    else:
+        shown = f"this is a sweep over one seed, which gives {_say(deciding.interval.mean, deciding.part)}"
+    return f"{deciding.part.label}: {n} usable {'seed' if n == 1 else 'seeds'}, {needed} are needed; {shown}."
 
 
 def _say(value: float, part: Part) -> str:

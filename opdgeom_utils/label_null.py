@@ -22,10 +22,11 @@ ORDERS = "ordering"
 
 @dataclass(frozen=True)
 class Relabelled:
-    """Geometry and accuracy whose recipe names were dealt anew."""
+    """Geometry and accuracy whose recipe names were dealt anew; no claim about an order reads the measures."""
 
     geometry: pd.DataFrame
     accuracy: pd.DataFrame
+    measures: None = None
 
 
 def order_claims_under_relabelling(

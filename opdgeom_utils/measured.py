@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -11,11 +12,12 @@ import pandas as pd
 
 from opdgeom_utils import matched
 from opdgeom_utils.errors import MetricInputError
+from opdgeom_utils.measured_cells import Index, MeasuredCells
 
 
 @runtime_checkable
 class Tables(Protocol):
-    """What a verdict needs: the geometry and the accuracy table of one profile."""
+    """What a verdict needs: the geometry, the accuracy and, if it was made, the long table of one profile."""
 
     @property
     def geometry(self) -> pd.DataFrame:
@@ -25,6 +27,11 @@ class Tables(Protocol):
     @property
     def accuracy(self) -> pd.DataFrame:
         """One row per (recipe, seed, step, family)."""
+        ...
+
+    @property
+    def measures(self) -> pd.DataFrame | None:
+        """One row per number of the path, of function and of control; None where nothing of it was measured."""
         ...
 
 
@@ -42,15 +49,21 @@ class Measured:
         The order of every tuple of values.
     suffix
         Added to a metric's name, for the same computation on a null (``"_shuffled"``).
+    index
+        The table of measures from :func:`opdgeom_utils.measured_cells.index_measures`, for :attr:`cells`.
     problems
         Filled with the reason of each value that could not be had.
+    null_name
+        What stands in a run's place where ``suffix`` asks for a null.
     """
 
     tables: Tables
     scope: str
     seeds: tuple[int, ...]
     suffix: str = ""
+    index: Index | None = None
     problems: list[str] = field(default_factory=list)
+    null_name: str = "shuffled updates"
     _places: dict[tuple[str, tuple[str, ...]], pd.DataFrame] = field(default_factory=dict)
     _summary: pd.DataFrame | None = None
 
@@ -81,6 +94,11 @@ class Measured:
         for reason in rows.loc[:, "reason"]:
             self._say(reason)
         return rows.set_index("seed").loc[:, column].reindex(self.seeds).to_numpy(float)
+
+    @cached_property
+    def cells(self) -> MeasuredCells:
+        """Cells of the table of measures, with the same seeds, scope and list of problems."""
+        return MeasuredCells(self.index, self.scope, self.seeds, self.problems)
 
     def _place(self, at: str, among: tuple[str, ...]) -> pd.DataFrame:
         if (at, among) not in self._places:

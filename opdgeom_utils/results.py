@@ -34,11 +34,12 @@ DIAGNOSE_OPTIONS: dict[str, Any] = {"eta": 1e-3, "alpha": 0.3, "rank": 64, "k": 
 
 @dataclass(frozen=True)
 class Tables:
-    """The three result tables."""
+    """The three result tables, and the long one of paths, function and control where it has been made."""
 
     geometry: pd.DataFrame
     training: pd.DataFrame
     accuracy: pd.DataFrame
+    measures: pd.DataFrame | None = None
 
 
 def tables_of(runs: Iterable[Run]) -> Tables:
@@ -128,7 +129,8 @@ def load_tables(profile: str = "toy", folder: Path = RESULTS) -> Tables:
                 raise StaleResultsError(
                     f"the committed table of {name}, seed {entry['seed']}, is out of date: {why}. Run `make runs`"
                 )
-    return Tables(*(_read(folder / f"{name}.parquet", profile) for name in ("geometry", "training", "accuracy")))
+    tables = (_read(folder / f"{name}.parquet", profile) for name in ("geometry", "training", "accuracy"))
+    return Tables(*tables, measures=_read_measures(folder / "measures.parquet", profile))
 
 
 def _read(path: Path, profile: str) -> pd.DataFrame:
@@ -142,6 +144,13 @@ def _read(path: Path, profile: str) -> pd.DataFrame:
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:
     """Bring tuples and lists to one form, as JSON has it."""
     return json.loads(json.dumps(settings))
+
+
+def _read_measures(path: Path, profile: str) -> pd.DataFrame | None:
+    if not path.is_file():
+        return None
+    table = pd.read_parquet(path)
+    return pd.DataFrame(table[table["profile"] == profile]).reset_index(drop=True)
 
 
 def check_live(live: pd.Series, committed: pd.DataFrame, *, confidence: float = 0.999) -> pd.DataFrame:

@@ -104,9 +104,9 @@ def credit_table() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["objective", "position", "token", "credit", "mistake"])
 
 
-def card() -> pd.DataFrame:
-    """The real claims with verdicts dealt out in turn."""
-    found = claims.load_claims()
+def card(question: str = "rq1") -> pd.DataFrame:
+    """The real claims of a research question with verdicts dealt out in turn."""
+    found = [claim for claim in claims.load_claims() if claim.question == question]
     columns = ("id", "diagnostic", "condition", "statement")
     rows = [{c: getattr(claim, c) for c in columns} for claim in found]
     verdicts = [claims.VERDICTS[i % 4] for i in range(len(found))]

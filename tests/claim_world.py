@@ -14,10 +14,11 @@ Values = Mapping[str, Mapping[str, Sequence[float] | float]]
 
 @dataclass(frozen=True)
 class HandTables:
-    """Geometry and accuracy, as a verdict asks for them."""
+    """Geometry, accuracy and measures, as a verdict asks for them."""
 
     geometry: pd.DataFrame
     accuracy: pd.DataFrame
+    measures: pd.DataFrame | None = None
 
 
 def hand_tables(values: Values, steps: Mapping[str, Mapping[int, tuple[float, float]]] | None = None) -> HandTables:

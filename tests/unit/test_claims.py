@@ -11,10 +11,11 @@ from opdgeom_utils.claims import VERDICTS, load_claims, scorecard, verdict
 from tests.claim_world import AGREEING, HandTables, world
 
 REPRODUCED, PARTLY, NOT, UNTESTABLE = VERDICTS
+LEDGER = tuple(claim for claim in load_claims() if claim.question == "rq1")
 
 
 def verdicts(tables: HandTables) -> dict[str, str]:
-    return scorecard(tables).set_index("id")["verdict"].to_dict()
+    return scorecard(tables, LEDGER).set_index("id")["verdict"].to_dict()
 
 
 def test_a_world_that_agrees_with_the_paper_gets_every_claim_but_the_distinct_regime() -> None:
@@ -37,7 +38,7 @@ def test_trading_opd_with_rlvr_turns_every_order_to_partly_or_worse() -> None:
 def test_shuffled_updates_that_measure_the_same_leave_no_control_against_the_null() -> None:
     same = {r: {m: (real, real) for m, (real, _) in metrics.items()} for r, metrics in AGREEING.items()}
     found = verdicts(world(same))
-    nulls = [claim.id for claim in load_claims() if claim.condition in ("null_opd", "null_rlvr", "null_order")]
+    nulls = [claim.id for claim in LEDGER if claim.condition in ("null_opd", "null_rlvr", "null_order")]
     assert nulls
     assert {found[name] for name in nulls} == {NOT}
     assert found["update_sparsity_order"] == REPRODUCED  # an order needs no null
@@ -52,7 +53,7 @@ def test_two_seeds_are_too_few_for_any_verdict() -> None:
 def test_three_of_five_seeds_are_enough() -> None:
     tables = world(AGREEING)
     some = HandTables(*(t.loc[t["seed"] < 3] for t in (tables.geometry, tables.accuracy)))
-    card = scorecard(some).set_index("id")
+    card = scorecard(some, LEDGER).set_index("id")
     assert card.loc["update_sparsity_order", "verdict"] == REPRODUCED
     assert card.loc["update_sparsity_order", "n_seeds"] == 3
 
@@ -60,14 +61,14 @@ def test_three_of_five_seeds_are_enough() -> None:
 def test_a_run_that_is_missing_is_named_in_the_reason() -> None:
     tables = world(AGREEING)
     without = HandTables(*(t.loc[t["recipe"] != "rlvr"] for t in (tables.geometry, tables.accuracy)))
-    row = scorecard(without).set_index("id").loc["update_sparsity_order"]
+    row = scorecard(without, LEDGER).set_index("id").loc["update_sparsity_order"]
     assert row["verdict"] == UNTESTABLE
     assert "there is no run of rlvr" in row["reason"]
 
 
 def test_the_interval_decides_and_not_the_mean() -> None:
     """The same mean difference, seeds that agree or do not."""
-    claim = next(c for c in load_claims() if c.id == "update_sparsity_order")
+    claim = next(c for c in LEDGER if c.id == "update_sparsity_order")
     tables = world(AGREEING)
     assert verdict(claim, tables).verdict == REPRODUCED
     noise = {0: -0.9, 1: 0.9, 2: 0.0, 3: -0.5, 4: 0.5}
@@ -82,7 +83,7 @@ def test_the_interval_decides_and_not_the_mean() -> None:
 
 def test_a_stricter_rule_never_reproduces_more() -> None:
     tables = world(AGREEING)
-    ledger = load_claims()
+    ledger = LEDGER
     strict = [dataclasses.replace(c, rule=dataclasses.replace(c.rule, confidence=0.9999)) for c in ledger]
     held, again = (int(scorecard(tables, c)["n_hold"].sum()) for c in (ledger, strict))
     assert again <= held
