@@ -182,6 +182,62 @@ def say_basis(kept: pd.DataFrame) -> str:
     return " ".join(([f"Seeds: {many}."] if many else []) + ([one] if 1 in by_number else []))
 
 
+def say_starts(kept: pd.DataFrame, rows: pd.DataFrame, profile: str) -> str:
+    """Say where the free run's nearest checkpoint stands in for the exact start of a projection, and how far off it is.
+
+    Parameters
+    ----------
+    kept
+        From :func:`progress`.
+    rows
+        From :func:`function_table`; a held run measured at its exact start gives the comparison.
+    profile
+        Whose recipes these are.
+    """
+    said = []
+    for name, own in kept.loc[kept["quantity"] == "accuracy"].groupby("recipe", sort=False):
+        exact, near = load_recipe(str(name), profile).projection_from, int(own["begins"].iloc[0])
+        if exact == near:
+            continue
+        at = rows.loc[(rows["recipe"] == name) & (rows["step"] == exact) & (rows["quantity"] == "accuracy"), "value"]
+        text = f"{name} begins at update {exact}; the free run's checkpoint at {near} stands in"
+        text += f" (accuracy {own['start'].mean():.1%} there, {at.mean():.1%} at {exact})" if len(at) else ""
+        said.append(text)
+    return "; ".join(said) + "." if said else "Every free run has a checkpoint where its projection begins."
+
+
+def ruler_table(kept: pd.DataFrame, prompts: int, samples: int) -> pd.DataFrame:
+    """Show what the free runs gain between start and end of the projection, and how fine each ruler is.
+
+    Parameters
+    ----------
+    kept
+        From :func:`progress`.
+    prompts, samples
+        Held-out prompts, and completions of each, that the accuracy rests on.
+
+    Returns
+    -------
+    DataFrame
+        ``run, from, to``; start, gain and its standard deviation over seeds; the standard error of one accuracy.
+    """
+    table = []
+    free = kept.drop_duplicates(["free", "seed", "quantity", "begins", "ends"])
+    for _, own in free.groupby(["free", "quantity", "begins", "ends"], sort=False):
+        name, quantity, begins, ends = (own[c].iloc[0] for c in ("free", "quantity", "begins", "ends"))
+        start, gain = own["start"].mean(), own["free_end"] - own["start"]
+        row = {"run": label(str(name)), "ruler": QUANTITIES[str(quantity)], "from": begins, "to": ends}
+        error = np.sqrt(start * (1 - start) / (prompts * samples)) if quantity == "accuracy" else 0.0
+        row |= {
+            "start": start,
+            "gain": gain.mean(),
+            "spread over seeds": gain.std(),
+            "sampling error of one value": error,
+        }
+        table.append(row)
+    return pd.DataFrame(table)
+
+
 def inside_table(rows: pd.DataFrame, profile: str) -> pd.DataFrame:
     """Share of the realised update inside the space, one row for each projected run, beside that of no direction.
 

@@ -25,7 +25,7 @@ def kept_by_space(kept: pd.DataFrame, what: str) -> Figure:
     table = _rows(need(kept, ["recipe", "free", "seed", "space", "kept"]), "kept")
     x = f"progress kept, by {what}"
     marks = pd.DataFrame({"at": [0.0, 1.0], "text": ["start of the projection", "the free run"]})
-    return _strips(table, x, _around(table, [0.0, 1.0]), marks)
+    return _strips(kept, table, x, _around(table, [0.0, 1.0]), marks)
 
 
 def inside_shares(inside: pd.DataFrame) -> Figure:
@@ -40,7 +40,7 @@ def inside_shares(inside: pd.DataFrame) -> Figure:
     chance = inside.drop_duplicates("recipe")
     ticks = pd.DataFrame({"row": _names(chance), "at": chance.loc[:, "isotropic"]})
     ticks["text"] = [f"{share:.1%} without direction" for share in ticks.loc[:, "at"]]
-    return _strips(table, "share of the realised update inside the space", [0.0, 1.0], ticks)
+    return _strips(inside, table, "share of the realised update inside the space", [0.0, 1.0], ticks)
 
 
 def kept_along(kept: pd.DataFrame, by: str, title: str, what: str) -> Figure:
@@ -58,15 +58,19 @@ def kept_along(kept: pd.DataFrame, by: str, title: str, what: str) -> Figure:
         The quantity in words.
     """
     known = need(kept, ["seed", "kept", by]).loc[kept.loc[:, "kept"].notna()].sort_values(by)
-    known = known.assign(seed=[f"seed {s}" for s in known.loc[:, "seed"]], text=[f"{k:.0%}" for k in known["kept"]])
-    table = known.filter(items=["seed", "kept", by, "text"])
-    places = sorted(set(known.loc[:, by]))
-    scale = alt.Scale(type="log", base=2) if by == "rank" else alt.Scale(zero=False)
+    words = [f"{k:.0%}" for k in known.loc[:, "kept"]]
+    table = known.assign(seed=[f"seed {s}" for s in known.loc[:, "seed"]], text=words).filter(
+        items=["seed", "kept", by, "text"]
+    )
+    places = sorted(set(kept.loc[:, by]))
     shown = "d" if by == "rank" else ".0%"
+    wide = [places[0] / 1.3, places[-1] * 1.3] if by == "rank" else [0.0, places[-1] + 0.05]
+    scale = alt.Scale(type="log" if by == "rank" else "linear", domain=wide, nice=False)
     x = alt.X(f"{by}:Q", title=title, scale=scale, axis=alt.Axis(values=places, format=shown))
     bounds = _around(table.rename(columns={"kept": "value"}), [0.0, 1.0])
-    y = alt.Y("kept:Q", title="progress kept", scale=alt.Scale(domain=bounds), axis=alt.Axis(format=".0%", tickCount=5))
-    seeds = list(dict.fromkeys(table.loc[:, "seed"]))
+    height = alt.Scale(domain=bounds, nice=False)
+    y = alt.Y("kept:Q", title="progress kept", scale=height, axis=alt.Axis(format=".0%", tickCount=5))
+    seeds = list(dict.fromkeys(f"seed {s}" for s in sorted(kept.loc[:, "seed"])))
     colour = alt.Color("seed:N", title=None, scale=colour_scale(seeds), legend=legend(seeds))
     tip = [alt.Tooltip(f"{by}:Q", title=title, format=shown), "seed:N", alt.Tooltip("text:N", title="progress kept")]
     base = alt.Chart(table).encode(x=x, y=y, color=colour, tooltip=tip)
@@ -74,7 +78,11 @@ def kept_along(kept: pd.DataFrame, by: str, title: str, what: str) -> Figure:
     said = "; ".join(
         f"{s} at {p:{shown}}: {t}" for s, p, t in zip(table["seed"], table[by], table["text"], strict=True)
     )
-    lines = [marks.encode(y=alt.Y("at:Q")), base.mark_line(strokeWidth=1.5), base.mark_point(filled=True, size=70)]
+    lines = [
+        marks.encode(y=alt.Y("at:Q", title="progress kept", scale=height)),
+        base.mark_line(strokeWidth=1.5),
+        base.mark_point(filled=True, size=70),
+    ]
     return alt.layer(*lines).properties(
         width="container", height=260, description=f"Progress kept, by {what}, against {title}. {said}."
     )
@@ -106,10 +114,15 @@ def _around(table: pd.DataFrame, least: list[float]) -> list[float]:
     return [min(values) - room, max(values) + room]
 
 
-def _strips(table: pd.DataFrame, title: str, bounds: list[float], marks: pd.DataFrame) -> Figure:
-    rows, names = list(dict.fromkeys(table.loc[:, "row"])), in_order(table.loc[:, "objective"])
+def _strips(given: pd.DataFrame, table: pd.DataFrame, title: str, bounds: list[float], marks: pd.DataFrame) -> Figure:
+    """Draw one line per run of ``given``; a run without a number keeps its line, empty."""
+    rows = list(dict.fromkeys(_names(given)))
+    names = in_order(label(str(free)) for free in given.loc[:, "free"])
     y = alt.Y(
-        "row:N", sort=rows, title=None, axis=alt.Axis(grid=True, labelLimit=220, labelExpr="split(datum.label, ': ')")
+        "row:N",
+        scale=alt.Scale(domain=rows),
+        title=None,
+        axis=alt.Axis(grid=True, labelLimit=220, labelExpr="split(datum.label, ': ')"),
     )
     scale = alt.Scale(domain=bounds, nice=False)
     x = alt.X("value:Q", title=title, scale=scale, axis=alt.Axis(format=".0%", tickCount=5))
@@ -123,13 +136,17 @@ def _strips(table: pd.DataFrame, title: str, bounds: list[float], marks: pd.Data
         base.transform_filter(seed).mark_point(filled=True, size=24, opacity=0.45, clip=True).encode(x=x, tooltip=tip),
         base.transform_filter(mean).mark_point(filled=True, size=90, opacity=1, clip=True).encode(x=x, tooltip=tip),
     ]
-    behind = alt.Chart(marks).encode(x=alt.X("at:Q"), tooltip=alt.Tooltip("text:N", title="mark"))
+    behind = alt.Chart(marks).encode(
+        x=alt.X("at:Q", title=title, scale=scale), tooltip=alt.Tooltip("text:N", title="mark")
+    )
     if "row" in marks:
         layers.insert(0, behind.mark_tick(thickness=3, size=20).encode(y=y))
     else:
         layers.insert(0, behind.mark_rule(strokeDash=[4, 3], strokeWidth=1.5))
     ends = table.loc[table.loc[:, "role"] == "mean"]
     said = "; ".join(f"{row} {text}" for row, text in zip(ends.loc[:, "row"], ends.loc[:, "text"], strict=True))
+    lost = [row for row in rows if row not in set(ends.loc[:, "row"])]
+    said += f"; without a number: {', '.join(lost)}" if lost else ""
     return alt.layer(*layers).properties(
         width="container", height=len(rows) * ROW, description=f"{title[0].upper()}{title[1:]}. {said}."
     )
