@@ -15,7 +15,7 @@ import pandas as pd
 from opdgeom_utils.claims import seed_interval
 from opdgeom_utils.errors import NotebookParameterError
 from opdgeom_utils.recipes import load_recipe, recipe_names
-from opdgeom_utils.results import Tables, load_tables, tables_of
+from opdgeom_utils.results import HEADLINE, Tables, load_tables, tables_of
 from opdgeom_utils.runs import load_or_train
 
 PUBLISHED = "toy"
@@ -66,10 +66,10 @@ def tables_for(profile: str, seeds: Sequence[int]) -> BookTables:
     return only_seeds(tables or live_tables(profile, seeds), profile, seeds, origin)
 
 
-def live_tables(profile: str, seeds: Sequence[int]) -> Tables:
-    """Open or train every recipe of a profile for these of its seeds, and measure all of them."""
-    recipes = [load_recipe(name, profile) for name in recipe_names(profile)]
-    wanted = [(recipe.name, seed) for recipe in recipes for seed in recipe.seeds if seed in seeds]
+def live_tables(profile: str, seeds: Sequence[int], recipes: Sequence[str] = HEADLINE) -> Tables:
+    """Open or train some recipes of a profile, those of RQ1 unless others are named, and measure all of them."""
+    recipes_here = [load_recipe(name, profile) for name in recipe_names(profile) if name in recipes]
+    wanted = [(recipe.name, seed) for recipe in recipes_here for seed in recipe.seeds if seed in seeds]
     return tables_of([load_or_train(name, seed=seed, profile=profile) for name, seed in wanted])
 
 

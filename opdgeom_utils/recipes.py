@@ -114,6 +114,7 @@ class Recipe:
             (self.writer is not None and not self.on_policy, "writer is for objectives that sample completions"),
             (bool(space) and space not in SPACES and not RUN_SPACE.fullmatch(space),
              f"projection_space {space!r} is not one of {SPACES} or run:<recipe>@<update>"),
+            (space.startswith(f"run:{self.name}@"), "a run cannot be held in the space of its own end: use early"),
             (bool(space) and self.projection_rank < 1, f"projection_rank {self.projection_rank}; expected 1 or more"),
             (bool(space) and not 0 <= self.projection_from < self.steps,
              f"projection_from is {self.projection_from}; expected 0 to {self.steps - 1}"),

@@ -251,13 +251,13 @@ def _other_update(run: Run, device: str) -> dict[str, torch.Tensor] | None:
     found = RUN_SPACE.fullmatch(run.recipe.projection_space)
     if not found:
         return None
-    other = load_or_train(found["recipe"], seed=run.seed, profile=run.recipe.profile, device=device)
-    step = int(found["step"])
-    if step not in other.recipe.checkpoints:
+    step, stored = int(found["step"]), load_recipe(found["recipe"], run.recipe.profile).checkpoints
+    if step not in stored:  # said before any training
         raise RecipeError(
             f"recipe {run.recipe.name!r} is projected onto {found['recipe']} at update {step}, which has checkpoints "
-            f"{list(other.recipe.checkpoints)} only"
+            f"{list(stored)} only"
         )
+    other = load_or_train(found["recipe"], seed=run.seed, profile=run.recipe.profile, device=device)
     return _update_since_start(other, checkpoint_path(other.path, step))
 
 

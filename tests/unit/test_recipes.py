@@ -64,7 +64,7 @@ def test_a_recipe_cannot_be_changed(make_recipe: Callable[..., Recipe]) -> None:
 def test_unknown_names_say_what_is_known(world: World) -> None:
     with pytest.raises(UnknownProfileError, match=r"unknown profile 'toi'.*Known: tiny"):
         load_recipe("opd", "toi")
-    with pytest.raises(UnknownRecipeError, match=r"unknown recipe 'odp'.*known: sft, opd, rlvr, mixed"):
+    with pytest.raises(UnknownRecipeError, match=r"unknown recipe 'odp'.*known: sft, opd, rlvr, mixed, opd_early"):
         load_recipe("odp", "tiny")
     with pytest.raises(KeyError):
         recipe_names("toi")
@@ -88,6 +88,26 @@ def test_unknown_names_say_what_is_known(world: World) -> None:
         ({"objective": "opd", "teacher": None}, "teacher"),
         ({"mixture": {"tetris": [1]}}, "tetris"),
         ({"evaluation": {"sum": [9]}}, "sum"),
+        ({"objective": "opd", "keep_fraction": 0.0}, "keep_fraction"),
+        ({"objective": "opd", "keep_fraction": 1.5}, "keep_fraction"),
+        ({"objective": "opd", "keep_fraction": float("nan")}, "keep_fraction"),
+        ({"objective": "opd", "keep_fraction": 0.5, "keep_by": "bottom"}, "keep_by"),
+        ({"objective": "rlvr", "keep_fraction": 0.5}, "sampled estimator"),
+        ({"objective": "mixed", "keep_fraction": 0.5}, "sampled estimator"),
+        ({"objective": "opd", "estimator": "full_vocab", "keep_fraction": 0.5}, "sampled estimator"),
+        ({"objective": "opd", "equal_gradients": True}, "equal_gradients"),
+        ({"objective": "sft", "writer": "teacher"}, "writer"),
+        ({"projection_space": "late", "projection_rank": 2, "projection_from": 2}, "projection_space"),
+        ({"projection_space": "run:opd", "projection_rank": 2}, "projection_space"),
+        ({"projection_space": "run:made@2", "projection_rank": 2}, "its own end"),
+        ({"projection_space": "random", "projection_rank": 0}, "projection_rank"),
+        ({"projection_space": "random", "projection_rank": 2, "projection_from": 4}, "projection_from"),
+        ({"projection_space": "random", "projection_rank": 2, "projection_from": -1}, "projection_from"),
+        ({"projection_space": "early", "projection_rank": 2}, "at least one update"),
+        ({"projection_space": "complement", "projection_rank": 2, "projection_from": 3}, "add 3 to checkpoints"),
+        ({"projection_space": "random", "projection_rank": 2, "projection_side": "top"}, "projection_side"),
+        ({"projection_space": "activations", "projection_rank": 2, "projection_side": "left"}, "right space"),
+        ({"projection_space": "random", "projection_rank": 2, "projection_of": "weights"}, "projection_of"),
     ],
 )
 def test_a_value_out_of_range_is_a_recipe_error(
@@ -142,3 +162,31 @@ def test_whole_numbers_stand_for_floats(world: World) -> None:
     write(world.recipes, yaml.safe_dump({"defaults": DEFAULTS, "recipes": {"slip": {"grad_clip": 2, "alpha": 1}}}))
     recipe = load_recipe("slip", "slip")
     assert (repr(recipe.grad_clip), repr(recipe.alpha)) == ("2.0", "1.0")
+
+
+@pytest.mark.parametrize("name", sorted(recipes.VARIANT_FIELDS))
+def test_a_variant_field_counts_only_where_it_is_used(make_recipe: Callable[..., Recipe], name: str) -> None:
+    """Runs from before the field existed stay true: its default leaves no trace in what decides the numbers."""
+    plain = make_recipe(objective="mixed", alpha=0.5)
+    assert name in plain.as_dict()
+    assert name not in plain.settings()
+    used = {"writer": "teacher", "equal_gradients": True, "keep_by": "random", "keep_rescaled": False,
+            "projection_rank": 3, "projection_from": 2, "projection_side": "left", "projection_of": "update",
+            "projection_space": "random", "keep_fraction": 0.5}  # fmt: skip
+    needs = {"projection_space": {"projection_rank": 3}, "keep_fraction": {"objective": "opd"}}.get(name, {})
+    changed = make_recipe(**{"objective": "mixed", "alpha": 0.5, name: used[name], **needs})
+    assert changed.settings()[name] == used[name]
+
+
+def test_no_field_but_the_variants_may_be_left_out(make_recipe: Callable[..., Recipe]) -> None:
+    kept = make_recipe().settings()
+    assert set(make_recipe().as_dict()) - set(kept) == {"seeds", *recipes.VARIANT_FIELDS}
+    assert make_recipe(seeds=[7]).settings() == kept
+
+
+def test_every_space_of_another_run_has_its_checkpoint() -> None:
+    for profile in PUBLISHED:
+        for name in recipe_names(profile):
+            found = recipes.RUN_SPACE.fullmatch(load_recipe(name, profile).projection_space)
+            if found:
+                assert int(found["step"]) in load_recipe(found["recipe"], profile).checkpoints
