@@ -15,10 +15,12 @@ from opdgeom_utils.charts.strips import (
     sparsity_comparison,
     spectral_drift,
 )
+from opdgeom_utils.charts.variants import setting_sweep, variant_paths, variant_strips
 from opdgeom_utils.charts.world import accuracy_by_family, credit_per_token
 
 __all__ = [
-    "accuracy_by_family", "alpha_rank_sweep", "credit_per_token", "eta_sweep", "hero", "inside_shares", "kept_along",
-    "kept_by_space", "localisation", "mask_overlap", "matched_controls", "metric_against_norm", "rotation_comparison",
-    "scorecard", "sparsity_comparison", "spectral_drift", "training_curves",
+    "accuracy_by_family", "alpha_rank_sweep", "credit_per_token", "eta_sweep", "hero", "inside_shares",
+    "kept_along", "kept_by_space", "localisation", "mask_overlap", "matched_controls", "metric_against_norm",
+    "rotation_comparison", "scorecard", "setting_sweep", "sparsity_comparison", "spectral_drift", "training_curves",
+    "variant_paths", "variant_strips",
 ]  # fmt: skip

@@ -5,6 +5,7 @@ mean nothing, and states its range and its source equation.
 """
 
 from .masks import low_magnitude_mask, mask_overlap, principal_mask
+from .second_moment import left_second_moment, moment_alignment, right_second_moment
 from .sparsity import update_mask, update_sparsity
 from .spectra import hill_estimator, normalized_spectral_shift, stable_rank
 from .subspaces import PrincipalAngles, principal_angles, subspace_similarity
@@ -12,11 +13,14 @@ from .subspaces import PrincipalAngles, principal_angles, subspace_similarity
 __all__ = [
     "PrincipalAngles",
     "hill_estimator",
+    "left_second_moment",
     "low_magnitude_mask",
     "mask_overlap",
+    "moment_alignment",
     "normalized_spectral_shift",
     "principal_angles",
     "principal_mask",
+    "right_second_moment",
     "stable_rank",
     "subspace_similarity",
     "update_mask",
