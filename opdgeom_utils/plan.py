@@ -64,7 +64,7 @@ class Plan:
     seconds, memory : float
         Estimated time, and peak memory in bytes.
     device : str
-        Where the measurement runs; the time is estimated on the processor.
+        Where the measurement runs, and where the time was estimated.
     """
 
     n_checkpoints: int

@@ -94,11 +94,22 @@ def open_run(
     )
     before, after, reports = aligned(_open(reference, None), [checkpoint for _, checkpoint in opened], strict=strict)
     keep = _kept(before, modules)
-    before, *after = (replace(one, tensors={name: one.tensors[name] for name in keep}) for one in (before, *after))
+    before, *after = (only(one, keep) for one in (before, *after))
     if len(names) > 1 and not any(_step_in(name) for name in names):
         remarks.append("No name holds a step: the checkpoints are numbered in the order in which they were given.")
     pairs = tuple((step, checkpoint) for (step, _), checkpoint in zip(opened, after, strict=True))
     return OpenedRun(label, before, pairs, tuple(reports), tuple(remarks))
+
+
+def only(checkpoint: OpenCheckpoint, names: Sequence[str]) -> OpenCheckpoint:
+    """Cut a checkpoint down to some of its tensors.
+
+    Examples
+    --------
+    >>> list(only(open_checkpoint(resolve_model("base")), ["model.norm.weight"]).tensors)
+    ['model.norm.weight']
+    """
+    return replace(checkpoint, tensors={name: checkpoint.tensors[name] for name in names})
 
 
 def matching_k(reference: OpenCheckpoint) -> int:

@@ -53,6 +53,7 @@ CONDITIONS = {
 }
 WORDS_FOR = {"mean": "mean", **NULLS}
 CELL = 26
+SHORT = "replace(datum.label, '_proj', '')"
 SPARSITY = "update_sparsity"
 SIDES = ("left_angle_mean_deg", "right_angle_mean_deg")
 ANGLE = "both_sides_angle_mean_deg"
@@ -66,6 +67,7 @@ def localisation(
     *,
     against: str | None = None,
     recipes: Sequence[str] | None = None,
+    modules: Sequence[str] = MODULES,
 ) -> alt.FacetChart:
     """Draw a metric by layer and kind of matrix, a panel for each objective, at the last step of each run.
 
@@ -80,11 +82,18 @@ def localisation(
         the objective's own mean over the matrices that are drawn, which shows where inside the network it differs.
     recipes
         Recipes to draw; None draws all.
+    modules
+        Kinds of matrix to draw, in this order.
+
+    Raises
+    ------
+    MetricInputError
+        If a column is missing, or no matrix of these kinds has a number.
     """
     column = f"{metric}_{against}" if against not in (None, "mean") else metric
     need(geometry, ["recipe", "seed", "step", "layer", "module", metric, column])
     rows = geometry if recipes is None else geometry.loc[geometry.loc[:, "recipe"].isin(list(recipes))]
-    rows = rows.loc[rows.loc[:, "module"].isin(MODULES) & (rows.loc[:, "layer"] >= 0)]
+    rows = rows.loc[rows.loc[:, "module"].isin(list(modules)) & (rows.loc[:, "layer"] >= 0)]
     last = rows.groupby(["recipe", "seed"]).agg({"step": "max"}).loc[:, "step"].rename("last").reset_index()
     rows = rows.merge(last, on=["recipe", "seed"])
     rows = rows.loc[rows.loc[:, "step"] == rows.loc[:, "last"]]
@@ -93,10 +102,12 @@ def localisation(
     keys = ["recipe", "layer", "module"]
     cells = rows.groupby(keys).agg({"value": ["mean", "min", "max", "count"]}).loc[:, "value"].reset_index()
     cells = cells.loc[cells.loc[:, "count"] > 0].assign(objective=[label(r) for r in cells.loc[:, "recipe"]])
-    return _heat(cells, metric, against)
+    if cells.empty:
+        raise MetricInputError(f"no matrix in a layer has a number in {column}; the table holds {sorted(modules)}")
+    return _heat(cells, metric, against, modules)
 
 
-def _heat(cells: pd.DataFrame, metric: str, against: str | None) -> alt.FacetChart:
+def _heat(cells: pd.DataFrame, metric: str, against: str | None, modules: Sequence[str]) -> alt.FacetChart:
     names = [name for name, _ in by_recipe(cells)]
     title = metric_title(metric) + (f", minus its {WORDS_FOR.get(against, against)}" if against else "")
     shown = number_format(metric)
@@ -114,7 +125,7 @@ def _heat(cells: pd.DataFrame, metric: str, against: str | None) -> alt.FacetCha
         alt.Tooltip("max:Q", format=shown, title="highest seed"), alt.Tooltip("count:Q", title="seeds"),
     ]  # fmt: skip
     y = alt.Y("layer:O", title="layer").axis(labelOverlap=True)
-    x = alt.X("module:N", sort=list(MODULES), title=None).axis(labelAngle=-60, labelExpr="split(datum.label, '_')[0]")
+    x = alt.X("module:N", sort=list(modules), title=None).axis(labelAngle=-60, labelExpr=SHORT)
     heat = (
         alt.Chart(cells)
         .mark_rect()
