@@ -148,7 +148,9 @@ def reading(table: pd.DataFrame, ends: pd.DataFrame, name: str, reported: pd.Dat
         parts = [f"**{metric_title(metric).capitalize()}: {printed}.**"]
         paper, words = _papers(reported, metric)
         if not math.isnan(value):
-            parts.append(f"Among the paper's points it is {place(value, paper, words)}.")
+            parts.append(
+                f"Among the paper's points it is {place(value, paper, words)}.{_beyond(value, reported, metric)}"
+            )
             parts.append(f"Among our toy runs it is {place(value, toy, {n: f'{v:{shown}}' for n, v in toy.items()})}.")
         said.append(" ".join([*parts, null_words(against_null(table, metric), metric)]))
     return said
@@ -160,14 +162,18 @@ def null_words(found: AgainstNull, metric: str) -> str:
     Examples
     --------
     >>> null_words(AgainstNull(0.002, 0.001, 16, 16, 0, "more"), "normalized_spectral_shift")
-    'Its shuffled null gives 0.001; 16 of 16 matrices are above theirs. So size alone does not explain it: place adds.'
+    'Over 16 matrices it is 0.002, and 0.001 in the shuffled null; 16 of them are above theirs. So size alone does not
+    explain it: place adds.'
     """
     if not found.n:
         return "No matrix has this number and its null, so nothing is judged."
     shown = number_format(metric)
     count = found.n_more if found.own >= found.null else found.n_less
     side = "above" if found.own >= found.null else "below"
-    start = f"Its shuffled null gives {found.null:{shown}}; {count} of {found.n} matrices are {side} theirs. "
+    start = (
+        f"Over {found.n} matrices it is {found.own:{shown}}, and {found.null:{shown}} in the shuffled null; {count} of "
+        f"them are {side} theirs. "
+    )
     ends = {
         "more": "So size alone does not explain it: place adds.",
         "less": "So size alone does not explain it: place takes away.",
@@ -235,6 +241,18 @@ def _papers(reported: pd.DataFrame, metric: str) -> tuple[dict[str, float], dict
     units = [_unit(str(unit)) for unit in rows["unit"]]
     printed = {n: f"{text}{unit}" for n, text, unit in zip(values, rows["reported"], units, strict=True)}
     return values, printed
+
+
+def _beyond(value: float, reported: pd.DataFrame, metric: str) -> str:
+    """Return a warning where a value lies beyond a number that the paper prints as a bound or a power of ten only."""
+    named = reported["metric"].fillna("").str.split(";").map(lambda names: metric in names)
+    rows = reported.loc[named].filter(items=["recipe", "value", "bound", "reported"])
+    for recipe, number, bound, printed in rows.itertuples(index=False):
+        if (bound == "at least" and value > number) or (bound == "below" and value < number):
+            return f" But {label(str(recipe))} is printed as a bound, {printed}, so the order beyond it is not known."
+    if (rows["bound"] == "order of magnitude").any():
+        return " The paper prints powers of ten only."
+    return ""
 
 
 def _unit(unit: str) -> str:
