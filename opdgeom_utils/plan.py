@@ -183,7 +183,7 @@ def peak_memory(matrices: Sequence[StoredTensor], n_workers: int) -> int:
     return MEMORY_FACTOR * 8 * sum(sizes[:n_workers])
 
 
-def say_bytes(count: float) -> str:
+def say_bytes(count: float | int) -> str:
     """Write a number of bytes in decimal units.
 
     Examples
@@ -195,7 +195,7 @@ def say_bytes(count: float) -> str:
     return f"{count / 1000**power:.3g} {UNITS[power]}"
 
 
-def say_seconds(seconds: float) -> str:
+def say_seconds(seconds: float | int) -> str:
     """Write a duration in the unit that a person would use.
 
     Examples

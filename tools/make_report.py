@@ -71,7 +71,7 @@ def make_report(parameters: dict[str, Any], target: Path) -> tuple[Path, Path]:
     work = target.with_suffix(".work")
     work.mkdir(parents=True, exist_ok=True)
     raw, out, given = work / "in.ipynb", work / "out.ipynb", work / "parameters.yaml"
-    nbformat.write(read_source(CHAPTER), raw)
+    nbformat.write(without(read_source(CHAPTER), BOOK_ONLY), raw)
     given.write_text(yaml.safe_dump({**parameters, "out": str(work)}), encoding="utf-8")
     with progress(work / "parts", total):
         run_papermill(raw, out, given, ROOT, work / "log.txt", offline=False, cell_seconds=None)
@@ -83,6 +83,12 @@ def make_report(parameters: dict[str, Any], target: Path) -> tuple[Path, Path]:
     page = report_page(nbformat.read(out, as_version=4), title=title, leave_out=leave_out)
     write_atomic(target, page.encode())
     return target, table
+
+
+def without(notebook: nbformat.NotebookNode, tag: str) -> nbformat.NotebookNode:
+    """Drop the cells that carry a tag: what only the book shows is not worth your machine's time."""
+    notebook.cells = [cell for cell in notebook.cells if tag not in cell.metadata.get("tags", [])]
+    return notebook
 
 
 def print_plan(parameters: dict[str, Any]) -> int:
