@@ -127,6 +127,29 @@ def among(own: pd.DataFrame, toy: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([toy, matched.final(own)], ignore_index=True)
 
 
+def path_of(own: pd.DataFrame, geometry: pd.DataFrame, example: str = "opd") -> tuple[pd.DataFrame, str]:
+    """Choose the checkpoints that a figure of the path can draw, and say which they are.
+
+    Parameters
+    ----------
+    own
+        From :func:`along_run`.
+    geometry
+        The toy runs, one row per (recipe, seed, step, matrix).
+    example
+        Recipe to draw where the run has one checkpoint only, which makes no path.
+
+    Returns
+    -------
+    tuple
+        One row per (run, checkpoint), and the choice in words.
+    """
+    if len(own) > 1:
+        return own, f"{len(own)} checkpoints of the run"
+    rows = geometry.loc[geometry["recipe"] == example]
+    return matched.summarise(rows), "the run has one checkpoint, so the toy OPD runs stand here as an example"
+
+
 def cells_of(table: pd.DataFrame, label: str) -> pd.DataFrame:
     """Rows for a map by layer and kind of matrix at the last checkpoint: experts of a layer averaged under one kind.
 

@@ -39,6 +39,15 @@ def test_without_attention_all_matrices_are_averaged() -> None:
     assert folded["stable_rank"] == 4.0
 
 
+def test_path_is_the_runs_own_from_two_checkpoints_on() -> None:
+    toy = ROWS.iloc[:1].assign(profile="toy", recipe="opd", seed=0)
+    along = run_tables.along_run(pd.concat([ROWS, ROWS.assign(step=9)]), "mine")
+    assert run_tables.path_of(along, toy)[0] is along
+    path, said = run_tables.path_of(along.iloc[:1], toy)
+    assert path["recipe"].tolist() == ["opd"]
+    assert "as an example" in said
+
+
 def test_table_without_a_matrix_is_refused() -> None:
     with pytest.raises(MetricInputError, match="no row of the table is a matrix"):
         run_tables.matrices_of(ROWS.iloc[3:])
