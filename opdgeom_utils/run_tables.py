@@ -147,7 +147,7 @@ def path_of(own: pd.DataFrame, geometry: pd.DataFrame, example: str = "opd") -> 
     if len(own) > 1:
         return own, f"{len(own)} checkpoints of the run"
     rows = geometry.loc[geometry["recipe"] == example]
-    return matched.summarise(rows), "the run has one checkpoint, so the toy OPD runs stand here as an example"
+    return matched.summarise(rows), "one checkpoint only, so the toy OPD runs, as an example"
 
 
 def cells_of(table: pd.DataFrame, label: str) -> pd.DataFrame:

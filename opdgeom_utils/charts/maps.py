@@ -11,6 +11,7 @@ import pandas as pd
 from opdgeom_utils.charts.series import by_recipe, floor_of, listed, need, spread
 from opdgeom_utils.charts.theme import (
     NULLS,
+    PALETTE,
     QUARTERS,
     VERDICT_COLOURS,
     VERDICT_SHAPES,
@@ -57,6 +58,8 @@ SHORT = "replace(datum.label, '_proj', '')"
 SPARSITY = "update_sparsity"
 SIDES = ("left_angle_mean_deg", "right_angle_mean_deg")
 ANGLE = "both_sides_angle_mean_deg"
+# Names stand above the means and below the paper's points; a reader's own run has its name beside it.
+TAGS = (("mean", True, "center", 0, -15), ("mean", False, "left", 12, 0), ("paper", True, "center", 0, 17))
 UPWARDS = "mean principal angle (degrees, log)"
 INK = dict(zip(VERDICT_COLOURS.values(), ("#FFFFFF", "#1A1A1A", "#FFFFFF", "#1A1A1A"), strict=True))
 
@@ -232,7 +235,7 @@ def hero(ends: pd.DataFrame, reported: pd.DataFrame | None = None, null: str = "
 
 def _hero_layers(table: pd.DataFrame) -> list[alt.Chart]:
     """Ties from each mean to its null, intervals, seeds, means, and names beside the marks."""
-    names = in_order(table.loc[:, "series"])
+    names, known = in_order(table.loc[:, "series"]), table.loc[:, "recipe"].isin(list(PALETTE))
     x = alt.X("x:Q", title="update sparsity: share of entries unchanged").scale(domain=[0, 1])
     x = x.axis(format=".0%", values=QUARTERS)
     heights = [*table.filter(items=["y", "y_low", "y_high"]).stack(), 0.7 * float(table.loc[:, "y"].min())]
@@ -258,10 +261,11 @@ def _hero_layers(table: pd.DataFrame) -> list[alt.Chart]:
         .mark_point(filled=True, size=110, opacity=1)
         .encode(shape=shape, tooltip=tip),
         *(
-            alt.Chart(table.loc[(table.loc[:, "tag"] != "") & (table.loc[:, "role"] == role)])
-            .mark_text(align="center", dy=dy, fontSize=12)
+            alt.Chart(table.loc[(table.loc[:, "tag"] != "") & (table.loc[:, "role"] == role) & (known == ours)])
+            .mark_text(align=alt.Align(align), dx=dx, dy=dy, fontSize=12)
             .encode(x=x, y=y, text="tag:N")
-            for role, dy in (("mean", -15), ("paper", 17))
+            for role, ours, align, dx, dy in TAGS
+            if ((table.loc[:, "role"] == role) & (known == ours)).any()
         ),
     ]
     return layers

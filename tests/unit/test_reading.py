@@ -55,7 +55,7 @@ def test_rounded_weights_take_the_null_from_what_looks_through_bf16() -> None:
     assert "not judged" in reading.null_words(reading.AgainstNull(0.9, 0.5, 4, 4, 0, "not judged"), "update_sparsity")
 
 
-@pytest.mark.parametrize(("column", "objective"), enumerate(["SFT", "OPD", "RLVR"]))
+@pytest.mark.parametrize(("column", "objective"), list(enumerate(["SFT", "OPD", "RLVR"])))
 def test_a_run_on_a_papers_point_is_nearest_to_it(column: int, objective: str) -> None:
     own = {metric: [float(values[column])] for metric, values in PAPERS.items()}
     found = reading.nearest(pd.DataFrame({"recipe": ["mine"], **own}), "mine", load_reported())
