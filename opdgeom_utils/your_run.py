@@ -12,10 +12,12 @@ from opdgeom_utils.comparison import ComparisonReport, aligned
 from opdgeom_utils.diagnose import STEP_IN_NAME
 from opdgeom_utils.errors import CheckpointNotFoundError, MetricInputError, NotebookParameterError
 from opdgeom_utils.models import resolve_model
+from opdgeom_utils.pickled_weights import ENDINGS
 
 TO_FILL_IN = "FILL-IN"
 LONGEST_LABEL = 40
 PAPER_K, LARGEST_SHARE = 512, 8
+WEIGHTS = (".safetensors", *ENDINGS)
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,8 @@ def _checkpoints_named(tuned: str | list[str]) -> tuple[list[str], list[str]]:
     if not folder.is_dir():
         return [tuned], []
     stems = {path: path.name.split(".")[0].removeprefix("global_") for path in folder.iterdir()}
-    inside = sorted(path for path, stem in stems.items() if STEP_IN_NAME.fullmatch(stem))
+    steps = sorted(path for path, stem in stems.items() if STEP_IN_NAME.fullmatch(stem))
+    inside = [path for path in steps if path.is_dir() or path.suffix in WEIGHTS]  # no checksums that lie beside them
     if not inside:
         return [tuned], []
     has_weights = any(folder.glob("*.safetensors")) and any(path.is_dir() for path in inside)

@@ -29,6 +29,7 @@ def test_folder_of_steps_is_a_trajectory(before: str, tmp_path: Path, kind: str)
             "folder": ("global_step_20/model.safetensors", "checkpoint-3/model.safetensors")}[kind]  # fmt: skip
     for end in ends:
         save(tmp_path / "run" / end, q_proj=(4, 4), norm=(4,))
+    (tmp_path / "run/step_000003.sha256").write_text("a checksum, no checkpoint")
     run = open_run(before, str(tmp_path / "run"))
     assert [step for step, _ in run.checkpoints] == [3, 20]
     assert all(report.complete for report in run.reports)
