@@ -1,6 +1,6 @@
 # Every command of the project. Each target makes its own environment first; a second call finds it ready.
 .DEFAULT_GOAL := help
-.PHONY: help env setup test book serve linkcheck runs models lint format bench clean
+.PHONY: help env setup test book serve linkcheck runs models report lint format bench clean
 
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 PORT ?= 8000
@@ -35,6 +35,11 @@ runs: env ## train whatever run is missing and rewrite data/results (hours; resu
 
 models: env ## rebuild base, anchor and teacher in data/models (up to two hours)
 	@$(VENV) -m tools.build_models
+
+report: env ## where your run lies: REFERENCE=... TUNED=... [REVISION= LABEL= MODULES= PARAMETERS= OUT=], one HTML file and a table
+	@$(VENV) -m tools.make_report --jobs $(JOBS) $(if $(REFERENCE),--reference "$(REFERENCE)") \
+	  $(if $(TUNED),--tuned $(TUNED)) $(if $(REVISION),--revision "$(REVISION)") $(if $(LABEL),--label "$(LABEL)") \
+	  $(if $(MODULES),--modules $(MODULES)) $(if $(PARAMETERS),--parameters "$(PARAMETERS)") $(if $(OUT),--out "$(OUT)")
 
 lint: env ## ruff over code and notebooks, pyright over the package, notebook pairs
 	@$(VENV) -m ruff check .

@@ -79,7 +79,7 @@ def read_parameters(path: Path) -> dict[str, Any]:
 def depended_files(root: Path) -> list[Path]:
     """Everything outside the notebook that its output can depend on, in a fixed order."""
     files = [root / "requirements.lock", Path(__file__).resolve()]
-    for folder, pattern in (("opdgeom_utils", "*.py"), ("data", "*")):
+    for folder, pattern in (("opdgeom_utils", "*.py"), ("data", "*"), ("notebooks/params", "table1_*.yaml")):
         files += sorted((root / folder).rglob(pattern))
     runs, data = root / "data" / "runs", root / "data"
     wanted = [f for f in files if f.is_file() and runs not in f.parents and "__pycache__" not in f.parts]
@@ -150,8 +150,20 @@ def keep(out: Path, kept: Path, parameters: dict[str, Any]) -> None:
     partial.replace(kept)
 
 
-def run_papermill(raw: Path, out: Path, parameters: Path, root: Path, log: Path) -> None:
-    """Run papermill in its own process, single-threaded and offline; raise with the failing cell if it stops."""
+def run_papermill(
+    raw: Path,
+    out: Path,
+    parameters: Path,
+    root: Path,
+    log: Path,
+    *,
+    offline: bool = True,
+    cell_seconds: int | None = CELL_SECONDS,
+) -> None:
+    """Run papermill in its own process, single-threaded; raise with the failing cell if it stops.
+
+    ``offline`` forbids the hub's network; without ``cell_seconds`` a cell may take as long as it needs.
+    """
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
@@ -159,11 +171,13 @@ def run_papermill(raw: Path, out: Path, parameters: Path, root: Path, log: Path)
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1",
     }
+    if offline:
+        environment["HF_HUB_OFFLINE"] = "1"
     command = [sys.executable, "-m", "papermill", str(raw), str(out), "-k", "python3", "-f", str(parameters)]
     command += ["--cwd", str(root / "notebooks"), "--no-progress-bar", "--log-output"]
-    command += ["--execution-timeout", str(CELL_SECONDS)]
+    if cell_seconds is not None:
+        command += ["--execution-timeout", str(cell_seconds)]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as stream:
         status = subprocess.run(command, env=environment, stdout=stream, stderr=stream, check=False).returncode

@@ -150,7 +150,7 @@
     const boxes = [...document.querySelectorAll(".opd-chart")];
     if (!boxes.length) return;
     try {
-      await load(`${BASE}vendor/vega/vega.js`);
+      if (!window.vegaEmbed) await load(`${BASE}vendor/vega/vega.js`); // a page of one file has it inside
       if (document.fonts) await document.fonts.ready; // labels are measured in the typeface they are drawn in
     } catch (error) {
       console.error("Vega did not load; the charts stay images.", error);

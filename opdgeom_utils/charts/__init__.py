@@ -5,6 +5,13 @@
 True
 """
 
+    alpha_rank_sweep,
+    eta_sweep,
+    metric_against_norm,
+    run_trajectory,
+    training_curves,
+)
+from opdgeom_utils.charts.curves import (
 from opdgeom_utils.charts.curves import alpha_rank_sweep, eta_sweep, metric_against_norm, training_curves
 from opdgeom_utils.charts.held import inside_shares, kept_along, kept_by_space
 from opdgeom_utils.charts.maps import hero, localisation, scorecard
@@ -21,6 +28,6 @@ from opdgeom_utils.charts.world import accuracy_by_family, credit_per_token
 __all__ = [
     "accuracy_by_family", "alpha_rank_sweep", "credit_per_token", "eta_sweep", "hero", "inside_shares",
     "kept_along", "kept_by_space", "localisation", "mask_overlap", "matched_controls", "metric_against_norm",
-    "rotation_comparison", "scorecard", "setting_sweep", "sparsity_comparison", "spectral_drift", "training_curves",
-    "variant_paths", "variant_strips",
+    "rotation_comparison", "run_trajectory", "scorecard", "setting_sweep", "sparsity_comparison", "spectral_drift",
+    "training_curves", "variant_paths", "variant_strips",
 ]  # fmt: skip

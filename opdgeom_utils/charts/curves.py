@@ -21,11 +21,13 @@ from opdgeom_utils.charts.theme import (
     shape_scale,
     value_axis,
 )
+from opdgeom_utils.errors import MetricInputError
 
 BF16_STEP = 2.0**-8
 PAPER_ETA = 1e-3
 HEIGHT = 300
 PANEL = 170
+TRAJECTORY = ("stable_rank", "total_norm", "update_sparsity", "normalized_spectral_shift")
 
 
 def training_curves(table: pd.DataFrame, column: str = "sampled") -> Figure:
@@ -93,6 +95,33 @@ def metric_against_norm(
     layers = _layers(curves, axis, metric, x_title=norm)
     return alt.layer(*layers, *([flags] if len(ends) else [])).properties(
         width="container", height=HEIGHT, description=said
+    )
+
+
+def run_trajectory(summary: pd.DataFrame, metrics: Sequence[str] = TRAJECTORY) -> alt.ConcatChart:
+    """Draw what grows and what stays along the checkpoints of runs, a panel for each metric, with its shuffled null.
+
+    Of the stable rank, what bf16 shows of the same update is drawn too; it is no null.
+
+    Parameters
+    ----------
+    summary
+        One row per (run, checkpoint), from :func:`opdgeom_utils.matched.summarise`.
+    metrics
+        Columns, a panel for each that has a number.
+    """
+    panels, said = [], []
+    for metric in (m for m in metrics if m in summary and summary.loc[:, m].notna().any()):
+        curves = along(summary, "step", metric, at=["step"], nulls=["shuffled", "bf16"])
+        x = alt.X("x:Q", title="step").axis(format="d", tickMinStep=1, tickCount=4, labelOverlap=True)
+        layers = _layers(curves, x, metric)
+        panels.append(alt.layer(*layers).properties(width=2 * PANEL - 40, height=PANEL))
+        said.append(f"{metric_title(metric)}: {_last(curves)}")
+    if not panels:
+        raise MetricInputError(f"no checkpoint has a number in {list(metrics)}; a figure needs at least one")
+    chart = alt.concat(*panels, columns=2).resolve_scale(color="independent", shape="independent")
+    return chart.properties(
+        description=f"Along the checkpoints, a panel for each metric. At the last: {'. '.join(said)}."
     )
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 from opdgeom_utils.charts.series import by_recipe, floor_of, listed, need, spread
 from opdgeom_utils.charts.theme import (
     NULLS,
+    PALETTE,
     QUARTERS,
     VERDICT_COLOURS,
     VERDICT_SHAPES,
@@ -88,9 +89,12 @@ CONDITIONS = {
 }
 WORDS_FOR = {"mean": "mean", **NULLS}
 CELL = 26
+SHORT = "replace(datum.label, '_proj', '')"
 SPARSITY = "update_sparsity"
 SIDES = ("left_angle_mean_deg", "right_angle_mean_deg")
 ANGLE = "both_sides_angle_mean_deg"
+# Names stand above the means and below the paper's points; a reader's own run has its name beside it.
+TAGS = (("mean", True, "center", 0, -15), ("mean", False, "left", 12, 0), ("paper", True, "center", 0, 17))
 UPWARDS = "mean principal angle (degrees, log)"
 INK = dict(zip(VERDICT_COLOURS.values(), ("#FFFFFF", "#1A1A1A", "#FFFFFF", "#1A1A1A"), strict=True))
 
@@ -101,6 +105,7 @@ def localisation(
     *,
     against: str | None = None,
     recipes: Sequence[str] | None = None,
+    modules: Sequence[str] = MODULES,
 ) -> alt.FacetChart:
     """Draw a metric by layer and kind of matrix, a panel for each objective, at the last step of each run.
 
@@ -115,11 +120,18 @@ def localisation(
         the objective's own mean over the matrices that are drawn, which shows where inside the network it differs.
     recipes
         Recipes to draw; None draws all.
+    modules
+        Kinds of matrix to draw, in this order.
+
+    Raises
+    ------
+    MetricInputError
+        If a column is missing, or no matrix of these kinds has a number.
     """
     column = f"{metric}_{against}" if against not in (None, "mean") else metric
     need(geometry, ["recipe", "seed", "step", "layer", "module", metric, column])
     rows = geometry if recipes is None else geometry.loc[geometry.loc[:, "recipe"].isin(list(recipes))]
-    rows = rows.loc[rows.loc[:, "module"].isin(MODULES) & (rows.loc[:, "layer"] >= 0)]
+    rows = rows.loc[rows.loc[:, "module"].isin(list(modules)) & (rows.loc[:, "layer"] >= 0)]
     last = rows.groupby(["recipe", "seed"]).agg({"step": "max"}).loc[:, "step"].rename("last").reset_index()
     rows = rows.merge(last, on=["recipe", "seed"])
     rows = rows.loc[rows.loc[:, "step"] == rows.loc[:, "last"]]
@@ -128,10 +140,12 @@ def localisation(
     keys = ["recipe", "layer", "module"]
     cells = rows.groupby(keys).agg({"value": ["mean", "min", "max", "count"]}).loc[:, "value"].reset_index()
     cells = cells.loc[cells.loc[:, "count"] > 0].assign(objective=[label(r) for r in cells.loc[:, "recipe"]])
-    return _heat(cells, metric, against)
+    if cells.empty:
+        raise MetricInputError(f"no matrix in a layer has a number in {column}; the table holds {sorted(modules)}")
+    return _heat(cells, metric, against, modules)
 
 
-def _heat(cells: pd.DataFrame, metric: str, against: str | None) -> alt.FacetChart:
+def _heat(cells: pd.DataFrame, metric: str, against: str | None, modules: Sequence[str]) -> alt.FacetChart:
     names = [name for name, _ in by_recipe(cells)]
     title = metric_title(metric) + (f", minus its {WORDS_FOR.get(against, against)}" if against else "")
     shown = number_format(metric)
@@ -149,7 +163,7 @@ def _heat(cells: pd.DataFrame, metric: str, against: str | None) -> alt.FacetCha
         alt.Tooltip("max:Q", format=shown, title="highest seed"), alt.Tooltip("count:Q", title="seeds"),
     ]  # fmt: skip
     y = alt.Y("layer:O", title="layer").axis(labelOverlap=True)
-    x = alt.X("module:N", sort=list(MODULES), title=None).axis(labelAngle=-60, labelExpr="split(datum.label, '_')[0]")
+    x = alt.X("module:N", sort=list(modules), title=None).axis(labelAngle=-60, labelExpr=SHORT)
     heat = (
         alt.Chart(cells)
         .mark_rect()
@@ -256,7 +270,7 @@ def hero(ends: pd.DataFrame, reported: pd.DataFrame | None = None, null: str = "
 
 def _hero_layers(table: pd.DataFrame) -> list[alt.Chart]:
     """Ties from each mean to its null, intervals, seeds, means, and names beside the marks."""
-    names = in_order(table.loc[:, "series"])
+    names, known = in_order(table.loc[:, "series"]), table.loc[:, "recipe"].isin(list(PALETTE))
     x = alt.X("x:Q", title="update sparsity: share of entries unchanged").scale(domain=[0, 1])
     x = x.axis(format=".0%", values=QUARTERS)
     heights = [*table.filter(items=["y", "y_low", "y_high"]).stack(), 0.7 * float(table.loc[:, "y"].min())]
@@ -282,10 +296,11 @@ def _hero_layers(table: pd.DataFrame) -> list[alt.Chart]:
         .mark_point(filled=True, size=110, opacity=1)
         .encode(shape=shape, tooltip=tip),
         *(
-            alt.Chart(table.loc[(table.loc[:, "tag"] != "") & (table.loc[:, "role"] == role)])
-            .mark_text(align="center", dy=dy, fontSize=12)
+            alt.Chart(table.loc[(table.loc[:, "tag"] != "") & (table.loc[:, "role"] == role) & (known == ours)])
+            .mark_text(align=alt.Align(align), dx=dx, dy=dy, fontSize=12)
             .encode(x=x, y=y, text="tag:N")
-            for role, dy in (("mean", -15), ("paper", 17))
+            for role, ours, align, dx, dy in TAGS
+            if ((table.loc[:, "role"] == role) & (known == ours)).any()
         ),
     ]
     return layers

@@ -52,6 +52,7 @@ FIGURES: dict[str, Callable[[], alt.TopLevelMixin]] = {
     "scorecard_path": lambda: charts.scorecard(card("rq2")),
     "scorecard_control": lambda: charts.scorecard(card("rq3")),
     "hero": lambda: charts.hero(ends(), claims.load_reported()),
+    "run_trajectory": lambda: charts.run_trajectory(matched.summarise(geometry())),
 }
 
 
@@ -113,6 +114,7 @@ NUMBERS: dict[str, Callable[[], str]] = {
     "scorecard_path": lambda: "11 reproduced, 10 partly, 10 not reproduced and 10 not testable at this scale",
     "scorecard_control": lambda: "8 reproduced, 8 partly, 7 not reproduced and 7 not testable at this scale",
     "hero": lambda: f"OPD: {mean_of('update_sparsity'):.1%} unchanged",
+    "run_trajectory": lambda: f"as bf16 shows it {mean_of('stable_rank_bf16'):.3g}",
 }
 NARROW = 190
 SIDES = 170
@@ -155,8 +157,9 @@ def test_figure_compiles_and_says_its_numbers(name: str) -> None:
 def test_figure_follows_its_box_and_fits_a_phone(name: str) -> None:
     """One view follows its container; with a plot 190 pixels wide, labels and legend add at most 170."""
     spec = spec_of(name)
-    if "facet" in spec:
-        assert isinstance(spec["spec"]["width"], int)
+    if "facet" in spec or "concat" in spec:
+        panels = spec["concat"] if "concat" in spec else [spec["spec"]]
+        assert all(isinstance(panel["width"], int) for panel in panels)
         return
     assert spec["width"] == "container"
     svg = ET.fromstring(vl_convert.vegalite_to_svg({**static_spec(spec), "width": NARROW}))
@@ -376,3 +379,16 @@ def test_family_intervals_have_width_at_the_ends() -> None:
 def test_the_first_mistake_is_flagged_once() -> None:
     flagged = [rows for rows in spec_of("credit_per_token")["datasets"].values() if len(rows) == 1]
     assert [row["position"] for rows in flagged for row in rows] == [3]
+
+
+def test_map_takes_other_kinds_of_matrix_and_refuses_an_empty_one() -> None:
+    fused = geometry().replace({"module": {"q_proj": "c_attn"}})
+    spec = charts.localisation(fused, modules=["c_attn"], recipes=["opd"]).to_dict()
+    assert set(rows_of(spec)["module"]) == {"c_attn"}
+    with pytest.raises(MetricInputError, match="no matrix in a layer"):
+        charts.localisation(fused, modules=["Wqkv"])
+
+
+def test_trajectory_needs_a_number() -> None:
+    with pytest.raises(MetricInputError, match="at least one"):
+        charts.run_trajectory(matched.summarise(geometry()), ["nothing"])
