@@ -19,7 +19,7 @@ from opdgeom_utils.charts.maps import MODULES
 from opdgeom_utils.charts.theme import PALETTE, VERDICT_COLOURS
 from opdgeom_utils.charts.world import wilson_interval
 from opdgeom_utils.errors import MetricInputError
-from tests.chart_tables import accuracy, card, credit_table, ends, family_table, geometry, places, sweep
+from tests.chart_tables import accuracy, card, credit_table, ends, family_table, geometry, held, places, sweep
 
 ETAS = (0.0, 1e-5, 1e-4, 1e-3, 3e-3, 0.0039, 0.005, 0.01, 0.02, 0.05, 0.1)
 ALPHAS = (0.05, 0.1, 0.3, 0.5)
@@ -50,12 +50,22 @@ FIGURES: dict[str, Callable[[], alt.TopLevelMixin]] = {
     "alpha_sweep": lambda: charts.alpha_rank_sweep(sweep(alpha=ALPHAS)),
     "scorecard": lambda: charts.scorecard(card()),
     "hero": lambda: charts.hero(ends(), claims.load_reported()),
+    "kept_by_space": lambda: charts.kept_by_space(held(), "accuracy"),
+    "inside_shares": lambda: charts.inside_shares(held()),
+    "kept_along": lambda: charts.kept_along(held().query("free == 'opd'"), "rank", "rank", "accuracy"),
+    "kept_along_share": lambda: charts.kept_along(held().query("free == 'opd'"), "share", "part", "accuracy"),
 }
 
 
 def mean_of(metric: str, recipe: str = "opd") -> float:
     table = ends()
     return float(table.loc[table["recipe"] == recipe, metric].mean())
+
+
+def held_mean(recipe: str, column: str, seed: int | None = None) -> float:
+    table = held()
+    own = table.loc[(table["recipe"] == recipe) & ((table["seed"] == seed) | (seed is None)), column]
+    return float(own.mean())
 
 
 def last_accuracy() -> float:
@@ -109,6 +119,12 @@ NUMBERS: dict[str, Callable[[], str]] = {
     "alpha_sweep": lambda: f"OPD {2 * swept('principal_overlap', alpha=0.5):.3g} (95% interval",
     "scorecard": lambda: "10 reproduced, 10 partly, 9 not reproduced and 9 not testable at this scale",
     "hero": lambda: f"OPD: {mean_of('update_sparsity'):.1%} unchanged",
+    "kept_by_space": lambda: f"SFT: early space {held_mean('sft_early space', 'kept'):.1%} (95% interval",
+    "inside_shares": lambda: (
+        f"OPD: early space, left side {held_mean('opd_early space, left side', 'inside'):.1%} (one"
+    ),
+    "kept_along": lambda: f"seed 2 at 4: {held_mean('opd_early space', 'kept', 2):.0%}",
+    "kept_along_share": lambda: f"seed 1 at 10%: {held_mean('opd_random space', 'kept', 1):.0%}",
 }
 NARROW = 190
 SIDES = 170
