@@ -111,3 +111,18 @@ def card(question: str = "rq1") -> pd.DataFrame:
     rows = [{c: getattr(claim, c) for c in columns} for claim in found]
     verdicts = [claims.VERDICTS[i % 4] for i in range(len(found))]
     return pd.DataFrame(rows).assign(verdict=verdicts, deciding="-", reason="1 of 1 comparisons hold.")
+
+
+@cache
+def held() -> pd.DataFrame:
+    """One row per (projected run, seed): progress kept, update inside, and a seed whose free run gained nothing."""
+    draw = np.random.default_rng(3)
+    runs = [("opd", "early space", 4, 3), ("opd", "random space", 4, 3), ("opd", "early space, left side", 4, 1)]
+    runs += [("sft", "early space", 4, 3), ("rlvr", "early space, update held", 4, 2), ("opd", "final space", 16, 1)]
+    rows = [
+        {"recipe": f"{free}_{space}", "free": free, "seed": seed, "space": space, "rank": rank, "share": rank / 40,
+         "kept": float(draw.normal(0.8, 0.2)), "inside": float(draw.uniform(0.5, 1.0)), "isotropic": rank / 192}
+        for free, space, rank, n in runs for seed in range(n)
+    ]  # fmt: skip
+    rows[-1]["kept"] = np.nan
+    return pd.DataFrame(rows)

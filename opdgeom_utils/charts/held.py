@@ -8,7 +8,8 @@ import pandas as pd
 from opdgeom_utils.charts.series import folded, need
 from opdgeom_utils.charts.theme import Figure, colour_scale, in_order, label, legend
 
-ROW = 34
+ROW = 42
+BREAK = "|"
 NARROWEST = 0.35
 
 
@@ -49,7 +50,7 @@ def kept_along(kept: pd.DataFrame, by: str, title: str, what: str) -> Figure:
     Parameters
     ----------
     kept
-        Rows of one quantity: ``seed, kept`` and the column ``by``.
+        Rows of one quantity: ``free, seed, kept`` and the column ``by``.
     by
         ``rank`` (logarithmic axis) or ``share``, the part of the run that was free.
     title
@@ -57,10 +58,12 @@ def kept_along(kept: pd.DataFrame, by: str, title: str, what: str) -> Figure:
     what
         The quantity in words.
     """
-    known = need(kept, ["seed", "kept", by]).loc[kept.loc[:, "kept"].notna()].sort_values(by)
-    words = [f"{k:.0%}" for k in known.loc[:, "kept"]]
-    table = known.assign(seed=[f"seed {s}" for s in known.loc[:, "seed"]], text=words).filter(
-        items=["seed", "kept", by, "text"]
+    known = need(kept, ["free", "seed", "kept", by]).loc[kept.loc[:, "kept"].notna()].sort_values(by)
+    seeds = [f"seed {s}" for s in sorted(set(kept.loc[:, "seed"]))]
+    table = known.filter(items=["kept", by]).assign(
+        objective=[label(str(free)) for free in known.loc[:, "free"]],
+        seed=[f"seed {s}" for s in known.loc[:, "seed"]],
+        text=[f"{k:.0%}" for k in known.loc[:, "kept"]],
     )
     places = sorted(set(kept.loc[:, by]))
     shown = "d" if by == "rank" else ".0%"
@@ -70,10 +73,11 @@ def kept_along(kept: pd.DataFrame, by: str, title: str, what: str) -> Figure:
     bounds = _around(table.rename(columns={"kept": "value"}), [0.0, 1.0])
     height = alt.Scale(domain=bounds, nice=False)
     y = alt.Y("kept:Q", title="progress kept", scale=height, axis=alt.Axis(format=".0%", tickCount=5))
-    seeds = list(dict.fromkeys(f"seed {s}" for s in sorted(kept.loc[:, "seed"])))
-    colour = alt.Color("seed:N", title=None, scale=colour_scale(seeds), legend=legend(seeds))
+    names = in_order(label(str(free)) for free in kept.loc[:, "free"])
+    colour = alt.Color("objective:N", title=None, scale=colour_scale(names), legend=legend(names))
+    shape = alt.Shape("seed:N", title=None, scale=alt.Scale(domain=seeds), legend=legend(seeds))
     tip = [alt.Tooltip(f"{by}:Q", title=title, format=shown), "seed:N", alt.Tooltip("text:N", title="progress kept")]
-    base = alt.Chart(table).encode(x=x, y=y, color=colour, tooltip=tip)
+    base = alt.Chart(table).encode(x=x, y=y, color=colour, detail="seed:N", tooltip=tip)
     marks = alt.Chart(pd.DataFrame({"at": [0.0, 1.0]})).mark_rule(strokeDash=[4, 3])
     said = "; ".join(
         f"{s} at {p:{shown}}: {t}" for s, p, t in zip(table["seed"], table[by], table["text"], strict=True)
@@ -81,7 +85,7 @@ def kept_along(kept: pd.DataFrame, by: str, title: str, what: str) -> Figure:
     lines = [
         marks.encode(y=alt.Y("at:Q", title="progress kept", scale=height)),
         base.mark_line(strokeWidth=1.5),
-        base.mark_point(filled=True, size=70),
+        base.mark_point(filled=True, size=70).encode(shape=shape),
     ]
     return alt.layer(*lines).properties(
         width="container", height=260, description=f"Progress kept, by {what}, against {title}. {said}."
@@ -89,8 +93,9 @@ def kept_along(kept: pd.DataFrame, by: str, title: str, what: str) -> Figure:
 
 
 def _names(table: pd.DataFrame) -> list[str]:
+    """Name each line of a figure, with a mark where its label is broken."""
     pairs = zip(table.loc[:, "free"], table.loc[:, "space"], strict=True)
-    return [f"{label(str(free))}: {space}" for free, space in pairs]
+    return [f"{label(str(free))}{BREAK}{space}".replace(", ", BREAK) for free, space in pairs]
 
 
 def _rows(table: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -98,13 +103,26 @@ def _rows(table: pd.DataFrame, column: str) -> pd.DataFrame:
     out: list[dict[str, object]] = []
     known = table.assign(row=_names(table)).loc[table.loc[:, column].notna()]
     for row, own in known.groupby("row", sort=False):
-        keep: dict[str, object] = {"row": row, "objective": label(str(own.loc[:, "free"].iloc[0]))}
+        keep: dict[str, object] = {
+            "row": row,
+            "run": _said(str(row)),
+            "objective": label(str(own.loc[:, "free"].iloc[0])),
+        }
         for seed, value in zip(own.loc[:, "seed"], own.loc[:, column], strict=True):
             out.append(keep | {"role": "seed", "value": float(value), "text": f"{value:.0%}, seed {seed}"})
         fold = folded(own.loc[:, column], "gain")
         out.append(keep | {"role": "mean"} | fold)
-    columns = ["row", "objective", "role", "value", "low", "high", "text"]
+    columns = ["row", "run", "objective", "role", "value", "low", "high", "text"]
     return pd.DataFrame(out, columns=columns)
+
+
+def _said(row: str) -> str:
+    """Write the name of a line as a sentence does.
+
+    >>> _said("OPD|early space|left side")
+    'OPD: early space, left side'
+    """
+    return row.replace(BREAK, ": ", 1).replace(BREAK, ", ")
 
 
 def _around(table: pd.DataFrame, least: list[float]) -> list[float]:
@@ -122,12 +140,12 @@ def _strips(given: pd.DataFrame, table: pd.DataFrame, title: str, bounds: list[f
         "row:N",
         scale=alt.Scale(domain=rows),
         title=None,
-        axis=alt.Axis(grid=True, labelLimit=220, labelExpr="split(datum.label, ': ')"),
+        axis=alt.Axis(grid=True, labelLimit=150, labelExpr=f"split(datum.label, '{BREAK}')"),
     )
     scale = alt.Scale(domain=bounds, nice=False)
     x = alt.X("value:Q", title=title, scale=scale, axis=alt.Axis(format=".0%", tickCount=5))
     colour = alt.Color("objective:N", title=None, scale=colour_scale(names), legend=legend(names))
-    tip = [alt.Tooltip("row:N", title="run"), alt.Tooltip("text:N", title="value")]
+    tip = [alt.Tooltip("run:N", title="run"), alt.Tooltip("text:N", title="value")]
     base = alt.Chart(table).encode(y=y, color=colour)
     mean, seed = "datum.role == 'mean'", "datum.role == 'seed'"
     reach = base.transform_filter(mean).mark_rule(strokeWidth=2, clip=True)
@@ -144,8 +162,8 @@ def _strips(given: pd.DataFrame, table: pd.DataFrame, title: str, bounds: list[f
     else:
         layers.insert(0, behind.mark_rule(strokeDash=[4, 3], strokeWidth=1.5))
     ends = table.loc[table.loc[:, "role"] == "mean"]
-    said = "; ".join(f"{row} {text}" for row, text in zip(ends.loc[:, "row"], ends.loc[:, "text"], strict=True))
-    lost = [row for row in rows if row not in set(ends.loc[:, "row"])]
+    said = "; ".join(f"{run} {text}" for run, text in zip(ends.loc[:, "run"], ends.loc[:, "text"], strict=True))
+    lost = [_said(row) for row in rows if row not in set(ends.loc[:, "row"])]
     said += f"; without a number: {', '.join(lost)}" if lost else ""
     return alt.layer(*layers).properties(
         width="container", height=len(rows) * ROW, description=f"{title[0].upper()}{title[1:]}. {said}."

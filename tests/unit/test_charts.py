@@ -19,7 +19,7 @@ from opdgeom_utils.charts.maps import MODULES
 from opdgeom_utils.charts.theme import PALETTE, VERDICT_COLOURS
 from opdgeom_utils.charts.world import wilson_interval
 from opdgeom_utils.errors import MetricInputError
-from tests.chart_tables import accuracy, card, credit_table, ends, family_table, geometry, places, sweep
+from tests.chart_tables import accuracy, card, credit_table, ends, family_table, geometry, held, places, sweep
 
 ETAS = (0.0, 1e-5, 1e-4, 1e-3, 3e-3, 0.0039, 0.005, 0.01, 0.02, 0.05, 0.1)
 ALPHAS = (0.05, 0.1, 0.3, 0.5)
@@ -53,12 +53,22 @@ FIGURES: dict[str, Callable[[], alt.TopLevelMixin]] = {
     "scorecard_control": lambda: charts.scorecard(card("rq3")),
     "hero": lambda: charts.hero(ends(), claims.load_reported()),
     "run_trajectory": lambda: charts.run_trajectory(matched.summarise(geometry())),
+    "kept_by_space": lambda: charts.kept_by_space(held(), "accuracy"),
+    "inside_shares": lambda: charts.inside_shares(held()),
+    "kept_along": lambda: charts.kept_along(held().query("free == 'opd'"), "rank", "rank", "accuracy"),
+    "kept_along_share": lambda: charts.kept_along(held().query("free == 'opd'"), "share", "part", "accuracy"),
 }
 
 
 def mean_of(metric: str, recipe: str = "opd") -> float:
     table = ends()
     return float(table.loc[table["recipe"] == recipe, metric].mean())
+
+
+def held_mean(recipe: str, column: str, seed: int | None = None) -> float:
+    table = held()
+    own = table.loc[(table["recipe"] == recipe) & ((table["seed"] == seed) | (seed is None)), column]
+    return float(own.mean())
 
 
 def last_accuracy() -> float:
@@ -115,6 +125,12 @@ NUMBERS: dict[str, Callable[[], str]] = {
     "scorecard_control": lambda: "8 reproduced, 8 partly, 7 not reproduced and 7 not testable at this scale",
     "hero": lambda: f"OPD: {mean_of('update_sparsity'):.1%} unchanged",
     "run_trajectory": lambda: f"as bf16 shows it {mean_of('stable_rank_bf16'):.3g}",
+    "kept_by_space": lambda: f"SFT: early space {held_mean('sft_early space', 'kept'):.1%} (95% interval",
+    "inside_shares": lambda: (
+        f"OPD: early space, left side {held_mean('opd_early space, left side', 'inside'):.1%} (one"
+    ),
+    "kept_along": lambda: f"seed 2 at 4: {held_mean('opd_early space', 'kept', 2):.0%}",
+    "kept_along_share": lambda: f"seed 1 at 10%: {held_mean('opd_random space', 'kept', 1):.0%}",
 }
 NARROW = 190
 SIDES = 170
