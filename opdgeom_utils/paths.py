@@ -216,8 +216,8 @@ def matrix_curves(
                 curves["sim_consecutive", side, k] = [math.nan, *(similarity(a, b, side, k) for a, b in pairs)]
     for k in ks if inputs is not None else ():
         curves["overlap_activations", "right", k] = [similarity(f, inputs, "right", k) for f in cumulative]
-    for i in range(min(SPECTRUM, len(cumulative[0].s))):
-        curves["singular_value", "", i + 1] = [float(f.s[i]) for f in cumulative]
+    for i in range(SPECTRUM):
+        curves["singular_value", "", i + 1] = [float(f.s[i]) if i < len(f.s) else math.nan for f in cumulative]
     return curves
 
 

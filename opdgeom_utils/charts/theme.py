@@ -15,6 +15,15 @@ PAPER = "paper"
 NULLS = {"shuffled": "shuffled null", "random": "random null"}
 ROUNDED = "as bf16 shows it"
 SERIES = {**NULLS, "bf16": ROUNDED}
+PATH_NULLS = {
+    "random_walk": "random walk",
+    "random_walk_decaying": "decaying walk",
+    "adam_random": "Adam on noise",
+    "activations": "real inputs, random signals",
+    "shuffled_time": "own steps shuffled",
+    "rounding": "rounding noise alone",
+}
+RESCALED = "last update, rescaled"
 PALETTE = {
     "SFT": "#0072B2",
     "OPD": "#D55E00",
@@ -22,6 +31,14 @@ PALETTE = {
     "control SFT": "#56B4E9",
     "shuffled null": "#7F7F7F",
     "random null": "#A6A6A6",
+    ROUNDED: "#B5651D",
+    "random walk": "#8A8A8A",
+    "decaying walk": "#A6A6A6",
+    "Adam on noise": "#6F7F8F",
+    "real inputs, random signals": "#AA4499",
+    "own steps shuffled": "#999933",
+    "rounding noise alone": "#8A8A8A",
+    RESCALED: "#AA4499",
     PAPER: "#CC79A7",
     "base": "#E69F00",
     "anchor": "#8F6BB3",
@@ -29,7 +46,19 @@ PALETTE = {
 }
 OTHER = ("#E69F00", "#8F6BB3", "#56777A", "#B5651D")
 SHAPES = {"shuffled null": "square", "random null": "triangle-up", PAPER: "diamond"}
-DASHES = {ROUNDED: [2, 3], "control SFT": [5, 3], "shuffled null": [2, 3], "random null": [1, 3]}
+DASHES = {
+    "random walk": [2, 3],
+    "decaying walk": [6, 3],
+    "Adam on noise": [1, 3],
+    "real inputs, random signals": [7, 2],
+    "own steps shuffled": [3, 2],
+    "rounding noise alone": [2, 3],
+    RESCALED: [7, 2],
+    ROUNDED: [2, 3],
+    "control SFT": [5, 3],
+    "shuffled null": [2, 3],
+    "random null": [1, 3],
+}
 VERDICT_COLOURS = {
     "reproduced": "#1B7837",
     "partly": "#E1B12C",
@@ -58,6 +87,12 @@ WORDS = {
     "low_magnitude_overlap": "low-magnitude overlap",
     "stable_rank": "stable rank",
     "update_norm": "norm of the update",
+    "hill": "Hill estimate",
+    "sim_to_end": "similarity to the end",
+    "sim_consecutive": "similarity to the window before",
+    "captured_share": "share of the step captured",
+    "overlap": "overlap",
+    "singular_value": "singular value",
     "total_norm": "norm of the whole update",
     "relative_norm": "norm of the update / norm of the weights",
     "sampled": "sampled accuracy",
