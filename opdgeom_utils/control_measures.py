@@ -1,4 +1,4 @@
-"""Where the chapters on control get the long table from: committed for the published profile, measured live for another.
+"""Where the chapters on control get the long table: committed for the published profile, measured live for another.
 
 Live measures are few: the stable rank of the update and its overlaps at the common update, accuracy, and the second
 moments of one seed's gradients, so that a chapter runs in seconds under ``smoke``.

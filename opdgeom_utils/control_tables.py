@@ -19,20 +19,20 @@ TOKENS = {
     "opd_top50": "top 50%", "opd_top25": "top 25%", "opd_top10": "top 10%", "opd_top5": "top 5%",
     "opd_random50": "random 50%", "opd_random25": "random 25%",
     "opd_random10": "random 10%", "opd_random5": "random 5%",
-    "opd_top25_raw": "top 25%, not rescaled", "opd_random25_raw": "random 25%, not rescaled",
+    "opd_top25_raw": "top 25% (not rescaled)", "opd_random25_raw": "random 25% (not rescaled)",
 }  # fmt: skip
 WRITERS = {
     "opd_teacher_writes": "teacher writes", "opd_anchor_writes": "anchor writes", "opd_base_writes": "base writes",
-    "opd_full_vocab": "full vocabulary", "opd_teacher_writes_full_vocab": "teacher writes, full vocabulary",
+    "opd_full_vocab": "full vocabulary", "opd_teacher_writes_full_vocab": "teacher writes (full vocabulary)",
 }  # fmt: skip
 ALPHAS = {"75": 0.75, "50": 0.5, "25": 0.25, "05": 0.05, "01": 0.01}
 RAW = {f"mix_{name}": f"alpha {alpha:g}" for name, alpha in ALPHAS.items()}
-EQUAL = {f"equal_mix_{name}": f"alpha {alpha:g}, equal norms" for name, alpha in ALPHAS.items()}
+EQUAL = {f"equal_mix_{name}": f"alpha {alpha:g} (equal norms)" for name, alpha in ALPHAS.items()}
 VARIANTS = {**TOKENS, **WRITERS, **RAW, **EQUAL}
 WORDS = {**VARIANTS, "random_credit": "random credit"}
 PLACE = 40
 K = 4
-OTHER_SEED, AGAINST = "OPD, another seed", "OPD and RLVR"
+OTHER_SEED, AGAINST = "another seed of OPD", "OPD and RLVR"
 STRIP = ["row", "panel", "kind", "seed", "value"]
 
 
@@ -194,7 +194,7 @@ def moment_table(
     plain = quantity.removesuffix("_independent").removesuffix("_noise")
     cell: dict[str, Any] = {"other": other, "k": k, "step": step, "side": ["right", "left"]}
     own = pick(measures, recipe=list(recipes), quantity=quantity, null="", **cell)
-    names = {"half_batches": "OPD, other batches", "random_credit": "random credit", "random": "chance"}
+    names = {"half_batches": "other batches of OPD", "random_credit": "random credit", "random": "chance"}
     nulls = pd.concat(
         [
             pick(measures, recipe="opd", quantity=quantity if null == "random_credit" else plain, null=null, **cell)
@@ -254,3 +254,49 @@ def say_seeds(table: pd.DataFrame, name: str = "row") -> str:
     said = [f"{n} seeds: {', '.join(rows)}." for n, rows in sorted(counts.items(), reverse=True) if n > 1]
     lone = [f"One seed only, a sweep without an interval: {', '.join(counts[1])}."] if 1 in counts else []
     return " ".join(said + lone) or "No run of these is in the tables."
+
+
+def fit_summary(measures: pd.DataFrame, recipes: Sequence[str], *, step: int = 0) -> pd.DataFrame:
+    """One row per objective and side: how well OPD's second moment explains the objective's own, mean over seeds."""
+    columns = {
+        "moment_fit": "fit", "moment_fit_low": "low", "moment_fit_high": "high", "moment_fit_noise": "with noise",
+        "moment_fit_independent": "other batches", "moment_scale": "scale c",
+    }  # fmt: skip
+    cell = {"other": "opd", "step": step, "side": ["right", "left"], "quantity": list(columns)}
+    own = pick(measures, recipe=list(recipes), null="", **cell)
+    table = pd.concat([own, pick(measures, recipe="opd", null="random_credit", **cell).assign(recipe="random_credit")])
+    wide = table.pivot_table(index=["side", "recipe"], columns="quantity", values="value", sort=False)
+    wide = wide.reindex(columns=[c for c in columns if c in wide]).rename(columns=columns)
+    keys = [(side, name) for side in ("right", "left") for name in (*recipes, "random_credit")]
+    wide = wide.reindex([key for key in keys if key in wide.index])
+    names = [(side, words_of(name)) for side, name in wide.index]
+    return wide.set_axis(pd.MultiIndex.from_tuples(names, names=["side", "objective"])).rename_axis(columns=None)
+
+
+def mixture_summary(measures: pd.DataFrame, *, step: int = 0) -> pd.DataFrame:
+    """One row per weight and side: how much of the mixture's second moment the formula explains, mean over seeds."""
+    heads = {
+        ("moment_fit", "opd+rlvr+cross"): "with the cross term",
+        ("moment_fit", "opd+rlvr"): "without",
+        ("moment_fit_independent", "opd+rlvr+cross"): "with, other batches",
+        ("moment_fit_independent", "opd+rlvr"): "without, other batches",
+    }
+    rows = pick(measures, recipe=list(RAW), quantity=["moment_fit", "moment_fit_independent"], step=step, null="")
+    rows = rows[rows["other"].str.startswith("opd+rlvr")]
+    wide = rows.pivot_table(index=["side", "recipe"], columns=["quantity", "other"], values="value")
+    keys = [(side, name) for side in ("right", "left") for name in RAW]
+    wide = wide.reindex([key for key in keys if key in wide.index]).reindex(columns=list(heads))
+    names = pd.MultiIndex.from_tuples([(side, words_of(name)) for side, name in wide.index], names=["side", "mixture"])
+    return pd.DataFrame(wide.to_numpy(), index=names, columns=list(heads.values()))
+
+
+def mixed_alignment(
+    measures: pd.DataFrame, places: Mapping[str, tuple[str, str]], *, k: int = K, side: str = "left", step: int = 0
+) -> pd.DataFrame:
+    """Overlap of the mixed gradients' second moment with OPD's and with RLVR's, over the weight, as curves."""
+    rows = pick(
+        measures, recipe=[*RAW, *EQUAL], quantity="moment_alignment", other=["opd", "rlvr"], k=k, side=side, step=step,
+        null="",
+    )  # fmt: skip
+    rows = rows.assign(row=rows["recipe"].map(words_of), panel="with " + rows["other"].map(label), kind="variant")
+    return sweep(rows.filter(items=STRIP), places)

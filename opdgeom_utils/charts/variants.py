@@ -77,7 +77,7 @@ def variant_strips(table: pd.DataFrame, metric: str, *, title: str | None = None
     shapes = alt.Scale(domain=names, range=["circle" if n == KINDS["variant"] else "square" for n in names])
     shape = alt.Shape("kind:N", title=None, scale=shapes, legend=legend(names))
     y = alt.Y("row:N", sort=rows, title=None, axis=alt.Axis(labelLimit=170))
-    axis = alt.Axis(format=axis_format(metric), tickCount=4, labelOverlap=True)
+    axis = alt.Axis(format=_ticks(metric), tickCount=4, labelOverlap=True)
     words = title or metric_title(metric)
     x, low = (alt.X(f"{c}:Q", title=words, axis=axis).scale(zero=False) for c in ("value", "low"))
     base = alt.Chart(data).encode(y=y, color=colour)
@@ -96,7 +96,9 @@ def variant_strips(table: pd.DataFrame, metric: str, *, title: str | None = None
     return panel.facet(facet=facet, columns=2).resolve_scale(x="independent").properties(description=said)
 
 
-def setting_sweep(table: pd.DataFrame, metric: str, *, setting: str, order: Sequence[str]) -> Figure:
+def setting_sweep(
+    table: pd.DataFrame, metric: str, *, setting: str, order: Sequence[str], title: str | None = None
+) -> Figure:
     """Draw curves over a setting whose values are named, not measured: a share of tokens, a weight of the mixture.
 
     Parameters
@@ -109,6 +111,8 @@ def setting_sweep(table: pd.DataFrame, metric: str, *, setting: str, order: Sequ
         Title of the horizontal axis.
     order
         Values of the setting from left to right; those that no run has are left out.
+    title
+        Title of the vertical axes; each panel has its own range.
     """
     columns = ["setting", "series", "panel", "seed", "value"]
     curves = _folded(need(table, columns), ["panel", "series", "setting"], metric)
@@ -116,9 +120,9 @@ def setting_sweep(table: pd.DataFrame, metric: str, *, setting: str, order: Sequ
     names, panels = (list(dict.fromkeys(table.loc[:, column])) for column in ("series", "panel"))
     scale = alt.Scale(domain=names, range=[CURVE_INK[i % len(CURVE_INK)] for i in range(len(names))])
     colour = alt.Color("series:N", title=None, scale=scale, legend=legend(names))
-    title = metric_title(metric)
+    title = title or metric_title(metric)
     x = alt.X("setting:N", sort=places, title=setting, axis=alt.Axis(labelAngle=0))
-    axis = alt.Axis(format=axis_format(metric), tickCount=4)
+    axis = alt.Axis(format=_ticks(metric), tickCount=4)
     y, low = (alt.Y(f"{c}:Q", title=title, axis=axis).scale(zero=False) for c in ("value", "low"))
     base = alt.Chart(curves.assign(place=curves["setting"].map(places.index))).encode(x=x, color=colour)
     tip = [alt.Tooltip("series:N", title="curve"), "setting:N", alt.Tooltip("text:N", title=title)]
@@ -128,7 +132,11 @@ def setting_sweep(table: pd.DataFrame, metric: str, *, setting: str, order: Sequ
         base.mark_point(filled=True, size=40, opacity=1).encode(y=y, tooltip=tip),
     ).properties(width=PANEL + 60, height=170)
     said = f"{title[0].upper()}{title[1:]} over {setting}: {_said(curves.assign(row=_places(curves)), 'row')}."
-    return panel.facet(facet=alt.Facet("panel:N", sort=panels, title=None), columns=2).properties(description=said)
+    return (
+        panel.facet(facet=alt.Facet("panel:N", sort=panels, title=None), columns=2)
+        .resolve_scale(y="independent")
+        .properties(description=said)
+    )
 
 
 def _folded(table: pd.DataFrame, keys: list[str], metric: str) -> pd.DataFrame:
@@ -141,6 +149,11 @@ def _folded(table: pd.DataFrame, keys: list[str], metric: str) -> pd.DataFrame:
         for key, own in known.groupby(keys, sort=False)
     ]
     return pd.DataFrame(rows)
+
+
+def _ticks(metric: str) -> str:
+    """Format of tick labels: whole percents, or three digits where a narrow range needs them."""
+    return axis_format(metric).replace("~g", ".3~g")
 
 
 def _places(curves: pd.DataFrame) -> pd.Series:
