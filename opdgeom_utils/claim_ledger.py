@@ -138,12 +138,13 @@ def ledger(card: pd.DataFrame) -> str:
         From :func:`opdgeom_utils.claims.scorecard`.
     """
     rows = [{str(k): v for k, v in row.items()} for row in card.to_dict("records")]
+    found = {name: {row[name] for row in rows} for name in ("verdict", "question", "group")}
     chapters = sorted({chapter_of(row["question"], row["condition"]) for row in rows})
     choices = {
-        "verdict": {v: f"{VERDICT_MARKS[v]} {v}" for v in VERDICTS if (card["verdict"] == v).any()},
-        "question": {q: QUESTIONS[q] for q in QUESTIONS if (card["question"] == q).any()},
+        "verdict": {v: f"{VERDICT_MARKS[v]} {v}" for v in VERDICTS if v in found["verdict"]},
+        "question": {q: words for q, words in QUESTIONS.items() if q in found["question"]},
         "chapter": {str(n): f"chapter {n}" for n in chapters},
-        "group": {g: GROUPS[g] for g in GROUPS if (card["group"] == g).any()},
+        "group": {g: words for g, words in GROUPS.items() if g in found["group"]},
     }
     selects = "".join(_select(name, options) for name, options in choices.items())
     form = f'<form class="opd-filter" hidden>{selects}<output aria-live="polite"></output></form>'

@@ -85,7 +85,7 @@ def criticism_table(card: pd.DataFrame, claims: Sequence[Claim], answers: dict[i
         counts = [f"{int((verdicts == word).sum())} {word}" for word in VERDICTS if (verdicts == word).any()]
         parts = [answers[number]] if number in answers else []
         parts += [f"{len(ids)} claims: {', '.join(counts)}."] if ids else []
-        open_ = not parts or (len(ids) > 0 and bool((verdicts == UNTESTABLE).all()))
+        open_ = number not in answers and bool((verdicts == UNTESTABLE).all())  # also where there is no claim
         rows.append(
             (number, question, "open" if open_ else "addressed", " ".join(parts) or "A later chapter's question.")
         )
