@@ -61,7 +61,7 @@ def principal_mask(
 
 def principal_mask_from(factors: Factors, *, rank: int, alpha: float | int) -> Bool[Tensor, "out in"]:
     """Return the principal mask from factors that hold at least ``rank`` vectors."""
-    magnitude = ((factors.u[:, :rank] * factors.s[:rank]) @ factors.vh[:rank]).abs_()
+    magnitude = factors.approximation(rank).abs_()
     step = TIE_GRID * 2.0 ** math.frexp(float(magnitude.max()))[1]
     return top_entries(magnitude.div_(step).round_() if step > 0 else magnitude, alpha=alpha)
 
