@@ -72,6 +72,10 @@ class Factors:
         """Return the k largest singular values over ``tall.scale``: the lengths of the images of ``short``."""
         return self.s[:k] / self.tall.scale
 
+    def norm(self) -> float:
+        """Frobenius norm of the matrix."""
+        return float((self.s / self.tall.scale).norm()) * self.tall.scale
+
     def has_long_lengths(self, k: int) -> bool:
         """Whether dividing the first k images by their lengths leaves them near orthonormal."""
         return float(self.s[k - 1]) > NEARLY_LOST * float(self.s[0])
@@ -221,7 +225,7 @@ def scaled_singular_values(tall: TallMatrix, *, leading: int | None = None) -> F
 def _right_factors(
     tall: TallMatrix, gram: Float[Tensor, "p p"], r: int
 ) -> tuple[Float[Tensor, " p"], Float[Tensor, "p r"], Float[Tensor, " p"]]:
-    """All scaled singular values, the first r right vectors, and the largest value of the level each value came from."""
+    """All scaled singular values, the first r right vectors, and the largest value of the level that each came from."""
     spectrum = Spectrum.of(gram)
     s = spectrum.values.clamp(min=0).sqrt()
     tops, start = s[0].expand_as(s).clone(), int((s > LEVEL * s[0]).sum())

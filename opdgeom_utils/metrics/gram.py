@@ -44,12 +44,15 @@ class TallMatrix:
         What is added to ``rows``, as stored.
     sign : int
         1 if ``other`` is added, -1 if it is subtracted.
+    device : torch.device or None
+        Where the blocks are made; None for where ``rows`` lies.
     """
 
     rows: Float[Tensor, "long short"]
     scale: float
     other: Float[Tensor, "long short"] | None = None
     sign: int = 1
+    device: torch.device | None = None
 
     @classmethod
     def of(
@@ -58,8 +61,11 @@ class TallMatrix:
         *,
         plus: Float[Tensor, "out in"] | None = None,
         minus: Float[Tensor, "out in"] | None = None,
+        device: torch.device | None = None,
     ) -> "TallMatrix":
         """Turn ``w``, or ``w + plus``, or ``w - minus``, and find its scale.
+
+        The blocks are made on ``device``, by default where ``w`` lies.
 
         Examples
         --------
@@ -74,7 +80,7 @@ class TallMatrix:
             None if m is None else m.detach() if m.shape[0] >= m.shape[1] else m.detach().T for m in (w, other)
         )
         assert rows is not None
-        unscaled = cls(rows, 1.0, second, 1 if minus is None else -1)
+        unscaled = cls(rows, 1.0, second, 1 if minus is None else -1, device or w.device)
         # The extremes of a stored matrix need no cast; those of a sum are found block by block.
         pieces = [rows] if second is None else unscaled.blocks()
         largest = max(max(-float(low), float(high)) for low, high in (piece.aminmax() for piece in pieces))
@@ -85,7 +91,7 @@ class TallMatrix:
         """Yield the scaled rows in float64, a block at a time."""
         n_rows = max(1, BLOCK_ENTRIES // self.rows.shape[1])
         for start in range(0, len(self.rows), n_rows):
-            block = self.rows[start : start + n_rows].double()
+            block = self.rows[start : start + n_rows].to(self.device).double()
             if self.other is not None:
                 second = self.other[start : start + n_rows].to(block.device).double()
                 block = torch.add(block, second, alpha=self.sign)

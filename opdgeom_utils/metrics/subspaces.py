@@ -13,7 +13,7 @@ from .gram import eigenvalues, gram_of, sum_of_grams
 from .inputs import check_count, checked
 
 # Squared sines above this part of 1 (or cosines, near 90 degrees) may be taken as differences from 1.
-SMALL = 1e-12
+SMALL = 1e-14
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def _angles_deg(overlap: Float[Tensor, "k k"], residual: Callable[[], Float[Tens
     """Angles between two spaces from the products of their orthonormal bases.
 
     The squared sines are the eigenvalues of ``I - overlap.T @ overlap``, with an absolute error of some 1e-15. That is
-    at most 1e-7 degree if the smallest is above ``SMALL``. If it is not, they are taken from the Gram matrix of what
+    at most 2e-6 degree if the smallest is above ``SMALL``. If it is not, they are taken from the Gram matrix of what
     the first space leaves of the second, ``residual``; then an angle far below the largest one carries an error of up
     to 2e-8 of the largest, at most 2e-6 degree.
     """
