@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .gram import Spectrum, TallMatrix, eigenpairs, eigenvalues, gram_of, sum_of_grams
+from .gram import TallMatrix, eigenpairs, eigenvalues, gram_of, sum_of_grams
+from .spectrum import Spectrum
 
 # Below this part of a level's largest singular value, values and vectors are computed again, one level down.
 LEVEL = 1e-3
