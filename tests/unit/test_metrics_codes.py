@@ -13,9 +13,8 @@ def test_codes_differ_exactly_where_values_do(dtype):
     values = torch.tensor([0.0, -0.0, 1.0, -1.0, 2.0**-14, 1.5], dtype=dtype)
     left, right = values.repeat_interleave(6), values.repeat(6)
     assert torch.equal(differing(left, right), left.float() != right.float())
-    assert torch.equal(
-        differing(left.reshape(6, 6).T, right.reshape(6, 6)), left.reshape(6, 6).T != right.reshape(6, 6)
-    )
+    square, other = left.reshape(6, 6).T, right.reshape(6, 6)
+    assert torch.equal(differing(square, other), square.float() != other.float())
 
 
 @pytest.mark.parametrize("kind", ["normal", "few values", "ascending", "periodic"])
@@ -36,11 +35,11 @@ def test_the_lowest_of_many_equal_a_stable_sort(kind, part):
     assert codes._binned_threshold(torch.from_numpy(made), count) == codes._threshold(made, count)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_one_bad_entry_is_found_in_any_dtype(dtype):
     values = torch.linspace(-2, 2, 50).to(dtype)
     assert is_finite(values)
-    for bad in (torch.nan,) if dtype == torch.float8_e4m3fn else (torch.nan, torch.inf, -torch.inf):
+    for bad in (torch.nan, torch.inf, -torch.inf):
         spoiled = values.clone()
         spoiled[17] = torch.tensor(bad).to(dtype)
         assert not is_finite(spoiled)
