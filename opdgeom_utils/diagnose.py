@@ -72,7 +72,8 @@ def diagnose_pair(
     k : int
         Dimension of the singular spaces, and number of singular values for the Hill estimator; clipped likewise.
     modules : sequence of str, optional
-        Keep only these, such as ``["q_proj", "k_proj"]``.
+        Keep only these, such as ``["q_proj", "k_proj"]``. A plain name also selects every expert's matrix of that name:
+        ``up_proj`` keeps ``expert_3.up_proj`` and ``shared_expert.up_proj`` too; ``expert_3.up_proj`` keeps that one.
     device : str
         ``"auto"`` takes a GPU if there is one; everything is float64.
     n_jobs : int
@@ -218,11 +219,16 @@ def _selected(names: list[str], modules: Sequence[str] | None) -> list[str]:
         return names
     if isinstance(modules, str):
         raise MetricInputError(f"modules is the string {modules!r}, expected a list; write [{modules!r}].")
-    known = sorted({module_of(name) for name in names})
+    known = sorted({part for name in names for part in _names_of_module(name)})
     unknown = sorted(set(modules) - set(known))
     if unknown or not modules:
         raise MetricInputError(f"modules are {list(modules)}, expected some of {known}.")
-    return [name for name in names if module_of(name) in modules]
+    return [name for name in names if not _names_of_module(name).isdisjoint(modules)]
+
+
+def _names_of_module(name: str) -> set[str]:
+    """Return what a tensor's module may be called: its own name and, for an expert's, the plain one."""
+    return {module_of(name), module_of(name).rpartition(".")[2]}
 
 
 def _steps(checkpoints: Checkpoints | str | os.PathLike[str]) -> list[tuple[int, CheckpointSource]]:

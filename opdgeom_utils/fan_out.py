@@ -2,11 +2,12 @@
 
 One job is one matrix at all its checkpoints. joblib spreads the jobs: over processes of this machine by default, or
 over whatever ``joblib.parallel_config(backend=...)`` names, such as a Dask or a Ray cluster. Only the calling process
-writes, one file per matrix, each whole or absent. A file is known by the sha256 of the tensors and settings that made
-it, so a second call measures what is missing or has changed, and nothing twice.
+writes, one file per matrix, each whole or absent. A file is known by the sha256 of the tensors, the settings and the
+measuring code that made it, so a second call measures what is missing or has changed, and nothing twice.
 """
 
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -28,7 +29,8 @@ from .errors import MetricInputError
 from .matrix_rows import COLUMNS, NULL_COLUMNS, Settings, measure_checkpoints
 from .storage import write_atomic
 
-FORMAT = 1  # raise it when a number of an existing column changes meaning: older parts are then measured again
+# What decides the numbers, given the values: a part made by other code than this is measured again.
+ENGINE_SOURCES = ("fan_out.py", "matrix_rows.py", "nulls.py", "metrics/*.py")
 
 NOT_FLOATS = ("step", "name", "layer", "module", "shape", "dtype", "n_entries", "angles_defined", "note")
 
@@ -185,14 +187,33 @@ def _measured(job: Job, settings: Settings, known: str | None, keyed: bool) -> t
 
 
 def _key(job: Job, settings: Settings) -> str:
-    """Sha256 of everything the rows depend on: values, dtypes, shapes, steps, settings, format."""
-    described = [FORMAT, job.identity, job.steps, {**dataclasses.asdict(settings), "device": ""}]
+    """Sha256 of everything the rows depend on: values, dtypes, shapes, steps, settings, code."""
+    described = [
+        engine_digest(Path(__file__).parent),
+        job.identity,
+        job.steps,
+        {**dataclasses.asdict(settings), "device": ""},
+    ]
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     for stored in (job.before, *job.after):
         values = stored.read_unchecked().contiguous().cpu()
         digest.update(f"{values.dtype}{tuple(values.shape)}".encode())
         digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:24]
+
+
+@functools.cache
+def engine_digest(package: Path) -> str:
+    """Sha256 of the measuring code in a package's folder; comments count too, so mending one measures again.
+
+    Examples
+    --------
+    >>> len(engine_digest(Path(__file__).parent))
+    64
+    """
+    sources = [path for pattern in ENGINE_SOURCES for path in sorted(package.glob(pattern))]
+    named = [f"{path.relative_to(package).as_posix()}:".encode() + path.read_bytes() for path in sources]
+    return hashlib.sha256(b"".join(hashlib.sha256(source).digest() for source in named)).hexdigest()
 
 
 def _frame(rows: list[Row], settings: Settings) -> pd.DataFrame:

@@ -14,14 +14,17 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .checkpoints import StoredTensor
-from .metrics.factors import Factors, factorize, scaled_singular_values
-from .metrics.gram import BLOCK_ENTRIES, TallMatrix, frobenius_norm
+from .metrics.codes import count_true
+from .metrics.factors import Factors, factorize, factorize_tall, scaled_singular_values
+from .metrics.gram import TallMatrix
 from .metrics.inputs import check_count, check_fraction
 from .metrics.masks import low_magnitude_mask, principal_mask, principal_mask_from
 from .metrics.sparsity import bf16_realised, visible_changes
 from .metrics.spectra import spectral_shift, stable_rank_from, stable_rank_of, tail_exponent
 from .metrics.subspaces import PrincipalAngles, angles_between
-from .nulls import identical_angles, null_generator, random_update, shuffled_update
+from .nulls import identical_angles, null_generator, random_of_norm, shuffled_difference
+
+CACHED_ENTRIES = 2**18  # a block of this size stays in the cache while it is compared and counted
 
 ANGLES = ["left_angle_max_deg", "left_angle_mean_deg", "right_angle_max_deg", "right_angle_mean_deg"]
 METRICS = [
@@ -136,14 +139,12 @@ def measure_checkpoints(
     if flaw:
         return [_form(before, stored) | {"note": flaw} for stored in after]
     if w_ref.ndim != 2:
-        line = w_ref.reshape(1, -1)
         return [
-            _form(before, stored)
-            | _noted(stored, w_ref, settings, lambda w_new: _elementwise(line, w_new.reshape(1, -1), settings.eta))
+            _form(before, stored) | _noted(stored, w_ref, settings, lambda w_new: _sparsity_row(w_ref, w_new, settings))
             for stored in after
         ]
     reference = ReferenceMatrix.of(w_ref, settings)
-    shared = {"reference_norm": frobenius_norm(w_ref), "gap_at_k": reference.factors.relative_gap(settings.k)}
+    shared = {"reference_norm": reference.factors.norm(), "gap_at_k": reference.factors.relative_gap(settings.k)}
     if settings.nulls:
         shared |= _named(_angle_summary(identical_angles(reference.factors, k=settings.k)), "identical")
     return [
@@ -151,6 +152,12 @@ def measure_checkpoints(
         | _noted(stored, w_ref, settings, lambda w_new: measure_matrix(name, reference, w_new, settings) | shared)
         for stored in after
     ]
+
+
+def _sparsity_row(w_ref: Tensor, w_new: Tensor, settings: Settings) -> dict[str, float]:
+    """Measure what is defined on tensors that are not matrices."""
+    column = w_new.reshape(-1, 1)
+    return _elementwise(w_ref.reshape(-1, 1), lambda rows: column[rows], settings.eta)
 
 
 def _noted(
@@ -161,68 +168,83 @@ def _noted(
     flaw = stored.flaw_of(w_new)
     if flaw:
         return {"note": flaw}
-    return measure(w_new) | {"note": IDENTICAL if torch.equal(w_ref.double(), w_new.double()) else ""}
+    same = torch.equal(w_ref, w_new) if w_ref.dtype == w_new.dtype else torch.equal(w_ref.double(), w_new.double())
+    return measure(w_new) | {"note": IDENTICAL if same else ""}
 
 
 def measure_matrix(
     name: str, reference: ReferenceMatrix, w_new: Float[Tensor, "out in"], settings: Settings
 ) -> dict[str, Any]:
     """Every metric of one matrix at one checkpoint, and its shuffled and random nulls."""
-    row, defined = _against_reference(reference, w_new, settings)
+    same = w_new.dtype == reference.w.dtype and torch.equal(w_new, reference.w)
+    factors = reference.factors if same else factorize(w_new, cuts=(settings.k,))
+    row, defined = _against_reference(reference, lambda rows: w_new[rows], factors, settings)
+    del factors
     row["angles_defined"] = defined
-    delta_w = w_new.double() - reference.w.double()
-    spectrum = scaled_singular_values(TallMatrix.of(delta_w), leading=min(settings.k, *delta_w.shape))
-    row["update_norm"] = frobenius_norm(delta_w)
+    delta = TallMatrix.of(w_new, minus=reference.w)
+    spectrum = scaled_singular_values(delta, leading=min(settings.k, *w_new.shape))
+    row["update_norm"] = float(spectrum.norm()) * delta.scale
     row["stable_rank"] = stable_rank_from(spectrum)
-    row["hill"] = tail_exponent(spectrum, k=settings.k, largest_side=max(delta_w.shape))
+    row["hill"] = tail_exponent(spectrum, k=settings.k, largest_side=max(w_new.shape))
     row["stable_rank_bf16"] = row["stable_rank"]
     if not reference.w.dtype == w_new.dtype == torch.bfloat16:
-        row["stable_rank_bf16"] = stable_rank_of(bf16_realised(w_new).double().sub_(bf16_realised(reference.w)))
-    del w_new
-    draws = {"shuffled": shuffled_update, "random": random_update} if settings.nulls else {}
-    for null, draw in draws.items():
-        null_w = draw(delta_w, generator=null_generator(settings.seed, f"{name}:{null}"))
-        rank = stable_rank_of(null_w)
-        null_row, _ = _against_reference(reference, null_w.add_(reference.w), settings)
-        row |= _named(null_row | {"stable_rank": rank}, null)
+        row["stable_rank_bf16"] = stable_rank_of(TallMatrix.of(bf16_realised(w_new), minus=bf16_realised(reference.w)))
+    if settings.nulls:
+        for null in ("shuffled", "random"):
+            generator = null_generator(settings.seed, f"{name}:{null}")
+            if null == "shuffled":
+                update = shuffled_difference(reference.w, w_new, generator=generator)
+            else:
+                update = random_of_norm(tuple(w_new.shape), row["update_norm"], generator=generator)
+            row |= _named(_null_row(reference, update, settings), null)
     return row
 
 
+def _null_row(reference: ReferenceMatrix, update: Float[Tensor, "out in"], settings: Settings) -> dict[str, Any]:
+    """Measure the reference with a null update added; the sum is made a block at a time, and so goes to a device."""
+    w_ref = reference.w
+    rank = stable_rank_of(TallMatrix.of(update, device=w_ref.device))
+    tall = TallMatrix.of(w_ref, plus=update)
+    factors = factorize_tall(tall, cuts=(settings.k,), is_wide=reference.factors.is_wide)
+    row, _ = _against_reference(
+        reference, lambda rows: w_ref[rows].double() + update[rows].to(w_ref.device), factors, settings
+    )
+    return row | {"stable_rank": rank}
+
+
 def _against_reference(
-    reference: ReferenceMatrix, w_new: Float[Tensor, "out in"], settings: Settings
+    reference: ReferenceMatrix, rows_of: Callable[[slice], Tensor], factors: Factors, settings: Settings
 ) -> tuple[dict[str, Any], bool]:
     """Compare a matrix with its reference by all metrics that are defined on the pair; say if its angles are."""
     masks = {"principal_overlap": reference.principal, "low_magnitude_overlap": reference.low_magnitude}
-    row = _elementwise(reference.w, w_new, settings.eta, masks)
-    same = w_new.dtype == reference.w.dtype and torch.equal(w_new, reference.w)
-    factors = reference.factors if same else factorize(w_new, cuts=(settings.k,))
-    angles = angles_between(reference.factors, factors, k=settings.k)
-    row |= _angle_summary(angles)
+    row: dict[str, Any] = _elementwise(reference.w, rows_of, settings.eta, masks)
     row["normalized_spectral_shift"] = spectral_shift(reference.factors.s, factors.s)
-    defined = reference.factors.has_gap(settings.k) and factors.has_gap(settings.k)
-    if not defined:
-        for side, size in zip(("left", "right"), w_new.shape, strict=True):
-            if len(angles.left_deg) < size:  # otherwise the space is the whole space, and the angles are 0
-                row |= {f"{side}_angle_max_deg": math.nan, f"{side}_angle_mean_deg": math.nan}
-    return row, defined or len(angles.left_deg) == max(w_new.shape)
+    k = min(settings.k, *reference.w.shape)
+    defined = reference.factors.has_gap(k) and factors.has_gap(k)
+    if defined:
+        return row | _angle_summary(angles_between(reference.factors, factors, k=k)), True
+    for side, size in zip(("left", "right"), reference.w.shape, strict=True):
+        angle = 0.0 if k == size else math.nan  # a whole space has not moved, whatever the spectrum
+        row |= {f"{side}_angle_max_deg": angle, f"{side}_angle_mean_deg": angle}
+    return row, k == max(reference.w.shape)
 
 
 def _elementwise(
     w_ref: Float[Tensor, "rows in"],
-    w_new: Float[Tensor, "rows in"],
+    rows_of: Callable[[slice], Tensor],
     eta: float | int,
     masks: dict[str, Bool[Tensor, "rows in"]] | None = None,
 ) -> dict[str, float]:
     """Update sparsity, and the overlap of the update mask with each of ``masks``, a block of rows at a time."""
     masks = masks or {}
-    n_rows = max(1, BLOCK_ENTRIES // w_ref.shape[1])
+    n_rows = max(1, CACHED_ENTRIES // w_ref.shape[1])
     n_updated, n_inside = 0, dict.fromkeys(masks, 0)
     for start in range(0, len(w_ref), n_rows):
         rows = slice(start, start + n_rows)
-        visible = visible_changes(w_ref[rows], w_new[rows], eta=eta)
-        n_updated += int(visible.sum())
+        visible = visible_changes(w_ref[rows], rows_of(rows), eta=eta)
+        n_updated += count_true(visible)
         for metric, mask in masks.items():
-            n_inside[metric] += int((mask[rows] & visible).sum())
+            n_inside[metric] += count_true(mask[rows] & visible)
     overlaps = {metric: n / n_updated if n_updated else math.nan for metric, n in n_inside.items()}
     return {"update_sparsity": (w_ref.numel() - n_updated) / w_ref.numel(), **overlaps}
 

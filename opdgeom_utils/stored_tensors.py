@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import CheckpointDamagedError
+from .metrics.codes import is_finite
 from .weight_files import BUFFER_DTYPES, opened, tensor_forms
 
 Cut = int | slice
@@ -90,11 +91,12 @@ class StoredTensor:
         >>> tensor.flaw_of(torch.tensor([1.0, 2.0]))
         ''
         """
+        if not values.numel():
+            return f"{self.where}: tensor {self.key} has no values"
+        if is_finite(values):
+            return ""
         n_bad = int((~torch.isfinite(values)).sum())
-        if n_bad or not values.numel():
-            found = f"{n_bad} NaN or infinite values of {values.numel()}" if n_bad else "no values"
-            return f"{self.where}: tensor {self.key} has {found}"
-        return ""
+        return f"{self.where}: tensor {self.key} has {n_bad} NaN or infinite values of {values.numel()}"
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ over blocks of rows, so the matrix itself is never copied whole into float64. On
 LAPACK, which computes one triangle only; on any other device by torch.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,9 +13,11 @@ from dataclasses import dataclass
 import scipy.linalg
 import torch
 from jaxtyping import Float
+from scipy.linalg.blas import dsyrk
 from torch import Tensor
 
 BLOCK_ENTRIES = 2**22  # 32 MB in float64
+TILE = 256  # side of the squares in which a triangle is mirrored
 LANCZOS_FROM = 256  # below this size all eigenvalues cost less than a search for the largest
 LANCZOS_STEPS = 160
 PROVEN = 1e-10  # relative error of the largest eigenvalue, proven by a Cholesky factorisation
@@ -22,39 +25,74 @@ PROVEN = 1e-10  # relative error of the largest eigenvalue, proven by a Cholesky
 
 @dataclass(frozen=True)
 class TallMatrix:
-    """A matrix seen with its long side down, and the power of two that brings its largest entry to between 1 and 2.
+    """A matrix, or the sum or difference of two, with its long side down and a scale that brings its entries below 2.
+
+    A sum is never made whole: each block is added up when it is asked for, so an update needs no memory of its own, and
+    ``other`` may lie on the CPU while the work is done on a GPU.
 
     Attributes
     ----------
     rows : Float[Tensor, "long short"]
         The matrix or its transpose, as stored.
     scale : float
-        A power of two, so that dividing by it rounds nothing; 1 for a zero matrix.
+        A power of two, so that dividing by it rounds nothing; the largest entry over it is between 1 and 2. It is 1 for
+        a zero matrix.
+    other : Float[Tensor, "long short"] or None
+        What is added to ``rows``, as stored.
+    sign : int
+        1 if ``other`` is added, -1 if it is subtracted.
+    device : torch.device or None
+        Where the blocks are made; None for where ``rows`` lies.
     """
 
     rows: Float[Tensor, "long short"]
     scale: float
+    other: Float[Tensor, "long short"] | None = None
+    sign: int = 1
+    device: torch.device | None = None
 
     @classmethod
-    def of(cls, w: Float[Tensor, "out in"]) -> "TallMatrix":
-        """Turn ``w`` and find its scale.
+    def of(
+        cls,
+        w: Float[Tensor, "out in"],
+        *,
+        plus: Float[Tensor, "out in"] | None = None,
+        minus: Float[Tensor, "out in"] | None = None,
+        device: torch.device | None = None,
+    ) -> "TallMatrix":
+        """Turn ``w``, or ``w + plus``, or ``w - minus``, and find its scale.
+
+        The blocks are made on ``device``, by default where ``w`` lies.
 
         Examples
         --------
         >>> tall = TallMatrix.of(torch.tensor([[5.0, -3.0]]))
         >>> tall.rows.tolist(), tall.scale
         ([[5.0], [-3.0]], 4.0)
+        >>> list(TallMatrix.of(torch.tensor([[5.0, 3.0]]), minus=torch.tensor([[4.0, 3.0]])).blocks())[0].tolist()
+        [[1.0], [0.0]]
         """
-        low, high = w.detach().aminmax()
-        largest = max(-float(low), float(high))
+        other = plus if minus is None else minus
+        rows, second = (
+            None if m is None else m.detach() if m.shape[0] >= m.shape[1] else m.detach().T for m in (w, other)
+        )
+        assert rows is not None
+        unscaled = cls(rows, 1.0, second, 1 if minus is None else -1, device or w.device)
+        # The extremes of a stored matrix need no cast; those of a sum are found block by block.
+        pieces = [rows] if second is None else unscaled.blocks()
+        largest = max(max(-float(low), float(high)) for low, high in (piece.aminmax() for piece in pieces))
         scale = math.ldexp(1.0, math.frexp(largest)[1] - 1) if largest > 0 else 1.0
-        return cls(w.detach() if w.shape[0] >= w.shape[1] else w.detach().T, scale)
+        return dataclasses.replace(unscaled, scale=scale)
 
     def blocks(self) -> Iterator[Float[Tensor, "some short"]]:
         """Yield the scaled rows in float64, a block at a time."""
         n_rows = max(1, BLOCK_ENTRIES // self.rows.shape[1])
-        for block in self.rows.split(n_rows):
-            yield block.double() / self.scale
+        for start in range(0, len(self.rows), n_rows):
+            block = self.rows[start : start + n_rows].to(self.device).double()
+            if self.other is not None:
+                second = self.other[start : start + n_rows].to(block.device).double()
+                block = torch.add(block, second, alpha=self.sign)
+            yield block / self.scale if self.scale != 1.0 else block
 
     def gram(self) -> Float[Tensor, "short short"]:
         """Return the scaled matrix's transpose times itself.
@@ -64,16 +102,16 @@ class TallMatrix:
         >>> TallMatrix.of(torch.tensor([[1.0], [1.0]])).gram().tolist()
         [[2.0]]
         """
-        total = None
-        for block in self.blocks():
-            product = gram_of(block)
-            total = product if total is None else total.add_(product)
-        assert total is not None
-        return total
+        return sum_of_grams(self.blocks())
 
     def images(self, vectors: Float[Tensor, "short r"]) -> Float[Tensor, "long r"]:
         """Return the scaled matrix times ``vectors``."""
-        return torch.cat([block @ vectors for block in self.blocks()])
+        images = torch.empty(len(self.rows), vectors.shape[1], dtype=torch.float64, device=vectors.device)
+        start = 0
+        for block in self.blocks():
+            torch.mm(block, vectors, out=images[start : start + len(block)])
+            start += len(block)
+        return images
 
 
 def on_cpu(tensor: Tensor) -> bool:
@@ -89,14 +127,43 @@ def gram_of(block: Float[Tensor, "long short"]) -> Float[Tensor, "short short"]:
     >>> gram_of(torch.tensor([[1.0, 2.0]], dtype=torch.float64)).tolist()
     [[1.0, 2.0], [2.0, 4.0]]
     """
-    if not on_cpu(block):
-        return block.T @ block
-    columns_first = block.stride(0) == 1 and block.shape[0] > 1
-    rows = block.numpy()
-    (dsyrk,) = scipy.linalg.get_blas_funcs(("syrk",), (rows,))
-    upper = dsyrk(1.0, rows, trans=1) if columns_first else dsyrk(1.0, rows.T)
-    half = torch.from_numpy(upper)
-    return half + half.triu(1).T
+    return sum_of_grams(iter([block]))
+
+
+def sum_of_grams(blocks: Iterator[Float[Tensor, "some short"]]) -> Float[Tensor, "short short"]:
+    """Return the sum of ``block.T @ block`` over float64 blocks that need no scaling.
+
+    Examples
+    --------
+    >>> rows = torch.tensor([[1.0, 2.0], [3.0, 0.0]], dtype=torch.float64).split(1)
+    >>> sum_of_grams(iter(rows)).tolist()
+    [[10.0, 2.0], [2.0, 4.0]]
+    """
+    total = None
+    for block in blocks:
+        if not on_cpu(block):
+            product = block.T @ block
+            total = product if total is None else total.add_(product)
+            continue
+        if total is None:
+            total = torch.zeros(block.shape[1], block.shape[1], dtype=block.dtype)
+        columns_first = block.stride(0) == 1 and block.shape[0] > 1
+        rows = block.numpy()
+        # LAPACK counts columns first: what it calls the upper triangle of ``total.T`` is the lower one of ``total``.
+        triangle, left = total.numpy().T, rows if columns_first else rows.T
+        dsyrk(1.0, left, beta=1.0, c=triangle, trans=int(columns_first), overwrite_c=1)
+    assert total is not None
+    return _mirrored(total) if on_cpu(total) else total
+
+
+def _mirrored(lower: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """Fill the upper triangle from the lower one, in place, a tile at a time."""
+    for start in range(0, len(lower), TILE):
+        stop = start + TILE
+        corner = lower[start:stop, start:stop]
+        corner += corner.tril(-1).T
+        lower[start:stop, stop:] = lower[stop:, start:stop].T
+    return lower
 
 
 def frobenius_norm(w: Float[Tensor, "*shape"]) -> float:

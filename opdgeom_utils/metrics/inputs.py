@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MetricInputError
+from .codes import is_finite
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -93,8 +94,8 @@ def check_finite_tensor(name: str, value: Any, *, ndim: int | None = None) -> No
         raise MetricInputError(f"{name} has shape {tuple(value.shape)}, expected {kind}; reshape or select first.")
     if value.numel() == 0:
         raise MetricInputError(f"{name} has shape {tuple(value.shape)}, so no entries; expected at least one.")
-    n_bad = int((~torch.isfinite(value)).sum())
-    if n_bad:
+    if not is_finite(value):
+        n_bad = int((~torch.isfinite(value)).sum())
         raise MetricInputError(f"{name} has {n_bad} NaN or infinite entries, expected none; find where they came from.")
 
 

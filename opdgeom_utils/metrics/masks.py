@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int16
 from torch import Tensor
 
+from .codes import MAGNITUDE, count_true, lowest, with_first_ties
 from .factors import Factors, factorize
 from .inputs import check_count, check_fraction, checked
 
@@ -61,7 +62,7 @@ def principal_mask(
 
 def principal_mask_from(factors: Factors, *, rank: int, alpha: float | int) -> Bool[Tensor, "out in"]:
     """Return the principal mask from factors that hold at least ``rank`` vectors."""
-    magnitude = ((factors.u[:, :rank] * factors.s[:rank]) @ factors.vh[:rank]).abs_()
+    magnitude = factors.approximation(rank).abs_()
     step = TIE_GRID * 2.0 ** math.frexp(float(magnitude.max()))[1]
     return top_entries(magnitude.div_(step).round_() if step > 0 else magnitude, alpha=alpha)
 
@@ -98,8 +99,14 @@ def low_magnitude_mask(w_ref: Float[Tensor, "out in"], *, alpha: float | int = 0
     """
     check_fraction("alpha", alpha)
     if w_ref.dtype in (torch.bfloat16, torch.float16):
-        return _lowest_codes(w_ref.detach().contiguous().view(torch.int16) & 0x7FFF, round(alpha * w_ref.numel()))
+        return lowest(_magnitude_codes(w_ref.detach()), round(alpha * w_ref.numel()))
     return top_entries(-w_ref.detach().abs(), alpha=alpha)
+
+
+def _magnitude_codes(w: Float[Tensor, "out in"]) -> Int16[Tensor, "out in"]:
+    """Bits of 16-bit floats without their sign: integers in the order of the magnitudes."""
+    bits = w.contiguous().view(torch.int16)
+    return torch.from_numpy(bits.numpy() & MAGNITUDE) if bits.device.type == "cpu" else bits & MAGNITUDE
 
 
 def top_entries(score: Float[Tensor, "out in"], *, alpha: float | int) -> Bool[Tensor, "out in"]:
@@ -115,7 +122,7 @@ def top_entries(score: Float[Tensor, "out in"], *, alpha: float | int) -> Bool[T
     if count == 0:
         return torch.zeros_like(score, dtype=torch.bool)
     threshold = _nth_highest(flat, count)
-    return _with_first_ties(flat > threshold, flat == threshold, count).reshape(score.shape)
+    return with_first_ties(flat > threshold, flat == threshold, count).reshape(score.shape)
 
 
 def _nth_highest(flat: Float[Tensor, " n"], nth: int) -> Float[Tensor, ""]:
@@ -130,22 +137,6 @@ def _nth_highest(flat: Float[Tensor, " n"], nth: int) -> Float[Tensor, ""]:
     chosen = int(torch.searchsorted(n_up_to, ascending))
     below = int(n_up_to[chosen - 1]) if chosen else 0
     return flat[bins == chosen].kthvalue(ascending - below).values
-
-
-def _lowest_codes(codes: Int16[Tensor, "out in"], count: int) -> Bool[Tensor, "out in"]:
-    """Mark the ``count`` lowest of 32,768 codes, such as the bits of 16-bit floats without their sign, by counting."""
-    flat = codes.flatten()
-    if count == 0:
-        return torch.zeros_like(codes, dtype=torch.bool)
-    n_up_to = torch.bincount(flat, minlength=2**15).cumsum(0)
-    threshold = int(torch.searchsorted(n_up_to, count))
-    return _with_first_ties(flat < threshold, flat == threshold, count).reshape(codes.shape)
-
-
-def _with_first_ties(mask: Bool[Tensor, " n"], tied: Bool[Tensor, " n"], count: int) -> Bool[Tensor, " n"]:
-    """Fill ``mask`` up to ``count`` with the earliest of the tied entries."""
-    mask[tied.nonzero().squeeze(1)[: count - int(mask.sum())]] = True
-    return mask
 
 
 @checked(masks=("reference_mask", "update_mask"))
@@ -179,7 +170,7 @@ def mask_overlap(reference_mask: Bool[Tensor, "*shape"], update_mask: Bool[Tenso
     >>> mask_overlap(torch.tensor([True, True, False, False]), torch.tensor([True, False, True, False]))
     0.5
     """
-    n_updated = int(update_mask.sum())
+    n_updated = count_true(update_mask)
     if n_updated == 0:
         return math.nan
-    return int((reference_mask & update_mask).sum()) / n_updated
+    return count_true(reference_mask & update_mask) / n_updated

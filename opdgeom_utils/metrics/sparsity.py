@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..errors import MetricInputError
+from .codes import count_true, differing, is_finite
 from .inputs import check_fraction, checked
 
 # Two different bf16 numbers, subnormal ones too, differ by at least this part of the larger.
@@ -58,7 +59,7 @@ def visible_changes(
     check_fraction("eta", eta)
     before, after = _bf16(w_ref, "w_ref"), _bf16(w_new, "w_new")
     if eta < INERT_ETA:
-        return before != after
+        return differing(before, after)
     before, after = before.float(), after.float()
     return (after - before).abs() > eta * torch.maximum(before.abs(), after.abs())
 
@@ -96,7 +97,7 @@ def update_sparsity(
     0.75
     """
     mask = visible_changes(w_ref, w_new, eta=eta)
-    return int((~mask).sum()) / mask.numel()
+    return (mask.numel() - count_true(mask)) / mask.numel()
 
 
 def bf16_realised(w: Float[Tensor, "*shape"], *, name: str = "w") -> Float[Tensor, "*shape"]:
@@ -117,7 +118,7 @@ def bf16_realised(w: Float[Tensor, "*shape"], *, name: str = "w") -> Float[Tenso
 
 def _bf16(w: Float[Tensor, "*shape"], name: str) -> Float[Tensor, "*shape"]:
     cast = w.detach().to(torch.bfloat16)
-    if w.dtype in (torch.float32, torch.float64) and bool(torch.isinf(cast).any()):
+    if w.dtype in (torch.float32, torch.float64) and not is_finite(cast):
         raise MetricInputError(
             f"{name} has entries above 3.39e38, the largest bf16 number; rescale or check the weights."
         )

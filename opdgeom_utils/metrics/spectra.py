@@ -88,12 +88,12 @@ def stable_rank(delta_w: Float[Tensor, "out in"]) -> float:
     """
     if not bool(delta_w.any()):
         return math.nan
-    return stable_rank_of(delta_w)
+    return stable_rank_of(TallMatrix.of(delta_w))
 
 
-def stable_rank_of(delta_w: Float[Tensor, "out in"]) -> float:
+def stable_rank_of(delta: TallMatrix) -> float:
     """Stable rank of an update that is already checked: the trace of its Gram matrix over the largest eigenvalue."""
-    gram = TallMatrix.of(delta_w).gram()
+    gram = delta.gram()
     energy = float(gram.trace())
     return max(1.0, energy / float(largest_eigenvalue(gram))) if energy > 0 else math.nan
 

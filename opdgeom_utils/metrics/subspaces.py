@@ -1,15 +1,19 @@
 """How far the leading singular spaces turned, and how much two updates share (arXiv 2606.07082)."""
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .factors import Factors, factorize
-from .gram import eigenvalues, gram_of
+from .factors import Factors, cholesky, factorize
+from .gram import eigenvalues, gram_of, sum_of_grams
 from .inputs import check_count, checked
+
+# Squared sines above this part of 1 (or cosines, near 90 degrees) may be taken as differences from 1.
+SMALL = 1e-14
 
 
 @dataclass(frozen=True)
@@ -73,16 +77,14 @@ def principal_angles(
 def angles_between(reference: Factors, new: Factors, *, k: int) -> PrincipalAngles:
     """Principal angles from factors already computed; ``k`` is clipped to the vectors at hand."""
     k = min(k, len(reference.s))
-    left = space_angles_deg(reference.u[:, :k], new.u[:, :k])
-    right = space_angles_deg(reference.vh[:k].T, new.vh[:k].T)
+    short = space_angles_deg(reference.short[:, :k], new.short[:, :k])
+    long = _long_angles_deg(reference, new, k)
+    left, right = (short, long) if reference.is_wide else (long, short)
     return PrincipalAngles(left_deg=left, right_deg=right)
 
 
 def space_angles_deg(basis_a: Float[Tensor, "n k"], basis_b: Float[Tensor, "n k"]) -> Float[Tensor, " k"]:
     """Principal angles between two spaces given by orthonormal columns, in degrees, ascending, float64.
-
-    The squared sines are eigenvalues of a k x k Gram matrix, so an angle far below the largest one carries an error of
-    up to 2e-8 of the largest: at most 2e-6 degree.
 
     Examples
     --------
@@ -95,9 +97,58 @@ def space_angles_deg(basis_a: Float[Tensor, "n k"], basis_b: Float[Tensor, "n k"
     if k == n:
         return torch.zeros(k, dtype=torch.float64, device=basis_a.device)
     overlap = basis_a.T @ basis_b
-    sines = eigenvalues(gram_of(basis_b - basis_a @ overlap)).sqrt().flip(0).clamp(max=1.0)
+    return _angles_deg(overlap, lambda: gram_of(basis_b - basis_a @ overlap))
+
+
+def _long_angles_deg(reference: Factors, new: Factors, k: int) -> Float[Tensor, " k"]:
+    """Angles on the long side; the new matrix's vectors are made block by block and not kept."""
+    kept = reference.long
+    n, device = len(kept.near), kept.near.device
+    if k == n:
+        return torch.zeros(k, dtype=torch.float64, device=device)
+    if new is reference or not new.has_long_lengths(k):
+        return space_angles_deg(kept.orthonormal()[:, :k], new.long.orthonormal()[:, :k])
+    vectors = new.short[:, :k] / new.lengths(k)
+    overlap, products = torch.zeros(2, k, k, dtype=torch.float64, device=device)
+    for near, block in _side_by_side(reference, new):
+        images = block @ vectors
+        overlap += near[:, :k].T @ images
+        products += gram_of(images)
+    triangle, new_triangle = kept.triangle[:k, :k], cholesky(products)
+    overlap = torch.linalg.solve_triangular(new_triangle, overlap, upper=True, left=False)
+    overlap = torch.linalg.solve_triangular(triangle.T, overlap, upper=False)
+
+    def residual() -> Float[Tensor, "k k"]:
+        turned = torch.linalg.solve_triangular(new_triangle, vectors, upper=True, left=False)
+        inside = torch.linalg.solve_triangular(triangle, overlap, upper=True)
+        return sum_of_grams(block @ turned - near[:, :k] @ inside for near, block in _side_by_side(reference, new))
+
+    return _angles_deg(overlap, residual)
+
+
+def _side_by_side(reference: Factors, new: Factors) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield blocks of the new matrix, each beside the same rows of the reference's long vectors."""
+    start = 0
+    for block in new.tall.blocks():
+        yield reference.long.near[start : start + len(block)], block
+        start += len(block)
+
+
+def _angles_deg(overlap: Float[Tensor, "k k"], residual: Callable[[], Float[Tensor, "k k"]]) -> Float[Tensor, " k"]:
+    """Angles between two spaces from the products of their orthonormal bases.
+
+    The squared sines are the eigenvalues of ``I - overlap.T @ overlap``, with an absolute error of some 1e-15. That is
+    at most 2e-6 degree if the smallest is above ``SMALL``. If it is not, they are taken from the Gram matrix of what
+    the first space leaves of the second, ``residual``; then an angle far below the largest one carries an error of up
+    to 2e-8 of the largest, at most 2e-6 degree.
+    """
+    identity = torch.eye(len(overlap), dtype=overlap.dtype, device=overlap.device)
+    squares = eigenvalues(identity - gram_of(overlap))
+    if float(squares[-1]) < SMALL:
+        squares = eigenvalues(residual())
+    sines = squares.sqrt().flip(0).clamp(max=1.0)
     radians = torch.asin(sines)
-    if float(sines[-1]) > 0.5**0.5:
+    if float(squares[0]) > 1 - SMALL:
         cosines = torch.linalg.svdvals(overlap).clamp(max=1.0)
         radians = torch.where(cosines**2 > 0.5, radians, torch.acos(cosines))
     return torch.rad2deg(radians).sort().values
@@ -142,5 +193,5 @@ def subspace_similarity(delta_t: Float[Tensor, "out in"], delta_end: Float[Tenso
     if not bool(delta_t.any()) or not bool(delta_end.any()):
         return math.nan
     k = min(k, *delta_t.shape)
-    right_t, right_end = (factorize(delta, cuts=(k,)).vh[:k] for delta in (delta_t, delta_end))
+    right_t, right_end = (factorize(delta, cuts=(k,)).vh for delta in (delta_t, delta_end))
     return min(1.0, float((right_t @ right_end.T).square().sum()) / k)

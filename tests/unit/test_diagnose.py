@@ -169,6 +169,19 @@ def test_modules_select_rows_and_nulls_can_be_left_out(run, pair):
     pd.testing.assert_frame_equal(table, expected)
 
 
+def test_a_plain_module_name_selects_every_expert():
+    model = torch.nn.Module()
+    model.mlp = torch.nn.Module()
+    model.mlp.experts = torch.nn.ModuleList(torch.nn.ModuleDict({"up_proj": torch.nn.Linear(2, 2)}) for _ in range(2))
+    model.up_proj = torch.nn.Linear(2, 2)
+    chosen = {
+        name: set(diagnose_pair(model, model, nulls=False, modules=[name])["module"])
+        for name in ("up_proj", "expert_1.up_proj")
+    }
+    assert chosen["up_proj"] == {"up_proj", "expert_0.up_proj", "expert_1.up_proj"}
+    assert chosen["expert_1.up_proj"] == {"expert_1.up_proj"}
+
+
 def test_the_seed_moves_the_nulls_only(run, pair):
     table = diagnose_pair(run / "reference.safetensors", run / "step_000010.safetensors", k=5, rank=6, seed=1)
     same = [column for column in table if not column.endswith(("_shuffled", "_random"))]

@@ -88,6 +88,24 @@ def test_other_settings_or_other_weights_are_measured_again(pair, tmp_path, meas
     assert len(list((tmp_path / "out" / "parts").glob("*.parquet"))) == len(table) == 7
 
 
+def test_other_code_never_mixes_its_rows_with_older_ones(pair, tmp_path, measured, monkeypatch):
+    diagnose_pair(*pair, **OPTIONS, out=tmp_path / "out")
+    monkeypatch.setattr(fan_out, "engine_digest", lambda package: "an upgraded engine")
+    diagnose_pair(*pair, **OPTIONS, out=tmp_path / "out")
+    assert len(measured) == 14
+
+
+def test_the_digest_sees_every_measuring_file(tmp_path):
+    for name in ("fan_out.py", "matrix_rows.py", "nulls.py", "metrics/gram.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        digests = []
+        for content in ("a = 1", "a = 2"):
+            (tmp_path / name).write_text(content)
+            fan_out.engine_digest.cache_clear()
+            digests.append(fan_out.engine_digest(tmp_path))
+        assert digests[0] != digests[1], name
+
+
 def test_a_trajectory_resumes_with_its_steps(pair, tmp_path, measured):
     later = save_model(tmp_path / "step_000002.safetensors", 2, drift=0.02)
     first = diagnose_trajectory(pair[0], [pair[1], later], **OPTIONS, out=tmp_path / "out")

@@ -25,6 +25,15 @@ def test_blocks_do_not_change_the_gram_matrix(shape, block_entries, monkeypatch)
     torch.testing.assert_close(tall.images(torch.eye(min(shape)).double()) * tall.scale, long)
 
 
+@pytest.mark.parametrize("shape", [(9, 4), (4, 9)])
+def test_a_sum_is_made_block_by_block(shape, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK_ENTRIES", 10)
+    w, other = normal(*shape).float(), normal(*shape)
+    for tall, whole in ((TallMatrix.of(w, plus=other), w + other), (TallMatrix.of(w, minus=other), w - other)):
+        assert tall.scale == TallMatrix.of(whole).scale
+        torch.testing.assert_close(tall.gram(), TallMatrix.of(whole).gram())
+
+
 @pytest.mark.parametrize("view", ["rows", "columns", "slice of columns"])
 def test_memory_order_does_not_change_the_product(view):
     w = normal(6, 8)

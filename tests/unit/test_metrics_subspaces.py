@@ -63,6 +63,25 @@ def test_angles_equal_scipy_on_a_plain_decomposition(shape, k, size):
         assert np.all(np.diff(computed.numpy()) >= 0)
 
 
+@pytest.mark.parametrize("shape", [(50, 20), (20, 50)])
+@pytest.mark.parametrize("last", [1.0, 1e-7])
+def test_blocks_of_the_long_side_do_not_change_the_angles(shape, last, monkeypatch):
+    generator = np.random.default_rng(0)
+    u, v = (np.linalg.qr(generator.normal(size=(side, 20)))[0] for side in shape)
+    s = np.linspace(2.0, 1.0, 20)
+    s[4:] *= last  # singular values too small for their vectors to be images over lengths
+    before = (u * s) @ v.T
+    after = before + 1e-8 * generator.normal(size=shape)
+    whole = metrics.principal_angles(torch.from_numpy(before), torch.from_numpy(after), k=6)
+    monkeypatch.setattr("opdgeom_utils.metrics.gram.BLOCK_ENTRIES", 60)
+    blocks = metrics.principal_angles(torch.from_numpy(before), torch.from_numpy(after), k=6)
+    (u0, _, vh0), (u1, _, vh1) = (np.linalg.svd(w, full_matrices=False) for w in (before, after))
+    for side, bases in (("left_deg", (u0[:, :6], u1[:, :6])), ("right_deg", (vh0[:6].T, vh1[:6].T))):
+        expected = np.degrees(np.sort(scipy.linalg.subspace_angles(*bases)))
+        np.testing.assert_allclose(getattr(whole, side).numpy(), expected, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(getattr(blocks, side).numpy(), expected, rtol=0, atol=1e-5)
+
+
 def test_identical_matrices_score_zero_even_without_a_gap():
     for w in (torch.eye(12), torch.randn(20, 14, generator=torch.Generator().manual_seed(3)), torch.zeros(5, 4)):
         angles = metrics.principal_angles(w, w, k=3)
