@@ -10,13 +10,18 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from opdgeom_utils.claim_statistics import STATISTICS
+from opdgeom_utils import claim_statistics, setting_statistics
 from opdgeom_utils.errors import OpdGeomError
 from opdgeom_utils.matched import SCOPES
 
+STATISTICS = claim_statistics.STATISTICS | setting_statistics.STATISTICS
 PAPER = Path(__file__).resolve().parent.parent / "data" / "paper"
 SIDES = ("above", "below", "at_least")
 ARGS = {
+    "settings_in_order": "settings metrics order at [descending]",
+    "settings_near": "settings metrics reference order fraction at",
+    "settings_within_seeds": "settings metrics reference confidence",
+    "settings_off_null": "settings metrics against sign margin",
     "ordering": "metrics order at [descending] [minus_null]",
     "log10_steps": "metrics order at",
     "against_level": "metrics recipes level at",

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from opdgeom_utils.claim_schema import Claim, ClaimError, Rule, load_claims, load_reported
-from opdgeom_utils.claim_statistics import STATISTICS, Comparison, Part
+from opdgeom_utils.claim_schema import STATISTICS, Claim, ClaimError, Rule, load_claims, load_reported
+from opdgeom_utils.claim_statistics import Comparison, Part
 from opdgeom_utils.errors import MetricInputError
 from opdgeom_utils.measured import Measured, Tables
 
@@ -202,12 +202,14 @@ def _reason(deciding: _Judged, found: Sequence[_Judged], rule: Rule) -> str:
     null = ""
     if math.isfinite(deciding.null_value):
         null = f" The same number from shuffled updates is {_say(deciding.null_value, part)}."
-    return f"{count} {which}: {part.label}, {_say(interval.mean, part)}{span} over {interval.n} seeds ({need}).{null}"
+    found = f"{part.label}, {_say(interval.mean, part)}{span} over {interval.n} {part.over}"
+    return f"{count} {which}: {found} ({need}).{null}"
 
 
 def _untestable(deciding: _Judged, rule: Rule, problems: Sequence[str]) -> str:
     shown = "; ".join(problems[:3]) or "its denominator or its value is undefined in the other seeds"
-    return f"{deciding.part.label}: {deciding.interval.n} usable seeds, {rule.min_seeds} are needed; {shown}."
+    usable = f"{deciding.interval.n} usable {deciding.part.over}"
+    return f"{deciding.part.label}: {usable}, {rule.min_seeds} are needed; {shown}."
 
 
 def _say(value: float, part: Part) -> str:
