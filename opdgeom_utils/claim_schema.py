@@ -16,9 +16,15 @@ from opdgeom_utils.matched import SCOPES
 
 STATISTICS = claim_statistics.STATISTICS | measure_statistics.STATISTICS
 FILES = {"rq1": "claims.yaml", "rq2": "claims_rq2.yaml", "rq3": "claims_rq3.yaml"}
+from opdgeom_utils import claim_statistics, setting_statistics
+STATISTICS = claim_statistics.STATISTICS | setting_statistics.STATISTICS
 PAPER = Path(__file__).resolve().parent.parent / "data" / "paper"
 SIDES = ("above", "below", "at_least")
 ARGS = {
+    "settings_in_order": "settings metrics order at [descending]",
+    "settings_near": "settings metrics reference order fraction at",
+    "settings_within_seeds": "settings metrics reference confidence",
+    "settings_off_null": "settings metrics against sign margin",
     "ordering": "metrics order at [descending] [minus_null]",
     "log10_steps": "metrics order at",
     "against_level": "metrics recipes level at",

@@ -30,11 +30,15 @@ FRACTIONS = ("update_sparsity", "principal_overlap", "low_magnitude_overlap")
 
 @dataclass(frozen=True)
 class Part:
-    """One number per seed; ``nan`` where a seed has none. ``unit`` is how to print it: points, degrees, or nothing."""
+    """One number per seed; ``nan`` where a seed has none. ``unit`` is how to print it: points, degrees, or nothing.
+
+    ``over`` says what the numbers stand for, where it is not seeds.
+    """
 
     label: str
     values: tuple[float, ...]
     unit: str = ""
+    over: str = "seeds"
 
 
 @dataclass(frozen=True)

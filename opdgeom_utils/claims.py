@@ -218,6 +218,13 @@ def _untestable(deciding: _Judged, claim: Claim, problems: Sequence[str]) -> str
     else:
         shown = f"this is a sweep over one seed, which gives {_say(deciding.interval.mean, deciding.part)}"
     return f"{deciding.part.label}: {n} usable {'seed' if n == 1 else 'seeds'}, {needed} are needed; {shown}."
+        null = f" The same number from shuffled updates is {_say(deciding.null_value, part)}."
+    found = f"{part.label}, {_say(interval.mean, part)}{span} over {interval.n} {part.over}"
+    return f"{count} {which}: {found} ({need}).{null}"
+def _untestable(deciding: _Judged, rule: Rule, problems: Sequence[str]) -> str:
+    shown = "; ".join(problems[:3]) or "its denominator or its value is undefined in the other seeds"
+    usable = f"{deciding.interval.n} usable {deciding.part.over}"
+    return f"{deciding.part.label}: {usable}, {rule.min_seeds} are needed; {shown}."
 
 
 def _say(value: float, part: Part) -> str:

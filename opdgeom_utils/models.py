@@ -32,6 +32,8 @@ from opdgeom_utils.tasks import CHARACTERS, END
 
 PROJECT = Path(__file__).resolve().parent.parent
 MODELS = PROJECT / "data" / "models"
+STARTS = PROJECT / "_build" / "starts"  # models as surgery leaves them, before they are mended
+DERIVED = "derived:"
 PAD = "<pad>"
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -83,7 +85,12 @@ def build_model(architecture: str, seed: int) -> Qwen3ForCausalLM:
 
 
 def resolve_model(name: str | Path) -> str:
-    """Return what ``from_pretrained`` needs: a shipped name (``anchor``), a folder, or a hub id, left as it is."""
+    """Return what ``from_pretrained`` needs: a shipped name (``anchor``), a folder, or a hub id, left as it is.
+
+    ``derived:<name>`` is what :mod:`opdgeom_utils.model_surgery` wrote.
+    """
+    if str(name).startswith(DERIVED) and (STARTS / str(name).removeprefix(DERIVED) / "config.json").is_file():
+        return str(STARTS / str(name).removeprefix(DERIVED))
     if (MODELS / str(name) / "config.json").is_file():
         return str(MODELS / str(name))
     is_hub_id = str(name).count("/") == 1 and not str(name).startswith((".", "/"))

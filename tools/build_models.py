@@ -1,13 +1,15 @@
-"""Rebuild data/models: the base from nothing, then anchor and teacher from the base (`make models`)."""
+"""Rebuild data/models: base, anchor and teacher, and the other sizes cut from the last two (`make models`)."""
 
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pandas as pd
@@ -17,9 +19,20 @@ from transformers import PreTrainedModel
 
 from opdgeom_utils import storage
 from opdgeom_utils.evaluation import accuracy_table
-from opdgeom_utils.models import MODELS, build_model, build_tokenizer, load_model, load_stored_state, stored_state
+from opdgeom_utils.model_surgery import write_start
+from opdgeom_utils.models import (
+    DERIVED,
+    MODELS,
+    build_model,
+    build_tokenizer,
+    load_model,
+    load_stored_state,
+    stored_state,
+)
 from opdgeom_utils.recipes import Recipe, load_recipe
 from opdgeom_utils.runs import UNTRAINED, Run, load_or_train
+
+SMALL = ["teacher_small", "teacher_large", "teacher_moe", "student_small"]  # cut from teacher or anchor, then mended
 
 
 def export(name: str, run: Run) -> None:
@@ -38,12 +51,19 @@ def write_model(name: str, model: PreTrainedModel, recipe: Recipe, seed: int) ->
     model.config.save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
     weights = {k: v.to(torch.bfloat16).contiguous() for k, v in stored_state(model).items()}
-    content = save(weights, metadata={"format": "pt"})
+    content = file_content(model) if "moe" in model.config.model_type else save(weights, metadata={"format": "pt"})
     storage.write_atomic(folder / "model.safetensors", content)
     accuracy = accuracy_table(load_model(folder), build_tokenizer(), recipe.held_out, recipe.final_eval_per_family)
     n_parameters = sum(w.numel() for w in weights.values())
     digest = hashlib.sha256(content).hexdigest()
     storage.write_atomic(folder / "README.md", card(name, recipe, seed, n_parameters, digest, accuracy).encode())
+
+
+def file_content(model: PreTrainedModel) -> bytes:
+    """Weights as transformers stores them: experts, fused in memory, are apart under their usual names."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy.deepcopy(model).to(torch.bfloat16).save_pretrained(folder)
+        return (Path(folder) / "model.safetensors").read_bytes()
 
 
 def card(name: str, recipe: Recipe, seed: int, n_parameters: int, digest: str, accuracy: pd.DataFrame) -> str:
@@ -87,15 +107,17 @@ def main() -> int:
     if options.cards or len(names) == 1:
         torch.set_num_threads(1)
     if options.cards:
-        for name in names or ["base", "teacher", "anchor"]:
+        for name in names or ["base", "teacher", "anchor", *SMALL]:
             recipe = load_recipe(name, "models")
             write_model(name, load_model(name), recipe, recipe.seeds[0])
         return 0
     if len(names) == 1:
         recipe = load_recipe(names[0], "models")
+        if recipe.start.startswith(DERIVED):
+            write_start(recipe.start)
         export(names[0], load_or_train(names[0], seed=recipe.seeds[0], profile="models"))
         return 0
-    for group in (["base"], ["teacher", "anchor"]):
+    for group in (["base"], ["teacher", "anchor"], SMALL[:2], SMALL[2:]):
         todo = [name for name in group if not names or name in names]
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         running = [subprocess.Popen([sys.executable, str(Path(__file__).resolve()), name], env=env) for name in todo]

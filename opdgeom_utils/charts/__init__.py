@@ -16,6 +16,7 @@ from opdgeom_utils.charts.curves import alpha_rank_sweep, eta_sweep, metric_agai
 from opdgeom_utils.charts.held import inside_shares, kept_along, kept_by_space
 from opdgeom_utils.charts.maps import hero, localisation, scorecard
 from opdgeom_utils.charts.paths import against_nulls, path_slider, rounding_floor, shared_spaces, update_paths
+from opdgeom_utils.charts.settings import settings_against_seeds
 from opdgeom_utils.charts.strips import (
     mask_overlap,
     matched_controls,
@@ -27,9 +28,9 @@ from opdgeom_utils.charts.variants import setting_sweep, variant_paths, variant_
 from opdgeom_utils.charts.world import accuracy_by_family, credit_per_token
 
 __all__ = [
-    "accuracy_by_family", "against_nulls", "alpha_rank_sweep", "credit_per_token", "eta_sweep", "hero", "inside_shares",
-    "kept_along", "kept_by_space", "localisation", "mask_overlap", "matched_controls", "metric_against_norm",
-    "path_slider", "rotation_comparison", "rounding_floor", "run_trajectory", "scorecard", "setting_sweep",
-    "shared_spaces", "sparsity_comparison", "spectral_drift", "training_curves", "update_paths", "variant_paths",
-    "variant_strips",
+    "accuracy_by_family", "against_nulls", "alpha_rank_sweep", "credit_per_token", "eta_sweep", "hero",
+    "inside_shares", "kept_along", "kept_by_space", "localisation", "mask_overlap", "matched_controls",
+    "metric_against_norm", "path_slider", "rotation_comparison", "rounding_floor", "run_trajectory", "scorecard",
+    "setting_sweep", "settings_against_seeds", "shared_spaces", "sparsity_comparison", "spectral_drift",
+    "training_curves", "update_paths", "variant_paths", "variant_strips",
 ]  # fmt: skip
