@@ -19,7 +19,12 @@ from opdgeom_utils.charts.theme import VERDICT_MARKS
 from opdgeom_utils.claims import UNTESTABLE, VERDICTS
 from opdgeom_utils.models import PROJECT
 
-QUESTIONS = {"rq1": "1: where OPD lies", "rq2": "2: what path it takes", "rq3": "3: what controls the path"}
+QUESTIONS = {
+    "rq1": "1: where OPD lies",
+    "rq2": "2: what path it takes",
+    "rq3": "3: what controls the path",
+    "variants": "other settings",
+}
 GROUPS = {"paper": "the paper's statement", "control": "our control"}
 SECTIONS = {
     "update_sparsity": "diag-sparsity",
@@ -41,7 +46,7 @@ CHAPTERS = {
     7: ("mixing", "mix_scale", "moments"),
     9: ("domain_sweep",),
 }
-OF_QUESTION = {"rq1": 2, "rq2": 4, "rq3": 6}
+OF_QUESTION = {"rq1": 2, "rq2": 4, "rq3": 6, "variants": 9}
 WRONG_SIDE, UNDECIDED = "the opposite is shown", "not decided"
 
 

@@ -10,14 +10,17 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from opdgeom_utils import claim_statistics, measure_statistics
+from opdgeom_utils import claim_statistics, measure_statistics, setting_statistics
 from opdgeom_utils.errors import OpdGeomError
 from opdgeom_utils.matched import SCOPES
 
-STATISTICS = claim_statistics.STATISTICS | measure_statistics.STATISTICS
-FILES = {"rq1": "claims.yaml", "rq2": "claims_rq2.yaml", "rq3": "claims_rq3.yaml"}
-from opdgeom_utils import claim_statistics, setting_statistics
-STATISTICS = claim_statistics.STATISTICS | setting_statistics.STATISTICS
+STATISTICS = claim_statistics.STATISTICS | measure_statistics.STATISTICS | setting_statistics.STATISTICS
+FILES = {
+    "rq1": "claims.yaml",
+    "rq2": "claims_rq2.yaml",
+    "rq3": "claims_rq3.yaml",
+    "variants": "claims_variants.yaml",
+}
 PAPER = Path(__file__).resolve().parent.parent / "data" / "paper"
 SIDES = ("above", "below", "at_least")
 ARGS = {
@@ -58,7 +61,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim, as its file writes it; ``question`` is the file's research question: rq1, rq2 or rq3."""
+    """One claim, as its file writes it; ``question`` is the file's research question: rq1, rq2, rq3 or variants."""
 
     id: str
     group: str
@@ -78,7 +81,7 @@ class Claim:
 
 
 def load_claims(path: Path | None = None) -> tuple[Claim, ...]:
-    """Read and check the claims of one file, or those of all three research questions, in their order.
+    """Read and check the claims of one file, or all of them, in the order of the research questions.
 
     Raises
     ------

@@ -208,7 +208,8 @@ def _reason(deciding: _Judged, found: Sequence[_Judged], rule: Rule) -> str:
     null = ""
     if math.isfinite(deciding.null_value):
         null = f" The same number from {deciding.null_name} is {_say(deciding.null_value, part)}."
-    return f"{count} {which}: {part.label}, {_say(interval.mean, part)}{span} over {interval.n} seeds ({need}).{null}"
+    found_as = f"{part.label}, {_say(interval.mean, part)}{span} over {interval.n} {part.over}"
+    return f"{count} {which}: {found_as} ({need}).{null}"
 
 
 def _untestable(deciding: _Judged, claim: Claim, problems: Sequence[str]) -> str:
@@ -217,14 +218,7 @@ def _untestable(deciding: _Judged, claim: Claim, problems: Sequence[str]) -> str
         shown = "; ".join(problems[:3]) or "its denominator or its value is undefined in the other seeds"
     else:
         shown = f"this is a sweep over one seed, which gives {_say(deciding.interval.mean, deciding.part)}"
-    return f"{deciding.part.label}: {n} usable {'seed' if n == 1 else 'seeds'}, {needed} are needed; {shown}."
-        null = f" The same number from shuffled updates is {_say(deciding.null_value, part)}."
-    found = f"{part.label}, {_say(interval.mean, part)}{span} over {interval.n} {part.over}"
-    return f"{count} {which}: {found} ({need}).{null}"
-def _untestable(deciding: _Judged, rule: Rule, problems: Sequence[str]) -> str:
-    shown = "; ".join(problems[:3]) or "its denominator or its value is undefined in the other seeds"
-    usable = f"{deciding.interval.n} usable {deciding.part.over}"
-    return f"{deciding.part.label}: {usable}, {rule.min_seeds} are needed; {shown}."
+    return f"{deciding.part.label}: {n} usable {deciding.part.over}, {needed} are needed; {shown}."
 
 
 def _say(value: float, part: Part) -> str:

@@ -238,7 +238,8 @@ def _steps(checkpoints: Checkpoints | str | os.PathLike[str]) -> list[tuple[int,
             raise MetricInputError(
                 f"checkpoints is {checkpoints}, expected a folder of steps or a list of checkpoints."
             )
-        checkpoints = [p for p in folder.iterdir() if p.suffix != ".sha256" and STEP_IN_NAME.fullmatch(p.name.split(".")[0])]
+        files = (path for path in folder.iterdir() if path.suffix != ".sha256")  # our runs keep a checksum beside each
+        checkpoints = [path for path in files if STEP_IN_NAME.fullmatch(path.name.split(".")[0])]
     steps = sorted((_step_and_source(item) for item in checkpoints), key=lambda pair: pair[0])
     numbers = [step for step, _ in steps]
     if not steps or len(set(numbers)) < len(numbers):

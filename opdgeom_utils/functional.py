@@ -35,7 +35,7 @@ from opdgeom_utils.rollouts import Rollouts, completion_logits, decode_completio
 from opdgeom_utils.runs import Run, checkpoint_path
 from opdgeom_utils.tasks import Example, held_out_set, verify
 
-SAMPLES = 4
+SAMPLES = 2
 BATCH = 256
 PROJECTED = "_project_"
 SOURCES = tuple(

@@ -1,7 +1,7 @@
 """Several runs at once: one single-threaded process for each, as many as there are cores to feed.
 
 Two single-threaded processes train faster than one process with two threads. From a shell:
-``python -m opdgeom_utils.workers toy opd 0`` trains one run.
+``python -m opdgeom_utils.workers toy opd 0 measures`` trains one run and measures it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from opdgeom_utils.errors import OpdGeomError
 from opdgeom_utils.results import geometry_of
+from opdgeom_utils.run_measures import measures_of_run
 from opdgeom_utils.runs import Run, load_or_train, runs_folder
 
 Job = tuple[str, int]
@@ -27,7 +28,9 @@ class WorkerError(OpdGeomError, RuntimeError):
     """A training process failed; the message ends with what it printed last."""
 
 
-def load_or_train_many(jobs: Sequence[Job], *, profile: str = "toy", workers: int = 2) -> list[Run]:
+def load_or_train_many(
+    jobs: Sequence[Job], *, profile: str = "toy", workers: int = 2, measures: bool = False
+) -> list[Run]:
     """Open or train several runs, ``workers`` at a time, each in a process of its own, in the order asked for.
 
     Parameters
@@ -38,6 +41,8 @@ def load_or_train_many(jobs: Sequence[Job], *, profile: str = "toy", workers: in
         File name in ``data/recipes`` without its ending.
     workers
         Processes at once, each with one thread.
+    measures
+        Whether to measure each run's path and function too (:mod:`opdgeom_utils.run_measures`).
 
     Raises
     ------
@@ -51,7 +56,7 @@ def load_or_train_many(jobs: Sequence[Job], *, profile: str = "toy", workers: in
         while waiting or running:
             while waiting and len(running) < workers:
                 job = waiting.pop(0)
-                running[job] = _start(job, profile, logs)
+                running[job] = _start(job, profile, logs, measures)
             time.sleep(0.2)
             for job, process in list(running.items()):
                 if process.poll() is not None:
@@ -71,17 +76,21 @@ def _log_of(job: Job, logs: Path) -> Path:
     return logs / f"{job[0]}-s{job[1]}.log"
 
 
-def _start(job: Job, profile: str, logs: Path) -> subprocess.Popen[bytes]:
+def _start(job: Job, profile: str, logs: Path, measures: bool) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "opdgeom_utils.workers", profile, job[0], str(job[1])]
+    command += ["measures"] if measures else []
     with _log_of(job, logs).open("w") as log:
         return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=log, stderr=log)
 
 
 def main() -> None:
-    """Train one run and measure its geometry, in one thread."""
-    profile, name, seed = sys.argv[1:4]
+    """Train one run and measure it, in one thread."""
+    profile, name, seed, *more = sys.argv[1:]
     torch.set_num_threads(1)
-    geometry_of(load_or_train(name, seed=int(seed), profile=profile))
+    run = load_or_train(name, seed=int(seed), profile=profile)
+    geometry_of(run)
+    if more == ["measures"]:
+        measures_of_run(run)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from opdgeom_utils.claims import load_reported
 from opdgeom_utils.models import PROJECT
 from opdgeom_utils.recipes import load_recipe, recipe_names
 from opdgeom_utils.results import RESULTS, Tables, write_tables
+from opdgeom_utils.run_measures import measures_of
 from opdgeom_utils.workers import Job, load_or_train_many
 
 FIGURE = PROJECT / "book" / "_static" / "where_opd_lies.svg"
@@ -44,7 +45,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the tables")
     args = parser.parse_args()
     jobs = jobs_of(args.profile, args.recipes, args.seeds)
-    runs = load_or_train_many(jobs, profile=args.profile, workers=args.workers)
+    runs = load_or_train_many(jobs, profile=args.profile, workers=args.workers, measures=True)
     whole = args.profile == PUBLISHED and not args.recipes and args.seeds is None
     if args.results == RESULTS and not whole:
         print(
@@ -52,6 +53,7 @@ def main() -> int:
         )
         return 0
     tables = write_tables(runs, args.results)
+    storage.write_atomic(args.results / "measures.parquet", storage.parquet_bytes(measures_of(runs)))
     if args.results == RESULTS:
         storage.write_atomic(FIGURE, readme_figure(tables))
     print(f"wrote {args.results}: {len(tables.geometry)} geometry rows from {len(jobs)} runs")

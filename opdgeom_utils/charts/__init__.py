@@ -5,14 +5,13 @@
 True
 """
 
+from opdgeom_utils.charts.curves import (
     alpha_rank_sweep,
     eta_sweep,
     metric_against_norm,
     run_trajectory,
     training_curves,
 )
-from opdgeom_utils.charts.curves import (
-from opdgeom_utils.charts.curves import alpha_rank_sweep, eta_sweep, metric_against_norm, training_curves
 from opdgeom_utils.charts.held import inside_shares, kept_along, kept_by_space
 from opdgeom_utils.charts.maps import hero, localisation, scorecard
 from opdgeom_utils.charts.paths import against_nulls, path_slider, rounding_floor, shared_spaces, update_paths
