@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import scipy.linalg
 import torch
 from jaxtyping import Float
-from scipy.linalg.blas import dsyrk
 from torch import Tensor
 
 BLOCK_ENTRIES = 2**22  # 32 MB in float64
@@ -150,6 +149,7 @@ def sum_of_grams(blocks: Iterator[Float[Tensor, "some short"]]) -> Float[Tensor,
         columns_first = block.stride(0) == 1 and block.shape[0] > 1
         rows = block.numpy()
         # LAPACK counts columns first: what it calls the upper triangle of ``total.T`` is the lower one of ``total``.
+        (dsyrk,) = scipy.linalg.get_blas_funcs(("syrk",), (rows,))
         triangle, left = total.numpy().T, rows if columns_first else rows.T
         dsyrk(1.0, left, beta=1.0, c=triangle, trans=int(columns_first), overwrite_c=1)
     assert total is not None

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.linalg
 import torch
 from jaxtyping import Float
-from scipy.linalg import lapack
 from torch import Tensor
 
 from .gram import eigenpairs, on_cpu
@@ -44,14 +44,16 @@ class Spectrum:
         if not on_cpu(gram) or n < TRIDIAGONAL_FROM:
             values, vectors = eigenpairs(gram)
             return cls(values, lambda start, stop: vectors[:, start:stop])
-        reduced, diagonal, beside, tau, _ = lapack.dsytrd(gram.numpy().T, lower=1, lwork=64 * n)
-        ascending, small, _ = lapack.dstevd(diagonal, beside)
+        names = ("sytrd", "stevd", "ormqr")
+        dsytrd, dstevd, dormqr = scipy.linalg.get_lapack_funcs(names, (gram.numpy(),))
+        reduced, diagonal, beside, tau, _ = dsytrd(gram.numpy().T, lower=1, lwork=64 * n)
+        ascending, small, _ = dstevd(diagonal, beside)
         # The reflectors leave the first coordinate alone; the rest is what LAPACK's dormtr passes on to dormqr.
         reflectors = np.asfortranarray(reduced[1:, :-1])
 
         def vectors_of(start: int, stop: int) -> Tensor:
             columns = np.asfortranarray(small[:, n - stop : n - start])
-            columns[1:] = lapack.dormqr("L", "N", reflectors, tau, columns[1:], 64 * n)[0]
+            columns[1:] = dormqr("L", "N", reflectors, tau, columns[1:], 64 * n)[0]
             return torch.from_numpy(columns).flip(1)
 
         return cls(torch.from_numpy(ascending).flip(0), vectors_of)
