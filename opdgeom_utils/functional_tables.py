@@ -111,7 +111,7 @@ def progress(rows: pd.DataFrame, profile: str) -> pd.DataFrame:
         progress; then ``space, sweep, rank, share``, the last as a fraction of the run. A seed without its free run
         is left out.
     """
-    values = rows.loc[rows["null"] == ""].set_index(["recipe", "seed", "quantity", "step"])["value"]
+    values = rows.loc[rows["null"] == ""].set_index(["recipe", "seed", "quantity", "step"])["value"].sort_index()
     out: list[dict[str, object]] = []
     for recipe in held_recipes(rows, profile):
         said = {"space": space_in_words(recipe), "sweep": sweep_of(recipe), "rank": recipe.projection_rank}

@@ -19,6 +19,7 @@ from opdgeom_utils.errors import RecipeError, UnknownProfileError, UnknownRecipe
 from opdgeom_utils.tasks import check_mixture
 
 RECIPES = Path(__file__).resolve().parent.parent / "data" / "recipes"
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same loader in C, ten times as fast, where it was built
 OBJECTIVES = ("sft", "opd", "rlvr", "mixed")
 KEEP_BY = ("top", "random")
 SPACES = ("early", "complement", "random", "activations")
@@ -235,7 +236,7 @@ def _check_fields(values: dict[str, Any]) -> None:
 
 def _read(profile: str) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(profile_path(profile).read_text(encoding="utf-8"))
+        content = yaml.load(profile_path(profile).read_text(encoding="utf-8"), Loader=LOADER)
     except yaml.YAMLError as error:
         raise RecipeError(f"data/recipes/{profile}.yaml is not readable YAML: {error}") from error
     if not isinstance(content, dict) or set(content) != {"defaults", "recipes"}:

@@ -30,8 +30,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "opd": {"objective": "opd"},
     "rlvr": {"objective": "rlvr"},
     "mixed": {"like": "opd", "objective": "mixed", "alpha": 0.5},
-    "opd_early": {"like": "opd", "projection_space": "early", "projection_rank": 2, "projection_from": 2},
-    "opd_elsewhere": {"like": "opd_early", "projection_space": "run:rlvr@2"},
+    "opd_project_early": {"like": "opd", "projection_space": "early", "projection_rank": 2, "projection_from": 2},
+    "opd_project_elsewhere": {"like": "opd_project_early", "projection_space": "run:rlvr@2"},
 }
 
 

@@ -64,7 +64,9 @@ def test_a_recipe_cannot_be_changed(make_recipe: Callable[..., Recipe]) -> None:
 def test_unknown_names_say_what_is_known(world: World) -> None:
     with pytest.raises(UnknownProfileError, match=r"unknown profile 'toi'.*Known: tiny"):
         load_recipe("opd", "toi")
-    with pytest.raises(UnknownRecipeError, match=r"unknown recipe 'odp'.*known: sft, opd, rlvr, mixed, opd_early"):
+    with pytest.raises(
+        UnknownRecipeError, match=r"unknown recipe 'odp'.*known: sft, opd, rlvr, mixed, opd_project_early"
+    ):
         load_recipe("odp", "tiny")
     with pytest.raises(KeyError):
         recipe_names("toi")

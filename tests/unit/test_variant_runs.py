@@ -58,20 +58,20 @@ def test_a_projected_run_killed_before_or_after_its_space_is_taken_ends_the_same
     space: str, stops: list[int], world: World, tmp_path: Path, halt: Halt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At 2 the space is not there yet, from 4 on it must come back from the checkpoint at update 2."""
-    with_recipes(world, opd_early={**RECIPES["opd_early"], "projection_space": space})
-    expected = content_of(load_or_train("opd_early", profile="tiny"))
+    with_recipes(world, opd_project_early={**RECIPES["opd_project_early"], "projection_space": space})
+    expected = content_of(load_or_train("opd_project_early", profile="tiny"))
     monkeypatch.setenv("OPDGEOM_RUNS", str(tmp_path / "stopped"))
     for stop in stops:
         halt(stop)
         with pytest.raises(Killed):
-            load_or_train("opd_early", profile="tiny")
+            load_or_train("opd_project_early", profile="tiny")
     halt(-1)
-    assert content_of(load_or_train("opd_early", profile="tiny")) == expected
+    assert content_of(load_or_train("opd_project_early", profile="tiny")) == expected
     assert all("update_inside" in row for row in expected[1][2:])
 
 
 def test_the_held_run_and_the_free_run_share_their_past(world: World) -> None:
-    free, held = (load_or_train(name, profile="tiny") for name in ("opd", "opd_early"))
+    free, held = (load_or_train(name, profile="tiny") for name in ("opd", "opd_project_early"))
     same = [a.path.read_bytes() == b.path.read_bytes() for a, b in zip(free.checkpoints, held.checkpoints, strict=True)]
     assert same == [True, True, False]
 
@@ -80,10 +80,10 @@ def test_a_run_in_another_s_space_trains_the_other_first_and_takes_its_update(wo
     halt(4)
     with_recipes(world)
     with pytest.raises(Killed):
-        load_or_train("opd_elsewhere", profile="tiny", seed=1)
+        load_or_train("opd_project_elsewhere", profile="tiny", seed=1)
     other = load_or_train("rlvr", profile="tiny", seed=1)
     assert (other.path / "DONE").is_file()
-    learner = runs.make_learner(Run(load_recipe("opd_elsewhere", "tiny"), 1, world.runs / "unused"), "cpu")
+    learner = runs.make_learner(Run(load_recipe("opd_project_elsewhere", "tiny"), 1, world.runs / "unused"), "cpu")
     assert learner.other_update is not None
     end = runs.storage.read_tensors(runs.checkpoint_path(other.path, 2))
     for (name, start), update in zip(learner.student.named_parameters(), learner.other_update.values(), strict=True):
@@ -91,21 +91,21 @@ def test_a_run_in_another_s_space_trains_the_other_first_and_takes_its_update(wo
 
 
 def test_a_space_that_was_not_stored_is_refused_before_any_training(world: World) -> None:
-    with_recipes(world, opd_elsewhere={**RECIPES["opd_elsewhere"], "projection_space": "run:rlvr@5"})
+    with_recipes(world, opd_project_elsewhere={**RECIPES["opd_project_elsewhere"], "projection_space": "run:rlvr@5"})
     with pytest.raises(RecipeError, match=r"rlvr at update 5, which has checkpoints \[1, 2, 3, 4, 6\] only"):
-        load_or_train("opd_elsewhere", profile="tiny")
+        load_or_train("opd_project_elsewhere", profile="tiny")
     assert not list(world.runs.rglob("*.safetensors"))
 
 
 def test_a_dependent_run_s_name_follows_the_other_run(world: World) -> None:
-    names = ("opd_elsewhere", "opd_early")
+    names = ("opd_project_elsewhere", "opd_project_early")
     before = {name: fingerprint(load_recipe(name, "tiny"), 0) for name in names}
     with_recipes(world)
     recipes_now = {name: replace(load_recipe(name, "tiny"), steps=4, checkpoints=(1, 2, 4)) for name in names}
     after = {name: fingerprint(recipe, 0) for name, recipe in recipes_now.items()}
-    assert after["opd_elsewhere"] != before["opd_elsewhere"], "rlvr has six updates now"
-    assert after["opd_early"] == before["opd_early"]
-    assert fingerprint(recipes_now["opd_elsewhere"], 1) != after["opd_elsewhere"]
+    assert after["opd_project_elsewhere"] != before["opd_project_elsewhere"], "rlvr has six updates now"
+    assert after["opd_project_early"] == before["opd_project_early"]
+    assert fingerprint(recipes_now["opd_project_elsewhere"], 1) != after["opd_project_elsewhere"]
 
 
 def test_a_writer_s_weights_are_part_of_the_run_s_name(
@@ -143,7 +143,7 @@ def adopt(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_runs_whose_numbers_did_not_change_are_kept_dependent_ones_last(
     world: World, rewritten: Callable[[], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    old = {name: load_or_train(name, profile="tiny") for name in ("opd_elsewhere", "rlvr")}
+    old = {name: load_or_train(name, profile="tiny") for name in ("opd_project_elsewhere", "rlvr")}
     expected = {name: content_of(run) for name, run in old.items()}
     trained = {name: fingerprint(run.recipe, 0) for name, run in old.items()}
     rewritten()
@@ -165,7 +165,7 @@ def test_a_run_whose_numbers_changed_stays_under_its_old_name(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """A change that shows only once the projection has begun is found too."""
-    run = load_or_train("opd_early", profile="tiny")
+    run = load_or_train("opd_project_early", profile="tiny")
     inner, when = training.apply_update, 0 if where == "first" else 2
 
     def other(learner: Learner, batch: Batch) -> training.Log:

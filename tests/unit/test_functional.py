@@ -1,0 +1,138 @@
+"""The two rulers of function: closed forms, the same text for all, and which checkpoints are measured."""
+
+from collections.abc import Iterator
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from opdgeom_utils import functional, load_or_train
+from opdgeom_utils.functional import (
+    Yardstick,
+    function_measures,
+    inside_rows,
+    isotropic_share,
+    points_of,
+    sampled_accuracy,
+    teacher_distance,
+    yardstick_of,
+)
+from opdgeom_utils.models import load_model
+from opdgeom_utils.projection import Projector, random_space
+from opdgeom_utils.recipes import load_recipe
+from opdgeom_utils.rollouts import Rollouts, encode_pairs
+from opdgeom_utils.tasks import make_example
+from tests.tiny_world import DEFAULTS, RECIPES, World
+
+
+@pytest.fixture
+def yardstick(world: World) -> Iterator[Yardstick]:
+    functional._yardstick.cache_clear()
+    yield yardstick_of(load_recipe("opd", "tiny"))
+    functional._yardstick.cache_clear()
+
+
+def test_the_distance_of_the_teacher_to_itself_is_zero_and_of_others_that_of_plain_forwards(
+    yardstick: Yardstick, world: World
+) -> None:
+    teacher, student = (load_model(world.models / name).eval() for name in ("teacher", "anchor"))
+    assert teacher_distance(teacher, yardstick) == pytest.approx(0.0, abs=1e-6)
+    total, tokens = 0.0, 0
+    for text in yardstick.texts:
+        for prompt, prompt_mask, ids, mask in zip(
+            text.prompt_ids, text.prompt_mask, text.completion_ids[:, 0], text.mask[:, 0], strict=True
+        ):
+            whole = torch.cat([prompt[prompt_mask], ids[mask]])[None]
+            with torch.no_grad():
+                own, other = (model(whole).logits[0].double().log_softmax(-1) for model in (student, teacher))
+            start = int(prompt_mask.sum()) - 1
+            total += float((own.exp() * (own - other)).sum(-1)[start:-1].sum())
+            tokens += int(mask.sum())
+    found = teacher_distance(student, yardstick)
+    assert found == pytest.approx(total / tokens, rel=1e-3)
+    assert found > 1e-6
+
+
+def test_the_text_is_the_anchor_s_whichever_run_asks(yardstick: Yardstick) -> None:
+    sft = load_recipe("sft", "tiny")
+    assert sft.start == "base"
+    assert yardstick_of(sft) is yardstick
+
+
+def test_accuracy_is_the_share_of_right_completions(yardstick: Yardstick, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer whose first completion of every prompt is right and whose other three are not: a quarter."""
+    tokenizer = yardstick.tokenizer
+
+    def written(_: object, ids: Tensor, mask: Tensor, *, group_size: int, **__: object) -> Rollouts:
+        prompts = ["".join(tokenizer.convert_ids_to_tokens(r[m].tolist())) for r, m in zip(ids, mask, strict=True)]
+        right = [make_example(p.split(" ")[0], p.split(" ", 1)[1].removesuffix("=")).completion for p in prompts]
+        parts = [
+            encode_pairs(tokenizer, [p] * group_size, [r, "0;x$", "$", "0"])
+            for p, r in zip(prompts, right, strict=True)
+        ]
+        part = parts[0]
+        return Rollouts(ids, mask, part.completion_ids[None, :, 0], part.mask[None, :, 0], part.log_probs[None, :, 0])
+
+    single = Yardstick(tokenizer, [[e] for batch in yardstick.batches for e in batch], [], [])
+    monkeypatch.setattr(functional, "sample", written)
+    assert sampled_accuracy(load_model("anchor"), single) == 0.25
+
+
+def test_the_same_numbers_on_every_call(yardstick: Yardstick) -> None:
+    model = load_model("anchor").eval()
+    torch.manual_seed(3)
+    first = sampled_accuracy(model, yardstick, longest=5), teacher_distance(model, yardstick)
+    torch.manual_seed(4)
+    assert (sampled_accuracy(model, yardstick, longest=5), teacher_distance(model, yardstick)) == first
+
+
+def test_an_update_without_direction_has_the_isotropic_share() -> None:
+    """Gaussian updates of two shapes, random spaces of two dimensions each."""
+    layers = {"a": torch.nn.Linear(6, 9, bias=False), "b": torch.nn.Linear(12, 4, bias=False)}
+    before = {name: torch.zeros_like(layer.weight) for name, layer in layers.items()}
+    shares = []
+    for seed in range(100):
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for layer in layers.values():
+                layer.weight.normal_(generator=generator)
+        space = Projector({"a": random_space(6, 2, seed), "b": random_space(12, 2, seed)})
+        shares.append(space.share_inside(layers, before))
+    assert sum(shares) / 100 == pytest.approx(isotropic_share([(9, 6), (4, 12)], 2), abs=0.02)
+
+
+def test_inside_counts_from_the_projection_on(world: World) -> None:
+    recipe = load_recipe("opd_project_early", "tiny")  # from update 2 on, rank 2
+    log = pd.DataFrame({"step": [1, 2, 3, 4], "update_inside": [0.1, 0.2, 0.5, 0.7]})
+    assert [row["value"] for row in inside_rows(recipe, log, [(4, 8)])] == pytest.approx([0.6, 0.25])
+
+
+def test_a_free_run_is_measured_where_its_projected_runs_begin_and_end(world: World) -> None:
+    assert points_of(load_recipe("opd", "tiny")) == [0, 2, 4]
+    assert points_of(load_recipe("opd_project_early", "tiny")) == [4]
+    assert points_of(load_recipe("sft", "tiny")) == [4]
+    changed = {**RECIPES, "opd": {**RECIPES["opd"], "checkpoints": [1, 4]}}
+    changed["opd_project_early"] = {**RECIPES["opd_project_early"], "checkpoints": [2, 4]}
+    content = {"defaults": DEFAULTS, "recipes": changed}
+    (world.recipes / "tiny.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    assert points_of(load_recipe("opd", "tiny")) == [0, 1, 4], "the nearest"
+    assert points_of(load_recipe("opd_project_early", "tiny")) == [2, 4], "its own start, which the free run lacks"
+
+
+def test_measures_of_a_projected_run_and_of_the_free_one(
+    yardstick: Yardstick, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, free = (load_or_train(name, profile="tiny") for name in ("opd_project_early", "opd"))
+    table = function_measures(held)
+    assert table.groupby("quantity")["step"].unique().map(list).to_dict() == {
+        "accuracy": [4], "teacher_distance": [4], "update_inside": [4]
+    }  # fmt: skip
+    own = table.loc[(table["quantity"] == "update_inside") & (table["null"] == ""), "value"].item()
+    assert own == pytest.approx(float(held.log["update_inside"].mean()))
+    paths = function_measures(free).set_index(["quantity", "step"])["value"]
+    assert paths["teacher_distance", 0] == pytest.approx(teacher_distance(load_model("anchor"), yardstick), rel=1e-6)
+    assert paths["teacher_distance"].nunique() == 3
+    monkeypatch.setattr(functional, "_measured", lambda *_: pytest.fail("measured again"))
+    pd.testing.assert_frame_equal(function_measures(held), table)

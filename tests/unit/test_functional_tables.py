@@ -1,0 +1,142 @@
+"""Progress kept, from rows whose answer is known."""
+
+import math
+
+import pandas as pd
+import pytest
+
+from opdgeom_utils import functional_tables
+from opdgeom_utils.errors import MetricInputError, StaleResultsError
+from opdgeom_utils.functional_tables import (
+    inside_table,
+    kept_table,
+    progress,
+    ruler_table,
+    say_basis,
+    say_starts,
+)
+from opdgeom_utils.measures import as_measures
+
+
+def path(recipe: str, seed: int, accuracy: dict[int, float], distance: dict[int, float]) -> list[dict[str, object]]:
+    key = {"profile": "toy", "recipe": recipe, "seed": seed}
+    quantities = {"accuracy": accuracy, "teacher_distance": distance}
+    return [key | {"quantity": q, "step": s, "value": v} for q, values in quantities.items() for s, v in values.items()]
+
+
+def rows() -> pd.DataFrame:
+    """OPD gains 10 points and 0.1 nats from 8 to 40 in seed 0, nothing in seed 1; RLVR was not stored at 24."""
+    held = [
+        *path("opd_project_early", 0, {40: 0.58}, {40: 0.55}),
+        *path("opd_project_early", 1, {40: 0.51}, {40: 0.61}),
+        *path("opd_project_k8", 0, {40: 0.62}, {40: 0.50}),
+        *path("opd_project_random", 3, {40: 0.62}, {40: 0.50}),  # of a seed without its free run
+        *path("rlvr_project_early", 0, {24: 0.52, 120: 0.55}, {24: 0.6, 120: 0.6}),
+    ]
+    inside = {"profile": "toy", "recipe": "opd_project_early", "step": 40, "k": 4, "quantity": "update_inside"}
+    return as_measures([
+        *path("opd", 0, {0: 0.4, 8: 0.5, 40: 0.6, 80: 0.9}, {0: 0.7, 8: 0.6, 40: 0.5, 80: 0.1}),
+        *path("opd", 1, {0: 0.4, 8: 0.5, 40: 0.5, 80: 0.9}, {0: 0.7, 8: 0.6, 40: 0.65, 80: 0.1}),
+        *path("rlvr", 0, {0: 0.4, 30: 0.5, 120: 0.6}, {0: 0.7, 30: 0.6, 120: 0.6}),
+        *held,
+        *(inside | {"seed": seed, "null": null, "value": v} for seed, null, v in
+          [(0, "", 0.8), (1, "", 0.7), (0, "isotropic", 0.02), (1, "isotropic", 0.02)]),
+    ])  # fmt: skip
+
+
+def kept_of(recipe: str, quantity: str) -> list[float]:
+    table = progress(rows(), "toy")
+    return table.loc[(table["recipe"] == recipe) & (table["quantity"] == quantity), "kept"].tolist()
+
+
+def test_progress_by_hand() -> None:
+    assert kept_of("opd_project_early", "accuracy")[0] == pytest.approx(0.8)
+    assert kept_of("opd_project_early", "teacher_distance")[0] == pytest.approx(0.5)
+    assert kept_of("opd_project_k8", "accuracy") == pytest.approx([1.2])
+    assert kept_of("rlvr_project_early", "accuracy") == pytest.approx([0.5])
+
+
+def test_a_seed_whose_free_run_gains_nothing_has_no_share() -> None:
+    assert math.isnan(kept_of("opd_project_early", "accuracy")[1])
+    assert math.isnan(kept_of("opd_project_early", "teacher_distance")[1])
+    assert math.isnan(kept_of("rlvr_project_early", "teacher_distance")[0])
+
+
+def test_a_seed_without_its_free_run_is_left_out() -> None:
+    assert "opd_project_random" not in set(progress(rows(), "toy")["recipe"])
+
+
+def test_the_nearest_checkpoint_stands_in_and_the_page_says_so() -> None:
+    kept = progress(rows(), "toy")
+    ends = kept.loc[kept["recipe"] == "rlvr_project_early", ["begins", "ends"]].drop_duplicates()
+    assert ends.to_numpy().tolist() == [[30, 120]]
+    assert say_starts(kept, rows(), "toy") == (
+        "rlvr_project_early begins at update 24; the free run's checkpoint at 30 stands in "
+        "(accuracy 50.0% there, 52.0% at 24)."
+    )
+    only_opd = kept.loc[kept["free"] == "opd"]
+    assert say_starts(only_opd, rows(), "toy") == "Every free run has a checkpoint where its projection begins."
+
+
+def test_words_and_sweeps() -> None:
+    kept = progress(rows(), "toy").drop_duplicates("recipe").set_index("recipe")
+    assert kept["sweep"].to_dict() == {
+        "opd_project_early": "space",
+        "opd_project_k8": "rank",
+        "rlvr_project_early": "space",
+    }
+    assert kept["rank"].to_dict() == {"opd_project_early": 4, "opd_project_k8": 8, "rlvr_project_early": 4}
+    assert set(kept["share"]) == {0.2}
+
+
+def test_the_basis_names_runs_of_one_seed() -> None:
+    assert say_basis(progress(rows(), "toy")) == (
+        "Seeds: 2 for opd_project_early. One seed only, so without an interval and no ground for a verdict: "
+        "opd_project_k8, rlvr_project_early."
+    )
+
+
+def test_the_table_counts_the_seeds_that_have_a_share() -> None:
+    table = kept_table(progress(rows(), "toy"), "accuracy").set_index("recipe")
+    assert table.loc["opd_project_early", ["progress kept", "95% interval", "seeds"]].tolist() == [
+        "80%",
+        "one seed",
+        "1 of 2",
+    ]
+    assert table.loc["opd_project_k8", "progress kept"] == "120%"
+    with pytest.raises(MetricInputError, match="expected one of"):
+        kept_table(progress(rows(), "toy"), "greedy")
+
+
+def test_rulers_show_gain_and_sampling_error() -> None:
+    table = ruler_table(progress(rows(), "toy"), 100, 4).set_index(["run", "ruler"])
+    opd = table.loc[("OPD", "sampled accuracy")]
+    assert opd["gain"] == pytest.approx(0.05)
+    assert opd["sampling error of one value"] == pytest.approx(0.5 / 20)
+    assert table.loc[("OPD", "distance to the teacher"), "sampling error of one value"] == 0
+    assert table.loc[("OPD", "distance to the teacher"), "gain"] == pytest.approx(-0.025)
+
+
+def test_inside_stands_beside_chance() -> None:
+    table = inside_table(rows(), "toy")
+    assert table[["recipe", "seed", "inside", "isotropic"]].to_numpy().tolist() == [
+        ["opd_project_early", 0, 0.8, 0.02],
+        ["opd_project_early", 1, 0.7, 0.02],
+    ]
+
+
+def test_committed_rows_are_cut_to_profile_seeds_and_quantities(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path_factory.mktemp("results")
+    monkeypatch.setattr(functional_tables, "RESULTS", folder)
+    with pytest.raises(StaleResultsError, match="make runs"):
+        functional_tables.function_table("toy", [0])
+    other = rows().assign(profile="smoke"), rows().iloc[:1].assign(quantity="stable_rank")
+    pd.concat([rows(), *other]).to_parquet(folder / "measures.parquet")
+    found = functional_tables.function_table("toy", [0])
+    assert set(found["seed"]) == {0}
+    assert set(found["quantity"]) == {"accuracy", "teacher_distance", "update_inside"}
+    assert set(found["profile"]) == {"toy"}
+    with pytest.raises(StaleResultsError, match=r"seeds \[7\]"):
+        functional_tables.function_table("toy", [7])
