@@ -43,9 +43,15 @@ PALETTE = {
     "base": "#E69F00",
     "anchor": "#8F6BB3",
     "teacher": "#56777A",
+    "this variant": "#8F6BB3",
+    "comparison": "#7F7F7F",
+    "top": "#8F6BB3",
+    "random": "#E69F00",
+    "raw": "#8F6BB3",
+    "equal norms": "#E69F00",
 }
 OTHER = ("#E69F00", "#8F6BB3", "#56777A", "#B5651D")
-SHAPES = {"shuffled null": "square", "random null": "triangle-up", PAPER: "diamond"}
+SHAPES = {"shuffled null": "square", "comparison": "square", "random null": "triangle-up", PAPER: "diamond"}
 DASHES = {
     "random walk": [2, 3],
     "decaying walk": [6, 3],

@@ -8,15 +8,11 @@ import altair as alt
 import pandas as pd
 
 from opdgeom_utils.charts.series import folded, listed, need
-from opdgeom_utils.charts.theme import OTHER, PALETTE, Figure, axis_format, legend, metric_title
+from opdgeom_utils.charts.theme import Figure, axis_format, colour_scale, in_order, legend, metric_title, shape_scale
 from opdgeom_utils.errors import MetricInputError
 
 PANEL, COLUMNS, SLOT = 165, 3, 20
-VARIANT = OTHER[1]
-INK = {"OPD": PALETTE["OPD"], "RLVR": PALETTE["RLVR"], "this variant": VARIANT}
-KINDS = {"variant": "run", "null": "what it is compared with"}
-KIND_INK = {KINDS["variant"]: VARIANT, KINDS["null"]: PALETTE["shuffled null"]}
-CURVE_INK = (OTHER[1], OTHER[0], "#0072B2", "#009E73")
+KINDS = {"variant": "this variant", "null": "comparison"}
 
 
 def variant_paths(table: pd.DataFrame, metric: str = "stable_rank") -> Figure:
@@ -30,9 +26,8 @@ def variant_paths(table: pd.DataFrame, metric: str = "stable_rank") -> Figure:
         What ``value`` is: names the axis.
     """
     curves = _folded(need(table, ["panel", "recipe", "seed", "step", "value"]), ["panel", "recipe", "step"], metric)
-    names = [n for n in INK if n in set(curves.loc[:, "recipe"])]
-    scale = alt.Scale(domain=names, range=[INK[n] for n in names])
-    colour = alt.Color("recipe:N", title=None, scale=scale, legend=legend(names))
+    names = in_order(curves.loc[:, "recipe"])
+    colour = alt.Color("recipe:N", title=None, scale=colour_scale(names), legend=legend(names))
     x = alt.X("step:Q", title="updates (square-root scale)").scale(type="sqrt")
     base = alt.Chart(curves).encode(x=x.axis(tickCount=4, format="d", labelOverlap=True), color=colour)
     title = metric_title(metric)
@@ -70,12 +65,9 @@ def variant_strips(table: pd.DataFrame, metric: str, *, title: str | None = None
     rows, panels = (list(dict.fromkeys(table.loc[:, column])) for column in ("row", "panel"))
     parts = [means.assign(role="mean"), table.dropna(subset=["value"]).assign(role="seed")]
     data = pd.concat(parts).assign(kind=lambda t: t["kind"].map(KINDS))
-    names = [n for n in KIND_INK if n in set(data.loc[:, "kind"])]
-    colour = alt.Color(
-        "kind:N", title=None, scale=alt.Scale(domain=names, range=[KIND_INK[n] for n in names]), legend=legend(names)
-    )
-    shapes = alt.Scale(domain=names, range=["circle" if n == KINDS["variant"] else "square" for n in names])
-    shape = alt.Shape("kind:N", title=None, scale=shapes, legend=legend(names))
+    names = in_order(data.loc[:, "kind"])
+    colour = alt.Color("kind:N", title=None, scale=colour_scale(names), legend=legend(names))
+    shape = alt.Shape("kind:N", title=None, scale=shape_scale(names), legend=legend(names))
     y = alt.Y("row:N", sort=rows, title=None, axis=alt.Axis(labelLimit=170))
     axis = alt.Axis(format=_ticks(metric), tickCount=4, labelOverlap=True)
     words = title or metric_title(metric)
@@ -118,8 +110,7 @@ def setting_sweep(
     curves = _folded(need(table, columns), ["panel", "series", "setting"], metric)
     places = [p for p in order if p in set(curves.loc[:, "setting"])]
     names, panels = (list(dict.fromkeys(table.loc[:, column])) for column in ("series", "panel"))
-    scale = alt.Scale(domain=names, range=[CURVE_INK[i % len(CURVE_INK)] for i in range(len(names))])
-    colour = alt.Color("series:N", title=None, scale=scale, legend=legend(names))
+    colour = alt.Color("series:N", title=None, scale=colour_scale(names), legend=legend(names))
     title = title or metric_title(metric)
     x = alt.X("setting:N", sort=places, title=setting, axis=alt.Axis(labelAngle=0))
     axis = alt.Axis(format=_ticks(metric), tickCount=4)

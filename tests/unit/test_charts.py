@@ -14,6 +14,8 @@ import pytest
 import vl_convert
 
 from opdgeom_utils import charts, claims, matched, path_tables
+from opdgeom_utils import charts, claims, matched, moment_tables
+from opdgeom_utils import control_tables as control
 from opdgeom_utils.book_renderer import chart_description, static_spec
 from opdgeom_utils.charts.maps import MODULES
 from opdgeom_utils.charts.theme import PALETTE, VERDICT_COLOURS
@@ -21,6 +23,7 @@ from opdgeom_utils.charts.world import wilson_interval
 from opdgeom_utils.errors import MetricInputError
 from tests.chart_tables import accuracy, card, credit_table, ends, family_table, geometry, held, places, sweep
 from tests.chart_tables import accuracy, card, credit_table, ends, family_table, geometry, long_table, places, sweep
+from tests.control_world import measures
 
 ETAS = (0.0, 1e-5, 1e-4, 1e-3, 3e-3, 0.0039, 0.005, 0.01, 0.02, 0.05, 0.1)
 ALPHAS = (0.05, 0.1, 0.3, 0.5)
@@ -49,6 +52,14 @@ FIGURES: dict[str, Callable[[], alt.TopLevelMixin]] = {
     ),
     "alpha_rank_sweep": lambda: charts.alpha_rank_sweep(sweep(alpha=ALPHAS, rank=(16, 64, 128))),
     "alpha_sweep": lambda: charts.alpha_rank_sweep(sweep(alpha=ALPHAS)),
+    "variant_paths": lambda: charts.variant_paths(control.path_table(measures(), control.WRITERS)),
+    "variant_strips": lambda: charts.variant_strips(control.overlap_table(measures(), [*control.WRITERS]), "overlap"),
+    "setting_sweep": lambda: charts.setting_sweep(
+        moment_tables.mixed_alignment(measures(), {w: (w[6:], "raw") for w in control.RAW.values()}),
+        "overlap",
+        setting="alpha",
+        order=["0.75", "0.5", "0.25", "0.05", "0.01"],
+    ),
     "scorecard": lambda: charts.scorecard(card()),
     "scorecard_path": lambda: charts.scorecard(card("rq2")),
     "scorecard_control": lambda: charts.scorecard(card("rq3")),
@@ -86,6 +97,11 @@ def held_mean(recipe: str, column: str, seed: int | None = None) -> float:
 def last_accuracy() -> float:
     table = accuracy()
     return float(table.loc[(table["recipe"] == "rlvr") & (table["step"] == 100), "sampled"].mean())
+
+
+def last_rank(recipe: str) -> float:
+    table = control.pick(measures(), recipe=recipe, quantity="stable_rank", step=40)
+    return float(table["value"].mean())
 
 
 def place_mean(place: str, recipe: str, metric: str) -> float:
@@ -139,6 +155,9 @@ NUMBERS: dict[str, Callable[[], str]] = {
     "eta_sweep": lambda: f"OPD {swept('update_sparsity', eta=0.1):.1%} (95% interval",
     "alpha_rank_sweep": lambda: f"OPD {2 * swept('principal_overlap', alpha=0.5, rank=128):.3g} (95% interval",
     "alpha_sweep": lambda: f"OPD {2 * swept('principal_overlap', alpha=0.5):.3g} (95% interval",
+    "variant_paths": lambda: f"this variant {last_rank('opd_base_writes'):.3g} (one seed)",
+    "variant_strips": lambda: "teacher writes 0.61 (95% interval 0.585 to 0.635, 3 seeds)",  # 0.60, 0.61 and 0.62
+    "setting_sweep": lambda: "with RLVR: raw at 0.75 0.5 (95% interval",
     "scorecard": lambda: "10 reproduced, 10 partly, 9 not reproduced and 9 not testable at this scale",
     "scorecard_path": lambda: "11 reproduced, 10 partly, 10 not reproduced and 10 not testable at this scale",
     "scorecard_control": lambda: "8 reproduced, 8 partly, 7 not reproduced and 7 not testable at this scale",

@@ -1,0 +1,115 @@
+"""The tables of the chapters on control, on a long table whose numbers are known, and the figures made of them."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from opdgeom_utils import charts, control_measures, moment_tables
+from opdgeom_utils import control_tables as control
+from opdgeom_utils.book_tables import PUBLISHED, BookTables
+from opdgeom_utils.charts.theme import LABELS
+from opdgeom_utils.errors import MetricInputError, StaleResultsError
+from opdgeom_utils.measures import as_measures
+from opdgeom_utils.recipes import recipe_names
+from tests.control_world import measures
+
+
+def paths_of(values: dict[tuple[str, int], dict[int, float]]) -> pd.DataFrame:
+    keep = {"profile": "toy", "scope": "attention", "quantity": "stable_rank"}
+    return as_measures(
+        keep | {"recipe": r, "seed": s, "step": t, "value": v}
+        for (r, s), path in values.items()
+        for t, v in path.items()
+    )
+
+
+def test_every_variant_is_a_recipe_of_the_published_profile() -> None:
+    assert set(control.VARIANTS) <= set(recipe_names(PUBLISHED))
+    assert len(set(control.WORDS.values())) == len(control.WORDS)
+    assert not set(control.WORDS.values()) & set(LABELS.values())
+
+
+def test_distance_of_paths_by_hand() -> None:
+    """OPD 4, 4; the variant 8, 4, and 1 where OPD has no checkpoint: the mean of log 2 and 0."""
+    table = paths_of({("opd", 0): {2: 4, 40: 4}, ("opd", 1): {2: 2, 40: 4, 80: 99}, ("mix_50", 0): {2: 8, 3: 1, 40: 4}})
+    gaps = control.path_gaps(table, ["mix_50", "mix_25"]).set_index(["row", "seed"])["value"]
+    assert gaps["alpha 0.5", 0] == pytest.approx(np.log(2) / 2)
+    assert gaps[control.OTHER_SEED, 0] == gaps[control.OTHER_SEED, 1] == pytest.approx(np.log(2) / 2)
+    assert len(gaps) == 3  # no RLVR, no alpha 0.25, no seed 1 of the variant
+
+
+def test_between_checkpoints_by_a_straight_line_and_never_beyond() -> None:
+    table = paths_of({("opd", 0): {20: 1, 40: 2}, ("rlvr", 0): {30: 1, 50: 3}, ("mix_50", 0): {20: 1, 30: 5}})
+    found = control.at_update(table, ["mix_50"], {"stable_rank": "rank"})
+    assert found[["row", "value"]].values.tolist() == [["OPD", 2.0], ["RLVR", 2.0]]
+
+
+def test_no_path_of_opd_is_an_error() -> None:
+    with pytest.raises(MetricInputError, match="no stable rank of opd"):
+        control.place_of(paths_of({("rlvr", 0): {2: 1}}))
+
+
+def test_overlaps_name_whom_they_are_with() -> None:
+    table = control.overlap_table(measures(), ["opd_top25", "mix_01"])
+    rows = table.groupby("row", sort=False)["kind"].first()
+    assert rows.to_dict() == {
+        "top 25%": "variant", "alpha 0.01": "variant", control.OTHER_SEED: "null", control.AGAINST: "null",
+        "chance": "null",
+    }  # fmt: skip
+    assert set(table["panel"]) == {"right space", "left space"}
+    assert table.groupby("row")["seed"].nunique().eq(3).all()
+
+
+def test_the_four_corners() -> None:
+    table = control.two_by_two(measures())
+    assert len(table) == 5
+    assert table["value"].between(0, 1).all()
+    assert table.set_index("one").loc["full vocabulary", "seeds"] == 1
+
+
+def test_a_sweep_over_one_seed_is_called_one() -> None:
+    said = control.say_seeds(control.path_gaps(measures(), ["opd_top50", "opd_top5"]))
+    assert said == "3 seeds: top 50%, another seed of OPD, RLVR. One seed only, a sweep without an interval: top 5%."
+    assert control.say_seeds(pd.DataFrame({"row": [], "seed": []})) == "No run of these is in the tables."
+
+
+def test_moments_beside_their_nulls() -> None:
+    table = moment_tables.moment_table(measures(), ["opd_top25"], "moment_alignment_independent", k=4)
+    right = table[table["panel"] == "right moment"].groupby("row", sort=False)["value"].mean()
+    assert right.round(3).to_dict() == {
+        "top 25%": 0.8, "other batches of OPD": 0.7, "random credit": 0.5, "chance": 0.021,
+    }  # fmt: skip
+    summary = moment_tables.fit_summary(measures(), ["opd_top25", "rlvr"])
+    assert list(summary.index[:2]) == [("right", "top 25%"), ("right", "RLVR")]
+    assert summary["fit"].iloc[0] == 0.9
+    mixed = moment_tables.mixture_summary(measures())
+    assert len(mixed) == 10
+    assert (mixed["with the cross term"] == 1).all()
+    assert (mixed["without"] == 0.8).all()
+
+
+@pytest.mark.parametrize("recipes", [[*control.TOKENS], ["opd_top50"], []])
+def test_paths_have_opd_and_rlvr_in_each_panel(recipes: list[str]) -> None:
+    table = control.path_table(measures(), recipes)
+    drawn = table.groupby("panel")["recipe"].agg(set)
+    assert len(drawn) == max(1, len(recipes))
+    assert all({"OPD", "RLVR"} <= names for names in drawn)
+    assert table["step"].max() == 40
+
+
+def test_the_committed_measures_or_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    frame = pd.DataFrame({"recipe": ["opd"], "seed": [0]})
+    tables = BookTables(frame, frame, frame, PUBLISHED, (0, 2), "")
+    monkeypatch.setattr(control_measures, "RESULTS", tmp_path)
+    with pytest.raises(StaleResultsError, match="make runs"):
+        control_measures.measures_for(tables)
+    measures().to_parquet(tmp_path / "measures.parquet")
+    assert set(control_measures.measures_for(tables)["seed"]) == {0, 2}
+
+
+def test_figures_say_what_they_show() -> None:
+    with pytest.raises(MetricInputError, match="a figure needs at least one"):
+        charts.variant_strips(control.path_gaps(measures(), []).assign(value=np.nan), "path_gap")
+    said = charts.variant_paths(control.path_table(measures(), ["mix_01"])).to_dict()["description"]
+    assert "alpha 0.01" in said
+    assert "3 seeds" in said
