@@ -202,8 +202,8 @@ def _reason(deciding: _Judged, found: Sequence[_Judged], rule: Rule) -> str:
     null = ""
     if math.isfinite(deciding.null_value):
         null = f" The same number from shuffled updates is {_say(deciding.null_value, part)}."
-    found = f"{part.label}, {_say(interval.mean, part)}{span} over {interval.n} {part.over}"
-    return f"{count} {which}: {found} ({need}).{null}"
+    words = f"{part.label}, {_say(interval.mean, part)}{span} over {interval.n} {part.over}"
+    return f"{count} {which}: {words} ({need}).{null}"
 
 
 def _untestable(deciding: _Judged, rule: Rule, problems: Sequence[str]) -> str:

@@ -100,7 +100,7 @@ def setting_rows(tables: Tables) -> pd.DataFrame:
     held = list(dict.fromkeys(recipe for recipe, _ in attention))
     settings = [recipe for recipe in SETTINGS if recipe in held]
     own = [recipe for recipe in settings or ["opd"] if recipe in held]
-    step = float(min(run["step"].max() for (recipe, _), run in attention.items() if recipe in own))
+    step = min(_last(run) for (recipe, _), run in attention.items() if recipe in own)
     places = {"sft": None, "opd": step, **dict.fromkeys(settings, step), "rlvr": step * PAPER_STEPS}
     rows = [
         _row(recipe, seed, at, attention, everything, gains)
@@ -111,11 +111,15 @@ def setting_rows(tables: Tables) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _last(run: pd.DataFrame) -> float:
+    return float(run.loc[:, "step"].to_numpy(float).max())
+
+
 def _row(
     recipe: str, seed: int, step: float | None, attention: Runs, everything: Runs, gains: Runs
 ) -> dict[str, object]:
     row: dict[str, object] = {"recipe": recipe, "seed": seed}
-    row["step"] = float(attention[recipe, seed]["step"].max()) if step is None else step
+    row["step"] = _last(attention[recipe, seed]) if step is None else step
     for metric in matched.METRICS:
         runs = everything if metric == "update_sparsity" else attention
         for column in (metric, f"{metric}_shuffled"):
@@ -160,14 +164,16 @@ def beside_the_paper(rows: pd.DataFrame, table1: pd.DataFrame) -> pd.DataFrame:
     DataFrame
         ``run, sparsity, place, the paper's row, its sparsity, its place``; numbers, not text.
     """
-    ours = rows.groupby("recipe", sort=False)["update_sparsity"].mean()
-    theirs = table1.set_index("finetuned")["update_sparsity"]
+    ours = {
+        str(r): float(own["update_sparsity"].to_numpy(float).mean()) for r, own in rows.groupby("recipe", sort=False)
+    }
+    theirs = dict(zip(table1["finetuned"], table1["update_sparsity"].to_numpy(float), strict=True))
     ends = {name: theirs[COUNTERPARTS[name]] for name in ("sft", "rlvr")}
     out = []
     for recipe, value in ours.items():
-        pair = COUNTERPARTS[str(recipe)]
+        pair = COUNTERPARTS[recipe]
         out.append({
-            "run": words(str(recipe)),
+            "run": words(recipe),
             "sparsity": value,
             "place": (value - ours["sft"]) / (ours["rlvr"] - ours["sft"]),
             "the paper's row": pair,
