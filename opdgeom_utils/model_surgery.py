@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
@@ -127,7 +128,7 @@ def split_into_experts(
     return moe
 
 
-def _share_out(experts: torch.nn.Module, mlp: torch.nn.Module, n_experts: int) -> None:
+def _share_out(experts: Any, mlp: Any, n_experts: int) -> None:
     """Copy the neurons of one dense MLP into its experts, in place."""
     for i in range(n_experts):
         gate, up = mlp.gate_proj.weight[i::n_experts], mlp.up_proj.weight[i::n_experts]

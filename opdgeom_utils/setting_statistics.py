@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -68,7 +68,7 @@ def runs_of(summary: pd.DataFrame) -> Runs:
     [4, 8]
     """
     parts = summary.sort_values("step").groupby(["recipe", "seed"], sort=False)
-    return {(str(recipe), int(seed)): part for (recipe, seed), part in parts}
+    return {cast("tuple[str, int]", key): part for key, part in parts}
 
 
 def value_at(runs: Runs, recipe: str, seed: int, step: float | None, metric: str) -> float:
@@ -108,7 +108,7 @@ def settings_in_order(measured: Measured, args: Mapping[str, Any]) -> list[Compa
         sign = -1 if metric in args.get("descending", ()) else 1
         return _truth(sign * low < sign * setting.own(metric) < sign * high, low, setting.own(metric), high)
 
-    return _shares(measured, args, holds, "between " + " and ".join(WORDS.get(r, r) for r in args["order"]))
+    return _shares(measured, args, holds, "between " + " and ".join(str(WORDS.get(r, r)) for r in args["order"]))
 
 
 def settings_near(measured: Measured, args: Mapping[str, Any]) -> list[Comparison]:
@@ -182,7 +182,7 @@ def settings_of(measured: Measured, recipes: list[str]) -> list[Setting | None]:
             measured.problems.append(f"there is no run of {recipe} in the tables")
             found.append(None)
             continue
-        step = int(runs[recipe, min(seeds)]["step"].max())
+        step = int(runs[recipe, min(seeds)].loc[:, "step"].to_numpy(int).max())
         found.append(Setting(recipe, min(seeds), step, runs, measured.suffix))
     return found
 

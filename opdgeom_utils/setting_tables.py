@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 from opdgeom_utils import matched
+from opdgeom_utils.book_tables import PUBLISHED, BookTables, only_seeds, tables_for
 from opdgeom_utils.charts.theme import label, metric_title, number_format
 from opdgeom_utils.measured import Tables
 from opdgeom_utils.model_cards import model_facts
 from opdgeom_utils.models import MODELS, resolve_model
+from opdgeom_utils.recipes import load_recipe, recipe_names
+from opdgeom_utils.results import tables_of
+from opdgeom_utils.runs import load_or_train
 from opdgeom_utils.setting_statistics import PAPER_STEPS, Runs, Setting, runs_of, seed_range, value_at
 
 SETTINGS = {
@@ -52,6 +57,29 @@ def words(recipe: str) -> str:
     return SETTINGS.get(recipe, label(recipe))
 
 
+def tables_with_settings(profile: str, seeds: Sequence[int]) -> BookTables:
+    """Return the tables of a profile with the settings that it has: committed ones, or measured live.
+
+    Parameters
+    ----------
+    profile
+        As for :func:`opdgeom_utils.book_tables.tables_for`.
+    seeds
+        Which seeds, each one of the profile's own.
+    """
+    tables = tables_for(profile, seeds)
+    known = [name for name in recipe_names(profile) if name in SETTINGS and name not in set(tables.geometry["recipe"])]
+    wanted = [(name, seed) for name in known for seed in load_recipe(name, profile).seeds if seed in seeds]
+    if profile == PUBLISHED or not wanted:
+        return tables
+    live = only_seeds(tables_of([load_or_train(n, seed=s, profile=profile) for n, s in wanted]), profile, seeds, "live")
+    parts = {
+        part: pd.concat([getattr(tables, part), getattr(live, part)], ignore_index=True)
+        for part in ("geometry", "training", "accuracy")
+    }
+    return replace(tables, **parts)
+
+
 def setting_rows(tables: Tables) -> pd.DataFrame:
     """One row per run: every setting at its end, OPD at as many updates, SFT and RLVR at the paper's proportions.
 
@@ -72,7 +100,7 @@ def setting_rows(tables: Tables) -> pd.DataFrame:
     held = list(dict.fromkeys(recipe for recipe, _ in attention))
     settings = [recipe for recipe in SETTINGS if recipe in held]
     own = [recipe for recipe in settings or ["opd"] if recipe in held]
-    step = float(min(run["step"].max() for (recipe, _), run in attention.items() if recipe in own))
+    step = min(_last(run) for (recipe, _), run in attention.items() if recipe in own)
     places = {"sft": None, "opd": step, **dict.fromkeys(settings, step), "rlvr": step * PAPER_STEPS}
     rows = [
         _row(recipe, seed, at, attention, everything, gains)
@@ -83,11 +111,15 @@ def setting_rows(tables: Tables) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _last(run: pd.DataFrame) -> float:
+    return float(run.loc[:, "step"].to_numpy(float).max())
+
+
 def _row(
     recipe: str, seed: int, step: float | None, attention: Runs, everything: Runs, gains: Runs
 ) -> dict[str, object]:
     row: dict[str, object] = {"recipe": recipe, "seed": seed}
-    row["step"] = float(attention[recipe, seed]["step"].max()) if step is None else step
+    row["step"] = _last(attention[recipe, seed]) if step is None else step
     for metric in matched.METRICS:
         runs = everything if metric == "update_sparsity" else attention
         for column in (metric, f"{metric}_shuffled"):
@@ -132,14 +164,16 @@ def beside_the_paper(rows: pd.DataFrame, table1: pd.DataFrame) -> pd.DataFrame:
     DataFrame
         ``run, sparsity, place, the paper's row, its sparsity, its place``; numbers, not text.
     """
-    ours = rows.groupby("recipe", sort=False)["update_sparsity"].mean()
-    theirs = table1.set_index("finetuned")["update_sparsity"]
+    ours = {
+        str(r): float(own["update_sparsity"].to_numpy(float).mean()) for r, own in rows.groupby("recipe", sort=False)
+    }
+    theirs = dict(zip(table1["finetuned"], table1["update_sparsity"].to_numpy(float), strict=True))
     ends = {name: theirs[COUNTERPARTS[name]] for name in ("sft", "rlvr")}
     out = []
     for recipe, value in ours.items():
-        pair = COUNTERPARTS[str(recipe)]
+        pair = COUNTERPARTS[recipe]
         out.append({
-            "run": words(str(recipe)),
+            "run": words(recipe),
             "sparsity": value,
             "place": (value - ours["sft"]) / (ours["rlvr"] - ours["sft"]),
             "the paper's row": pair,

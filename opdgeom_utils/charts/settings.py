@@ -6,12 +6,12 @@ import altair as alt
 import pandas as pd
 
 from opdgeom_utils.charts.series import need
-from opdgeom_utils.charts.theme import PALETTE
+from opdgeom_utils.charts.theme import PALETTE, Figure
 
 LIMIT = 3.0
 
 
-def settings_against_seeds(ranges: pd.DataFrame) -> alt.LayerChart:
+def settings_against_seeds(ranges: pd.DataFrame) -> Figure:
     """Draw one cell for each run and diagnostic: its distance from OPD's mean, 1 being the reach of a further seed.
 
     Parameters

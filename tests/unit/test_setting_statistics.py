@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import pandas as pd
@@ -31,6 +32,7 @@ def place(share: float, spread: float = 0.0) -> dict[str, list[float] | float]:
     return own | {f"{m}_shuffled": 0.1 for m in NAMES}
 
 
+@lru_cache
 def world(**settings: float) -> HandTables:
     """SFT at 0, RLVR at 1, OPD at 0.5, the settings (one seed each) where they are told to be, by default at 0.5."""
     values = {"sft": place(0.0), "control_sft": place(0.0), "rlvr": place(1.0), "opd": place(0.5, 0.01)}
