@@ -210,9 +210,6 @@ def _reason(deciding: _Judged, found: Sequence[_Judged], rule: Rule) -> str:
         null = f" The same number from {deciding.null_name} is {_say(deciding.null_value, part)}."
     found_as = f"{part.label}, {_say(interval.mean, part)}{span} over {interval.n} {part.over}"
     return f"{count} {which}: {found_as} ({need}).{null}"
-        null = f" The same number from shuffled updates is {_say(deciding.null_value, part)}."
-    words = f"{part.label}, {_say(interval.mean, part)}{span} over {interval.n} {part.over}"
-    return f"{count} {which}: {words} ({need}).{null}"
 
 
 def _untestable(deciding: _Judged, claim: Claim, problems: Sequence[str]) -> str:

@@ -125,6 +125,8 @@ def held() -> pd.DataFrame:
         for free, space, rank, n in runs for seed in range(n)
     ]  # fmt: skip
     rows[-1]["kept"] = np.nan
+
+
 PATH_SHIFTS = {
     "": 0.0, "random_walk": -0.25, "random_walk_decaying": -0.2, "adam_random": -0.15, "activations": 0.05,
     "shuffled_time": 0.02, "rounding": 0.0,

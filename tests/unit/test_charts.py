@@ -13,16 +13,25 @@ import pandas as pd
 import pytest
 import vl_convert
 
-from opdgeom_utils import charts, claims, matched, path_tables
-from opdgeom_utils import charts, claims, matched, moment_tables
+from opdgeom_utils import charts, claims, matched, moment_tables, path_tables
 from opdgeom_utils import control_tables as control
 from opdgeom_utils.book_renderer import chart_description, static_spec
 from opdgeom_utils.charts.maps import MODULES
 from opdgeom_utils.charts.theme import PALETTE, VERDICT_COLOURS
 from opdgeom_utils.charts.world import wilson_interval
 from opdgeom_utils.errors import MetricInputError
-from tests.chart_tables import accuracy, card, credit_table, ends, family_table, geometry, held, places, sweep
-from tests.chart_tables import accuracy, card, credit_table, ends, family_table, geometry, long_table, places, sweep
+from tests.chart_tables import (
+    accuracy,
+    card,
+    credit_table,
+    ends,
+    family_table,
+    geometry,
+    held,
+    long_table,
+    places,
+    sweep,
+)
 from tests.control_world import measures
 
 ETAS = (0.0, 1e-5, 1e-4, 1e-3, 3e-3, 0.0039, 0.005, 0.01, 0.02, 0.05, 0.1)
@@ -454,6 +463,8 @@ def test_map_takes_other_kinds_of_matrix_and_refuses_an_empty_one() -> None:
 def test_trajectory_needs_a_number() -> None:
     with pytest.raises(MetricInputError, match="at least one"):
         charts.run_trajectory(matched.summarise(geometry()), ["nothing"])
+
+
 def test_the_slider_shows_one_checkpoint_of_each_run_wherever_it_stands() -> None:
     """The spans of a run's checkpoints cover the slider without a gap or an overlap."""
     rows = rows_of(spec_of("path_slider"))
@@ -462,11 +473,15 @@ def test_the_slider_shows_one_checkpoint_of_each_run_wherever_it_stands() -> Non
         assert spans[0, 0] == 0
         assert spans[-1, 1] > 1
         assert spans[1:, 0].tolist() == spans[:-1, 1].tolist()
+
+
 def test_one_menu_picks_a_curve_in_every_panel() -> None:
     spec = spec_of("update_paths")
     (menu,) = spec["params"]
     assert menu["bind"]["options"] == ["every curve", "SFT", "OPD", "RLVR", "control SFT"]
     assert all("picked" in str(panel) for panel in spec["concat"])
+
+
 def test_sides_share_one_scale_and_rounding_panels_too() -> None:
     for name in ("against_nulls", "rounding_floor"):
         scales = [str(p["scale"]) for p in parts(spec_of(name)) if p.get("field") == "value" and "scale" in p]
