@@ -14,7 +14,7 @@ from opdgeom_utils.claims import seed_interval
 from opdgeom_utils.errors import StaleResultsError
 from opdgeom_utils.path_nulls import path_null_measures
 from opdgeom_utils.path_overlaps import overlap_measures
-from opdgeom_utils.paths import EARLY, HEADLINE, SIDES, nearest_index, path_measures
+from opdgeom_utils.paths import EARLY, HEADLINE, SIDES, path_measures
 from opdgeom_utils.recipes import recipe_names
 from opdgeom_utils.runs import Run, load_or_train
 
@@ -107,7 +107,8 @@ def at_share(curves: pd.DataFrame, share: float = EARLY) -> pd.DataFrame:
     parts = []
     for _, own in curves.groupby(["recipe", "series", "seed"], sort=False):
         ordered = own.sort_values("share")
-        parts.append(ordered.iloc[[nearest_index(ordered["share"].tolist(), share)]])
+        off = (ordered.loc[:, "share"] - share).abs().round(9).to_numpy()
+        parts.append(ordered.iloc[[int(off.argmin())]])
     return pd.concat(parts, ignore_index=True) if parts else curves
 
 
@@ -131,7 +132,8 @@ def later(curves: pd.DataFrame) -> pd.DataFrame:
     early = at_share(curves).rename(columns={"share": "early"})
     keys = ["recipe", "series", "seed"]
     joined = curves.merge(early[[*keys, "early"]], on=keys)
-    return joined.loc[joined["share"] > joined["early"]].groupby(keys, sort=False)["value"].mean().reset_index()
+    after = joined.loc[joined["share"] > joined["early"]]
+    return after.groupby(keys, sort=False).agg({"value": "mean"}).reset_index()
 
 
 def _by_k(
@@ -146,7 +148,7 @@ def _by_k(
     for k in ks:
         curves = path_curves(measures, quantity, side=side, k=k, recipes=[recipe], nulls=LEARNED_AND_NULLS)
         for series, own in fold(curves).groupby("series", sort=False) if len(curves) else ():
-            cells[str(series), f"K = {k}"] = said(own["value"])
+            cells[str(series), f"K = {k}"] = said(own.loc[:, "value"])
     names = in_order(series for series, _ in cells)
     rows = [{"process": n} | {f"K = {k}": cells.get((n, f"K = {k}"), "-") for k in ks} for n in names]
     return pd.DataFrame(rows)
@@ -181,9 +183,9 @@ def shared_rows(measures: pd.DataFrame, side: str, k: int, recipe: str = "opd") 
     found = rows.assign(other=rows["other"].str.split(":").str[0])
     for other, own in found.groupby("other", sort=False):
         kind = "other seeds" if other == recipe else f"{label(str(other))}, same seed"
-        means = own.groupby("seed")["value"].mean().reset_index()
+        means = own.groupby("seed").agg({"value": "mean"}).reset_index()
         parts.append(means.assign(kind=kind, series=label(str(other))))
-    return pd.concat(parts, ignore_index=True)[["kind", "series", "seed", "value"]]
+    return pd.concat(parts, ignore_index=True).filter(items=["kind", "series", "seed", "value"])
 
 
 def both_sides(
@@ -248,5 +250,6 @@ def seeds_sentence(measures: pd.DataFrame) -> str:
     >>> seeds_sentence(pd.DataFrame({"recipe": ["opd", "opd", "sft"], "seed": [0, 1, 0]}))
     'Seeds: SFT 1, OPD 2.'
     """
-    counts = {label(str(r)): int(n) for r, n in measures.groupby("recipe")["seed"].nunique().items() if r in HEADLINE}
+    pairs = measures.loc[measures["recipe"].isin(list(HEADLINE))].drop_duplicates(["recipe", "seed"])
+    counts = pairs.loc[:, "recipe"].map(label).value_counts().to_dict()
     return f"Seeds: {', '.join(f'{name} {counts[name]}' for name in in_order(counts))}."

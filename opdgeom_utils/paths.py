@@ -214,8 +214,9 @@ def matrix_curves(
             if consecutive:
                 pairs = itertools.pairwise(steps)
                 curves["sim_consecutive", side, k] = [math.nan, *(similarity(a, b, side, k) for a, b in pairs)]
-    for k in ks if inputs is not None else ():
-        curves["overlap_activations", "right", k] = [similarity(f, inputs, "right", k) for f in cumulative]
+    if inputs is not None:
+        for k in ks:
+            curves["overlap_activations", "right", k] = [similarity(f, inputs, "right", k) for f in cumulative]
     for i in range(SPECTRUM):
         curves["singular_value", "", i + 1] = [float(f.s[i]) if i < len(f.s) else math.nan for f in cumulative]
     return curves

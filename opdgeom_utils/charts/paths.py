@@ -9,7 +9,16 @@ import altair as alt
 import pandas as pd
 
 from opdgeom_utils.charts.series import folded, need
-from opdgeom_utils.charts.theme import by_dash, colour_scale, in_order, legend, log_ticks, metric_title, shape_scale
+from opdgeom_utils.charts.theme import (
+    Figure,
+    by_dash,
+    colour_scale,
+    in_order,
+    legend,
+    log_ticks,
+    metric_title,
+    shape_scale,
+)
 from opdgeom_utils.errors import MetricInputError
 
 COLUMNS = ["recipe", "series", "seed", "step", "share", "value"]
@@ -102,11 +111,11 @@ def path_slider(spectrum: pd.DataFrame, panels: Mapping[str, pd.DataFrame], *, s
     moment = alt.param(name="moment", value=start, bind=bind)
     now = "datum.from <= moment && moment < datum.until"
     names = in_order(name for rows in (spectrum, *panels.values()) for name in rows["series"])
-    charts = [_spectrum(spectrum, names, now).properties(width=PANEL, height=HEIGHT)]
+    charts: list[Figure] = [_spectrum(spectrum, names, now).properties(width=PANEL, height=HEIGHT)]
     said = []
     for title, rows in panels.items():
         means = _spans(_fold(rows, ["series", "step", "share"]))
-        line = alt.Chart(means).encode(x=_x(), y=_y(title, rows["value"]), color=_colour(names))
+        line = alt.Chart(means).encode(x=_x(), y=_y(title, rows.loc[:, "value"]), color=_colour(names))
         point = line.mark_point(filled=True, size=110, opacity=1).encode(tooltip=_tip()).transform_filter(now)
         charts.append((line.mark_line(opacity=0.5) + point).properties(width=PANEL, height=HEIGHT))
         said.append(f"{title}, at {start:.0%} of the run: {_clauses(_nearest(means, start))}.")
@@ -114,10 +123,12 @@ def path_slider(spectrum: pd.DataFrame, panels: Mapping[str, pd.DataFrame], *, s
     return alt.concat(*charts, columns=2).add_params(moment).properties(description=words)
 
 
-def _spectrum(spectrum: pd.DataFrame, names: Sequence[str], now: str) -> alt.LayerChart:
+def _spectrum(spectrum: pd.DataFrame, names: Sequence[str], now: str) -> Figure:
     """Singular values of the mean over seeds, at the checkpoints that the slider points at."""
-    values = spectrum.groupby(["series", "step", "share", "index"], sort=False)["value"].mean().reset_index()
-    low, high = float(values["value"].min()) / 1.2, float(values["value"].max()) * 1.2
+    keys = ["series", "step", "share", "index"]
+    values = spectrum.groupby(keys, sort=False).agg({"value": "mean"}).reset_index()
+    heights = values.loc[:, "value"].to_numpy(float)
+    low, high = float(heights.min()) / 1.2, float(heights.max()) * 1.2
     y = alt.Y("value:Q", title="singular value (logarithmic)").scale(type="log", domain=[low, high], nice=False)
     y = y.axis(values=log_ticks(low, high), format="~g", labelOverlap=True)
     x = alt.X("index:Q", title="index of the singular value").axis(format="d", tickCount=5)
@@ -136,17 +147,17 @@ def _panels(
     names = in_order(name for rows in drawn.values() for name in rows["series"])
     bind = alt.binding_select(options=[EVERY, *names], name="show ")
     pick = alt.param(name="picked", value=EVERY, bind=bind)
-    together = pd.concat(list(drawn.values()))["value"] if log else None
+    together = pd.concat(list(drawn.values())).loc[:, "value"] if log else None
     charts, said = [], []
     for title, rows in drawn.items():
         means = _fold(rows, ["series", "step", "share"])
-        y = _y(title, rows["value"] if together is None else together, unit=unit, log=log)
+        y = _y(title, rows.loc[:, "value"] if together is None else together, unit=unit, log=log)
         charts.append(_panel(means, y, names).properties(width=PANEL, height=HEIGHT))
         said.append(f"{title}: {_clauses(_nearest(means, at))}.")
     return alt.concat(*charts, columns=2).add_params(pick).properties(description=f"{opening} {' '.join(said)}")
 
 
-def _panel(means: pd.DataFrame, y: alt.Y, names: Sequence[str]) -> alt.LayerChart:
+def _panel(means: pd.DataFrame, y: alt.Y, names: Sequence[str]) -> Figure:
     """Bands, lines by dash and points of the means; what is not picked fades."""
     faded = alt.when(PICKED).then(alt.value(1)).otherwise(alt.value(0.12))
     base = alt.Chart(means).encode(x=_x(), color=_colour(names))
@@ -168,10 +179,10 @@ def _panel(means: pd.DataFrame, y: alt.Y, names: Sequence[str]) -> alt.LayerChar
 
 def _fold(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     """Fold seeds into mean and 95% interval at each place."""
-    found = [
-        dict(zip(keys, place, strict=True)) | folded(own["value"], "value")
-        for place, own in rows.groupby(list(keys), sort=False)
-    ]
+    found = []
+    for place, own in rows.groupby(list(keys), sort=False):
+        names = dict(zip(keys, place if isinstance(place, tuple) else (place,), strict=True))
+        found.append(names | folded(own.loc[:, "value"], "value"))
     return pd.DataFrame(found)
 
 
@@ -182,7 +193,7 @@ def _spans(rows: pd.DataFrame) -> pd.DataFrame:
         places = sorted(own["share"].unique())
         middles = [0.0, *[(a + b) / 2 for a, b in itertools.pairwise(places)], 2.0]
         spans = {place: (middles[i], middles[i + 1]) for i, place in enumerate(places)}
-        ends = own["share"].map(spans)
+        ends = [spans[place] for place in own.loc[:, "share"]]
         parts.append(own.assign(**{"from": [a for a, _ in ends], "until": [b for _, b in ends]}))
     return pd.concat(parts, ignore_index=True)
 

@@ -13,13 +13,24 @@ import pandas as pd
 import pytest
 import vl_convert
 
-from opdgeom_utils import charts, claims, matched
+from opdgeom_utils import charts, claims, matched, path_tables
 from opdgeom_utils.book_renderer import chart_description, static_spec
 from opdgeom_utils.charts.maps import MODULES
 from opdgeom_utils.charts.theme import PALETTE, VERDICT_COLOURS
 from opdgeom_utils.charts.world import wilson_interval
 from opdgeom_utils.errors import MetricInputError
-from tests.chart_tables import accuracy, card, credit_table, ends, family_table, geometry, held, places, sweep
+from tests.chart_tables import (
+    accuracy,
+    card,
+    credit_table,
+    ends,
+    family_table,
+    geometry,
+    held,
+    long_table,
+    places,
+    sweep,
+)
 
 ETAS = (0.0, 1e-5, 1e-4, 1e-3, 3e-3, 0.0039, 0.005, 0.01, 0.02, 0.05, 0.1)
 ALPHAS = (0.05, 0.1, 0.3, 0.5)
@@ -57,6 +68,17 @@ FIGURES: dict[str, Callable[[], alt.TopLevelMixin]] = {
     "inside_shares": lambda: charts.inside_shares(held()),
     "kept_along": lambda: charts.kept_along(held().query("free == 'opd'"), "rank", "rank", "accuracy"),
     "kept_along_share": lambda: charts.kept_along(held().query("free == 'opd'"), "share", "part", "accuracy"),
+    "update_paths": lambda: charts.update_paths(
+        {q: path_tables.path_curves(long_table(), q) for q in ("stable_rank", "update_norm")}
+    ),
+    "against_nulls": lambda: charts.against_nulls(path_tables.both_sides(long_table(), "sim_to_end", 4), "sim_to_end"),
+    "rounding_floor": lambda: charts.rounding_floor(path_tables.rounding_panels(long_table())),
+    "shared_spaces": lambda: charts.shared_spaces(
+        {side: path_tables.shared_rows(long_table(), side, 4) for side in ("right", "left")}
+    ),
+    "path_slider": lambda: charts.path_slider(
+        path_tables.spectra(long_table()), {"stable rank": path_tables.path_curves(long_table(), "stable_rank")}
+    ),
 }
 
 
@@ -100,6 +122,13 @@ def swept(column: str, **settings: float) -> float:
     return float(table.loc[table["recipe"] == "opd", column].mean())
 
 
+def path_mean(quantity: str, step: int, null: str = "", side: str = "", recipe: str = "opd") -> float:
+    """Mean over seeds of the long table, without the code of tables and figures."""
+    table = long_table()
+    same = (table["quantity"] == quantity) & (table["step"] == step) & (table["null"] == null)
+    return float(table.loc[same & (table["side"] == side) & (table["recipe"] == recipe), "value"].mean())
+
+
 #: A number of each figure's table, computed here without the figure's code, as its description must print it.
 NUMBERS: dict[str, Callable[[], str]] = {
     "accuracy_by_family": lambda: "base 0%, anchor 50%, teacher 100%",
@@ -131,6 +160,11 @@ NUMBERS: dict[str, Callable[[], str]] = {
     ),
     "kept_along": lambda: f"seed 2 at 4: {held_mean('opd_early space', 'kept', 2):.0%}",
     "kept_along_share": lambda: f"seed 1 at 10%: {held_mean('opd_random space', 'kept', 1):.0%}",
+    "update_paths": lambda: f"OPD {path_mean('stable_rank', 100):.3g} (95% interval",
+    "against_nulls": lambda: f"random signals {path_mean('sim_to_end', 10, 'activations', 'left'):.3g} (95% interval",
+    "rounding_floor": lambda: f"as bf16 shows it {path_mean('stable_rank_bf16', 2):.3g} (95% interval",
+    "shared_spaces": lambda: "other seeds 0.52 (95% interval",
+    "path_slider": lambda: f"OPD {path_mean('stable_rank', 10):.3g} (95% interval",
 }
 NARROW = 190
 SIDES = 170
@@ -176,6 +210,9 @@ def test_figure_follows_its_box_and_fits_a_phone(name: str) -> None:
     if "facet" in spec or "concat" in spec:
         panels = spec["concat"] if "concat" in spec else [spec["spec"]]
         assert all(isinstance(panel["width"], int) for panel in panels)
+        return
+    if "concat" in spec:
+        assert all(isinstance(panel["width"], int) for panel in spec["concat"])
         return
     assert spec["width"] == "container"
     svg = ET.fromstring(vl_convert.vegalite_to_svg({**static_spec(spec), "width": NARROW}))
@@ -408,3 +445,27 @@ def test_map_takes_other_kinds_of_matrix_and_refuses_an_empty_one() -> None:
 def test_trajectory_needs_a_number() -> None:
     with pytest.raises(MetricInputError, match="at least one"):
         charts.run_trajectory(matched.summarise(geometry()), ["nothing"])
+
+
+def test_the_slider_shows_one_checkpoint_of_each_run_wherever_it_stands() -> None:
+    """The spans of a run's checkpoints cover the slider without a gap or an overlap."""
+    rows = rows_of(spec_of("path_slider"))
+    for _, own in rows.groupby("series"):
+        spans = own[["from", "until"]].drop_duplicates().sort_values("from").to_numpy()
+        assert spans[0, 0] == 0
+        assert spans[-1, 1] > 1
+        assert spans[1:, 0].tolist() == spans[:-1, 1].tolist()
+
+
+def test_one_menu_picks_a_curve_in_every_panel() -> None:
+    spec = spec_of("update_paths")
+    (menu,) = spec["params"]
+    assert menu["bind"]["options"] == ["every curve", "SFT", "OPD", "RLVR", "control SFT"]
+    assert all("picked" in str(panel) for panel in spec["concat"])
+
+
+def test_sides_share_one_scale_and_rounding_panels_too() -> None:
+    for name in ("against_nulls", "rounding_floor"):
+        scales = [str(p["scale"]) for p in parts(spec_of(name)) if p.get("field") == "value" and "scale" in p]
+        assert len(scales) > 2
+        assert len(set(scales)) == 1

@@ -1,0 +1,59 @@
+"""Tables of the chapter on the path: places, folds over seeds, and the sentences that say what exceeds its null."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from opdgeom_utils import path_tables
+from tests.chart_tables import long_table
+
+
+def test_curves_of_a_null_carry_its_name_and_their_runs_share() -> None:
+    rows = path_tables.path_curves(
+        long_table(), "sim_to_end", side="left", k=4, recipes=["rlvr"], nulls=["activations"]
+    )
+    assert set(rows["recipe"]) == {"RLVR"}
+    assert set(rows["series"]) == {"real inputs, random signals"}
+    assert sorted(rows["share"].unique()) == [0.02, 0.1, 0.4, 1.0]
+
+
+def test_the_sentence_sorts_the_nulls_by_the_sign_of_paired_differences() -> None:
+    """In the table the walks lie far below, the real inputs 0.05 above on the right and 0.05 below on the left."""
+    right, left = (path_tables.beside_nulls(long_table(), "sim_to_end", side, 4) for side in ("right", "left"))
+    assert "OPD is above random walk, decaying walk and Adam on noise;" in right
+    assert right.endswith("below real inputs, random signals and own steps shuffled.") or right.endswith(
+        "below real inputs, random signals."
+    )
+    assert "above random walk, decaying walk, Adam on noise and real inputs, random signals" in left
+
+
+def test_one_seed_says_nothing_about_above_or_below() -> None:
+    table = long_table()
+    alone = table.loc[table["seed"] == 0]
+    assert "OPD is not told apart from random walk" in path_tables.beside_nulls(alone, "sim_to_end", "right", 4)
+
+
+def test_tables_by_k_leave_a_dash_where_nothing_was_measured() -> None:
+    table = path_tables.early_table(long_table(), "right", [4, 16])
+    assert table["process"].tolist()[0] == "OPD"
+    assert set(table["K = 16"]) == {"-"}
+    later = path_tables.later_table(long_table(), "right", [4])
+    assert len(later) == 6
+
+
+def test_shared_rows_average_other_seeds_and_name_other_objectives() -> None:
+    rows = path_tables.shared_rows(long_table(), "right", 4)
+    means = rows.groupby("kind")["value"].mean()
+    assert means["other seeds"] == pytest.approx(0.52)
+    assert means["RLVR, same seed"] == pytest.approx(0.32)
+    assert rows.groupby("kind")["seed"].nunique().eq(5).all()
+
+
+def test_the_mean_of_later_windows_starts_after_the_early_one() -> None:
+    rows = pd.DataFrame(
+        {"recipe": "OPD", "series": "OPD", "seed": 0, "share": [0.1, 0.3, 1.0], "value": [9.0, 1.0, 3.0]}
+    )
+    assert path_tables.later(rows)["value"].tolist() == [
+        2.0
+    ]  # 0.1 and 0.3 are equally near: the earlier is the early one
