@@ -30,6 +30,7 @@ from opdgeom_utils.batches import roll_out
 from opdgeom_utils.learner import stream_seed
 from opdgeom_utils.measures import cached_measures
 from opdgeom_utils.metrics.factors import Factors
+from opdgeom_utils.metrics.gram import TallMatrix
 from opdgeom_utils.metrics.sparsity import bf16_realised
 from opdgeom_utils.metrics.spectra import stable_rank_of
 from opdgeom_utils.models import load_model, load_tokenizer
@@ -248,7 +249,7 @@ def rounding_curves(w_ref: Float[Tensor, "out in"], stack: Float[Tensor, "t out 
     """
     generator, end = null_generator(seed, f"{name} rounding"), stack[-1]
     scaled = [end * (delta.norm() / end.norm()) for delta in stack]
-    noise = [stable_rank_of(rounding_noise(w_ref, delta, generator=generator)) for delta in stack]
+    noise = [stable_rank_of(TallMatrix.of(rounding_noise(w_ref, d, generator=generator))) for d in stack]
     return {
         ("stable_rank", "", 0): noise,
         ("stable_rank_bf16", "", 0): [rounded_rank(w_ref, delta) for delta in scaled],

@@ -97,7 +97,7 @@ def path_curves(
     rows = measures.loc[chosen & measures["recipe"].isin(list(recipes))]
     last = measures.groupby("recipe")["step"].max()
     own, null = rows["recipe"].map(label), rows["null"].map(PATH_NULLS)
-    share = rows["step"] / rows["recipe"].map(last)
+    share = rows["step"] / rows["recipe"].map(last).astype(float)
     columns = ["recipe", "series", "seed", "step", "share", "value"]
     return rows.assign(recipe=own, series=null.fillna(own), share=share)[columns].reset_index(drop=True)
 

@@ -25,6 +25,7 @@ from opdgeom_utils.errors import MetricInputError
 from opdgeom_utils.matched import ATTENTION
 from opdgeom_utils.measures import as_measures, cached_measures
 from opdgeom_utils.metrics.factors import Factors, factorize
+from opdgeom_utils.metrics.gram import TallMatrix
 from opdgeom_utils.metrics.sparsity import bf16_realised
 from opdgeom_utils.metrics.spectra import stable_rank_from, stable_rank_of, tail_exponent
 from opdgeom_utils.models import load_model, stored_state
@@ -228,7 +229,7 @@ def rounded_rank(w_ref: Float[Tensor, "out in"], delta_w: Float[Tensor, "out in"
     >>> rounded_rank(torch.ones(2, 2), torch.diag(torch.tensor([1.0, 1e-4])))
     1.0
     """
-    return stable_rank_of(bf16_realised(w_ref + delta_w).double().sub_(bf16_realised(w_ref)))
+    return stable_rank_of(TallMatrix.of(bf16_realised(w_ref + delta_w).double().sub_(bf16_realised(w_ref))))
 
 
 def scope_rows(

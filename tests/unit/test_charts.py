@@ -15,6 +15,7 @@ import vl_convert
 
 from opdgeom_utils import charts, claims, matched, moment_tables, path_tables
 from opdgeom_utils import control_tables as control
+from opdgeom_utils import charts, claims, matched, path_tables
 from opdgeom_utils.book_renderer import chart_description, static_spec
 from opdgeom_utils.charts.maps import MODULES
 from opdgeom_utils.charts.theme import PALETTE, VERDICT_COLOURS
