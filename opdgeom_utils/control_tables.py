@@ -28,6 +28,9 @@ WRITERS = {
 ALPHAS = {"75": 0.75, "50": 0.5, "25": 0.25, "05": 0.05, "01": 0.01}
 RAW = {f"mix_{name}": f"alpha {alpha:g}" for name, alpha in ALPHAS.items()}
 EQUAL = {f"equal_mix_{name}": f"alpha {alpha:g} (equal norms)" for name, alpha in ALPHAS.items()}
+MIX_ORDER = ["1", *(f"{alpha:g}" for alpha in ALPHAS.values()), "0"]
+MIX_PLACES = {name: (f"{a:g}", "raw") for name, a in zip(RAW.values(), ALPHAS.values(), strict=True)}
+MIX_PLACES |= {name: (f"{a:g}", "equal norms") for name, a in zip(EQUAL.values(), ALPHAS.values(), strict=True)}
 VARIANTS = {**TOKENS, **WRITERS, **RAW, **EQUAL}
 WORDS = {**VARIANTS, "random_credit": "random credit"}
 PLACE = 40
