@@ -28,6 +28,9 @@ WRITERS = {
 ALPHAS = {"75": 0.75, "50": 0.5, "25": 0.25, "05": 0.05, "01": 0.01}
 RAW = {f"mix_{name}": f"alpha {alpha:g}" for name, alpha in ALPHAS.items()}
 EQUAL = {f"equal_mix_{name}": f"alpha {alpha:g} (equal norms)" for name, alpha in ALPHAS.items()}
+MIX_ORDER = ["1", *(f"{alpha:g}" for alpha in ALPHAS.values()), "0"]
+MIX_PLACES = {name: (f"{a:g}", "raw") for name, a in zip(RAW.values(), ALPHAS.values(), strict=True)}
+MIX_PLACES |= {name: (f"{a:g}", "equal norms") for name, a in zip(EQUAL.values(), ALPHAS.values(), strict=True)}
 VARIANTS = {**TOKENS, **WRITERS, **RAW, **EQUAL}
 WORDS = {**VARIANTS, "random_credit": "random credit"}
 PLACE = 40
@@ -60,8 +63,8 @@ def pick(measures: pd.DataFrame, **cell: Any) -> pd.DataFrame:
 
 def place_of(measures: pd.DataFrame) -> int:
     """Return the update at which runs are compared: 40, or the last of OPD's where that is earlier."""
-    steps = pick(measures, recipe="opd", quantity="stable_rank", null="")["step"]
-    if steps.empty:
+    steps = pick(measures, recipe="opd", quantity="stable_rank", null="")["step"].to_numpy(int)
+    if not len(steps):
         raise MetricInputError("the measures hold no stable rank of opd, expected its path; run `make runs` first")
     return min(PLACE, int(steps.max()))
 
@@ -79,8 +82,9 @@ def path_table(
     """
     until = place_of(measures)
     rows = pick(measures, quantity=quantity, null=null, scope="attention", other="")
-    rows = rows[rows["step"] <= max(until, int(rows["step"].min()))]
-    here = [name for name in recipes if (rows["recipe"] == name).any()]
+    rows = pd.DataFrame(rows.loc[rows["step"] <= until])
+    held = set(rows["recipe"])
+    here = [name for name in recipes if name in held]
     own = pick(rows, recipe=["opd", "rlvr"])
     own = own.assign(recipe=own["recipe"].map(label))
     parts = []
@@ -103,9 +107,10 @@ def path_gaps(measures: pd.DataFrame, recipes: Iterable[str], quantity: str = "s
     """
     until = place_of(measures)
     rows = pick(measures, quantity=quantity, null="", scope="attention", other="")
-    paths = {
-        key: own.set_index("step")["value"] for key, own in rows[rows["step"] <= until].groupby(["recipe", "seed"])
-    }
+    paths: dict[tuple[str, int], dict[int, float]] = {}
+    for recipe, seed, step, value in rows.filter(items=["recipe", "seed", "step", "value"]).itertuples(index=False):
+        if step <= until:
+            paths.setdefault((recipe, int(seed)), {})[step] = value
     seeds = sorted(int(s) for r, s in paths if r == "opd")
     pairs = [(words_of(n), "variant", s, (n, s)) for n in recipes for s in seeds]
     turned = zip(seeds, seeds[1:] + seeds[:1], strict=True)
@@ -113,11 +118,10 @@ def path_gaps(measures: pd.DataFrame, recipes: Iterable[str], quantity: str = "s
     pairs += [("RLVR", "null", s, ("rlvr", s)) for s in seeds]
     found = []
     for row, kind, seed, key in pairs:
-        both = pd.concat([paths.get(key, pd.Series(dtype=float)), paths["opd", seed]], axis=1, join="inner").to_numpy()
-        if len(both):
-            found.append(
-                (row, "distance from OPD's path", kind, seed, float(np.abs(np.log(both[:, 0] / both[:, 1])).mean()))
-            )
+        own, opd = paths.get(key, {}), paths["opd", seed]
+        gaps = [abs(float(np.log(own[step] / opd[step]))) for step in own if step in opd]
+        if gaps:
+            found.append((row, "distance from OPD's path", kind, seed, sum(gaps) / len(gaps)))
     return pd.DataFrame(found, columns=STRIP)
 
 
@@ -158,7 +162,7 @@ def overlap_table(
     Nulls: OPD with OPD of other seeds, OPD with RLVR, and chance, the share that a random space of this size has.
     """
     rows = pick(measures, quantity="overlap", k=k, side=list(panels), null="", scope="attention")
-    rows = rows[rows["step"] == place_of(measures)]
+    rows = pd.DataFrame(rows.loc[rows["step"] == place_of(measures)])
     partner = rows["other"].str.extract(r"^(\w+):(\d+)@")
     rows = rows.assign(partner=partner[0], same=partner[1] == rows["seed"].astype(str))
     own = rows["recipe"].isin(recipes) & (rows["partner"] == "opd") & rows["same"]
@@ -205,14 +209,13 @@ def two_by_two(measures: pd.DataFrame, *, side: str = "left", k: int = K) -> pd.
     """Overlap between the corners of {sampled token, full vocabulary} x {student, teacher prefixes}, where measured."""
     corners = ["opd", "opd_full_vocab", "opd_teacher_writes", "opd_teacher_writes_full_vocab"]
     rows = pick(measures, recipe=corners, quantity="overlap", side=side, k=k, null="", scope="attention")
-    rows = rows[rows["step"] == place_of(measures)]
+    rows = pd.DataFrame(rows.loc[rows["step"] == place_of(measures)])
     partner = rows["other"].str.extract(r"^(\w+):(\d+)@")
     rows = rows.assign(partner=partner[0])[(partner[1] == rows["seed"].astype(str)) & partner[0].isin(corners)]
     means = rows.groupby(["recipe", "partner"]).agg(value=("value", "mean"), seeds=("seed", "nunique")).reset_index()
-    means = means[means["recipe"] != means["partner"]]
-    return means.assign(one=means["recipe"].map(words_of), other=means["partner"].map(words_of)).filter(
-        items=["one", "other", "value", "seeds"]
-    )
+    means = pd.DataFrame(means.loc[means["recipe"] != means["partner"]])
+    names = {"one": [words_of(n) for n in means["recipe"]], "other": [words_of(n) for n in means["partner"]]}
+    return means.assign(**names).filter(items=["one", "other", "value", "seeds"]).reset_index(drop=True)
 
 
 def say_seeds(table: pd.DataFrame, name: str = "row") -> str:
@@ -222,8 +225,8 @@ def say_seeds(table: pd.DataFrame, name: str = "row") -> str:
     '2 seeds: a. One seed only, a sweep without an interval: b.'
     """
     counts: dict[int, list[str]] = {}
-    for row, n in table.groupby(name, sort=False)["seed"].nunique().items():
-        counts.setdefault(int(n), []).append(str(row))
+    for row, own in table.groupby(name, sort=False):
+        counts.setdefault(len(set(own["seed"])), []).append(str(row))
     said = [f"{n} seeds: {', '.join(rows)}." for n, rows in sorted(counts.items(), reverse=True) if n > 1]
     lone = [f"One seed only, a sweep without an interval: {', '.join(counts[1])}."] if 1 in counts else []
     return " ".join(said + lone) or "No run of these is in the tables."

@@ -30,7 +30,7 @@ def moment_table(
     )
     table = pd.concat(
         [own.assign(row=own["recipe"].map(words_of), kind="variant"),
-         nulls.assign(row=nulls["null"].map(names), kind="null")]
+         nulls.assign(row=[names[null] for null in nulls["null"]], kind="null")]
     )  # fmt: skip
     order = [*map(words_of, recipes), *names.values()]
     table = table.assign(panel=table["side"] + " moment", place=table["row"].map(order.index))

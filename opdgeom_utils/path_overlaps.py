@@ -29,6 +29,9 @@ from opdgeom_utils.paths import (
 )
 from opdgeom_utils.runs import Run
 
+BOTH_CHANGED = "opd_teacher_writes_full_vocab"  # the fourth of two by two, compared with those that change one thing
+CORNERS = ("opd_full_vocab", "opd_teacher_writes")
+
 Place = tuple[str, int, int]  # recipe, seed, step
 Spaces = Mapping[str, Factors]
 
@@ -86,6 +89,7 @@ def counterparts(run: Run, held: Mapping[tuple[str, int], Run]) -> list[tuple[in
     if name not in HEADLINE:
         step, parent = run.recipe.steps, parent_of(name)
         wanted = [(step, parent)] + ([(step, "rlvr")] if parent == "opd" else [])
+        wanted += [(step, corner) for corner in CORNERS if name == BOTH_CHANGED]
         found = [(step, _place(held, recipe, seed, at)) for at, recipe in wanted if (recipe, seed) in held]
         return sorted(found)
     opd = next((r for (recipe, _), r in held.items() if recipe == "opd"), run)

@@ -226,8 +226,12 @@ def explained_share(moment: Float[Tensor, "n n"], predicted: Float[Tensor, "n n"
 
 
 def mixed_moment(
-    opd: Float[Tensor, "n n"], rlvr: Float[Tensor, "n n"], cross: Float[Tensor, "n n"] | None, *, alpha: float
-) -> Float[Tensor, "n n"]:
+    opd: Float[Tensor, "*batch n n"],
+    rlvr: Float[Tensor, "*batch n n"],
+    cross: Float[Tensor, "*batch n n"] | None,
+    *,
+    alpha: float,
+) -> Float[Tensor, "*batch n n"]:
     r"""Return :math:`\alpha^2 \Sigma_{OPD} + (1-\alpha)^2 \Sigma_{RLVR} + \alpha(1-\alpha)\,\Sigma_{cross}`.
 
     With raw signals the mixture's gradient is ``alpha g_opd + (1 - alpha) g_rlvr``, so on the same batches this is an
