@@ -192,18 +192,18 @@ def in_seed_ranges(rows: pd.DataFrame) -> pd.DataFrame:
         ``run, metric, value, distance, low, high, inside``, one row per setting or seed of OPD, and diagnostic; ``low``
         and ``high`` end the 95% prediction interval for one more seed. Empty where OPD has one seed only.
     """
+    first = rows["recipe"].isin(list(SETTINGS))
     runs, out = runs_of(rows), []
     opd = rows.loc[rows["recipe"] == "opd"]
     seeds = tuple(int(s) for s in opd["seed"])
-    step = int(opd["step"].iloc[0])
+    step, shown_runs = int(opd["step"].iloc[0]), pd.concat([rows.loc[first], opd.sort_values("seed")])
     for metric in matched.METRICS:
         low, high = seed_range(Setting("opd", seeds[0], step, runs), "opd", metric, seeds)
-        for recipe, seed, value in rows[["recipe", "seed", metric]].itertuples(index=False):
-            if recipe in SETTINGS or recipe == "opd":
-                run = words(recipe) if recipe in SETTINGS else f"OPD, seed {seed}"
-                distance = (value - (low + high) / 2) / ((high - low) / 2)
-                shown = (run, metric_title(metric).removesuffix(" (degrees)"), value, distance, low, high)
-                out.append((*shown, low <= value <= high))
+        for recipe, seed, value in shown_runs[["recipe", "seed", metric]].itertuples(index=False):
+            run = words(recipe) if recipe in SETTINGS else f"OPD, seed {seed}"
+            distance = (value - (low + high) / 2) / ((high - low) / 2)
+            shown = (run, metric_title(metric).removesuffix(" (degrees)"), value, distance, low, high)
+            out.append((*shown, low <= value <= high))
     table = pd.DataFrame(out, columns=["run", "metric", "value", "distance", "low", "high", "inside"])
     return table.loc[table["distance"].notna()].reset_index(drop=True)
 
