@@ -229,7 +229,7 @@ def say_settings(rows: pd.DataFrame, ranges: pd.DataFrame) -> list[str]:
 def model_table(names: Iterable[str] = MODEL_NAMES, folder: Path = MODELS) -> pd.DataFrame:
     """Sizes of the shipped models and the accuracy that their cards print; models that are not shipped are left out."""
     found = [name for name in names if (folder / name / "config.json").is_file()]
-    facts = model_facts(found).loc[:, ["model", "parameters", "layers", "megabytes"]]
+    facts = model_facts(found).reindex(columns=["model", "parameters", "layers", "megabytes"])
     return facts.assign(
         **{"greedy": [_card(n, "greedy") for n in found], "sampled": [_card(n, "sampled") for n in found]}
     )

@@ -111,3 +111,14 @@ def card() -> pd.DataFrame:
     rows = [{c: getattr(claim, c) for c in columns} for claim in found]
     verdicts = [claims.VERDICTS[i % 4] for i in range(len(found))]
     return pd.DataFrame(rows).assign(verdict=verdicts, deciding="-", reason="1 of 1 comparisons hold.")
+
+
+def seed_ranges() -> pd.DataFrame:
+    """One setting outside the range of a further seed in one of two diagnostics, and two seeds of OPD."""
+    distances = {"code only": (1.5, -0.2), "OPD, seed 0": (0.4, 0.1), "OPD, seed 1": (-0.4, -0.1)}
+    rows = [
+        {"run": run, "metric": metric, "value": 0.2 + 0.01 * d, "distance": d, "inside": abs(d) <= 1}
+        for run, both in distances.items()
+        for metric, d in zip(("update sparsity", "left mean angle"), both, strict=True)
+    ]
+    return pd.DataFrame(rows)

@@ -19,7 +19,7 @@ from opdgeom_utils.charts.maps import MODULES
 from opdgeom_utils.charts.theme import PALETTE, VERDICT_COLOURS
 from opdgeom_utils.charts.world import wilson_interval
 from opdgeom_utils.errors import MetricInputError
-from tests.chart_tables import accuracy, card, credit_table, ends, family_table, geometry, places, sweep
+from tests.chart_tables import accuracy, card, credit_table, ends, family_table, geometry, places, seed_ranges, sweep
 
 ETAS = (0.0, 1e-5, 1e-4, 1e-3, 3e-3, 0.0039, 0.005, 0.01, 0.02, 0.05, 0.1)
 ALPHAS = (0.05, 0.1, 0.3, 0.5)
@@ -50,6 +50,7 @@ FIGURES: dict[str, Callable[[], alt.TopLevelMixin]] = {
     "alpha_sweep": lambda: charts.alpha_rank_sweep(sweep(alpha=ALPHAS)),
     "scorecard": lambda: charts.scorecard(card()),
     "hero": lambda: charts.hero(ends(), claims.load_reported()),
+    "settings_against_seeds": lambda: charts.settings_against_seeds(seed_ranges()),
 }
 
 
@@ -92,6 +93,7 @@ NUMBERS: dict[str, Callable[[], str]] = {
     "accuracy_by_family": lambda: "base 0%, anchor 50%, teacher 100%",
     "training_curves": lambda: f"RLVR {last_accuracy():.1%} (95% interval",
     "credit_per_token": lambda: "OPD: from -4.00 to +0.25. RLVR: -0.50 on each.",
+    "settings_against_seeds": lambda: "Outside: code only update sparsity +1.5.",
     "sparsity_comparison": lambda: f"OPD {mean_of('update_sparsity'):.1%} (95% interval",
     "rotation_comparison": lambda: f"OPD {mean_of('left_angle_mean_deg'):.3g} degrees (95% interval",
     "spectral_drift": lambda: f"shuffled null {mean_of('normalized_spectral_shift_shuffled'):.3g}, random null",
