@@ -134,8 +134,8 @@ def setting_table(rows: pd.DataFrame) -> pd.DataFrame:
     >>> rows = pd.DataFrame({"recipe": ["opd"], "seed": [0], "step": [40.0], "gain": [0.02]})
     >>> for metric in matched.METRICS:
     ...     rows = rows.assign(**{metric: 0.5, f"{metric}_shuffled": 0.4})
-    >>> setting_table(rows).iloc[0].tolist()[:4]
-    ['OPD', 1, '40', '50.0% (40.0%)']
+    >>> setting_table(rows).iloc[0, [0, 2, 3]].tolist()
+    ['OPD', '40', '50.0% (40.0%)']
     """
     out = []
     for recipe, own in rows.groupby("recipe", sort=False):
@@ -192,18 +192,18 @@ def in_seed_ranges(rows: pd.DataFrame) -> pd.DataFrame:
         ``run, metric, value, distance, low, high, inside``, one row per setting or seed of OPD, and diagnostic; ``low``
         and ``high`` end the 95% prediction interval for one more seed. Empty where OPD has one seed only.
     """
+    first = rows["recipe"].isin(list(SETTINGS))
     runs, out = runs_of(rows), []
     opd = rows.loc[rows["recipe"] == "opd"]
     seeds = tuple(int(s) for s in opd["seed"])
-    step = int(opd["step"].iloc[0])
+    step, shown_runs = int(opd["step"].iloc[0]), pd.concat([rows.loc[first], opd.sort_values("seed")])
     for metric in matched.METRICS:
         low, high = seed_range(Setting("opd", seeds[0], step, runs), "opd", metric, seeds)
-        for recipe, seed, value in rows[["recipe", "seed", metric]].itertuples(index=False):
-            if recipe in SETTINGS or recipe == "opd":
-                run = words(recipe) if recipe in SETTINGS else f"OPD, seed {seed}"
-                distance = (value - (low + high) / 2) / ((high - low) / 2)
-                shown = (run, metric_title(metric).removesuffix(" (degrees)"), value, distance, low, high)
-                out.append((*shown, low <= value <= high))
+        for recipe, seed, value in shown_runs[["recipe", "seed", metric]].itertuples(index=False):
+            run = words(recipe) if recipe in SETTINGS else f"OPD, seed {seed}"
+            distance = (value - (low + high) / 2) / ((high - low) / 2)
+            shown = (run, metric_title(metric).removesuffix(" (degrees)"), value, distance, low, high)
+            out.append((*shown, low <= value <= high))
     table = pd.DataFrame(out, columns=["run", "metric", "value", "distance", "low", "high", "inside"])
     return table.loc[table["distance"].notna()].reset_index(drop=True)
 
@@ -229,7 +229,7 @@ def say_settings(rows: pd.DataFrame, ranges: pd.DataFrame) -> list[str]:
 def model_table(names: Iterable[str] = MODEL_NAMES, folder: Path = MODELS) -> pd.DataFrame:
     """Sizes of the shipped models and the accuracy that their cards print; models that are not shipped are left out."""
     found = [name for name in names if (folder / name / "config.json").is_file()]
-    facts = model_facts(found).loc[:, ["model", "parameters", "layers", "megabytes"]]
+    facts = model_facts(found).reindex(columns=["model", "parameters", "layers", "megabytes"])
     return facts.assign(
         **{"greedy": [_card(n, "greedy") for n in found], "sampled": [_card(n, "sampled") for n in found]}
     )

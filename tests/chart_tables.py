@@ -183,4 +183,11 @@ def long_table() -> pd.DataFrame:
         for other, seen in ((f"opd:{(seed + 1) % 5}@100", 0.5), (f"rlvr:{seed}@100", 0.3), (f"sft:{seed}@100", 0.2)):
             pair = key | {"quantity": "overlap", "k": 4, "other": other}
             rows += [pair | {"side": side, "value": seen + 0.01 * seed} for side in ("right", "left")]
+def seed_ranges() -> pd.DataFrame:
+    """One setting outside the range of a further seed in one of two diagnostics, and two seeds of OPD."""
+    distances = {"code only": (1.5, -0.2), "OPD, seed 0": (0.4, 0.1), "OPD, seed 1": (-0.4, -0.1)}
+        {"run": run, "metric": metric, "value": 0.2 + 0.01 * d, "distance": d, "inside": abs(d) <= 1}
+        for run, both in distances.items()
+        for metric, d in zip(("update sparsity", "left mean angle"), both, strict=True)
+    ]
     return pd.DataFrame(rows)

@@ -62,7 +62,9 @@ def write_model(name: str, model: PreTrainedModel, recipe: Recipe, seed: int) ->
 def file_content(model: PreTrainedModel) -> bytes:
     """Weights as transformers stores them: experts, fused in memory, are apart under their usual names."""
     with tempfile.TemporaryDirectory() as folder:
-        copy.deepcopy(model).to(torch.bfloat16).save_pretrained(folder)
+        rounded = copy.deepcopy(model)
+        torch.nn.Module.to(rounded, torch.bfloat16)
+        rounded.save_pretrained(folder)
         return (Path(folder) / "model.safetensors").read_bytes()
 
 

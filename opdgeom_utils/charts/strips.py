@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import altair as alt
 import pandas as pd
@@ -28,7 +28,10 @@ GAP = 10
 
 
 def sparsity_comparison(
-    ends: pd.DataFrame, reported: pd.DataFrame | None = None, nulls: Sequence[str] = ("shuffled", "random")
+    ends: pd.DataFrame,
+    reported: pd.DataFrame | None = None,
+    nulls: Sequence[str] = ("shuffled", "random"),
+    like: Mapping[str, str] | None = None,
 ) -> Figure:
     """Draw the share of entries that each objective leaves unchanged, beside its nulls and the paper's number.
 
@@ -40,8 +43,11 @@ def sparsity_comparison(
         From :func:`opdgeom_utils.claims.load_reported`; None draws no paper.
     nulls
         Suffixes of the null columns to draw.
+    like
+        Labels of variants, each with the label whose colour it takes; a row keeps the variant's own label.
     """
-    return _one_metric(ends, "update_sparsity", reported, nulls, "Share of the weight entries that stay unchanged")
+    what = "Share of the weight entries that stay unchanged"
+    return _one_metric(ends, "update_sparsity", reported, nulls, what, like)
 
 
 def spectral_drift(
@@ -144,13 +150,20 @@ def matched_controls(places: pd.DataFrame, metric: str, null: str = "shuffled") 
 
 
 def _one_metric(
-    ends: pd.DataFrame, metric: str, reported: pd.DataFrame | None, nulls: Sequence[str], what: str
+    ends: pd.DataFrame,
+    metric: str,
+    reported: pd.DataFrame | None,
+    nulls: Sequence[str],
+    what: str,
+    like: Mapping[str, str] | None = None,
 ) -> Figure:
     table = spread(ends, metric, nulls=nulls, reported=reported)
     own = table.loc[:, "series"] == table.loc[:, "recipe"]
     slot = table.loc[:, "series"].where(~own, "the run itself")
-    table = table.assign(row=table.loc[:, "recipe"], slot=slot)
-    return _strips(table, metric, metric_title(metric), f"{what}. {describe(table)}.")
+    said = f"{what}. {describe(table)}."
+    series = table.loc[:, "series"].replace(dict(like or {}))
+    table = table.assign(row=table.loc[:, "recipe"], slot=slot, series=series)
+    return _strips(table, metric, metric_title(metric), said)
 
 
 def _groups(

@@ -34,6 +34,7 @@ from tests.chart_tables import (
     sweep,
 )
 from tests.control_world import measures
+from tests.chart_tables import accuracy, card, credit_table, ends, family_table, geometry, places, seed_ranges, sweep
 
 ETAS = (0.0, 1e-5, 1e-4, 1e-3, 3e-3, 0.0039, 0.005, 0.01, 0.02, 0.05, 0.1)
 ALPHAS = (0.05, 0.1, 0.3, 0.5)
@@ -90,6 +91,7 @@ FIGURES: dict[str, Callable[[], alt.TopLevelMixin]] = {
     "path_slider": lambda: charts.path_slider(
         path_tables.spectra(long_table()), {"stable rank": path_tables.path_curves(long_table(), "stable_rank")}
     ),
+    "settings_against_seeds": lambda: charts.settings_against_seeds(seed_ranges()),
 }
 
 
@@ -150,6 +152,7 @@ NUMBERS: dict[str, Callable[[], str]] = {
     "accuracy_by_family": lambda: "base 0%, anchor 50%, teacher 100%",
     "training_curves": lambda: f"RLVR {last_accuracy():.1%} (95% interval",
     "credit_per_token": lambda: "OPD: from -4.00 to +0.25. RLVR: -0.50 on each.",
+    "settings_against_seeds": lambda: "Outside: code only update sparsity +1.5.",
     "sparsity_comparison": lambda: f"OPD {mean_of('update_sparsity'):.1%} (95% interval",
     "rotation_comparison": lambda: f"OPD {mean_of('left_angle_mean_deg'):.3g} degrees (95% interval",
     "spectral_drift": lambda: f"shuffled null {mean_of('normalized_spectral_shift_shuffled'):.3g}, random null",

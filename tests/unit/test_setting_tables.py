@@ -37,6 +37,7 @@ def test_the_place_between_sft_and_rlvr(rows: pd.DataFrame) -> None:
 def test_only_the_setting_that_moved_leaves_the_seeds(rows: pd.DataFrame) -> None:
     ranges = tables.in_seed_ranges(rows)
     assert set(ranges.loc[~ranges["inside"], "run"]) == {"code only"}
+    assert ranges["run"].iloc[0] == "teacher of two layers"
     assert ranges["run"].str.startswith("OPD, seed").sum() == 5 * 6
     said = tables.say_settings(rows, ranges)
     assert "code only: sparsity 60.0%, gain +0.0%; 6 of 6 diagnostics outside" in said[3]
@@ -56,6 +57,16 @@ def test_settings_that_were_not_run_do_not_appear() -> None:
     )
     none = type(whole)(few.geometry.query("recipe != 'opd_code'"), whole.accuracy)
     assert list(tables.setting_rows(none)["recipe"].unique()) == ["sft", "opd", "rlvr"]
+
+
+def test_settings_share_the_colour_of_opd_and_keep_their_rows(rows: pd.DataFrame) -> None:
+    shown = rows.assign(recipe=rows["recipe"].replace(tables.SETTINGS))
+    like = dict.fromkeys(tables.SETTINGS.values(), "OPD")
+    chart = charts.sparsity_comparison(shown, nulls=["shuffled"], like=like).to_dict()
+    data = pd.DataFrame(next(iter(chart["datasets"].values())))
+    assert set(data["series"]) == {"SFT", "OPD", "RLVR", "shuffled null"}
+    assert set(data["row"]) == {"SFT", "OPD", "RLVR", *tables.SETTINGS.values()}
+    assert "code only 60.0% (one seed)" in chart["description"]
 
 
 def test_nulls_are_printed_beside_their_numbers(rows: pd.DataFrame) -> None:
