@@ -6,9 +6,9 @@ import altair as alt
 import pandas as pd
 
 from opdgeom_utils.charts.series import folded, need
-from opdgeom_utils.charts.theme import Figure, colour_scale, in_order, label, legend
+from opdgeom_utils.charts.theme import PALETTE, Figure, colour_scale, in_order, label, legend
 
-ROW = 42
+ROW = 38
 BREAK = "|"
 NARROWEST = 0.35
 
@@ -95,7 +95,8 @@ def kept_along(kept: pd.DataFrame, by: str, title: str, what: str) -> Figure:
 def _names(table: pd.DataFrame) -> list[str]:
     """Name each line of a figure, with a mark where its label is broken."""
     pairs = zip(table.loc[:, "free"], table.loc[:, "space"], strict=True)
-    return [f"{label(str(free))}{BREAK}{space}".replace(", ", BREAK) for free, space in pairs]
+    parts = [(label(str(free)), *str(space).partition(", ")) for free, space in pairs]
+    return [f"{name}{comma}{how}{BREAK}{space}" for name, space, comma, how in parts]
 
 
 def _rows(table: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -119,10 +120,10 @@ def _rows(table: pd.DataFrame, column: str) -> pd.DataFrame:
 def _said(row: str) -> str:
     """Write the name of a line as a sentence does.
 
-    >>> _said("OPD|early space|left side")
-    'OPD: early space, left side'
+    >>> _said("OPD, left side|early space")
+    'OPD, left side: early space'
     """
-    return row.replace(BREAK, ": ", 1).replace(BREAK, ", ")
+    return row.replace(BREAK, ": ")
 
 
 def _around(table: pd.DataFrame, least: list[float]) -> list[float]:
@@ -151,14 +152,14 @@ def _strips(given: pd.DataFrame, table: pd.DataFrame, title: str, bounds: list[f
     reach = base.transform_filter(mean).mark_rule(strokeWidth=2, clip=True)
     layers = [
         reach.encode(x=alt.X("low:Q", title=title, scale=scale), x2="high:Q"),
-        base.transform_filter(seed).mark_point(filled=True, size=24, opacity=0.45, clip=True).encode(x=x, tooltip=tip),
+        base.transform_filter(seed).mark_point(filled=True, size=30, opacity=0.6, clip=True).encode(x=x, tooltip=tip),
         base.transform_filter(mean).mark_point(filled=True, size=90, opacity=1, clip=True).encode(x=x, tooltip=tip),
     ]
     behind = alt.Chart(marks).encode(
         x=alt.X("at:Q", title=title, scale=scale), tooltip=alt.Tooltip("text:N", title="mark")
     )
     if "row" in marks:
-        layers.insert(0, behind.mark_tick(thickness=3, size=20).encode(y=y))
+        layers.insert(0, behind.mark_tick(thickness=3, size=20, color=PALETTE["random null"]).encode(y=y))
     else:
         layers.insert(0, behind.mark_rule(strokeDash=[4, 3], strokeWidth=1.5))
     ends = table.loc[table.loc[:, "role"] == "mean"]

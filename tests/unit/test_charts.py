@@ -178,7 +178,7 @@ NUMBERS: dict[str, Callable[[], str]] = {
     "run_trajectory": lambda: f"as bf16 shows it {mean_of('stable_rank_bf16'):.3g}",
     "kept_by_space": lambda: f"SFT: early space {held_mean('sft_early space', 'kept'):.1%} (95% interval",
     "inside_shares": lambda: (
-        f"OPD: early space, left side {held_mean('opd_early space, left side', 'inside'):.1%} (one"
+        f"OPD, left side: early space {held_mean('opd_early space, left side', 'inside'):.1%} (one"
     ),
     "kept_along": lambda: f"seed 2 at 4: {held_mean('opd_early space', 'kept', 2):.0%}",
     "kept_along_share": lambda: f"seed 1 at 10%: {held_mean('opd_random space', 'kept', 1):.0%}",
