@@ -133,6 +133,7 @@ PATH_SHIFTS = {
 }  # fmt: skip
 
 
+@cache
 def long_table() -> pd.DataFrame:
     """The long table of paths: every quantity that the figures of the path draw, with its nulls; five seeds."""
     draw, rows = np.random.default_rng(1), []
@@ -156,36 +157,10 @@ def long_table() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-PATH_SHIFTS = {
-    "": 0.0, "random_walk": -0.25, "random_walk_decaying": -0.2, "adam_random": -0.15, "activations": 0.05,
-    "shuffled_time": 0.02, "rounding": 0.0,
-}  # fmt: skip
-
-
-@cache
-def long_table() -> pd.DataFrame:
-    """The long table of paths: every quantity that the figures of the path draw, with its nulls; five seeds."""
-    draw, rows = np.random.default_rng(1), []
-    for (i, recipe), seed, step in itertools.product(enumerate(RECIPES), range(5), STEPS):
-        part, key = (step / 100) ** 0.5, {"profile": "toy", "recipe": recipe, "seed": seed, "step": step}
-        key |= {"scope": "attention", "side": "", "k": 0, "null": "", "other": ""}
-        rank = 6.0 + i + float(draw.normal(scale=0.1))
-        rows += [key | {"quantity": "stable_rank", "value": rank}, key | {"quantity": "update_norm", "value": part}]
-        rows += [key | {"quantity": "stable_rank_bf16", "value": rank * (2 - part)}]
-        rows += [key | {"quantity": "stable_rank", "null": "rounding", "value": 30.0 + i}]
-        rows += [key | {"quantity": "stable_rank_bf16", "null": "rounding", "value": rank * (1.8 - 0.8 * part)}]
-        rows += [key | {"quantity": "singular_value", "k": j, "value": part / j} for j in range(1, 9)]
-        for side, null in itertools.product(("right", "left"), [n for n in PATH_SHIFTS if n != "rounding"]):
-            high = 0.4 + 0.5 * part + PATH_SHIFTS[null] - 0.1 * (side == "left") * (null == "activations")
-            own = key | {"side": side, "k": 4, "null": null}
-            rows.append(own | {"quantity": "sim_to_end", "value": high + float(draw.normal(scale=0.01))})
-            rows.append(own | {"quantity": "captured_share", "value": high / 2})
-        for other, seen in ((f"opd:{(seed + 1) % 5}@100", 0.5), (f"rlvr:{seed}@100", 0.3), (f"sft:{seed}@100", 0.2)):
-            pair = key | {"quantity": "overlap", "k": 4, "other": other}
-            rows += [pair | {"side": side, "value": seen + 0.01 * seed} for side in ("right", "left")]
 def seed_ranges() -> pd.DataFrame:
     """One setting outside the range of a further seed in one of two diagnostics, and two seeds of OPD."""
     distances = {"code only": (1.5, -0.2), "OPD, seed 0": (0.4, 0.1), "OPD, seed 1": (-0.4, -0.1)}
+    rows = [
         {"run": run, "metric": metric, "value": 0.2 + 0.01 * d, "distance": d, "inside": abs(d) <= 1}
         for run, both in distances.items()
         for metric, d in zip(("update sparsity", "left mean angle"), both, strict=True)

@@ -15,7 +15,6 @@ import vl_convert
 
 from opdgeom_utils import charts, claims, matched, moment_tables, path_tables
 from opdgeom_utils import control_tables as control
-from opdgeom_utils import charts, claims, matched, path_tables
 from opdgeom_utils.book_renderer import chart_description, static_spec
 from opdgeom_utils.charts.maps import MODULES
 from opdgeom_utils.charts.theme import PALETTE, VERDICT_COLOURS
@@ -31,10 +30,10 @@ from tests.chart_tables import (
     held,
     long_table,
     places,
+    seed_ranges,
     sweep,
 )
 from tests.control_world import measures
-from tests.chart_tables import accuracy, card, credit_table, ends, family_table, geometry, places, seed_ranges, sweep
 
 ETAS = (0.0, 1e-5, 1e-4, 1e-3, 3e-3, 0.0039, 0.005, 0.01, 0.02, 0.05, 0.1)
 ALPHAS = (0.05, 0.1, 0.3, 0.5)
