@@ -6,7 +6,7 @@ import altair as alt
 import pandas as pd
 
 from opdgeom_utils.charts.series import need
-from opdgeom_utils.charts.theme import PALETTE, Figure
+from opdgeom_utils.charts.theme import Figure
 
 LIMIT = 3.0
 
@@ -21,15 +21,15 @@ def settings_against_seeds(ranges: pd.DataFrame) -> Figure:
     """
     need(ranges, ["run", "metric", "value", "distance", "inside"])
     runs, metrics = (list(ranges.loc[:, c].drop_duplicates()) for c in ("run", "metric"))
-    scale = alt.Scale(domain=[-LIMIT, 0, LIMIT], range=[PALETTE["SFT"], "#F4F4F4", PALETTE["OPD"]], clamp=True)
+    scale = alt.Scale(scheme="blueorange", domain=[-LIMIT, LIMIT], clamp=True)
     table = ranges.assign(shown=[f"{d:+.1f}" for d in ranges.loc[:, "distance"]])
     base = alt.Chart(table).encode(
-        x=alt.X("metric:N", sort=metrics, title=None).axis(labelAngle=-35, labelLimit=170, orient="bottom"),
-        y=alt.Y("run:N", sort=runs, title=None).axis(labelLimit=170),
+        x=alt.X("metric:N", sort=metrics, title=None).axis(labelAngle=-35, labelLimit=150, orient="bottom"),
+        y=alt.Y("run:N", sort=runs, title=None).axis(labelLimit=150),
     )
     cells = base.mark_rect(stroke="#FFFFFF").encode(
-        color=alt.Color("distance:Q", title="distance from OPD (1: reach of a further seed)", scale=scale).legend(
-            orient="top", titleLimit=320, gradientLength=220, format="+.0f"
+        color=alt.Color("distance:Q", title="distance (1: reach of a further seed)", scale=scale).legend(
+            orient="top", titleLimit=260, gradientLength=180, format="+.0f"
         ),
         tooltip=[
             alt.Tooltip("run:N"), alt.Tooltip("metric:N"), alt.Tooltip("value:Q", format=".3g"),
