@@ -16,6 +16,7 @@ from opdgeom_utils.models import PROJECT
 from opdgeom_utils.recipes import load_recipe, recipe_names
 from opdgeom_utils.results import RESULTS, Tables, write_tables
 from opdgeom_utils.run_measures import measures_of
+from opdgeom_utils.runs import fingerprint, runs_folder
 from opdgeom_utils.workers import Job, load_or_train_many
 
 FIGURE = PROJECT / "book" / "_static" / "where_opd_lies.svg"
@@ -27,6 +28,12 @@ def jobs_of(profile: str, recipes: list[str], seeds: list[int] | None) -> list[J
     pairs = [(recipe, seed) for recipe in chosen for seed in recipe.seeds if seeds is None or seed in seeds]
     pairs.sort(key=lambda pair: (pair[1], -pair[0].steps))
     return [(recipe.name, seed) for recipe, seed in pairs]
+
+
+def is_finished(job: Job, profile: str) -> bool:
+    """Whether a run is on disk and done, under today's fingerprint."""
+    recipe, seed = load_recipe(job[0], profile), job[1]
+    return (runs_folder() / f"{recipe.name}-s{seed}-{fingerprint(recipe, seed)[:8]}" / "DONE").is_file()
 
 
 def readme_figure(tables: Tables) -> bytes:
@@ -42,9 +49,12 @@ def main() -> int:
     parser.add_argument("--recipes", nargs="*", default=[], help="only these (default: all of the profile)")
     parser.add_argument("--seeds", nargs="*", type=int, help="only these (default: the recipe's own)")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--finished", action="store_true", help="train nothing: take the runs that are finished")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the tables")
     args = parser.parse_args()
     jobs = jobs_of(args.profile, args.recipes, args.seeds)
+    if args.finished:
+        jobs = [job for job in jobs if is_finished(job, args.profile)]
     runs = load_or_train_many(jobs, profile=args.profile, workers=args.workers, measures=True)
     whole = args.profile == PUBLISHED and not args.recipes and args.seeds is None
     if args.results == RESULTS and not whole:
