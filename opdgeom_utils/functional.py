@@ -1,6 +1,6 @@
 """What a checkpoint can do, and how near the teacher it is: the two rulers that judge a run held in a small space.
 
-``accuracy`` is sampled: several completions of each held-out prompt, the same random stream for every checkpoint.
+``accuracy`` is sampled: one completion of each held-out prompt, the same random stream for every checkpoint.
 ``teacher_distance`` is the exact reverse KL of student to teacher, nats per token, on text that is the same for every
 checkpoint of a profile: one completion of each held-out prompt, written by the model OPD starts from. Nothing of it is
 drawn anew, so differences between checkpoints have no sampling noise. ``update_inside`` is the share of each realised
@@ -35,7 +35,8 @@ from opdgeom_utils.rollouts import Rollouts, completion_logits, decode_completio
 from opdgeom_utils.runs import Run, checkpoint_path
 from opdgeom_utils.tasks import Example, held_out_set, verify
 
-SAMPLES = 2
+SAMPLES = 1
+TEXTS = 2  # the anchor writes for every second prompt
 BATCH = 256
 PROJECTED = "_project_"
 SOURCES = tuple(
@@ -106,7 +107,7 @@ def _yardstick(writer: str, teacher: str, held_out: str, per_family: int, max_ne
     tokenizer, author, judge = load_tokenizer(writer), load_model(writer).eval(), load_model(teacher).eval()
     examples = sorted(held_out_set(json.loads(held_out), per_family), key=lambda e: len(e.prompt))
     batches = [examples[i : i + BATCH] for i in range(0, len(examples), BATCH)]
-    texts = list(_written(author, tokenizer, batches, 1, max_new_tokens))
+    texts = list(_written(author, tokenizer, [batch[::TEXTS] for batch in batches], 1, max_new_tokens))
     with torch.no_grad():
         logits = [completion_logits(judge, text) for text in texts]
     return Yardstick(tokenizer, batches, texts, logits)
