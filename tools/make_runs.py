@@ -12,6 +12,7 @@ from opdgeom_utils import charts, storage
 from opdgeom_utils.book_tables import PUBLISHED
 from opdgeom_utils.chapter_tables import at_place
 from opdgeom_utils.claims import load_reported
+from opdgeom_utils.errors import CheckpointNotFoundError
 from opdgeom_utils.models import PROJECT
 from opdgeom_utils.recipes import load_recipe, recipe_names
 from opdgeom_utils.results import RESULTS, Tables, write_tables
@@ -33,7 +34,11 @@ def jobs_of(profile: str, recipes: list[str], seeds: list[int] | None) -> list[J
 def is_finished(job: Job, profile: str) -> bool:
     """Whether a run is on disk and done, under today's fingerprint."""
     recipe, seed = load_recipe(job[0], profile), job[1]
-    return (runs_folder() / f"{recipe.name}-s{seed}-{fingerprint(recipe, seed)[:8]}" / "DONE").is_file()
+    try:
+        folder = f"{recipe.name}-s{seed}-{fingerprint(recipe, seed)[:8]}"
+    except CheckpointNotFoundError:  # a model that it needs has not been built
+        return False
+    return (runs_folder() / folder / "DONE").is_file()
 
 
 def readme_figure(tables: Tables) -> bytes:
