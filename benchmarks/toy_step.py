@@ -29,7 +29,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel, TrainerCallback
 
-from opdgeom_utils import training
+from opdgeom_utils import batches, training
 from opdgeom_utils.errors import CheckpointNotFoundError
 from opdgeom_utils.learner import Learner
 from opdgeom_utils.models import keep_freed_memory, load_model, load_tokenizer, resolve_model
@@ -69,7 +69,7 @@ class PhaseClock:
     def watching(self, learner: Learner) -> Iterator[None]:
         """Time the parts of our update while the block runs."""
         places = [
-            (training, "roll_out", "sampling"), (training, "score", "teacher scoring"),
+            (batches, "roll_out", "sampling"), (batches, "score", "teacher scoring"),
             (training, "completion_logits", "forward"), (torch.Tensor, "backward", "backward"),
             (learner.optimizer, "step", "optimiser"), (training, "probe", "probe"),
             (learner, "update_norm", "update norm"), (torch.nn.utils, "clip_grad_norm_", "gradient clip"),

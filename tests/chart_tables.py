@@ -125,6 +125,7 @@ def held() -> pd.DataFrame:
         for free, space, rank, n in runs for seed in range(n)
     ]  # fmt: skip
     rows[-1]["kept"] = np.nan
+    return pd.DataFrame(rows)
 
 
 PATH_SHIFTS = {

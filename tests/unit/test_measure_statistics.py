@@ -15,7 +15,7 @@ from tests.claim_world import AGREEING, HandTables, world
 from tests.measure_world import agreeing, full_world
 
 REPRODUCED, PARTLY, NOT, UNTESTABLE = VERDICTS
-LEDGER = tuple(claim for claim in load_claims() if claim.question != "rq1")
+LEDGER = tuple(claim for claim in load_claims() if claim.question in ("rq2", "rq3"))
 X, Y = {"recipe": "opd", "quantity": "x"}, {"recipe": "rlvr", "quantity": "x"}
 
 

@@ -18,7 +18,7 @@ class Finished:
         return self.returncode
 
 
-def start(job: tuple[str, int], profile: str, logs: object) -> Finished:
+def start(job: tuple[str, int], profile: str, logs: object, measures: bool) -> Finished:
     """Train in this process, as the child would: only here are the tiny models to be had."""
     log = workers._log_of(job, logs)  # pyright: ignore[reportArgumentType]
     try:
