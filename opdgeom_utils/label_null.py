@@ -39,7 +39,8 @@ def order_claims_under_relabelling(
     tables
         Geometry and accuracy of one profile.
     claims
-        From :func:`opdgeom_utils.claims.load_claims`; those whose statistic is no plain order are left out.
+        From :func:`opdgeom_utils.claims.load_claims`; those whose statistic is no plain order are left out. Names
+        are dealt among the recipes that these claims put into an order.
     n
         Number of random deals, 1 or more.
     seed
@@ -59,8 +60,10 @@ def order_claims_under_relabelling(
         raise MetricInputError(f"n is {n}; expected at least one deal of the names")
     rng = np.random.default_rng(seed)
     orders = [claim for claim in claims if claim.statistic == ORDERS]
-    deals = [_counts(relabel(tables, rng), orders) for _ in range(n)]
-    return pd.Series(_counts(tables, orders)), pd.DataFrame(deals)
+    named = {recipe for claim in orders for recipe in claim.args["order"]}
+    judged = Relabelled(*(t[t["recipe"].isin(named)] for t in (tables.geometry, tables.accuracy)))
+    deals = [_counts(relabel(judged, rng), orders) for _ in range(n)]
+    return pd.Series(_counts(judged, orders)), pd.DataFrame(deals)
 
 
 def relabel(tables: Tables, rng: np.random.Generator) -> Relabelled:

@@ -17,7 +17,7 @@ from opdgeom_utils.models import PROJECT
 from opdgeom_utils.recipes import load_recipe, recipe_names
 from opdgeom_utils.results import RESULTS, Tables, write_tables
 from opdgeom_utils.run_measures import measures_of
-from opdgeom_utils.runs import fingerprint, runs_folder
+from opdgeom_utils.runs import fingerprint, load_or_train, runs_folder
 from opdgeom_utils.workers import Job, load_or_train_many
 
 FIGURE = PROJECT / "book" / "_static" / "where_opd_lies.svg"
@@ -60,7 +60,9 @@ def main() -> int:
     jobs = jobs_of(args.profile, args.recipes, args.seeds)
     if args.finished:
         jobs = [job for job in jobs if is_finished(job, args.profile)]
-    runs = load_or_train_many(jobs, profile=args.profile, workers=args.workers, measures=True)
+        runs = [load_or_train(name, seed=seed, profile=args.profile) for name, seed in jobs]
+    else:
+        runs = load_or_train_many(jobs, profile=args.profile, workers=args.workers, measures=True)
     whole = args.profile == PUBLISHED and not args.recipes and args.seeds is None
     if args.results == RESULTS and not whole:
         print(
