@@ -60,8 +60,9 @@ def order_claims_under_relabelling(
         raise MetricInputError(f"n is {n}; expected at least one deal of the names")
     rng = np.random.default_rng(seed)
     orders = [claim for claim in claims if claim.statistic == ORDERS]
-    named = {recipe for claim in orders for recipe in claim.args["order"]}
-    judged = Relabelled(*(t[t["recipe"].isin(named)] for t in (tables.geometry, tables.accuracy)))
+    named = sorted({str(recipe) for claim in orders for recipe in claim.args["order"]})
+    geometry, accuracy = (pd.DataFrame(t[t["recipe"].isin(named)]) for t in (tables.geometry, tables.accuracy))
+    judged = Relabelled(geometry, accuracy)
     deals = [_counts(relabel(judged, rng), orders) for _ in range(n)]
     return pd.Series(_counts(judged, orders)), pd.DataFrame(deals)
 
