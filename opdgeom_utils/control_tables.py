@@ -32,6 +32,7 @@ MIX_ORDER = ["1", *(f"{alpha:g}" for alpha in ALPHAS.values()), "0"]
 MIX_PLACES = {name: (f"{a:g}", "raw") for name, a in zip(RAW.values(), ALPHAS.values(), strict=True)}
 MIX_PLACES |= {name: (f"{a:g}", "equal norms") for name, a in zip(EQUAL.values(), ALPHAS.values(), strict=True)}
 VARIANTS = {**TOKENS, **WRITERS, **RAW, **EQUAL}
+PARTS = ("path", "function", "moments", "overlaps")  # of the long table, what these chapters read
 WORDS = {**VARIANTS, "random_credit": "random credit"}
 PLACE = 40
 K = 4

@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from opdgeom_utils import objectives, storage
-from opdgeom_utils.measures import as_measures, cached_measures
+from opdgeom_utils.measures import as_measures, cached_measures, nearest
 from opdgeom_utils.models import load_model, load_stored_state, load_tokenizer
 from opdgeom_utils.projection import projected_layers
 from opdgeom_utils.recipes import Recipe, load_recipe, recipe_names
@@ -51,15 +51,6 @@ def free_run_of(name: str) -> str:
     ('opd', 'mix_25')
     """
     return name.split(PROJECTED)[0]
-
-
-def nearest(steps: Sequence[int], step: int) -> int:
-    """Return the step nearest to another one; the earlier of two that are equally near.
-
-    >>> nearest([2, 16, 30, 50], 24), nearest([10, 20], 15)
-    (30, 10)
-    """
-    return min(steps, key=lambda s: (abs(s - step), s))
 
 
 def points_of(recipe: Recipe) -> list[int]:

@@ -6,19 +6,19 @@ reached, 0 is where it stood when the projection began.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
 
-from opdgeom_utils.book_tables import PUBLISHED
+from opdgeom_utils.book_measures import measures_for
+from opdgeom_utils.book_tables import BookTables
 from opdgeom_utils.charts.theme import label
 from opdgeom_utils.claims import seed_interval
 from opdgeom_utils.errors import MetricInputError, StaleResultsError
-from opdgeom_utils.functional import PROJECTED, free_run_of, function_measures, nearest
+from opdgeom_utils.functional import PROJECTED, free_run_of
+from opdgeom_utils.measures import nearest
 from opdgeom_utils.recipes import RUN_SPACE, Recipe, load_recipe, recipe_names
-from opdgeom_utils.results import RESULTS
-from opdgeom_utils.runs import load_or_train
 
 QUANTITIES = {"teacher_distance": "distance to the teacher", "accuracy": "sampled accuracy"}
 SPACES = {
@@ -30,34 +30,28 @@ SPACES = {
 KEPT = ["recipe", "free", "seed", "quantity", "begins", "ends", "start", "free_end", "held_end", "kept"]
 
 
-def function_table(profile: str, seeds: Sequence[int]) -> pd.DataFrame:
-    """Return accuracy, distance to the teacher and update inside: committed rows, or those of live runs.
+def function_table(tables: BookTables) -> pd.DataFrame:
+    """Return accuracy, distance to the teacher and update inside, of the profile and the seeds of ``tables``.
 
     Parameters
     ----------
-    profile
-        ``toy`` reads ``data/results/measures.parquet``; another profile opens or trains its free and projected runs.
-    seeds
-        Which seeds; a recipe that lacks one simply has no row of it.
+    tables
+        The chapter's result tables; where they hold no measures, the projected runs and the free runs that these are
+        compared with are opened, or trained first, and measured now.
 
     Raises
     ------
     StaleResultsError
-        If the committed table is missing, or holds nothing of these seeds.
+        If the committed measures are missing, or hold nothing of these seeds.
     """
-    wanted = [*QUANTITIES, "update_inside"]
-    if profile == PUBLISHED:
-        path = RESULTS / "measures.parquet"
-        table = pd.read_parquet(path) if path.is_file() else pd.DataFrame({"profile": [], "quantity": [], "seed": []})
-    else:
-        held = [n for n in recipe_names(profile) if PROJECTED in n]
-        names = [*dict.fromkeys(free_run_of(n) for n in held), *held]
-        pairs = [(name, seed) for name in names for seed in load_recipe(name, profile).seeds if seed in seeds]
-        table = pd.concat([function_measures(load_or_train(n, seed=s, profile=profile)) for n, s in pairs])
-    kept = (table["profile"] == profile) & table["quantity"].isin(wanted) & table["seed"].isin(list(seeds))
+    held = [n for n in recipe_names(tables.profile) if PROJECTED in n]
+    measures = measures_for(tables, [*(free_run_of(n) for n in held), *held], ["function"])
+    kept = measures["quantity"].isin([*QUANTITIES, "update_inside"]) & measures["seed"].isin(list(tables.seeds))
     if not any(kept):
-        raise StaleResultsError(f"data/results has no measures of function for seeds {list(seeds)}. Run `make runs`")
-    return pd.DataFrame(table[kept]).reset_index(drop=True)
+        raise StaleResultsError(
+            f"data/results has no measures of function for seeds {list(tables.seeds)}. Run `make runs`"
+        )
+    return pd.DataFrame(measures[kept]).reset_index(drop=True)
 
 
 def held_recipes(rows: pd.DataFrame, profile: str) -> list[Recipe]:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from opdgeom_utils.errors import MetricInputError
+from opdgeom_utils.measures import nearest
 
 CELL_KEYS = frozenset(("recipe", "quantity", "at", "side", "k", "scope", "null", "other", "seed", "from"))
 SEED, REST = "{seed}", "{rest}"
@@ -158,15 +159,6 @@ class MeasuredCells:
             self.say(f"{describe(cell)} is asked for at update {step:g}; measured from {steps[0]} to {steps[-1]}")
             return float("nan")
         return float(np.interp(step, steps, [path[s] for s in steps]))
-
-
-def nearest(steps: Sequence[int], place: float | int) -> int:
-    """Return the step nearest to a place; of two equally near, the earlier.
-
-    >>> nearest([30, 50], 40), nearest([120, 180], 160)
-    (30, 180)
-    """
-    return min(steps, key=lambda step: (abs(step - place), step))
 
 
 def describe(cell: Cell) -> str:

@@ -60,3 +60,12 @@ def cached_measures(
     if not path.is_file():
         storage.write_atomic(path, storage.parquet_bytes(make()))
     return pd.read_parquet(path)
+
+
+def nearest(steps: Sequence[int], place: float | int) -> int:
+    """Return the step nearest to a place; of two equally near, the earlier.
+
+    >>> nearest([2, 16, 30, 50], 24), nearest([20, 10], 15)
+    (30, 10)
+    """
+    return min(steps, key=lambda step: (abs(step - place), step))

@@ -9,8 +9,9 @@ from pathlib import Path
 import pandas as pd
 
 from opdgeom_utils import gradient_moments, moment_rows, runs, storage
+from opdgeom_utils.fingerprints import source_without_prose
 from opdgeom_utils.gradient_moments import MomentPlan, collect_gradients
-from opdgeom_utils.measures import cached_measures
+from opdgeom_utils.measures import cached_measures, nearest
 from opdgeom_utils.metrics import second_moment
 from opdgeom_utils.models import load_stored_state
 
@@ -38,20 +39,15 @@ def moment_measures(run: runs.Run, *, plan: MomentPlan | None = None) -> pd.Data
     halved = replace(plan, batches=max(2, plan.batches // 2), replicates=0)
     tables = [
         cached_measures(run.path, f"moments-{step}", [], partial(_measure, run, step, own), own, *_source())
-        for step, own in ((0, plan), (middle_of(run), halved))
+        for step, own in ((0, plan), (nearest(run.recipe.checkpoints, run.recipe.steps / 2), halved))
     ]
     return pd.concat(tables, ignore_index=True)
-
-
-def middle_of(run: runs.Run) -> int:
-    """Return the checkpoint nearest to half of the run, the earlier of two."""
-    return min(run.recipe.checkpoints, key=lambda step: (abs(step - run.recipe.steps / 2), step))
 
 
 def _source() -> list[str]:
     """Return the code that decides the numbers, without its prose."""
     files = (gradient_moments.__file__, second_moment.__file__, moment_rows.__file__)
-    return [runs.source_without_prose(Path(str(file))) for file in files]
+    return [source_without_prose(Path(str(file))) for file in files]
 
 
 def _measure(run: runs.Run, step: int, plan: MomentPlan) -> pd.DataFrame:

@@ -7,25 +7,16 @@ from dataclasses import replace
 
 import pandas as pd
 
-from opdgeom_utils.book_tables import PUBLISHED, BookTables, say_interval, tables_for
+from opdgeom_utils.book_measures import measures_for
+from opdgeom_utils.book_tables import BookTables, say_interval, tables_for
 from opdgeom_utils.charts.series import listed
 from opdgeom_utils.charts.theme import PATH_NULLS, RESCALED, ROUNDED, in_order, label, metric_title
 from opdgeom_utils.claims import seed_interval
 from opdgeom_utils.errors import StaleResultsError
-from opdgeom_utils.path_nulls import path_null_measures
-from opdgeom_utils.path_overlaps import overlap_measures
-from opdgeom_utils.paths import EARLY, HEADLINE, SIDES, path_measures
-from opdgeom_utils.recipes import recipe_names
-from opdgeom_utils.runs import Run, load_or_train
+from opdgeom_utils.paths import EARLY, HEADLINE, SIDES
+from opdgeom_utils.run_measures import OVERLAPS
 
 LEARNED_AND_NULLS = ("", *[null for null in PATH_NULLS if null != "rounding"])
-
-
-def measure_paths(runs: Sequence[Run]) -> pd.DataFrame:
-    """Measure the paths of runs, the nulls of the headline ones, and what runs share, as rows of the long table."""
-    headline = [run for run in runs if run.recipe.name in HEADLINE]
-    parts = [*map(path_measures, runs), *map(path_null_measures, headline), overlap_measures(runs)]
-    return pd.concat(parts, ignore_index=True)
 
 
 def path_tables(profile: str, seeds: Sequence[int]) -> BookTables:
@@ -46,16 +37,10 @@ def path_tables(profile: str, seeds: Sequence[int]) -> BookTables:
         If no seed is given, or one that the profile does not have.
     """
     tables = tables_for(profile, seeds)
-    if profile != PUBLISHED:
-        tables = replace(tables, measures=_live(tables))
-    if tables.measures is None or "sim_to_end" not in set(tables.measures["quantity"]):
+    measures = measures_for(tables, HEADLINE, ["path", "nulls", OVERLAPS])
+    if "sim_to_end" not in set(measures["quantity"]):
         raise StaleResultsError(f"data/results holds no paths of profile {profile}. Run `make runs`")
-    return tables
-
-
-def _live(tables: BookTables) -> pd.DataFrame:
-    names = [name for name in recipe_names(tables.profile) if name in HEADLINE]
-    return measure_paths([load_or_train(n, seed=s, profile=tables.profile) for n in names for s in tables.seeds])
+    return replace(tables, measures=measures)
 
 
 def path_curves(

@@ -23,7 +23,7 @@ from torch import Tensor
 from opdgeom_utils import storage
 from opdgeom_utils.errors import MetricInputError
 from opdgeom_utils.matched import ATTENTION
-from opdgeom_utils.measures import as_measures, cached_measures
+from opdgeom_utils.measures import as_measures, cached_measures, nearest
 from opdgeom_utils.metrics.factors import Factors, factorize
 from opdgeom_utils.metrics.gram import TallMatrix
 from opdgeom_utils.metrics.sparsity import bf16_realised
@@ -67,7 +67,7 @@ class UpdatePath:
     @property
     def early(self) -> int:
         """Index of the checkpoint nearest to a fifth of the run; of two equally near, the earlier."""
-        return nearest_index(self.steps, EARLY * self.steps[-1])
+        return self.steps.index(nearest(self.steps, EARLY * self.steps[-1]))
 
     def attention(self) -> UpdatePath:
         """Return the path of the attention matrices only."""
@@ -82,15 +82,6 @@ def module_of(name: str) -> str:
     'q_proj'
     """
     return name.split(".")[-2]
-
-
-def nearest_index(steps: Sequence[int], place: float) -> int:
-    """Index of the step nearest to a place; of two equally near, the earlier.
-
-    >>> nearest_index([2, 4, 8], 6.0)
-    1
-    """
-    return min(range(len(steps)), key=lambda i: (abs(steps[i] - place), steps[i]))
 
 
 def read_path(run: Run, steps: Sequence[int] = ()) -> UpdatePath:

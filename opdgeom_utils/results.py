@@ -20,9 +20,10 @@ from scipy import stats
 from opdgeom_utils import storage
 from opdgeom_utils.diagnose import diagnose_trajectory
 from opdgeom_utils.errors import StaleResultsError
+from opdgeom_utils.fingerprints import UNTRAINED
 from opdgeom_utils.models import PROJECT, resolve_model
 from opdgeom_utils.recipes import Recipe, deciding_settings, load_recipe, recipe_names
-from opdgeom_utils.runs import UNTRAINED, Run
+from opdgeom_utils.runs import Run
 from opdgeom_utils.training import TRAINING_VERSION
 
 RESULTS = PROJECT / "data" / "results"

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import pandas as pd
 
 from opdgeom_utils.functional import function_measures
+from opdgeom_utils.measures import as_measures
 from opdgeom_utils.moment_measures import moment_measures
 from opdgeom_utils.path_nulls import path_null_measures
 from opdgeom_utils.path_overlaps import overlap_measures
@@ -26,23 +27,43 @@ def variant_seeds(profile: str) -> set[int]:
     return {seed for recipe in recipes for seed in recipe.seeds}
 
 
-def measures_of_run(run: Run) -> pd.DataFrame:
-    """Measure one run: its path, what it can do, and, where they apply, its nulls and its gradients' moments.
+PARTS = {
+    "path": path_measures,
+    "nulls": path_null_measures,
+    "function": function_measures,
+    "moments": moment_measures,
+}
+OVERLAPS = "overlaps"  # a part of no single run
 
-    Each part is kept in the run's folder, so a second call reads it.
+
+def parts_of(run: Run, parts: Iterable[str] = PARTS) -> list[str]:
+    """Keep the parts that apply to one run.
+
+    Nulls belong to the headline runs, function to the seeds that variants have, moments to ``opd`` of these seeds.
+
+    >>> from pathlib import Path
+    >>> parts_of(Run(load_recipe("opd"), 4, Path("r"))), parts_of(Run(load_recipe("mix_25"), 0, Path("r")))
+    (['path', 'nulls'], ['path', 'function'])
     """
-    headline, compared = run.recipe.name in HEADLINE, run.seed in variant_seeds(run.recipe.profile)
-    parts = [path_measures(run)]
-    if headline:
-        parts.append(path_null_measures(run))
-    if compared:
-        parts.append(function_measures(run))
-    if compared and run.recipe.name == "opd":
-        parts.append(moment_measures(run))
-    return pd.concat(parts, ignore_index=True)
+    compared = run.seed in variant_seeds(run.recipe.profile)
+    applies = {
+        "path": True,
+        "nulls": run.recipe.name in HEADLINE,
+        "function": compared,
+        "moments": compared and run.recipe.name == "opd",
+    }
+    return [part for part in parts if applies.get(part)]
 
 
-def measures_of(runs: Iterable[Run]) -> pd.DataFrame:
+def measures_of_run(run: Run, parts: Iterable[str] = PARTS) -> pd.DataFrame:
+    """Measure one run; each part is kept in the run's folder, so a second call reads it."""
+    measured = [PARTS[part](run) for part in parts_of(run, parts)]
+    return pd.concat([as_measures([]), *measured], ignore_index=True)
+
+
+def measures_of(runs: Iterable[Run], parts: Iterable[str] = (*PARTS, OVERLAPS)) -> pd.DataFrame:
     """Measure all runs, and what they share with each other."""
-    runs = list(runs)
-    return pd.concat([*(measures_of_run(run) for run in runs), overlap_measures(runs)], ignore_index=True)
+    runs, parts = list(runs), list(parts)
+    tables = [measures_of_run(run, parts) for run in runs]
+    shared = [overlap_measures(runs)] if OVERLAPS in parts else []
+    return pd.concat([as_measures([]), *tables, *shared], ignore_index=True)

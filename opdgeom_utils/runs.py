@@ -7,7 +7,6 @@ change any and the run is a new one. ``DONE`` is written last; it lists the sha2
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import os
@@ -24,6 +23,7 @@ from tqdm.auto import tqdm
 from opdgeom_utils import storage, training
 from opdgeom_utils.errors import CheckpointDamagedError, CheckpointNotFoundError, RecipeError
 from opdgeom_utils.evaluation import accuracy_table
+from opdgeom_utils.fingerprints import UNTRAINED, fingerprint
 from opdgeom_utils.learner import Learner
 from opdgeom_utils.models import (
     PROJECT,
@@ -39,22 +39,7 @@ from opdgeom_utils.models import (
 )
 from opdgeom_utils.provenance import provenance
 from opdgeom_utils.recipes import RUN_SPACE, Recipe, load_recipe
-from opdgeom_utils.training import TRAINING_VERSION
 
-SOURCES = (
-    "families",
-    "tasks",
-    "rollouts",
-    "objectives",
-    "learner",
-    "batches",
-    "mixing",
-    "projection",
-    "projection_spaces",
-    "training",
-    "evaluation",
-)
-UNTRAINED = "untrained:"
 WAIT_SECONDS = 6 * 3600.0
 
 
@@ -112,36 +97,6 @@ def checkpoint_path(run: Path, step: int) -> Path:
     'r/checkpoints/step_000050.safetensors'
     """
     return run / "checkpoints" / f"step_{step:06d}.safetensors"
-
-
-def fingerprint(recipe: Recipe, seed: int) -> str:
-    """Return the sha256 over all that decides the run's numbers: recipe, seed, training source, starting weights.
-
-    The recipe's list of seeds is left out: asking for one seed more is no change. A run that is projected onto another
-    run's space depends on that run too.
-    """
-    digest = hashlib.sha256(json.dumps([recipe.settings(), seed, TRAINING_VERSION], sort_keys=True).encode())
-    for name in SOURCES:
-        digest.update(source_without_prose(Path(__file__).parent / f"{name}.py").encode())
-    for name in (recipe.start, recipe.teacher, recipe.anchor, *([recipe.writer] if recipe.writer else [])):
-        if name is None or name.startswith(UNTRAINED):
-            continue
-        folder = Path(resolve_model(name))
-        files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
-        digest.update(b"".join(hashlib.sha256(f.read_bytes()).digest() for f in files) or name.encode())
-    found = RUN_SPACE.fullmatch(recipe.projection_space)
-    if found:
-        digest.update(fingerprint(load_recipe(found["recipe"], recipe.profile), seed).encode())
-    return digest.hexdigest()
-
-
-def source_without_prose(path: Path) -> str:
-    """Return a module's syntax tree as text, comments and docstrings left out: mending a sentence retrains nothing."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:]
-    return ast.dump(tree)
 
 
 def load_or_train(recipe_name: str, *, seed: int = 0, profile: str = "toy", device: str = "auto") -> Run:

@@ -18,6 +18,7 @@ import torch
 import yaml
 
 from opdgeom_utils import runs, storage, training
+from opdgeom_utils.fingerprints import fingerprint
 from opdgeom_utils.models import stored_state
 from opdgeom_utils.recipes import RUN_SPACE, Recipe, deciding_settings, load_recipe, recipe_names
 
@@ -34,7 +35,7 @@ def candidates(profile: str) -> list[tuple[runs.Run, runs.Run]]:
         if values["profile"] != profile or values["name"] not in recipe_names(profile):
             continue
         recipe = load_recipe(values["name"], profile)
-        path = runs.runs_folder() / f"{recipe.name}-s{seed}-{runs.fingerprint(recipe, seed)[:8]}"
+        path = runs.runs_folder() / f"{recipe.name}-s{seed}-{fingerprint(recipe, seed)[:8]}"
         same = json.dumps(recipe.settings(), sort_keys=True) == json.dumps(deciding_settings(values), sort_keys=True)
         if same and not path.exists():
             pairs.append((runs.Run(recipe, seed, folder.parent), runs.Run(recipe, seed, path)))
@@ -71,7 +72,7 @@ def adopt(old: runs.Run, new: runs.Run) -> None:
     path: Path = old.path / "provenance.json"
     origin = json.loads(path.read_text(encoding="utf-8"))
     origin["trained_as"] = origin.get("trained_as", origin["fingerprint"])
-    origin["fingerprint"] = runs.fingerprint(new.recipe, new.seed)
+    origin["fingerprint"] = fingerprint(new.recipe, new.seed)
     storage.write_json(path, origin)
     old.path.rename(new.path)
 

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from opdgeom_utils import storage
 from opdgeom_utils.evaluation import accuracy_table
+from opdgeom_utils.fingerprints import UNTRAINED
 from opdgeom_utils.model_surgery import write_start
 from opdgeom_utils.models import (
     DERIVED,
@@ -30,7 +31,7 @@ from opdgeom_utils.models import (
     stored_state,
 )
 from opdgeom_utils.recipes import Recipe, load_recipe
-from opdgeom_utils.runs import UNTRAINED, Run, load_or_train
+from opdgeom_utils.runs import Run, load_or_train
 
 SMALL = ["teacher_small", "teacher_large", "teacher_moe", "student_small"]  # cut from teacher or anchor, then mended
 

@@ -13,11 +13,12 @@ from opdgeom_utils.book_tables import PUBLISHED
 from opdgeom_utils.chapter_tables import at_place
 from opdgeom_utils.claims import load_reported
 from opdgeom_utils.errors import CheckpointNotFoundError
+from opdgeom_utils.fingerprints import fingerprint
 from opdgeom_utils.models import PROJECT
 from opdgeom_utils.recipes import load_recipe, recipe_names
 from opdgeom_utils.results import RESULTS, Tables, write_tables
 from opdgeom_utils.run_measures import measures_of
-from opdgeom_utils.runs import fingerprint, load_or_train, runs_folder
+from opdgeom_utils.runs import load_or_train, runs_folder
 from opdgeom_utils.workers import Job, load_or_train_many
 
 FIGURE = PROJECT / "book" / "_static" / "where_opd_lies.svg"
@@ -31,14 +32,14 @@ def jobs_of(profile: str, recipes: list[str], seeds: list[int] | None) -> list[J
     return [(recipe.name, seed) for recipe, seed in pairs]
 
 
-def is_finished(job: Job, profile: str) -> bool:
-    """Whether a run is on disk and done, under today's fingerprint."""
+def folder_of(job: Job, profile: str) -> Path | None:
+    """Folder of a run under today's fingerprint; None where a model that it needs has not been built."""
     recipe, seed = load_recipe(job[0], profile), job[1]
     try:
-        folder = f"{recipe.name}-s{seed}-{fingerprint(recipe, seed)[:8]}"
-    except CheckpointNotFoundError:  # a model that it needs has not been built
-        return False
-    return (runs_folder() / folder / "DONE").is_file()
+        return runs_folder() / f"{recipe.name}-s{seed}-{fingerprint(recipe, seed)[:8]}"
+    except CheckpointNotFoundError as error:
+        print(f"left out: {recipe.name}, seed {seed}: {error}. `make models` builds it")
+        return None
 
 
 def readme_figure(tables: Tables) -> bytes:
@@ -58,8 +59,10 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the tables")
     args = parser.parse_args()
     jobs = jobs_of(args.profile, args.recipes, args.seeds)
+    folders = {job: folder for job in jobs if (folder := folder_of(job, args.profile))}
+    jobs = list(folders)
     if args.finished:
-        jobs = [job for job in jobs if is_finished(job, args.profile)]
+        jobs = [job for job in jobs if (folders[job] / "DONE").is_file()]
         runs = [load_or_train(name, seed=seed, profile=args.profile) for name, seed in jobs]
     else:
         runs = load_or_train_many(jobs, profile=args.profile, workers=args.workers, measures=True)

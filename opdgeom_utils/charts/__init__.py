@@ -13,7 +13,8 @@ from opdgeom_utils.charts.curves import (
     training_curves,
 )
 from opdgeom_utils.charts.held import inside_shares, kept_along, kept_by_space
-from opdgeom_utils.charts.maps import hero, localisation, scorecard
+from opdgeom_utils.charts.hero import hero
+from opdgeom_utils.charts.maps import localisation
 from opdgeom_utils.charts.paths import against_nulls, path_slider, rounding_floor, shared_spaces, update_paths
 from opdgeom_utils.charts.settings import settings_against_seeds
 from opdgeom_utils.charts.strips import (
@@ -24,6 +25,7 @@ from opdgeom_utils.charts.strips import (
     spectral_drift,
 )
 from opdgeom_utils.charts.variants import setting_sweep, variant_paths, variant_strips
+from opdgeom_utils.charts.verdicts import scorecard
 from opdgeom_utils.charts.world import accuracy_by_family, credit_per_token
 
 __all__ = [

@@ -1,11 +1,13 @@
 """Progress kept, from rows whose answer is known."""
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 
 from opdgeom_utils import functional_tables
+from opdgeom_utils.book_tables import PUBLISHED, BookTables
 from opdgeom_utils.errors import MetricInputError, StaleResultsError
 from opdgeom_utils.functional_tables import (
     inside_table,
@@ -125,18 +127,14 @@ def test_inside_stands_beside_chance() -> None:
     ]
 
 
-def test_committed_rows_are_cut_to_profile_seeds_and_quantities(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path_factory.mktemp("results")
-    monkeypatch.setattr(functional_tables, "RESULTS", folder)
+def test_committed_rows_are_cut_to_seeds_and_quantities() -> None:
+    frame = pd.DataFrame({"recipe": ["opd"], "seed": [0]})
+    tables = BookTables(frame, frame, frame, PUBLISHED, (0,), "")
     with pytest.raises(StaleResultsError, match="make runs"):
-        functional_tables.function_table("toy", [0])
-    other = rows().assign(profile="smoke"), rows().iloc[:1].assign(quantity="stable_rank")
-    pd.concat([rows(), *other]).to_parquet(folder / "measures.parquet")
-    found = functional_tables.function_table("toy", [0])
+        functional_tables.function_table(tables)
+    measures = pd.concat([rows(), rows().iloc[:1].assign(quantity="stable_rank")])
+    found = functional_tables.function_table(replace(tables, measures=measures))
     assert set(found["seed"]) == {0}
     assert set(found["quantity"]) == {"accuracy", "teacher_distance", "update_inside"}
-    assert set(found["profile"]) == {"toy"}
     with pytest.raises(StaleResultsError, match=r"seeds \[7\]"):
-        functional_tables.function_table("toy", [7])
+        functional_tables.function_table(replace(tables, measures=measures, seeds=(7,)))

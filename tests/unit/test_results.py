@@ -9,6 +9,7 @@ import yaml
 
 from opdgeom_utils import results
 from opdgeom_utils.errors import StaleResultsError
+from opdgeom_utils.measures import as_measures
 from opdgeom_utils.runs import load_or_train
 from tests.tiny_world import DEFAULTS, RECIPES, World
 
@@ -91,3 +92,13 @@ def test_a_live_number_outside_the_seeds_spread_stops() -> None:
     assert inside["inside"].tolist() == [True]
     with pytest.raises(StaleResultsError, match="does not agree with the committed seeds"):
         results.check_live(pd.Series({"x": 5.0}), committed)
+
+
+def test_measures_are_cut_to_the_profile_and_may_be_missing(tmp_path: Path) -> None:
+    row = {"recipe": "opd", "seed": 0, "step": 8, "quantity": "accuracy", "value": 0.5}
+    path = tmp_path / "measures.parquet"
+    assert results._read_measures(path, "toy") is None
+    as_measures([row | {"profile": name} for name in ("toy", "smoke")]).to_parquet(path)
+    found = results._read_measures(path, "toy")
+    assert found is not None
+    assert found["profile"].tolist() == ["toy"]

@@ -18,7 +18,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from opdgeom_utils import load_or_train, runs, storage, training
+from opdgeom_utils import fingerprints, load_or_train, runs, storage, training
 from opdgeom_utils.batches import Batch
 from opdgeom_utils.errors import (
     CheckpointNotFoundError,
@@ -28,10 +28,11 @@ from opdgeom_utils.errors import (
     UnknownProfileError,
     UnknownRecipeError,
 )
+from opdgeom_utils.fingerprints import fingerprint, source_without_prose
 from opdgeom_utils.learner import Learner
 from opdgeom_utils.models import PROJECT
 from opdgeom_utils.recipes import load_recipe
-from opdgeom_utils.runs import Run, checkpoint_path, fingerprint, runs_folder, source_without_prose
+from opdgeom_utils.runs import Run, checkpoint_path, runs_folder
 from tests.tiny_world import DEFAULTS, RECIPES, World
 
 #: Trains one run in a process of its own, and says after each update that it is done.
@@ -454,13 +455,13 @@ def copied_source(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """A copy of the training source, which the fingerprint reads instead of the package."""
     folder = tmp_path / "source"
     folder.mkdir()
-    for name in runs.SOURCES:
-        shutil.copy(Path(runs.__file__).parent / f"{name}.py", folder)
-    monkeypatch.setattr(runs, "__file__", str(folder / "runs.py"))
+    for name in fingerprints.SOURCES:
+        shutil.copy(Path(fingerprints.__file__).parent / f"{name}.py", folder)
+    monkeypatch.setattr(fingerprints, "__file__", str(folder / "fingerprints.py"))
     return folder
 
 
-@pytest.mark.parametrize("name", runs.SOURCES)
+@pytest.mark.parametrize("name", fingerprints.SOURCES)
 def test_fingerprint_follows_code_but_not_prose(name: str, world: World, copied_source: Path) -> None:
     recipe, file = load_recipe("opd", "tiny"), copied_source / f"{name}.py"
     before, text = fingerprint(recipe, 0), file.read_text(encoding="utf-8")

@@ -1,0 +1,138 @@
+"""Which verdict where: the claims of one question by what is measured and how it is compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import altair as alt
+import pandas as pd
+
+from opdgeom_utils.charts.series import listed, need
+from opdgeom_utils.charts.theme import (
+    VERDICT_COLOURS,
+    VERDICT_SHAPES,
+    Figure,
+)
+from opdgeom_utils.errors import MetricInputError
+
+DIAGNOSTICS = {
+    "update_sparsity": "update sparsity",
+    "rotation": "principal angles",
+    "spectral_drift": "spectral drift",
+    "principal_mask": "principal mask",
+    "low_magnitude_mask": "small entries",
+    "both_masks": "both masks",
+    "all": "several",
+    "subspace_locking": "early space",
+    "captured_share": "later steps",
+    "stable_rank": "stable rank",
+    "update_norm": "update norm",
+    "hill": "Hill estimate",
+    "functional_sufficiency": "projection",
+    "subspace_overlap": "shared space",
+    "second_moment": "second moment",
+}
+CONDITIONS = {
+    "paper_steps": "the paper's steps",
+    "seeds": "in every seed",
+    "chance": "against chance",
+    "settings": "other settings",
+    "equal_updates": "equal updates",
+    "equal_norm": "equal norm",
+    "equal_accuracy": "equal accuracy",
+    "share": "what survives",
+    "distinct": "OPD outside both",
+    "null_opd": "OPD and its null",
+    "null_rlvr": "RLVR and its null",
+    "null_order": "order less nulls",
+    "paper_path": "the paper's path",
+    "paper_path_seen": "path, seen before",
+    "projection": "the paper's test",
+    "spacing": "denser checkpoints",
+    "path_matched": "matched SFT",
+    "path_matched_seen": "matched SFT, seen",
+    "path_nulls_right": "nulls, right",
+    "path_nulls_left": "nulls, left",
+    "channel_right": "two runs, right",
+    "channel_left": "two runs, left",
+    "rounding_seen": "rounding, seen",
+    "projection_nulls": "other spaces",
+    "projection_sweep": "sweep, one seed",
+    "tokens": "fewer tokens",
+    "writers": "teacher writes",
+    "mixing": "mixing with RLVR",
+    "power_seen": "can it tell? (seen)",
+    "power": "another seed",
+    "nearer": "nearer than RLVR",
+    "spaces_right": "right spaces",
+    "spaces_left": "left spaces",
+    "moments": "mechanism",
+    "token_sweep": "tokens, one seed",
+    "writer_sweep": "writers, one seed",
+    "domain_sweep": "domains, one seed",
+    "mix_scale": "scale, one seed",
+    "two_by_two": "loss or prefix",
+}
+CELL = 26
+INK = dict(zip(VERDICT_COLOURS.values(), ("#FFFFFF", "#1A1A1A", "#FFFFFF", "#1A1A1A"), strict=True))
+
+
+def scorecard(card: pd.DataFrame) -> Figure:
+    """Draw the verdict of every claim: what is measured across, how it is compared down.
+
+    Parameters
+    ----------
+    card
+        From :func:`opdgeom_utils.claims.scorecard`.
+    """
+    need(card, ["id", "diagnostic", "condition", "statement", "verdict", "deciding", "reason"])
+    across = [d for d in DIAGNOSTICS if d in set(card.loc[:, "diagnostic"])]
+    down = [c for c in CONDITIONS if c in set(card.loc[:, "condition"])]
+    strange = set(card.loc[:, "diagnostic"]).union(card.loc[:, "condition"]) - {*across, *down}
+    if strange:
+        raise MetricInputError(f"the scorecard has no place for {sorted(strange)}; add it to charts/maps.py")
+    cell = card.groupby(["diagnostic", "condition"])
+    place, among = cell.cumcount(), cell["id"].transform("count")
+    column = card.loc[:, "diagnostic"].map(across.index)
+    rows = card.filter(items=["id", "statement", "verdict", "deciding", "reason"]).assign(
+        left=column + place / among + 0.03,
+        right=column + (place + 1) / among - 0.03,
+        middle=column + (place + 0.5) / among,
+        condition=card.loc[:, "condition"].map(CONDITIONS),
+        ink=[INK[VERDICT_COLOURS[v]] for v in card.loc[:, "verdict"]],
+    )
+    return _matrix(rows, [DIAGNOSTICS[d] for d in across], [CONDITIONS[c] for c in down])
+
+
+def _matrix(rows: pd.DataFrame, across: Sequence[str], down: Sequence[str]) -> Figure:
+    known = [v for v in VERDICT_COLOURS if v in set(rows.loc[:, "verdict"])]
+    counts = [f"{int((rows.loc[:, 'verdict'] == v).sum())} {v}" for v in known]
+    x = (
+        alt.X("left:Q", title=None)
+        .scale(domain=[0, len(across)], nice=False)
+        .axis(
+            values=[i + 0.5 for i in range(len(across))],
+            labelExpr=f"{json.dumps(list(across))}[floor(datum.value)]",
+            labelAngle=-40, orient="top", grid=False, ticks=False, domain=False, labelOverlap=False,
+        )
+    )  # fmt: skip
+    y = alt.Y("condition:N", sort=list(down), title=None).axis(ticks=False, domain=False)
+    bar = alt.Legend(orient="top", columns=2, symbolOpacity=1, symbolStrokeWidth=0)
+    colours, shapes = (
+        alt.Scale(domain=known, range=[kind[v] for v in known]) for kind in (VERDICT_COLOURS, VERDICT_SHAPES)
+    )
+    colour = alt.Color("verdict:N", title=None, scale=colours, legend=bar)
+    shape = alt.Shape("verdict:N", title=None, scale=shapes, legend=bar)
+    tip = ["id:N", "verdict:N", "statement:N", "reason:N"]
+    base = alt.Chart(rows).encode(y=y, tooltip=tip)
+    cells = base.mark_rect(cornerRadius=3).encode(x=x, x2="right:Q", color=colour)
+    middle = x.copy()
+    middle["shorthand"] = "middle:Q"
+    ink = alt.Fill("ink:N", scale=None, legend=None)
+    marks = base.mark_point(size=90, opacity=1, strokeWidth=0).encode(x=middle, shape=shape, fill=ink)
+    return alt.layer(cells, marks).properties(
+        width="container",
+        height=CELL * len(down),
+        description=f"Verdicts of {len(rows)} claims, by what is measured and how it is compared: {listed(counts)}.",
+    )
