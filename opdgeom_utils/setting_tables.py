@@ -57,6 +57,24 @@ def words(recipe: str) -> str:
     return SETTINGS.get(recipe, label(recipe))
 
 
+def say_trained(held: Sequence[str]) -> str:
+    """Say, in Markdown, which of the settings the tables have, so that no page promises a run that is not there.
+
+    >>> say_trained([]).split(".")[0]
+    '**None of the 6 settings has been trained for these tables'
+    >>> say_trained(["opd_code"])
+    '**1 of 6 settings is in these tables**, one seed each: code only.'
+    """
+    if not held:
+        return (
+            f"**None of the {len(SETTINGS)} settings has been trained for these tables.** This page has the method, "
+            "the surgery, OPD's own seeds and the paper's rows; what it asks stays open until `make models` and "
+            "`make runs` have made the rest."
+        )
+    names, verb = ", ".join(SETTINGS[name] for name in held), "is" if len(held) == 1 else "are"
+    return f"**{len(held)} of {len(SETTINGS)} settings {verb} in these tables**, one seed each: {names}."
+
+
 def tables_with_settings(profile: str, seeds: Sequence[int]) -> BookTables:
     """Return the tables of a profile with the settings that it has: committed ones, or measured live.
 
