@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from opdgeom_utils import claim_statistics
 from opdgeom_utils.charts.theme import VERDICT_MARKS
@@ -59,6 +60,19 @@ def chapter_of(question: str, condition: str) -> int:
     if condition in MATCHES:
         return 3
     return next((n for n, own in CHAPTERS.items() if condition in own), OF_QUESTION[question])
+
+
+@cache
+def number_in_book(chapter: int) -> int:
+    """Return the number that the built book prints before a chapter's title: its place among the numbered ones.
+
+    >>> number_in_book(7), number_in_book(9)  # there is no file 08
+    (7, 8)
+    """
+    parts = yaml.safe_load((PROJECT / "_toc.yml").read_text(encoding="utf-8"))["parts"]
+    pages = [page["file"] for part in parts if part.get("numbered") for page in part["chapters"]]
+    found = [n for n, page in enumerate(pages, start=1) if page.startswith(f"notebooks/{chapter:02d}_")]
+    return found[0] if found else chapter
 
 
 def link_of(question: str, condition: str, diagnostic: str) -> str:
@@ -148,7 +162,7 @@ def ledger(card: pd.DataFrame) -> str:
     choices = {
         "verdict": {v: f"{VERDICT_MARKS[v]} {v}" for v in VERDICTS if v in found["verdict"]},
         "question": {q: words for q, words in QUESTIONS.items() if q in found["question"]},
-        "chapter": {str(n): f"chapter {n}" for n in chapters},
+        "chapter": {str(n): f"chapter {number_in_book(n)}" for n in chapters},
         "group": {g: words for g, words in GROUPS.items() if g in found["group"]},
     }
     selects = "".join(_select(name, options) for name, options in choices.items())
@@ -176,7 +190,9 @@ def _row(row: Mapping[str, Any]) -> str:
     }
     items = "".join(f"<p><strong>{html.escape(k)}.</strong> {html.escape(v)}</p>" for k, v in facts.items())
     where = (
-        f'<a href="{link}">chapter {chapter}</a>' if link else f"chapter {chapter}, which this book does not have yet"
+        f'<a href="{link}">chapter {number_in_book(chapter)}</a>'
+        if link
+        else f"chapter {chapter}, which this book does not have yet"
     )
     data = {"verdict": row["verdict"], "question": row["question"], "chapter": chapter, "group": row["group"]}
     attributes = " ".join(f'data-{name}="{html.escape(str(value))}"' for name, value in data.items())
