@@ -27,7 +27,7 @@ from opdgeom_utils.paths import (
     similarity,
     tagged,
 )
-from opdgeom_utils.runs import Run
+from opdgeom_utils.runs import Run, checkpoint_path
 
 BOTH_CHANGED = "opd_teacher_writes_full_vocab"  # the fourth of two by two, compared with those that change one thing
 CORNERS = ("opd_full_vocab", "opd_teacher_writes")
@@ -36,13 +36,15 @@ Place = tuple[str, int, int]  # recipe, seed, step
 Spaces = Mapping[str, Factors]
 
 
-def overlap_measures(runs: Sequence[Run]) -> pd.DataFrame:
-    """Compare the spaces of every run's update with those of its counterparts among ``runs``.
+def overlap_measures(runs: Sequence[Run], others: Sequence[Run] = ()) -> pd.DataFrame:
+    """Compare the spaces of every run's update with those of its counterparts among ``runs`` and ``others``.
 
     Parameters
     ----------
     runs
-        Finished runs of one profile. A counterpart that is not among them is left out.
+        Finished runs of one profile.
+    others
+        Runs that are only compared with. A counterpart whose checkpoint is in neither is left out.
 
     Returns
     -------
@@ -50,11 +52,11 @@ def overlap_measures(runs: Sequence[Run]) -> pd.DataFrame:
         Rows of the long table: quantity ``overlap`` (Sim_K, 0 to 1), ``step`` of the run itself, ``other`` written
         ``recipe:seed@step``; right and left, attention matrices and all. It is kept in each run's folder.
     """
-    held = {(run.recipe.name, run.seed): run for run in runs}
+    held = {(run.recipe.name, run.seed): run for run in (*others, *runs)}
     spaces: dict[Place, Spaces] = {}
     tables = []
     for run in runs:
-        pairs = counterparts(run, held)
+        pairs = [(own, place) for own, place in counterparts(run, held) if _stored(held, place)]
         names = [(step, held[recipe, seed].path.name, there) for step, (recipe, seed, there) in pairs]
         tables.append(
             cached_measures(
@@ -105,6 +107,17 @@ def counterparts(run: Run, held: Mapping[tuple[str, int], Run]) -> list[tuple[in
 def _place(held: Mapping[tuple[str, int], Run], recipe: str, seed: int, updates: int) -> Place:
     checkpoints = held[recipe, seed].recipe.checkpoints
     return recipe, seed, checkpoints[-1] if recipe == "sft" else equal_step(checkpoints, updates)
+
+
+def missing_counterparts(runs: Sequence[Run], others: Sequence[Run]) -> list[tuple[str, int]]:
+    """Name the runs that ``runs`` are compared with and whose checkpoint is not there (recipe and seed)."""
+    held = {(run.recipe.name, run.seed): run for run in (*others, *runs)}
+    places = [place for run in runs for _, place in counterparts(run, held)]
+    return sorted({place[:2] for place in places if not _stored(held, place)})
+
+
+def _stored(held: Mapping[tuple[str, int], Run], place: Place) -> bool:
+    return checkpoint_path(held[place[:2]].path, place[2]).is_file()
 
 
 def _measure(

@@ -207,10 +207,25 @@ def load_recipe(name: str, profile: str = "toy") -> Recipe:
         raise UnknownRecipeError(f"unknown recipe {name!r} in profile {profile!r}; known: {known}")
     values = {**content["defaults"], **_with_parents(content["recipes"], name), "name": name, "profile": profile}
     _check_fields(values)
+    _check_needed_runs(content, name)
     for key in ("checkpoints", "betas", "seeds"):
         if key in values:
             values[key] = tuple(values[key])
     return Recipe(**values)
+
+
+def _check_needed_runs(content: dict[str, Any], name: str) -> None:
+    """Refuse a recipe that is projected onto a run which, in the end, needs the recipe itself."""
+    chain = [name]
+    while found := RUN_SPACE.fullmatch(str(_with_parents(content["recipes"], chain[-1]).get("projection_space", ""))):
+        chain.append(found["recipe"])
+        if chain[-1] in chain[:-1]:
+            raise RecipeError(
+                f"recipe {name!r} can never be trained: its projection needs a run that needs itself "
+                f"({' -> '.join(chain)}). Name a run with no such need"
+            )
+        if chain[-1] not in content["recipes"]:
+            return  # said when that run is asked for
 
 
 def _check_fields(values: dict[str, Any]) -> None:

@@ -29,6 +29,7 @@ from opdgeom_utils.training import TRAINING_VERSION
 RESULTS = PROJECT / "data" / "results"
 GEOMETRY_SOURCES = ("nulls.py", "diagnose.py", "matrix_rows.py", "checkpoints.py", "weight_files.py")
 HEADLINE = ("sft", "opd", "rlvr", "control_sft")
+RunKey = tuple[str, str, int]  # profile, recipe, seed
 KEYS = ["profile", "recipe", "seed", "step"]
 DIAGNOSE_OPTIONS: dict[str, Any] = {"eta": 1e-3, "alpha": 0.3, "rank": 64, "k": 16}
 
@@ -86,18 +87,63 @@ def weights_of(recipe: Recipe) -> dict[str, str]:
     }
 
 
-def write_tables(runs: Iterable[Run], folder: Path = RESULTS) -> Tables:
-    """Write the tables of ``runs`` and their provenance, each file whole or not at all."""
+def recorded_runs(folder: Path = RESULTS) -> dict[RunKey, str]:
+    """Fingerprint of every run that the tables in a folder hold, by (profile, recipe, seed); empty without tables."""
+    return {_entry_key(entry): entry["fingerprint"] for entry in _entries(folder)}
+
+
+def write_tables(
+    runs: Iterable[Run], folder: Path = RESULTS, *, measures: pd.DataFrame | None = None, add: bool = False
+) -> Tables:
+    """Write the tables of ``runs`` and their provenance, each file whole or not at all.
+
+    Parameters
+    ----------
+    runs
+        Finished runs.
+    folder
+        Where the tables go.
+    measures
+        The long table of these runs, where it has been made.
+    add
+        Keep the rows that the folder's tables have of other runs, whose own folders may be gone. Without it, the
+        tables hold ``runs`` and nothing else.
+
+    Returns
+    -------
+    Tables
+        What the folder holds now.
+    """
     runs = list(runs)
-    tables = tables_of(runs)
-    for name in ("geometry", "training", "accuracy"):
-        storage.write_atomic(folder / f"{name}.parquet", storage.parquet_bytes(getattr(tables, name)))
-    entries = [
+    fresh = {run_key(run) for run in runs}
+    tables = vars(tables_of(runs)) | {"measures": measures}
+    for name in (name for name, table in tables.items() if table is not None):
+        path = folder / f"{name}.parquet"
+        if add and path.is_file():
+            stored = pd.read_parquet(path)
+            others = [key not in fresh for key in stored[KEYS[:3]].itertuples(index=False, name=None)]
+            tables[name] = pd.concat([stored[others], tables[name]], ignore_index=True)
+        storage.write_atomic(path, storage.parquet_bytes(tables[name]))
+    entries = [entry for entry in _entries(folder) if add and _entry_key(entry) not in fresh] + [
         {"recipe": run.recipe.as_dict(), "seed": run.seed, "weights": weights_of(run.recipe), **run.provenance}
         for run in runs
     ]
     storage.write_json(folder / "provenance.json", {"diagnose_options": DIAGNOSE_OPTIONS, "runs": entries})
-    return tables
+    return Tables(**tables)
+
+
+def run_key(run: Run) -> RunKey:
+    """Profile, recipe and seed: what names a run in the tables."""
+    return run.recipe.profile, run.recipe.name, run.seed
+
+
+def _entry_key(entry: dict[str, Any]) -> RunKey:
+    return entry["recipe"]["profile"], entry["recipe"]["name"], entry["seed"]
+
+
+def _entries(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "provenance.json"
+    return json.loads(path.read_text(encoding="utf-8"))["runs"] if path.is_file() else []
 
 
 def load_tables(profile: str = "toy", folder: Path = RESULTS) -> Tables:
@@ -113,7 +159,7 @@ def load_tables(profile: str = "toy", folder: Path = RESULTS) -> Tables:
         raise StaleResultsError(
             f"no result tables in {folder}; expected geometry, training, accuracy and provenance. Run `make runs`"
         )
-    entries = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["runs"]
+    entries = _entries(folder)
     known = recipe_names(profile)
     for entry in (e for e in entries if e["recipe"]["profile"] == profile):
         name = entry["recipe"]["name"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
@@ -61,9 +61,11 @@ def measures_of_run(run: Run, parts: Iterable[str] = PARTS) -> pd.DataFrame:
     return pd.concat([as_measures([]), *measured], ignore_index=True)
 
 
-def measures_of(runs: Iterable[Run], parts: Iterable[str] = (*PARTS, OVERLAPS)) -> pd.DataFrame:
-    """Measure all runs, and what they share with each other."""
+def measures_of(
+    runs: Iterable[Run], parts: Iterable[str] = (*PARTS, OVERLAPS), others: Sequence[Run] = ()
+) -> pd.DataFrame:
+    """Measure all runs, and what they share with each other and with ``others``."""
     runs, parts = list(runs), list(parts)
     tables = [measures_of_run(run, parts) for run in runs]
-    shared = [overlap_measures(runs)] if OVERLAPS in parts else []
+    shared = [overlap_measures(runs, others)] if OVERLAPS in parts and runs else []
     return pd.concat([as_measures([]), *tables, *shared], ignore_index=True)

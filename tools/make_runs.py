@@ -15,10 +15,11 @@ from opdgeom_utils.claims import load_reported
 from opdgeom_utils.errors import CheckpointNotFoundError
 from opdgeom_utils.fingerprints import fingerprint
 from opdgeom_utils.models import PROJECT
+from opdgeom_utils.path_overlaps import missing_counterparts
 from opdgeom_utils.recipes import load_recipe, recipe_names
-from opdgeom_utils.results import RESULTS, Tables, write_tables
+from opdgeom_utils.results import RESULTS, Tables, recorded_runs, run_key, write_tables
 from opdgeom_utils.run_measures import measures_of
-from opdgeom_utils.runs import load_or_train, runs_folder
+from opdgeom_utils.runs import Run, load_or_train, runs_folder
 from opdgeom_utils.workers import Job, load_or_train_many
 
 FIGURE = PROJECT / "book" / "_static" / "where_opd_lies.svg"
@@ -32,14 +33,16 @@ def jobs_of(profile: str, recipes: list[str], seeds: list[int] | None) -> list[J
     return [(recipe.name, seed) for recipe, seed in pairs]
 
 
-def folder_of(job: Job, profile: str) -> Path | None:
-    """Folder of a run under today's fingerprint; None where a model that it needs has not been built."""
-    recipe, seed = load_recipe(job[0], profile), job[1]
-    try:
-        return runs_folder() / f"{recipe.name}-s{seed}-{fingerprint(recipe, seed)[:8]}"
-    except CheckpointNotFoundError as error:
-        print(f"left out: {recipe.name}, seed {seed}: {error}. `make models` builds it")
-        return None
+def known_runs(profile: str) -> dict[Job, Run]:
+    """Every run of a profile, trained or not; left out, and named, where a model that it needs is missing."""
+    runs = {}
+    for name, seed in jobs_of(profile, [], None):
+        recipe = load_recipe(name, profile)
+        try:
+            runs[name, seed] = Run(recipe, seed, runs_folder() / f"{name}-s{seed}-{fingerprint(recipe, seed)[:8]}")
+        except CheckpointNotFoundError as error:
+            print(f"left out: {name}, seed {seed}: {error}. `make models` builds it")
+    return runs
 
 
 def readme_figure(tables: Tables) -> bytes:
@@ -56,24 +59,31 @@ def main() -> int:
     parser.add_argument("--seeds", nargs="*", type=int, help="only these (default: the recipe's own)")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--finished", action="store_true", help="train nothing: take the runs that are finished")
+    parser.add_argument("--add", action="store_true", help="keep the tables' rows of runs that they hold already")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the tables")
     args = parser.parse_args()
-    jobs = jobs_of(args.profile, args.recipes, args.seeds)
-    folders = {job: folder for job in jobs if (folder := folder_of(job, args.profile))}
-    jobs = list(folders)
+    every = known_runs(args.profile)
+    jobs = [job for job in jobs_of(args.profile, args.recipes, args.seeds) if job in every]
+    if args.add:
+        recorded = recorded_runs(args.results)
+        jobs = [job for job in jobs if recorded.get(run_key(every[job])) != fingerprint(every[job].recipe, job[1])]
     if args.finished:
-        jobs = [job for job in jobs if (folders[job] / "DONE").is_file()]
-        runs = [load_or_train(name, seed=seed, profile=args.profile) for name, seed in jobs]
+        jobs = [job for job in jobs if (every[job].path / "DONE").is_file()]
     else:
-        runs = load_or_train_many(jobs, profile=args.profile, workers=args.workers, measures=True)
-    whole = args.profile == PUBLISHED and not args.recipes and args.seeds is None
+        beside = missing_counterparts([every[job] for job in jobs], list(every.values()))
+        wanted = [*jobs, *(job for job in beside if job not in jobs)]
+        load_or_train_many(wanted, profile=args.profile, workers=args.workers, measures=True)
+    runs = [load_or_train(name, seed=seed, profile=args.profile) for name, seed in jobs]
+    if not runs:
+        print(f"{args.results} holds every run that is {'finished' if args.finished else 'asked for'}; nothing to do")
+        return 0
+    whole = args.profile == PUBLISHED and (args.add or (not args.recipes and args.seeds is None))
     if args.results == RESULTS and not whole:
         print(
             f"{len(jobs)} runs are ready; the committed tables hold all of {PUBLISHED} and stay. Give --results FOLDER"
         )
         return 0
-    tables = write_tables(runs, args.results)
-    storage.write_atomic(args.results / "measures.parquet", storage.parquet_bytes(measures_of(runs)))
+    tables = write_tables(runs, args.results, measures=measures_of(runs, others=list(every.values())), add=args.add)
     if args.results == RESULTS:
         storage.write_atomic(FIGURE, readme_figure(tables))
     print(f"wrote {args.results}: {len(tables.geometry)} geometry rows from {len(jobs)} runs")

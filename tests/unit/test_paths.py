@@ -12,8 +12,8 @@ from opdgeom_utils.errors import MetricInputError
 from opdgeom_utils.measures import COLUMNS
 from opdgeom_utils.metrics import stable_rank, subspace_similarity
 from opdgeom_utils.path_nulls import path_null_measures
-from opdgeom_utils.path_overlaps import counterparts, overlap_measures
-from opdgeom_utils.runs import Run, load_or_train
+from opdgeom_utils.path_overlaps import counterparts, missing_counterparts, overlap_measures
+from opdgeom_utils.runs import Run, checkpoint_path, load_or_train
 from tests.tiny_world import World
 
 
@@ -114,3 +114,16 @@ def test_variants_are_compared_with_opd_and_rlvr_of_their_seed(make_recipe, tmp_
     assert counterparts(variant, held) == [(4, ("opd", 1, 6)), (4, ("rlvr", 1, 6))]
     projected = Run(make_recipe(name="rlvr_project_early", steps=8, checkpoints=[8]), 0, tmp_path)
     assert counterparts(projected, held) == [(8, ("rlvr", 0, 8))]
+
+
+def test_a_counterpart_counts_as_there_when_the_one_checkpoint_that_is_asked_for_is(make_recipe, tmp_path) -> None:
+    others = [
+        Run(make_recipe(name=name, steps=8, checkpoints=[2, 6, 8]), 0, tmp_path / name) for name in ("opd", "rlvr")
+    ]
+    variant = Run(make_recipe(name="mix_50", steps=4, checkpoints=[4]), 0, tmp_path / "mix_50")
+    assert missing_counterparts([variant], others) == [("opd", 0), ("rlvr", 0)]
+    half_done = checkpoint_path(others[1].path, 6)
+    half_done.parent.mkdir(parents=True)
+    half_done.touch()
+    assert missing_counterparts([variant], others) == [("opd", 0)]
+    assert overlap_measures([variant], others[:1]).empty

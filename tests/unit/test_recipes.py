@@ -192,3 +192,14 @@ def test_every_space_of_another_run_has_its_checkpoint() -> None:
             found = recipes.RUN_SPACE.fullmatch(load_recipe(name, profile).projection_space)
             if found:
                 assert int(found["step"]) in load_recipe(found["recipe"], profile).checkpoints
+
+
+@pytest.mark.parametrize("start", ["slip", "other"])
+def test_two_runs_that_need_each_other_s_space_are_refused(world: World, start: str) -> None:
+    recipes = {
+        "slip": {"projection_space": "run:other@2", "projection_rank": 2},
+        "other": {"projection_space": "run:slip@2", "projection_rank": 2},
+    }
+    write(world.recipes, yaml.safe_dump({"defaults": DEFAULTS, "recipes": recipes}))
+    with pytest.raises(RecipeError, match=rf"{start} -> \w+ -> {start}"):
+        load_recipe(start, "slip")

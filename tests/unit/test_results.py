@@ -1,6 +1,7 @@
 """The committed tables: written whole, read back, refused when they are not today's, and held against a live run."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -49,6 +50,24 @@ def test_the_same_runs_write_the_same_bytes(written: Path, tmp_path: Path) -> No
     results.write_tables([load_or_train("sft", profile="tiny")], again)
     for name in TABLES:
         assert (again / f"{name}.parquet").read_bytes() == (written / f"{name}.parquet").read_bytes()
+
+
+def test_adding_a_run_keeps_the_rows_of_a_run_whose_folder_is_gone(written: Path, world: World) -> None:
+    before = {name: pd.read_parquet(written / f"{name}.parquet") for name in TABLES}
+    shutil.rmtree(load_or_train("sft", profile="tiny").path)
+    after = vars(results.write_tables([load_or_train("sft", seed=1, profile="tiny")], written, add=True))
+    for name, rows in before.items():
+        pd.testing.assert_frame_equal(after[name][after[name]["seed"] == 0], rows)
+        assert set(after[name]["seed"]) == {0, 1}
+    assert [key[1:] for key in results.recorded_runs(written)] == [("sft", 0), ("sft", 1)]
+    results.load_tables("tiny", written)
+
+
+def test_adding_a_run_that_is_there_replaces_its_rows(written: Path) -> None:
+    before = (written / "training.parquet").read_bytes()
+    results.write_tables([load_or_train("sft", profile="tiny")], written, add=True)
+    assert (written / "training.parquet").read_bytes() == before
+    assert len(results.recorded_runs(written)) == 1
 
 
 def test_a_changed_recipe_makes_them_stale(written: Path, world: World) -> None:
