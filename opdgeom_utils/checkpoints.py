@@ -3,9 +3,9 @@
 Understood: safetensors (one file, or shards with or without an index); a hub id (``name`` or ``name@revision``); a LoRA
 adapter, merged over its base; a folder of ``torch.distributed.checkpoint``; one file of DTensor shards for each rank;
 ``pytorch_model.bin`` when asked for; and a loaded ``torch.nn.Module``. Names are made plain by stated rules
-(:mod:`opdgeom_utils.layouts`), fused matrices are split, tied embeddings appear once, under the embedding's name.
-Nothing is guessed and no code is run: what is missing, damaged, unsafe or of another architecture stops with an error
-that names the file and the tensor.
+(:mod:`opdgeom_utils.checkpoint_forms.layouts`), fused matrices are split, tied embeddings appear once, under the
+embedding's name. Nothing is guessed and no code is run: what is missing, damaged, unsafe or of another architecture
+stops with an error that names the file and the tensor.
 """
 
 import os
@@ -17,18 +17,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from .adapters import is_adapter, merged_over, open_adapter
-from .comparison import ComparisonReport, compare_opened, matching_names
-from .distributed_folders import distributed_folder, distributed_tensors
-from .errors import CheckpointDamagedError, CheckpointNotFoundError, MetricInputError
-from .hub_files import hub_folder
-from .layouts import canonical_name, renamed, split, text_config
-from .parameter_names import EMBEDDING, HEAD, layer_of, module_of
-from .pickled_weights import ENDINGS, pickled_files, pickled_tensors
-from .rank_files import has_rank_files, rank_tensors
-from .scaled_weights import unscaled
-from .stored_tensors import OpenCheckpoint, StoredTensor, in_layer_order, safetensors_of
-from .weight_files import check_index, read_json, weight_files
+from opdgeom_utils.checkpoint_forms.adapters import is_adapter, merged_over, open_adapter
+from opdgeom_utils.checkpoint_forms.comparison import ComparisonReport, compare_opened, matching_names
+from opdgeom_utils.checkpoint_forms.distributed_folders import distributed_folder, distributed_tensors
+from opdgeom_utils.checkpoint_forms.hub_files import hub_folder
+from opdgeom_utils.checkpoint_forms.layouts import canonical_name, renamed, split, text_config
+from opdgeom_utils.checkpoint_forms.parameter_names import EMBEDDING, HEAD, layer_of, module_of
+from opdgeom_utils.checkpoint_forms.pickled_weights import ENDINGS, pickled_files, pickled_tensors
+from opdgeom_utils.checkpoint_forms.rank_files import has_rank_files, rank_tensors
+from opdgeom_utils.checkpoint_forms.scaled_weights import unscaled
+from opdgeom_utils.checkpoint_forms.stored_tensors import OpenCheckpoint, StoredTensor, in_layer_order, safetensors_of
+from opdgeom_utils.checkpoint_forms.weight_files import check_index, read_json, weight_files
+from opdgeom_utils.errors import CheckpointDamagedError, CheckpointNotFoundError, MetricInputError
 
 __all__ = [
     "EMBEDDING",

@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from opdgeom_utils.claim_schema import STATISTICS, Claim, ClaimError, Rule, load_claims, load_reported
-from opdgeom_utils.claim_statistics import Comparison, Part
 from opdgeom_utils.errors import MetricInputError
-from opdgeom_utils.measured import Measured, Tables
-from opdgeom_utils.measured_cells import Index, index_measures
+from opdgeom_utils.verdicts.claim_schema import STATISTICS, Claim, ClaimError, Rule, load_claims, load_reported
+from opdgeom_utils.verdicts.claim_statistics import Comparison, Part
+from opdgeom_utils.verdicts.measured import Measured, Tables
+from opdgeom_utils.verdicts.measured_cells import Index, index_measures
 
 __all__ = [
     "VERDICTS", "Claim", "ClaimError", "Interval", "Rule", "Verdict", "load_claims", "load_reported", "scorecard",
@@ -100,7 +100,8 @@ def verdict(claim: Claim, tables: Tables, index: Index | None = None) -> Verdict
     tables
         Anything with ``geometry``, ``accuracy`` and ``measures`` of one profile, as ``results.load_tables`` returns it.
     index
-        The measures, already grouped by :func:`~opdgeom_utils.measured_cells.index_measures`; None groups them now.
+        The measures, already grouped by :func:`~opdgeom_utils.verdicts.measured_cells.index_measures`; None groups them
+        now.
 
     Returns
     -------

@@ -13,11 +13,11 @@ from typing import Any, Protocol, SupportsIndex, runtime_checkable
 import pandas as pd
 import torch
 
-from .checkpoints import CheckpointSource, layer_of, module_of, open_checkpoint
-from .comparison import aligned
-from .errors import MetricInputError
-from .fan_out import Job, as_folder, fan_out
-from .matrix_rows import Settings
+from opdgeom_utils.checkpoint_forms.comparison import aligned
+from opdgeom_utils.checkpoints import CheckpointSource, layer_of, module_of, open_checkpoint
+from opdgeom_utils.errors import MetricInputError
+from opdgeom_utils.fan_out import Job, as_folder, fan_out
+from opdgeom_utils.matrix_rows import Settings
 
 STEP_IN_NAME = re.compile(r"(?:step|checkpoint)[_-]?(\d+)", re.IGNORECASE)
 

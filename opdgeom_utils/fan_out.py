@@ -24,10 +24,10 @@ from joblib import Parallel, delayed, parallel_config
 from joblib.parallel import BACKENDS, DEFAULT_BACKEND, get_active_backend
 from tqdm.auto import tqdm
 
-from .checkpoints import StoredTensor
-from .errors import MetricInputError
-from .matrix_rows import COLUMNS, NULL_COLUMNS, Settings, measure_checkpoints
-from .storage import write_atomic
+from opdgeom_utils.checkpoints import StoredTensor
+from opdgeom_utils.errors import MetricInputError
+from opdgeom_utils.matrix_rows import COLUMNS, NULL_COLUMNS, Settings, measure_checkpoints
+from opdgeom_utils.storage import write_atomic
 
 # What decides the numbers, given the values: a part made by other code than this is measured again.
 ENGINE_SOURCES = ("fan_out.py", "matrix_rows.py", "nulls.py", "metrics/*.py")

@@ -13,16 +13,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .checkpoints import StoredTensor
-from .metrics.codes import count_true
-from .metrics.factors import Factors, factorize, factorize_tall, scaled_singular_values
-from .metrics.gram import TallMatrix
-from .metrics.inputs import check_count, check_fraction
-from .metrics.masks import low_magnitude_mask, principal_mask, principal_mask_from
-from .metrics.sparsity import bf16_realised, visible_changes
-from .metrics.spectra import spectral_shift, stable_rank_from, stable_rank_of, tail_exponent
-from .metrics.subspaces import PrincipalAngles, angles_between
-from .nulls import identical_angles, null_generator, random_of_norm, shuffled_difference
+from opdgeom_utils.checkpoints import StoredTensor
+from opdgeom_utils.metrics.codes import count_true
+from opdgeom_utils.metrics.factors import Factors, factorize, factorize_tall, scaled_singular_values
+from opdgeom_utils.metrics.gram import TallMatrix
+from opdgeom_utils.metrics.inputs import check_count, check_fraction
+from opdgeom_utils.metrics.masks import low_magnitude_mask, principal_mask, principal_mask_from
+from opdgeom_utils.metrics.sparsity import bf16_realised, visible_changes
+from opdgeom_utils.metrics.spectra import spectral_shift, stable_rank_from, stable_rank_of, tail_exponent
+from opdgeom_utils.metrics.subspaces import PrincipalAngles, angles_between
+from opdgeom_utils.nulls import identical_angles, null_generator, random_of_norm, shuffled_difference
 
 CACHED_ENTRIES = 2**18  # a block of this size stays in the cache while it is compared and counted
 

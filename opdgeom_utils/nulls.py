@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .errors import MetricInputError
-from .metrics.factors import Factors
-from .metrics.gram import frobenius_norm
-from .metrics.inputs import checked
-from .metrics.subspaces import PrincipalAngles, angles_between
+from opdgeom_utils.errors import MetricInputError
+from opdgeom_utils.metrics.factors import Factors
+from opdgeom_utils.metrics.gram import frobenius_norm
+from opdgeom_utils.metrics.inputs import checked
+from opdgeom_utils.metrics.subspaces import PrincipalAngles, angles_between
 
 SUFFIXES = ("_shuffled", "_random", "_identical")
 

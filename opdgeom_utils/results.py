@@ -27,7 +27,13 @@ from opdgeom_utils.runs import Run
 from opdgeom_utils.training import TRAINING_VERSION
 
 RESULTS = PROJECT / "data" / "results"
-GEOMETRY_SOURCES = ("nulls.py", "diagnose.py", "matrix_rows.py", "checkpoints.py", "weight_files.py")
+GEOMETRY_SOURCES = (
+    "nulls.py",
+    "diagnose.py",
+    "matrix_rows.py",
+    "checkpoints.py",
+    "checkpoint_forms/weight_files.py",
+)
 HEADLINE = ("sft", "opd", "rlvr", "control_sft")
 RunKey = tuple[str, str, int]  # profile, recipe, seed
 KEYS = ["profile", "recipe", "seed", "step"]
@@ -115,14 +121,13 @@ def write_tables(
         What the folder holds now.
     """
     runs = list(runs)
-    fresh = {run_key(run) for run in runs}
-    tables = vars(tables_of(runs)) | {"measures": measures}
-    for name in (name for name, table in tables.items() if table is not None):
+    fresh, made = {run_key(run) for run in runs}, tables_of(runs)
+    tables = {"geometry": made.geometry, "training": made.training, "accuracy": made.accuracy}
+    tables |= {} if measures is None else {"measures": measures}
+    for name, table in tables.items():
         path = folder / f"{name}.parquet"
-        if add and path.is_file():
-            stored = pd.read_parquet(path)
-            others = [key not in fresh for key in stored[KEYS[:3]].itertuples(index=False, name=None)]
-            tables[name] = pd.concat([stored[others], tables[name]], ignore_index=True)
+        kept = _rows_of_others(path, fresh) if add and path.is_file() else table.head(0)
+        tables[name] = pd.concat([kept, table], ignore_index=True) if len(kept) else table
         storage.write_atomic(path, storage.parquet_bytes(tables[name]))
     entries = [entry for entry in _entries(folder) if add and _entry_key(entry) not in fresh] + [
         {"recipe": run.recipe.as_dict(), "seed": run.seed, "weights": weights_of(run.recipe), **run.provenance}
@@ -130,6 +135,12 @@ def write_tables(
     ]
     storage.write_json(folder / "provenance.json", {"diagnose_options": DIAGNOSE_OPTIONS, "runs": entries})
     return Tables(**tables)
+
+
+def _rows_of_others(path: Path, fresh: set[RunKey]) -> pd.DataFrame:
+    stored = pd.read_parquet(path)
+    others = [key not in fresh for key in stored[KEYS[:3]].itertuples(index=False, name=None)]
+    return pd.DataFrame(stored[others])
 
 
 def run_key(run: Run) -> RunKey:

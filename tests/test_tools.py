@@ -10,7 +10,7 @@ from typing import cast
 
 import pytest
 
-from opdgeom_utils.parameters import declared_parameters
+from opdgeom_utils.chapters.parameters import declared_parameters
 from tools import browser, setup_env, vendor
 from tools.build_book import ROOT, BookFailedError, Plan, build_book, main, pages_of
 from tools.notebooks import depended_files, digest_of

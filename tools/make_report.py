@@ -18,14 +18,14 @@ import pandas as pd
 import yaml
 from tqdm import tqdm
 
+from opdgeom_utils.chapters.parameters import check_names
+from opdgeom_utils.chapters.plan import plan_comparison
+from opdgeom_utils.chapters.your_run import matching_k, open_run
 from opdgeom_utils.errors import NotebookParameterError, OpdGeomError
 from opdgeom_utils.matrix_rows import Settings
 from opdgeom_utils.models import pick_device
-from opdgeom_utils.parameters import check_names
-from opdgeom_utils.plan import plan_comparison
 from opdgeom_utils.results import DIAGNOSE_OPTIONS
 from opdgeom_utils.storage import write_atomic
-from opdgeom_utils.your_run import matching_k, open_run
 from tools.notebooks import NotebookFailedError, parameters_of, read_parameters, read_source, run_papermill
 from tools.report_page import BOOK_ONLY, report_page
 

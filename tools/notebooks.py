@@ -23,7 +23,7 @@ import nbformat
 import yaml
 from filelock import FileLock
 
-from opdgeom_utils.parameters import check_names, declared_parameters
+from opdgeom_utils.chapters.parameters import check_names, declared_parameters
 
 #: Longest time, in seconds, that one cell may take.
 CELL_SECONDS = 1800

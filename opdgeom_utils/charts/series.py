@@ -28,7 +28,7 @@ def spread(
     Parameters
     ----------
     ends
-        One row per run, for instance from :func:`opdgeom_utils.matched.final`.
+        One row per run, for instance from :func:`opdgeom_utils.verdicts.matched.final`.
     metric
         Column to draw.
     nulls

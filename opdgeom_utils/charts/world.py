@@ -34,7 +34,8 @@ def accuracy_by_family(table: pd.DataFrame) -> Figure:
     Parameters
     ----------
     table
-        From :func:`opdgeom_utils.model_cards.family_accuracy`: ``model, domain, family, greedy, sampled, n_prompts``.
+        From :func:`opdgeom_utils.chapters.model_cards.family_accuracy`: ``model, domain, family, greedy, sampled,
+        n_prompts``.
     """
     need(table, ["model", "domain", "family", "greedy", "sampled", "n_prompts"])
     ends = [wilson_interval(p, n) for p, n in zip(table["sampled"], table["n_prompts"], strict=True)]
@@ -68,7 +69,8 @@ def credit_per_token(credit: pd.DataFrame) -> Figure:
     Parameters
     ----------
     credit
-        From :func:`opdgeom_utils.worked_example.credit_table`: ``objective, position, token, credit, mistake``.
+        From :func:`opdgeom_utils.chapters.worked_example.credit_table`: ``objective, position, token, credit,
+        mistake``.
     """
     need(credit, ["objective", "position", "token", "credit", "mistake"])
     rows = credit.assign(

@@ -8,7 +8,7 @@ import altair as alt
 import pandas as pd
 import pytest
 
-from opdgeom_utils.book_renderer import render_chart
+from opdgeom_utils.chapters.book_renderer import render_chart
 from tools.build_book import ROOT
 from tools.look import Visit
 from tools.vendor import vendor

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from opdgeom_utils.book_renderer import render_chart
+from opdgeom_utils.chapters.book_renderer import render_chart
+from opdgeom_utils.chapters.your_run import open_run
 from opdgeom_utils.diagnose import diagnose_trajectory
-from opdgeom_utils.your_run import open_run
 from tools import make_report
 from tools.build_book import Plan
 from tools.look import Visit

@@ -17,7 +17,7 @@ from tools.notebooks import (
 
 CELLS = (
     'profile: str = "toy"\nseeds: list[int] = [0, 1]',
-    "from opdgeom_utils.parameters import check_parameters\n\ncheck_parameters(globals())",
+    "from opdgeom_utils.chapters.parameters import check_parameters\n\ncheck_parameters(globals())",
 )
 
 

@@ -112,7 +112,7 @@ def test_opening_an_adapter_reads_no_weights(base, tmp_path, monkeypatch):
     def refuse(*_):
         raise AssertionError("a tensor was read on opening")
 
-    monkeypatch.setattr("opdgeom_utils.stored_tensors.StoredTensor.read_unchecked", refuse)
+    monkeypatch.setattr("opdgeom_utils.checkpoint_forms.stored_tensors.StoredTensor.read_unchecked", refuse)
     open_checkpoint(folder)
 
 

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from opdgeom_utils import answer
+from opdgeom_utils.chapters import answer
 
 
 def card(*rows: tuple[str, str, str]) -> pd.DataFrame:

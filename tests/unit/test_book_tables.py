@@ -5,7 +5,7 @@ import math
 import pandas as pd
 import pytest
 
-from opdgeom_utils import book_tables
+from opdgeom_utils.chapters import book_tables
 from opdgeom_utils.errors import NotebookParameterError, UnknownProfileError
 from opdgeom_utils.results import Tables
 

@@ -13,13 +13,15 @@ import pandas as pd
 import pytest
 import vl_convert
 
-from opdgeom_utils import charts, claims, matched, moment_tables, path_tables
-from opdgeom_utils import control_tables as control
-from opdgeom_utils.book_renderer import chart_description, static_spec
+from opdgeom_utils import charts, claims
+from opdgeom_utils.chapters import control_tables as control
+from opdgeom_utils.chapters import moment_tables, path_tables
+from opdgeom_utils.chapters.book_renderer import chart_description, static_spec
 from opdgeom_utils.charts.maps import MODULES
 from opdgeom_utils.charts.theme import PALETTE, VERDICT_COLOURS
 from opdgeom_utils.charts.world import wilson_interval
 from opdgeom_utils.errors import MetricInputError
+from opdgeom_utils.verdicts import matched
 from tests.chart_tables import (
     accuracy,
     card,

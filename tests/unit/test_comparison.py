@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
+from opdgeom_utils.checkpoint_forms.comparison import aligned, compare_opened, matching_names
+from opdgeom_utils.checkpoint_forms.parameter_names import EMBEDDING, HEAD
+from opdgeom_utils.checkpoint_forms.stored_tensors import OpenCheckpoint, StoredTensor
 from opdgeom_utils.checkpoints import comparison_report
-from opdgeom_utils.comparison import aligned, compare_opened, matching_names
 from opdgeom_utils.errors import CheckpointMismatchError
-from opdgeom_utils.parameter_names import EMBEDDING, HEAD
-from opdgeom_utils.stored_tensors import OpenCheckpoint, StoredTensor
 
 
 def _opened(label, shapes, **fields):

@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from opdgeom_utils import book_measures, charts, moment_tables
-from opdgeom_utils import control_tables as control
-from opdgeom_utils.book_tables import PUBLISHED, BookTables
+from opdgeom_utils import charts
+from opdgeom_utils.chapters import book_measures, moment_tables
+from opdgeom_utils.chapters import control_tables as control
+from opdgeom_utils.chapters.book_tables import PUBLISHED, BookTables
 from opdgeom_utils.charts.theme import LABELS
 from opdgeom_utils.errors import MetricInputError, StaleResultsError
-from opdgeom_utils.measures import as_measures
+from opdgeom_utils.measures.long_table import as_measures
 from opdgeom_utils.recipes import recipe_names
 from tests.control_world import measures
 

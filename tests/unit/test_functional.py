@@ -8,8 +8,9 @@ import torch
 import yaml
 from torch import Tensor
 
-from opdgeom_utils import functional, load_or_train
-from opdgeom_utils.functional import (
+from opdgeom_utils import load_or_train
+from opdgeom_utils.measures import functional
+from opdgeom_utils.measures.functional import (
     Yardstick,
     function_measures,
     inside_rows,

@@ -6,10 +6,9 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from opdgeom_utils import functional_tables
-from opdgeom_utils.book_tables import PUBLISHED, BookTables
-from opdgeom_utils.errors import MetricInputError, StaleResultsError
-from opdgeom_utils.functional_tables import (
+from opdgeom_utils.chapters import functional_tables
+from opdgeom_utils.chapters.book_tables import PUBLISHED, BookTables
+from opdgeom_utils.chapters.functional_tables import (
     inside_table,
     kept_table,
     progress,
@@ -17,7 +16,8 @@ from opdgeom_utils.functional_tables import (
     say_basis,
     say_starts,
 )
-from opdgeom_utils.measures import as_measures
+from opdgeom_utils.errors import MetricInputError, StaleResultsError
+from opdgeom_utils.measures.long_table import as_measures
 
 
 def path(recipe: str, seed: int, accuracy: dict[int, float], distance: dict[int, float]) -> list[dict[str, object]]:

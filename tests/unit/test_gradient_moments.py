@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 import torch
 
-from opdgeom_utils import moment_measures, objectives, runs
-from opdgeom_utils.gradient_moments import KEPT, RANDOM_CREDIT, Gradients, MomentPlan, collect_gradients
-from opdgeom_utils.moment_rows import ALPHAS, mixtures_of, moment_rows
+from opdgeom_utils import objectives, runs
+from opdgeom_utils.measures import moment_measures
+from opdgeom_utils.measures.gradient_moments import KEPT, RANDOM_CREDIT, Gradients, MomentPlan, collect_gradients
+from opdgeom_utils.measures.moment_rows import ALPHAS, mixtures_of, moment_rows
 from opdgeom_utils.rollouts import completion_logits
 from tests.tiny_world import World
 
@@ -47,8 +48,8 @@ def test_linear_in_the_credit(world: World, monkeypatch: pytest.MonkeyPatch) -> 
             parts.append(part)
         return completion_logits(model, part)
 
-    monkeypatch.setattr("opdgeom_utils.gradient_moments.objectives.opd_advantages", remember)
-    monkeypatch.setattr("opdgeom_utils.gradient_moments.completion_logits", seen)
+    monkeypatch.setattr("opdgeom_utils.measures.gradient_moments.objectives.opd_advantages", remember)
+    monkeypatch.setattr("opdgeom_utils.measures.gradient_moments.completion_logits", seen)
     gradients = collect_gradients(learner, replace(PLAN, batches=1))
     name = next(iter(gradients["opd"]))
     weight = dict(learner.student.named_parameters())[name]

@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import save_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from opdgeom_utils.checkpoint_forms.layouts import canonical_name, renamed, split
+from opdgeom_utils.checkpoint_forms.parameter_names import layer_of, module_of
+from opdgeom_utils.checkpoint_forms.stored_tensors import StoredTensor
 from opdgeom_utils.checkpoints import open_checkpoint
 from opdgeom_utils.diagnose import diagnose_pair
 from opdgeom_utils.errors import CheckpointDamagedError
-from opdgeom_utils.layouts import canonical_name, renamed, split
-from opdgeom_utils.parameter_names import layer_of, module_of
-from opdgeom_utils.stored_tensors import StoredTensor
 
 SIZES = {
     **{"vocab_size": 20, "hidden_size": 16, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 4},

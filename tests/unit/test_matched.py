@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from opdgeom_utils import matched
 from opdgeom_utils.errors import MetricInputError
+from opdgeom_utils.verdicts import matched
 
 
 def run(recipe: str, steps: list[int], **columns: list[float]) -> pd.DataFrame:

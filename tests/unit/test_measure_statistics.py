@@ -6,11 +6,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from opdgeom_utils.claim_schema import Claim
 from opdgeom_utils.claims import VERDICTS, load_claims, scorecard
-from opdgeom_utils.measure_statistics import OPERATIONS, STATISTICS, problem_of
-from opdgeom_utils.measured import Measured
-from opdgeom_utils.measured_cells import index_measures
+from opdgeom_utils.verdicts.claim_schema import Claim
+from opdgeom_utils.verdicts.measure_statistics import OPERATIONS, STATISTICS, problem_of
+from opdgeom_utils.verdicts.measured import Measured
+from opdgeom_utils.verdicts.measured_cells import index_measures
 from tests.claim_world import AGREEING, HandTables, world
 from tests.measure_world import agreeing, full_world
 

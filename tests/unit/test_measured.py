@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from opdgeom_utils.errors import MetricInputError
-from opdgeom_utils.measured import Measured, Tables
+from opdgeom_utils.verdicts.measured import Measured, Tables
 from tests.claim_world import HandTables, hand_tables
 
 SPARSITY = "update_sparsity"

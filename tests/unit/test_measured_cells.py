@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from opdgeom_utils.errors import MetricInputError
-from opdgeom_utils.measured_cells import MeasuredCells, index_measures
+from opdgeom_utils.verdicts.measured_cells import MeasuredCells, index_measures
 
 ROW = {"recipe": "opd", "scope": "attention", "side": "", "k": 0, "quantity": "x", "null": "", "other": ""}
 

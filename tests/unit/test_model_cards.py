@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from opdgeom_utils import model_cards, models
+from opdgeom_utils import models
+from opdgeom_utils.chapters import model_cards
 from opdgeom_utils.errors import CheckpointNotFoundError
 from opdgeom_utils.models import build_model, build_tokenizer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from opdgeom_utils import path_tables
+from opdgeom_utils.chapters import path_tables
 from tests.chart_tables import long_table
 
 

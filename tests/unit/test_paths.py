@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 
-from opdgeom_utils import path_nulls, paths
 from opdgeom_utils.errors import MetricInputError
-from opdgeom_utils.measures import COLUMNS
+from opdgeom_utils.measures import path_nulls, paths
+from opdgeom_utils.measures.long_table import COLUMNS
+from opdgeom_utils.measures.path_nulls import path_null_measures
+from opdgeom_utils.measures.path_overlaps import counterparts, missing_counterparts, overlap_measures
 from opdgeom_utils.metrics import stable_rank, subspace_similarity
-from opdgeom_utils.path_nulls import path_null_measures
-from opdgeom_utils.path_overlaps import counterparts, missing_counterparts, overlap_measures
 from opdgeom_utils.runs import Run, checkpoint_path, load_or_train
 from tests.tiny_world import World
 

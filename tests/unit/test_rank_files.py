@@ -6,6 +6,8 @@ import shutil
 import pytest
 import torch
 
+from opdgeom_utils.checkpoint_forms.rank_files import rank_tensors
+from opdgeom_utils.checkpoint_forms.sharded_tensors import Assembled, Piece, chunk, strided_chunk
 from opdgeom_utils.checkpoints import comparison_report, open_checkpoint
 from opdgeom_utils.diagnose import diagnose_pair
 from opdgeom_utils.errors import (
@@ -14,8 +16,6 @@ from opdgeom_utils.errors import (
     CheckpointUnsafeError,
     MetricInputError,
 )
-from opdgeom_utils.rank_files import rank_tensors
-from opdgeom_utils.sharded_tensors import Assembled, Piece, chunk, strided_chunk
 from tests.damage import hit_archive, mutated, outcome_of, with_damaged_pickle
 from tests.write_shards import full_tensors
 

@@ -10,7 +10,7 @@ import yaml
 
 from opdgeom_utils import results
 from opdgeom_utils.errors import StaleResultsError
-from opdgeom_utils.measures import as_measures
+from opdgeom_utils.measures.long_table import as_measures
 from opdgeom_utils.runs import load_or_train
 from tests.tiny_world import DEFAULTS, RECIPES, World
 

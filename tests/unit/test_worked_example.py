@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from opdgeom_utils import worked_example
+from opdgeom_utils.chapters import worked_example
+from opdgeom_utils.chapters.worked_example import WorkedPrompt
 from opdgeom_utils.errors import RecipeError
 from opdgeom_utils.models import build_model, build_tokenizer
 from opdgeom_utils.rollouts import Rollouts
 from opdgeom_utils.tasks import held_out_set, make_example
-from opdgeom_utils.worked_example import WorkedPrompt
 
 
 def hand_made() -> WorkedPrompt:

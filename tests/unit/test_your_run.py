@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from opdgeom_utils import your_run
+from opdgeom_utils.chapters import your_run
+from opdgeom_utils.chapters.your_run import matching_k, open_run, shown_name
 from opdgeom_utils.checkpoints import OpenCheckpoint, StoredTensor
 from opdgeom_utils.errors import CheckpointMismatchError, MetricInputError, NotebookParameterError
-from opdgeom_utils.your_run import matching_k, open_run, shown_name
 
 
 def save(path: Path, **shapes: tuple[int, ...]) -> str:

@@ -1,0 +1,233 @@
+"""The tables of the chapters on control: which variant did what to OPD's path, its spaces and its skill.
+
+Everything is cut from the long table of :mod:`opdgeom_utils.measures.long_table`. A variant that a profile has not, or
+a seed that was not trained, is simply not there; :func:`say_seeds` says how many seeds each number rests on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from opdgeom_utils.charts.theme import label
+from opdgeom_utils.errors import MetricInputError
+
+TOKENS = {
+    "opd_top50": "top 50%", "opd_top25": "top 25%", "opd_top10": "top 10%", "opd_top5": "top 5%",
+    "opd_random50": "random 50%", "opd_random25": "random 25%",
+    "opd_random10": "random 10%", "opd_random5": "random 5%",
+    "opd_top25_raw": "top 25% (not rescaled)", "opd_random25_raw": "random 25% (not rescaled)",
+}  # fmt: skip
+WRITERS = {
+    "opd_teacher_writes": "teacher writes", "opd_anchor_writes": "anchor writes", "opd_base_writes": "base writes",
+    "opd_full_vocab": "full vocabulary", "opd_teacher_writes_full_vocab": "teacher writes (full vocabulary)",
+}  # fmt: skip
+ALPHAS = {"75": 0.75, "50": 0.5, "25": 0.25, "05": 0.05, "01": 0.01}
+RAW = {f"mix_{name}": f"alpha {alpha:g}" for name, alpha in ALPHAS.items()}
+EQUAL = {f"equal_mix_{name}": f"alpha {alpha:g} (equal norms)" for name, alpha in ALPHAS.items()}
+MIX_ORDER = ["1", *(f"{alpha:g}" for alpha in ALPHAS.values()), "0"]
+MIX_PLACES = {name: (f"{a:g}", "raw") for name, a in zip(RAW.values(), ALPHAS.values(), strict=True)}
+MIX_PLACES |= {name: (f"{a:g}", "equal norms") for name, a in zip(EQUAL.values(), ALPHAS.values(), strict=True)}
+VARIANTS = {**TOKENS, **WRITERS, **RAW, **EQUAL}
+PARTS = ("path", "function", "moments", "overlaps")  # of the long table, what these chapters read
+WORDS = {**VARIANTS, "random_credit": "random credit"}
+PLACE = 40
+K = 4
+OTHER_SEED, AGAINST = "another seed of OPD", "OPD and RLVR"
+STRIP = ["row", "panel", "kind", "seed", "value"]
+
+
+def words_of(recipe: str) -> str:
+    """Name of a variant in a figure.
+
+    >>> words_of("opd_top25"), words_of("mix_05"), words_of("opd")
+    ('top 25%', 'alpha 0.05', 'OPD')
+    """
+    return WORDS.get(recipe, label(recipe))
+
+
+def pick(measures: pd.DataFrame, **cell: Any) -> pd.DataFrame:
+    """Rows whose columns have these values; a list means any of them.
+
+    >>> table = pd.DataFrame({"recipe": ["opd", "rlvr"], "value": [1.0, 2.0]})
+    >>> pick(table, recipe=["rlvr", "sft"])["value"].tolist()
+    [2.0]
+    """
+    keep = pd.Series(True, index=measures.index)
+    for column, wanted in cell.items():
+        keep &= measures[column].isin(wanted if isinstance(wanted, list) else [wanted])
+    return pd.DataFrame(measures[keep])
+
+
+def place_of(measures: pd.DataFrame) -> int:
+    """Return the update at which runs are compared: 40, or the last of OPD's where that is earlier."""
+    steps = pick(measures, recipe="opd", quantity="stable_rank", null="")["step"].to_numpy(int)
+    if not len(steps):
+        raise MetricInputError("the measures hold no stable rank of opd, expected its path; run `make runs` first")
+    return min(PLACE, int(steps.max()))
+
+
+def path_table(
+    measures: pd.DataFrame, recipes: Iterable[str], quantity: str = "stable_rank", *, null: str = ""
+) -> pd.DataFrame:
+    """One panel per variant with its path, and OPD's and RLVR's own over the same updates in each.
+
+    Returns
+    -------
+    DataFrame
+        ``panel, recipe, seed, step, value``; ``recipe`` is ``OPD``, ``RLVR`` or ``this variant``. Without any variant
+        there is one panel, of the two alone.
+    """
+    until = place_of(measures)
+    rows = pick(measures, quantity=quantity, null=null, scope="attention", other="")
+    rows = pd.DataFrame(rows.loc[rows["step"] <= until])
+    held = set(rows["recipe"])
+    here = [name for name in recipes if name in held]
+    own = pick(rows, recipe=["opd", "rlvr"])
+    own = own.assign(recipe=own["recipe"].map(label))
+    parts = []
+    for name in here:
+        variant = pick(rows, recipe=name).assign(recipe="this variant")
+        parts.append(pd.concat([own, variant]).assign(panel=words_of(name)))
+    table = pd.concat(parts) if parts else own.assign(panel="OPD and RLVR")
+    return table.filter(items=["panel", "recipe", "seed", "step", "value"]).reset_index(drop=True)
+
+
+def path_gaps(measures: pd.DataFrame, recipes: Iterable[str], quantity: str = "stable_rank") -> pd.DataFrame:
+    """Distance of each variant's path from OPD's of the same seed, beside OPD of the next seed and RLVR.
+
+    The rule of the claims: mean over common checkpoints up to the common update of ``|log(variant / OPD)|``.
+
+    Returns
+    -------
+    DataFrame
+        ``row, panel, kind, seed, value``; ``kind`` is ``variant`` or ``null``.
+    """
+    until = place_of(measures)
+    rows = pick(measures, quantity=quantity, null="", scope="attention", other="")
+    paths: dict[tuple[str, int], dict[int, float]] = {}
+    for recipe, seed, step, value in rows.filter(items=["recipe", "seed", "step", "value"]).itertuples(index=False):
+        if step <= until:
+            paths.setdefault((recipe, int(seed)), {})[step] = value
+    seeds = sorted(int(s) for r, s in paths if r == "opd")
+    pairs = [(words_of(n), "variant", s, (n, s)) for n in recipes for s in seeds]
+    turned = zip(seeds, seeds[1:] + seeds[:1], strict=True)
+    pairs += [(OTHER_SEED, "null", s, ("opd", t)) for s, t in turned if s != t]
+    pairs += [("RLVR", "null", s, ("rlvr", s)) for s in seeds]
+    found = []
+    for row, kind, seed, key in pairs:
+        own, opd = paths.get(key, {}), paths["opd", seed]
+        gaps = [abs(float(np.log(own[step] / opd[step]))) for step in own if step in opd]
+        if gaps:
+            found.append((row, "distance from OPD's path", kind, seed, sum(gaps) / len(gaps)))
+    return pd.DataFrame(found, columns=STRIP)
+
+
+def at_update(
+    measures: pd.DataFrame, recipes: Sequence[str], quantities: Mapping[str, str], **cell: Any
+) -> pd.DataFrame:
+    """One number per run at the common update, between two checkpoints by a straight line.
+
+    Parameters
+    ----------
+    measures
+        The long table.
+    recipes
+        Runs to show; OPD and RLVR are shown beside them as what they are compared with.
+    quantities
+        Quantity -> name of its panel.
+    **cell
+        More columns and their values.
+    """
+    place, found = place_of(measures), []
+    for quantity, panel in quantities.items():
+        rows = pick(measures, recipe=[*recipes, "opd", "rlvr"], quantity=quantity, null="", **cell).sort_values("step")
+        for name in dict.fromkeys([*recipes, "opd", "rlvr"]):
+            for seed, own in pick(rows, recipe=name).groupby("seed"):
+                steps = own["step"].to_numpy(float)
+                if steps.min() <= place <= steps.max():
+                    value = float(np.interp(place, steps, own["value"].to_numpy(float)))
+                    kind = "null" if name in ("opd", "rlvr") else "variant"
+                    found.append((words_of(name), panel, kind, seed, value))
+    return pd.DataFrame(found, columns=STRIP)
+
+
+def overlap_table(
+    measures: pd.DataFrame, recipes: Sequence[str], *, k: int = K, panels: Sequence[str] = ("right", "left")
+) -> pd.DataFrame:
+    """Overlap of each variant's update with OPD's of the same seed, and what seeds and objectives make of it.
+
+    Nulls: OPD with OPD of other seeds, OPD with RLVR, and chance, the share that a random space of this size has.
+    """
+    rows = pick(measures, quantity="overlap", k=k, side=list(panels), null="", scope="attention")
+    rows = pd.DataFrame(rows.loc[rows["step"] == place_of(measures)])
+    partner = rows["other"].str.extract(r"^(\w+):(\d+)@")
+    rows = rows.assign(partner=partner[0], same=partner[1] == rows["seed"].astype(str))
+    own = rows["recipe"].isin(recipes) & (rows["partner"] == "opd") & rows["same"]
+    seeds = (rows["recipe"] == "opd") & (rows["partner"] == "opd") & ~rows["same"]
+    against = (rows["recipe"] == "opd") & (rows["partner"] == "rlvr") & rows["same"]
+    parts = [
+        rows[own].assign(row=rows["recipe"].map(words_of), kind="variant"),
+        rows[seeds].assign(row=OTHER_SEED, kind="null"),
+        rows[against].assign(row=AGAINST, kind="null"),
+    ]
+    table = pd.concat([*parts, chance_rows(measures, k).pipe(lambda t: t[t["side"].isin(list(panels))])])
+    means = table.groupby(["row", "side", "kind", "seed"], sort=False).agg({"value": "mean"}).reset_index()
+    order = [*map(words_of, recipes), OTHER_SEED, AGAINST, "chance"]
+    means = means.assign(panel=means["side"] + " space").sort_values(
+        "row", key=lambda names: names.map(order.index), kind="stable"
+    )
+    return means.filter(items=STRIP).reset_index(drop=True)
+
+
+def chance_rows(measures: pd.DataFrame, k: int) -> pd.DataFrame:
+    """Overlap of two random spaces of dimension ``k``, which depends on the shapes only, as rows of a null."""
+    rows = pick(measures, quantity="moment_alignment", null="random", k=k, step=0)
+    return rows.assign(row="chance", kind="null").filter(items=["row", "kind", "side", "seed", "value"])
+
+
+def sweep(table: pd.DataFrame, settings: Mapping[str, tuple[str, str]]) -> pd.DataFrame:
+    """Turn rows of variants into curves: ``settings`` gives each row's label its place and its curve.
+
+    Examples
+    --------
+    >>> rows = pd.DataFrame([["top 50%", "overlap", "variant", 0, 0.5]], columns=STRIP)
+    >>> sweep(rows, {"top 50%": ("50%", "top")})[["setting", "series", "value"]].values.tolist()
+    [['50%', 'top', 0.5]]
+    """
+    parts = [
+        table[table["row"] == row].assign(setting=setting, series=series)
+        for row, places in settings.items()
+        for setting, series in [places]
+    ]
+    return pd.concat(parts).filter(items=["setting", "series", "panel", "seed", "value"]).reset_index(drop=True)
+
+
+def two_by_two(measures: pd.DataFrame, *, side: str = "left", k: int = K) -> pd.DataFrame:
+    """Overlap between the corners of {sampled token, full vocabulary} x {student, teacher prefixes}, where measured."""
+    corners = ["opd", "opd_full_vocab", "opd_teacher_writes", "opd_teacher_writes_full_vocab"]
+    rows = pick(measures, recipe=corners, quantity="overlap", side=side, k=k, null="", scope="attention")
+    rows = pd.DataFrame(rows.loc[rows["step"] == place_of(measures)])
+    partner = rows["other"].str.extract(r"^(\w+):(\d+)@")
+    rows = rows.assign(partner=partner[0])[(partner[1] == rows["seed"].astype(str)) & partner[0].isin(corners)]
+    means = rows.groupby(["recipe", "partner"]).agg(value=("value", "mean"), seeds=("seed", "nunique")).reset_index()
+    means = pd.DataFrame(means.loc[means["recipe"] != means["partner"]])
+    names = {"one": [words_of(n) for n in means["recipe"]], "other": [words_of(n) for n in means["partner"]]}
+    return means.assign(**names).filter(items=["one", "other", "value", "seeds"]).reset_index(drop=True)
+
+
+def say_seeds(table: pd.DataFrame, name: str = "row") -> str:
+    """Say in one sentence how many seeds each row of a figure rests on; one seed is a sweep.
+
+    >>> say_seeds(pd.DataFrame({"row": ["a", "a", "b"], "seed": [0, 1, 0]}))
+    '2 seeds: a. One seed only, a sweep without an interval: b.'
+    """
+    counts: dict[int, list[str]] = {}
+    for row, own in table.groupby(name, sort=False):
+        counts.setdefault(len(set(own["seed"])), []).append(str(row))
+    said = [f"{n} seeds: {', '.join(rows)}." for n, rows in sorted(counts.items(), reverse=True) if n > 1]
+    lone = [f"One seed only, a sweep without an interval: {', '.join(counts[1])}."] if 1 in counts else []
+    return " ".join(said + lone) or "No run of these is in the tables."

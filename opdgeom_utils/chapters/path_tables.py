@@ -1,0 +1,240 @@
+"""What the chapter on the update's path reads: its rows of the long table, as curves and as small printed tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+import pandas as pd
+
+from opdgeom_utils.chapters.book_measures import measures_for
+from opdgeom_utils.chapters.book_tables import BookTables, say_interval, tables_for
+from opdgeom_utils.charts.series import listed
+from opdgeom_utils.charts.theme import PATH_NULLS, RESCALED, ROUNDED, in_order, label, metric_title
+from opdgeom_utils.claims import seed_interval
+from opdgeom_utils.errors import StaleResultsError
+from opdgeom_utils.measures.paths import EARLY, HEADLINE, SIDES
+from opdgeom_utils.measures.run_measures import OVERLAPS
+
+LEARNED_AND_NULLS = ("", *[null for null in PATH_NULLS if null != "rounding"])
+
+
+def path_tables(profile: str, seeds: Sequence[int]) -> BookTables:
+    """Return the tables of a profile with the measures of its paths.
+
+    Parameters
+    ----------
+    profile
+        ``toy``: the committed tables. Any other: the headline runs are opened, or trained first, and measured now.
+    seeds
+        Which seeds, each one of the profile's own.
+
+    Raises
+    ------
+    StaleResultsError
+        If the committed measures are missing, or hold no path.
+    NotebookParameterError
+        If no seed is given, or one that the profile does not have.
+    """
+    tables = tables_for(profile, seeds)
+    measures = measures_for(tables, HEADLINE, ["path", "nulls", OVERLAPS])
+    if "sim_to_end" not in set(measures["quantity"]):
+        raise StaleResultsError(f"data/results holds no paths of profile {profile}. Run `make runs`")
+    return replace(tables, measures=measures)
+
+
+def path_curves(
+    measures: pd.DataFrame,
+    quantity: str,
+    *,
+    side: str = "",
+    k: int = 0,
+    scope: str = "attention",
+    recipes: Iterable[str] = HEADLINE,
+    nulls: Iterable[str] = ("",),
+) -> pd.DataFrame:
+    """Pick one quantity's curves: one row per (recipe, null, seed, step).
+
+    Parameters
+    ----------
+    measures
+        The long table.
+    quantity, side, k, scope
+        Which number; the empty side and 0 where there is no space.
+    recipes, nulls
+        Which runs, and which processes in their place; ``""`` is the run itself.
+
+    Returns
+    -------
+    DataFrame
+        ``recipe`` (label), ``series`` (the recipe's label, or the null's), ``seed, step, share, value``; ``share`` is
+        the step as a part of the run, 0 to 1.
+
+    Examples
+    --------
+    >>> row = {"recipe": "opd", "seed": 0, "scope": "attention", "side": "", "k": 0, "quantity": "hill", "null": ""}
+    >>> table = pd.DataFrame([row | {"step": step, "value": 2.0} for step in (4, 8)]).assign(other="")
+    >>> path_curves(table, "hill")[["series", "share"]].values.tolist()
+    [['OPD', 0.5], ['OPD', 1.0]]
+    """
+    chosen = (measures["quantity"] == quantity) & (measures["side"] == side) & (measures["k"] == k)
+    chosen &= (measures["scope"] == scope) & measures["null"].isin(list(nulls)) & (measures["other"] == "")
+    rows = measures.loc[chosen & measures["recipe"].isin(list(recipes))]
+    last = measures.groupby("recipe")["step"].max()
+    own, null = rows["recipe"].map(label), rows["null"].map(PATH_NULLS)
+    share = rows["step"] / rows["recipe"].map(last).astype(float)
+    columns = ["recipe", "series", "seed", "step", "share", "value"]
+    return rows.assign(recipe=own, series=null.fillna(own), share=share)[columns].reset_index(drop=True)
+
+
+def at_share(curves: pd.DataFrame, share: float = EARLY) -> pd.DataFrame:
+    """Keep each curve's checkpoint nearest to a share of the run; of two equally near, the earlier."""
+    parts = []
+    for _, own in curves.groupby(["recipe", "series", "seed"], sort=False):
+        ordered = own.sort_values("share")
+        off = (ordered.loc[:, "share"] - share).abs().round(9).to_numpy()
+        parts.append(ordered.iloc[[int(off.argmin())]])
+    return pd.concat(parts, ignore_index=True) if parts else curves
+
+
+def early_table(measures: pd.DataFrame, side: str, ks: Sequence[int], recipe: str = "opd") -> pd.DataFrame:
+    """Similarity to the end at a fifth of the run, by K: the run, every null, mean and 95% interval over seeds."""
+    return _by_k(measures, "sim_to_end", side, ks, recipe, at_share)
+
+
+def later_table(measures: pd.DataFrame, side: str, ks: Sequence[int], recipe: str = "opd") -> pd.DataFrame:
+    """Share of each later window's own step inside the early space, mean over windows, by K."""
+    return _by_k(measures, "captured_share", side, ks, recipe, later)
+
+
+def later(curves: pd.DataFrame) -> pd.DataFrame:
+    """Mean of each curve after the checkpoint nearest to a fifth of the run.
+
+    >>> rows = pd.DataFrame({"recipe": "OPD", "series": "OPD", "seed": 0, "share": [0.2, 0.6, 1.0], "value": [9, 1, 3]})
+    >>> later(rows)["value"].tolist()
+    [2.0]
+    """
+    early = at_share(curves).rename(columns={"share": "early"})
+    keys = ["recipe", "series", "seed"]
+    joined = curves.merge(early[[*keys, "early"]], on=keys)
+    after = joined.loc[joined["share"] > joined["early"]]
+    return after.groupby(keys, sort=False).agg({"value": "mean"}).reset_index()
+
+
+def _by_k(
+    measures: pd.DataFrame,
+    quantity: str,
+    side: str,
+    ks: Sequence[int],
+    recipe: str,
+    fold: Callable[[pd.DataFrame], pd.DataFrame],
+) -> pd.DataFrame:
+    cells: dict[tuple[str, str], str] = {}
+    for k in ks:
+        curves = path_curves(measures, quantity, side=side, k=k, recipes=[recipe], nulls=LEARNED_AND_NULLS)
+        for series, own in fold(curves).groupby("series", sort=False) if len(curves) else ():
+            cells[str(series), f"K = {k}"] = said(own.loc[:, "value"])
+    names = in_order(series for series, _ in cells)
+    rows = [{"process": n} | {f"K = {k}": cells.get((n, f"K = {k}"), "-") for k in ks} for n in names]
+    return pd.DataFrame(rows)
+
+
+def said(values: pd.Series, digits: int = 2) -> str:
+    """Mean and 95% interval over seeds in words.
+
+    >>> said(pd.Series([0.5]))
+    '0.50 (one value, no interval)'
+    """
+    interval = seed_interval(values.to_numpy(float))
+    return say_interval(interval.mean, interval.low, interval.high, digits=digits)
+
+
+def shared_rows(measures: pd.DataFrame, side: str, k: int, recipe: str = "opd") -> pd.DataFrame:
+    """Say what a run's final space shares with its early one, with other seeds' and other objectives': a row per seed.
+
+    Returns
+    -------
+    DataFrame
+        ``kind`` in words, ``series`` (label of the other run's recipe), ``seed, value``; several other seeds are
+        averaged first.
+    """
+    early = at_share(path_curves(measures, "sim_to_end", side=side, k=k, recipes=[recipe]))
+    parts = [early.assign(kind="itself at a fifth", series=label(recipe))]
+    rows = measures.loc[
+        (measures["quantity"] == "overlap") & (measures["side"] == side) & (measures["k"] == k)
+        & (measures["scope"] == "attention") & (measures["recipe"] == recipe)
+    ]  # fmt: skip
+    rows = rows.loc[rows["step"] == rows["step"].max()]
+    found = rows.assign(other=rows["other"].str.split(":").str[0])
+    for other, own in found.groupby("other", sort=False):
+        kind = "other seeds" if other == recipe else f"{label(str(other))}, same seed"
+        means = own.groupby("seed").agg({"value": "mean"}).reset_index()
+        parts.append(means.assign(kind=kind, series=label(str(other))))
+    return pd.concat(parts, ignore_index=True).filter(items=["kind", "series", "seed", "value"])
+
+
+def both_sides(
+    measures: pd.DataFrame,
+    quantity: str,
+    k: int,
+    *,
+    recipes: Iterable[str] = ("opd",),
+    nulls: Iterable[str] = LEARNED_AND_NULLS,
+) -> dict[str, pd.DataFrame]:
+    """Curves of one quantity for right and for left spaces, by the title of their panel."""
+    recipes, nulls, words = list(recipes), list(nulls), metric_title(quantity)
+    return {
+        f"{words}, {side} (K = {k})": path_curves(measures, quantity, side=side, k=k, recipes=recipes, nulls=nulls)
+        for side in SIDES
+    }
+
+
+def spectra(measures: pd.DataFrame, recipes: Iterable[str] = HEADLINE) -> pd.DataFrame:
+    """Singular values of the update at every checkpoint, as curves with their ``index``."""
+    known = measures.loc[measures["quantity"] == "singular_value", "k"].unique()
+    chosen = list(recipes)
+    parts = [path_curves(measures, "singular_value", k=int(k), recipes=chosen).assign(index=int(k)) for k in known]
+    return pd.concat(parts, ignore_index=True)
+
+
+def rounding_panels(measures: pd.DataFrame, recipes: Iterable[str] = HEADLINE) -> dict[str, pd.DataFrame]:
+    """Stable rank of each objective in fp32, after rounding, and of two things that are rounding alone."""
+    panels = {}
+    for recipe in recipes:
+        exact, shown = (
+            path_curves(measures, q, recipes=[recipe], nulls=["", "rounding"])
+            for q in ("stable_rank", "stable_rank_bf16")
+        )
+        own = shown["series"] == label(recipe)
+        shown = shown.assign(series=[ROUNDED if is_own else RESCALED for is_own in own])
+        if len(exact):
+            panels[f"stable rank, {label(recipe)}"] = pd.concat([exact, shown], ignore_index=True)
+    return panels
+
+
+def beside_nulls(measures: pd.DataFrame, quantity: str, side: str, k: int, recipe: str = "opd") -> str:
+    """Say which nulls a run exceeds, seed by seed, and which it does not.
+
+    At a fifth of the run for similarities, over all later windows for the captured share. *Above* means that the 95%
+    interval of the paired difference lies above 0, *below* that it lies below; two seeds at least are needed.
+    """
+    curves = path_curves(measures, quantity, side=side, k=k, recipes=[recipe], nulls=LEARNED_AND_NULLS)
+    found = later(curves) if quantity == "captured_share" else at_share(curves)
+    table = found.pivot_table(index="seed", columns="series", values="value")
+    words: dict[str, list[str]] = {"above": [], "not told apart from": [], "below": []}
+    for null in in_order(str(c) for c in table.columns if c != label(recipe)):
+        gap = seed_interval((table[label(recipe)] - table[null]).to_numpy(float))
+        words["above" if gap.low > 0 else "below" if gap.high < 0 else "not told apart from"].append(null)
+    said = "; ".join(f"{how} {listed(names)}" for how, names in words.items() if names)
+    return f"{metric_title(quantity)}, {side}, K = {k}: {label(recipe)} is {said}."
+
+
+def seeds_sentence(measures: pd.DataFrame) -> str:
+    """Say how many seeds each run's numbers rest on.
+
+    >>> seeds_sentence(pd.DataFrame({"recipe": ["opd", "opd", "sft"], "seed": [0, 1, 0]}))
+    'Seeds: SFT 1, OPD 2.'
+    """
+    pairs = measures.loc[measures["recipe"].isin(list(HEADLINE))].drop_duplicates(["recipe", "seed"])
+    counts = pairs.loc[:, "recipe"].map(label).value_counts().to_dict()
+    return f"Seeds: {', '.join(f'{name} {counts[name]}' for name in in_order(counts))}."

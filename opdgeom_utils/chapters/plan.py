@@ -1,0 +1,232 @@
+"""What a comparison will cost, said before it starts: matrices, bytes, and time and memory estimated on the spot."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import joblib
+import pandas as pd
+import torch
+
+from opdgeom_utils.chapters.your_run import OpenedRun
+from opdgeom_utils.checkpoints import OpenCheckpoint, StoredTensor
+from opdgeom_utils.errors import MetricInputError
+from opdgeom_utils.matrix_rows import Settings, measure_checkpoints
+
+#: Matrices that are timed: a small one for the overhead of each tensor, and one as wide as the run's, up to this.
+SMALL_SIDE, LARGEST_SIDE = 32, 640
+REPEATS = 3
+#: Growth of a worker's resident memory over its largest matrix in float64: 5.8 to 9.2 for three shapes with 2 to 8
+#: million entries, k 512, nulls on. Counted from the code alone it is 4; the libraries' own work space is the rest.
+MEMORY_FACTOR = 9
+UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Time of a tensor on this machine: ``seconds_each + seconds_per_unit * entries * small side``."""
+
+    seconds_each: float
+    seconds_per_unit: float
+
+    def seconds(self, tensor: StoredTensor) -> float:
+        """Time for one tensor at one checkpoint; vectors cost the overhead only.
+
+        Examples
+        --------
+        >>> Rate(1.0, 0.5).seconds(StoredTensor("", "w", (2, 3), torch.float32))
+        7.0
+        """
+        return self.seconds_each + self.seconds_per_unit * _work(tensor)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be compared, and what it will take.
+
+    Attributes
+    ----------
+    n_checkpoints, n_matrices, n_vectors : int
+        Checkpoints, and for each of them the matrices with every metric and the vectors with their sparsity only.
+    n_entries : int
+        Weights of the reference that are compared.
+    n_bytes : int
+        Bytes to read: these weights of the reference and of every checkpoint.
+    largest : str
+        Shape of the largest matrix.
+    k : int
+        Dimension of the singular spaces.
+    n_workers : int
+        Processes at once.
+    seconds, memory : float
+        Estimated time, and peak memory in bytes.
+    device : str
+        Where the measurement runs, and where the time was estimated.
+    """
+
+    n_checkpoints: int
+    n_matrices: int
+    n_vectors: int
+    n_entries: int
+    n_bytes: int
+    largest: str
+    k: int
+    n_workers: int
+    seconds: float
+    memory: float
+    device: str
+
+    def table(self) -> pd.DataFrame:
+        """Return the plan as two columns of words."""
+        rows = {
+            "checkpoints against the reference": f"{self.n_checkpoints}",
+            "matrices, each with every metric and its nulls": f"{self.n_matrices:,}",
+            "vectors, sparsity only": f"{self.n_vectors:,}",
+            "weights compared": f"{self.n_entries:,}",
+            "largest matrix": self.largest,
+            "singular directions compared, k": f"{self.k}",
+            "to read": say_bytes(self.n_bytes),
+            "processes": f"{self.n_workers} on {self.device}",
+            "estimated time, to a factor of two": say_seconds(self.seconds),
+            "estimated memory, above the libraries' own": say_bytes(self.memory),
+        }
+        return pd.DataFrame({"planned": list(rows), "value": list(rows.values())})
+
+
+def plan_comparison(run: OpenedRun, settings: Settings, *, n_jobs: int = 1) -> Plan:
+    """Say what measuring a run will take, after timing two small matrices on this machine.
+
+    Parameters
+    ----------
+    run : OpenedRun
+        From :func:`opdgeom_utils.chapters.your_run.open_run`.
+    settings : Settings
+        As for the measurement.
+    n_jobs : int
+        Processes at once; -1 means one per core.
+
+    Returns
+    -------
+    Plan
+        Exact counts and bytes; time and memory are estimates. Time is linear in entries times small side, from
+        matrices of at most 640 x 640; where the disk is slower than the arithmetic it takes longer.
+
+    Raises
+    ------
+    MetricInputError
+        When ``n_jobs`` is not a number of processes.
+
+    Examples
+    --------
+    >>> from opdgeom_utils.chapters.your_run import open_run
+    >>> options = Settings(eta=1e-3, alpha=0.3, rank=64, k=16, nulls=False, seed=0, device="cpu")
+    >>> plan = plan_comparison(open_run("base", "anchor", modules=["q_proj"]), options)
+    >>> plan.n_matrices, plan.n_bytes, plan.largest
+    (4, 589824, '192 x 192')
+    """
+    if n_jobs == 0 or n_jobs < -1:
+        raise MetricInputError(f"n_jobs is {n_jobs}, expected a number of processes, or -1 for one per core.")
+    tensors = list(run.reference.tensors.values())
+    matrices = [tensor for tensor in tensors if len(tensor.shape) == 2]
+    largest = max(matrices, key=lambda tensor: math.prod(tensor.shape))
+    n_workers = min(joblib.cpu_count() if n_jobs == -1 else n_jobs, len(tensors))
+    widest = max(min(tensor.shape) for tensor in matrices)
+    side = min(LARGEST_SIDE, widest)
+    rate = measured_rate(side, replace(settings, k=max(1, settings.k * side // widest)))
+    each = [rate.seconds(tensor) * len(run.checkpoints) for tensor in tensors]
+    return Plan(
+        n_checkpoints=len(run.checkpoints),
+        n_matrices=len(matrices),
+        n_vectors=len(tensors) - len(matrices),
+        n_entries=sum(math.prod(tensor.shape) for tensor in tensors),
+        n_bytes=sum(stored_bytes(one) for one in (run.reference, *(one for _, one in run.checkpoints))),
+        largest=" x ".join(map(str, largest.shape)),
+        k=settings.k,
+        n_workers=n_workers,
+        seconds=max(sum(each) / n_workers, *each, 0.0),
+        memory=float(peak_memory(matrices, n_workers)),
+        device=settings.device,
+    )
+
+
+def measured_rate(side: int, settings: Settings) -> Rate:
+    """Time the real measurement on a small and a ``side`` x ``side`` matrix of random numbers, the best of three."""
+    small, large = (_random_pair(n) for n in (SMALL_SIDE, max(side, SMALL_SIDE + 1)))
+    seconds = [_best_time(pair, settings) for pair in (small, large)]
+    per_unit = max(seconds[1] - seconds[0], 0.0) / (_work(large[0]) - _work(small[0]))
+    return Rate(max(seconds[0] - per_unit * _work(small[0]), 0.0), per_unit)
+
+
+def stored_bytes(checkpoint: OpenCheckpoint) -> int:
+    """Bytes of a checkpoint's tensors, as stored.
+
+    Examples
+    --------
+    >>> stored_bytes(OpenCheckpoint("a", {"w": StoredTensor("a", "w", (2, 3), torch.bfloat16)}))
+    12
+    """
+    return sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in checkpoint.tensors.values())
+
+
+def peak_memory(matrices: Sequence[StoredTensor], n_workers: int) -> int:
+    """Bytes that the workers hold at worst: the ``n_workers`` largest matrices at once, nine times over in float64.
+
+    Examples
+    --------
+    >>> peak_memory([StoredTensor("", "w", (2, 2), torch.float32), StoredTensor("", "v", (1, 2), torch.float32)], 1)
+    288
+    """
+    sizes = sorted((math.prod(tensor.shape) for tensor in matrices), reverse=True)
+    return MEMORY_FACTOR * 8 * sum(sizes[:n_workers])
+
+
+def say_bytes(count: float | int) -> str:
+    """Write a number of bytes in decimal units.
+
+    Examples
+    --------
+    >>> say_bytes(12), say_bytes(3_174_936), say_bytes(32_800_000_000)
+    ('12 B', '3.17 MB', '32.8 GB')
+    """
+    power = min(len(UNITS) - 1, int(math.log10(count) // 3)) if count >= 1 else 0
+    return f"{count / 1000**power:.3g} {UNITS[power]}"
+
+
+def say_seconds(seconds: float | int) -> str:
+    """Write a duration in the unit that a person would use.
+
+    Examples
+    --------
+    >>> say_seconds(0.4), say_seconds(75), say_seconds(5400), say_seconds(400_000)
+    ('about a second', '75 seconds', '90 minutes', '111 hours')
+    """
+    if seconds < 1.5:
+        return "about a second"
+    for unit, size, most in (("seconds", 1, 100), ("minutes", 60, 100), ("hours", 3600, math.inf)):
+        if seconds < most * size:
+            return f"{seconds / size:.0f} {unit}"
+    raise MetricInputError(f"a duration is {seconds} seconds, expected a finite number.")
+
+
+def _work(tensor: StoredTensor) -> int:
+    return math.prod(tensor.shape) * min(tensor.shape) if len(tensor.shape) == 2 else 0
+
+
+def _random_pair(side: int) -> tuple[StoredTensor, StoredTensor]:
+    generator = torch.Generator().manual_seed(side)
+    before = torch.randn(side, side, generator=generator)
+    after = before + 0.01 * torch.randn(side, side, generator=generator)
+    first, second = (StoredTensor("memory", "w", (side, side), torch.float32, held=held) for held in (before, after))
+    return first, second
+
+
+def _best_time(pair: tuple[StoredTensor, StoredTensor], settings: Settings) -> float:
+    times = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        measure_checkpoints("calibration", pair[0], [pair[1]], settings=settings)
+        times.append(time.perf_counter() - start)
+    return min(times)

@@ -1,0 +1,259 @@
+"""A report's plain words: where a run lies among the paper's points and ours, and what its nulls explain.
+
+Every sentence is computed from the tables. The rules: a run does *more* (or *less*) than its shuffled null where at
+least three quarters of its matrices do, and the means differ by a tenth, or for shares of entries by one percentage
+point. Anything less is *about as much*. The rules were written before any pair was read with them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+
+from opdgeom_utils.chapters.run_tables import SPARSITY, last_step, matrices_of, stored_narrow
+from opdgeom_utils.charts.series import listed
+from opdgeom_utils.charts.theme import PERCENT, label, metric_title, number_format
+from opdgeom_utils.errors import MetricInputError
+
+AGREE, TENTH, POINT = 0.75, 1.1, 0.01
+ANGLES = ("left_angle_mean_deg", "right_angle_mean_deg")
+DRIFT = "normalized_spectral_shift"
+OVERLAPS = ("principal_overlap", "low_magnitude_overlap")
+READ = (SPARSITY, *ANGLES, DRIFT, *OVERLAPS)
+THROUGH_BF16 = (SPARSITY, *OVERLAPS)
+
+
+@dataclass(frozen=True)
+class AgainstNull:
+    """A metric of the last checkpoint beside its shuffled null, over the matrices where both are defined.
+
+    Attributes
+    ----------
+    own, null : float
+        Means over these matrices.
+    n, n_more, n_less : int
+        Matrices; those above and those below their null.
+    word : str
+        ``more``, ``less`` or ``about as much``, by the rule of this module; ``not judged`` where there is no matrix, or
+        the metric looks through bf16 and the tuned weights were stored in 16 bits or fewer.
+    """
+
+    own: float
+    null: float
+    n: int
+    n_more: int
+    n_less: int
+    word: str
+
+
+def against_null(table: pd.DataFrame, metric: str, null: str = "shuffled") -> AgainstNull:
+    """Set a metric beside its null, matrix by matrix.
+
+    Parameters
+    ----------
+    table
+        One row per (step, tensor), with nulls.
+    metric
+        Column.
+    null
+        Suffix of the null.
+
+    Examples
+    --------
+    >>> rows = pd.DataFrame(
+    ...     {"step": 0, "module": "q_proj", "shape": "2x2", "dtype": "float32->float32", "x": [2.0, 3.0]}
+    ... )
+    >>> against_null(rows.assign(x_shuffled=1.0), "x").word
+    'more'
+    >>> against_null(rows.assign(x_shuffled=[1.9, 3.1]), "x").word
+    'about as much'
+    """
+    rows = matrices_of(last_step(table)).dropna(subset=[metric, f"{metric}_{null}"])
+    own, level = rows[metric].to_numpy(float), rows[f"{metric}_{null}"].to_numpy(float)
+    n, n_more, n_less = len(rows), int((own > level).sum()), int((own < level).sum())
+    mean, mean_null = (float(values.mean()) if n else math.nan for values in (own, level))
+    word = "about as much"
+    if not n or (metric in THROUGH_BF16 and stored_narrow(rows)):
+        word = "not judged"
+    elif n_more >= AGREE * n and (mean - mean_null > POINT if metric in PERCENT else mean > TENTH * mean_null):
+        word = "more"
+    elif n_less >= AGREE * n and (mean_null - mean > POINT if metric in PERCENT else mean_null > TENTH * mean):
+        word = "less"
+    return AgainstNull(mean, mean_null, n, n_more, n_less, word)
+
+
+def place(value: float, points: Mapping[str, float], shown: Mapping[str, str]) -> str:
+    """Say between which points a number lies.
+
+    Parameters
+    ----------
+    value
+        The run's number.
+    points
+        Number of each name.
+    shown
+        How each is printed.
+
+    Examples
+    --------
+    >>> place(0.6, {"SFT": 0.1, "OPD": 0.5, "RLVR": 0.8}, {"SFT": "10%", "OPD": "50%", "RLVR": "80%"})
+    'between OPD (50%) and RLVR (80%)'
+    >>> place(0.9, {"SFT": 0.1, "OPD": 0.5}, {"SFT": "10%", "OPD": "50%"})
+    'above both (highest: OPD, 50%)'
+    """
+    if not points:
+        raise MetricInputError("there is no point to place the run among; expected at least one.")
+    if math.isnan(value):
+        return "nowhere: the number is undefined"
+    order = sorted(points, key=lambda name: points[name])
+    group = {1: "the only one", 2: "both", 3: "all three"}.get(len(order), f"all {len(order)}")
+    lower, upper = ([n for n in order if points[n] <= value], [n for n in order if points[n] > value])
+    if not lower:
+        return f"below {group} (lowest: {upper[0]}, {shown[upper[0]]})"
+    if not upper:
+        return f"above {group} (highest: {lower[-1]}, {shown[lower[-1]]})"
+    return f"between {lower[-1]} ({shown[lower[-1]]}) and {upper[0]} ({shown[upper[0]]})"
+
+
+def reading(table: pd.DataFrame, ends: pd.DataFrame, name: str, reported: pd.DataFrame) -> list[str]:
+    """Say for each ruler what the run shows, where that lies, and what its null explains.
+
+    Parameters
+    ----------
+    table
+        One row per (step, tensor), with nulls.
+    ends
+        One row per run, the run's own among them, from :func:`opdgeom_utils.chapters.run_tables.among`.
+    name
+        The run's ``recipe`` in ``ends``.
+    reported
+        From :func:`opdgeom_utils.claims.load_reported`.
+
+    Returns
+    -------
+    list of str
+        Sentences in Markdown, one item for each ruler.
+    """
+    own = _own(ends, name)
+    toys = ends.loc[ends["recipe"] != name]
+    said = []
+    for metric in READ:
+        value, shown = own[metric], number_format(metric)
+        printed = "undefined" if math.isnan(value) else f"{value:{shown}}"
+        means = toys.groupby("recipe")[metric].mean().dropna()
+        toy = {label(str(recipe)): float(mean) for recipe, mean in means.items()}
+        parts = [f"**{metric_title(metric).capitalize()}: {printed}.**"]
+        paper, words = _papers(reported, metric)
+        if not math.isnan(value):
+            parts.append(
+                f"Among the paper's points it is {place(value, paper, words)}.{_beyond(value, reported, metric)}"
+            )
+            parts.append(f"Among our toy runs it is {place(value, toy, {n: f'{v:{shown}}' for n, v in toy.items()})}.")
+        said.append(" ".join([*parts, null_words(against_null(table, metric), metric)]))
+    return said
+
+
+def null_words(found: AgainstNull, metric: str) -> str:
+    """Say what the shuffled null explains of a metric.
+
+    Examples
+    --------
+    >>> null_words(AgainstNull(0.002, 0.001, 16, 16, 0, "more"), "normalized_spectral_shift")
+    'Over 16 matrices it is 0.002, and 0.001 in the shuffled null; 16 of them are above theirs. So size alone does not
+    explain it: place adds.'
+    """
+    if not found.n:
+        return "No matrix has this number and its null, so nothing is judged."
+    shown = number_format(metric)
+    count = found.n_more if found.own >= found.null else found.n_less
+    side = "above" if found.own >= found.null else "below"
+    start = (
+        f"Over {found.n} matrices it is {found.own:{shown}}, and {found.null:{shown}} in the shuffled null; {count} of "
+        f"them are {side} theirs. "
+    )
+    ends = {
+        "more": "So size alone does not explain it: place adds.",
+        "less": "So size alone does not explain it: place takes away.",
+        "about as much": "So its size explains it; where the entries lie adds nothing that this ruler sees.",
+        "not judged": "This is not judged: the weights were rounded when they were stored, which biases this null.",
+    }
+    return start + ends[found.word]
+
+
+def nearest(ends: pd.DataFrame, name: str, reported: pd.DataFrame) -> dict[str, str]:
+    """Name the objective of the paper that is nearest on each ruler; distances are ratios, or differences of shares.
+
+    Parameters
+    ----------
+    ends, name, reported
+        As for :func:`reading`.
+
+    Returns
+    -------
+    dict
+        Objective for each metric whose value is known.
+    """
+    own = _own(ends, name)
+    found = {}
+    for metric in READ:
+        value, (paper, _) = own[metric], _papers(reported, metric)
+        if math.isnan(value) or (metric not in PERCENT and value <= 0):
+            continue
+        scale = (lambda x: x) if metric in PERCENT else math.log
+        found[metric] = min(paper, key=lambda objective: abs(scale(paper[objective]) - scale(value)))
+    return found
+
+
+def nearest_words(found: Mapping[str, str]) -> str:
+    """Say whether the rulers agree on the nearest objective of the paper.
+
+    Examples
+    --------
+    >>> nearest_words({"update_sparsity": "OPD", "normalized_spectral_shift": "OPD"})
+    "All 2 rulers put the paper's OPD nearest."
+    >>> nearest_words({"update_sparsity": "OPD", "normalized_spectral_shift": "SFT"})
+    "The rulers disagree on the paper's nearest point: SFT by normalized spectral shift; OPD by update sparsity."
+    """
+    if not found:
+        return "No ruler gives a number that could be set beside the paper's."
+    objectives = sorted(set(found.values()), key=["SFT", "OPD", "RLVR"].index)
+    if len(objectives) == 1:
+        return f"All {len(found)} rulers put the paper's {objectives[0]} nearest."
+    groups = [(o, [metric_title(m).removesuffix(" (degrees)") for m in found if found[m] == o]) for o in objectives]
+    clauses = "; ".join(f"{objective} by {listed(metrics)}" for objective, metrics in groups)
+    return f"The rulers disagree on the paper's nearest point: {clauses}."
+
+
+def _own(ends: pd.DataFrame, name: str) -> dict[str, float]:
+    """Return the run's number for each ruler."""
+    row = ends.loc[ends["recipe"] == name]
+    return {metric: float(row[metric].iloc[0]) for metric in READ}
+
+
+def _papers(reported: pd.DataFrame, metric: str) -> tuple[dict[str, float], dict[str, str]]:
+    """Return the paper's number for each objective, and as printed."""
+    named = reported["metric"].fillna("").str.split(";").map(lambda names: metric in names)
+    rows = reported.loc[named & reported["value"].notna()]
+    values = {label(str(r)): float(v) for r, v in zip(rows["recipe"], rows["value"], strict=True)}
+    units = [_unit(str(unit)) for unit in rows["unit"]]
+    printed = {n: f"{text}{unit}" for n, text, unit in zip(values, rows["reported"], units, strict=True)}
+    return values, printed
+
+
+def _beyond(value: float, reported: pd.DataFrame, metric: str) -> str:
+    """Return a warning where a value lies beyond a number that the paper prints as a bound or a power of ten only."""
+    named = reported["metric"].fillna("").str.split(";").map(lambda names: metric in names)
+    rows = reported.loc[named].filter(items=["recipe", "value", "bound", "reported"])
+    for recipe, number, bound, printed in rows.itertuples(index=False):
+        if (bound == "at least" and value > number) or (bound == "below" and value < number):
+            return f" But {label(str(recipe))} is printed as a bound, {printed}, so the order beyond it is not known."
+    if (rows["bound"] == "order of magnitude").any():
+        return " The paper prints powers of ten only."
+    return ""
+
+
+def _unit(unit: str) -> str:
+    return "%" if unit.startswith("percent") else "°" if unit == "degree" else ""

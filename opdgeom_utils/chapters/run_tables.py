@@ -1,0 +1,295 @@
+"""Small tables of a report on a run: the run among toy runs, what was compared, where the update is, what to run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from opdgeom_utils.chapters.your_run import OpenedRun, kind_of
+from opdgeom_utils.charts.maps import MODULES
+from opdgeom_utils.checkpoint_forms.comparison import ComparisonReport
+from opdgeom_utils.errors import MetricInputError
+from opdgeom_utils.models import PROJECT
+from opdgeom_utils.verdicts import matched
+from opdgeom_utils.verdicts.claim_schema import load_reported
+
+PARAMETER_FILES = PROJECT / "notebooks" / "params"
+SPARSITY = "update_sparsity"
+WIDE = ("float32", "float64")
+NOT_COMPARED = {
+    "only_in_reference": "only in the reference",
+    "only_in_tuned": "only in the checkpoint",
+    "reshaped": "of another shape",
+    "ambiguous": "stored twice under one name",
+    "conflicts": "in conflict",
+    "padded": "compared on the rows that both have",
+    "left_out": "stored, but no weight",
+    "notes": "to know",
+}
+
+
+def matrices_of(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the matrices that averages are taken over: the attention matrices, or all where there are none.
+
+    Parameters
+    ----------
+    table
+        One row per (step, tensor), from :func:`opdgeom_utils.diagnose_trajectory`.
+
+    Raises
+    ------
+    MetricInputError
+        If no row is a matrix.
+
+    Examples
+    --------
+    >>> rows = pd.DataFrame({"module": ["q_proj", "up_proj", "norm"], "shape": ["2x2", "4x2", "2"]})
+    >>> matrices_of(rows)["module"].tolist(), matrices_of(rows.iloc[1:])["module"].tolist()
+    (['q_proj'], ['up_proj'])
+    """
+    matrices = table.loc[table["shape"].str.count("x") == 1]
+    attention = matrices.loc[matrices["module"].isin(matched.ATTENTION)]
+    if matrices.empty:
+        raise MetricInputError(f"no row of the table is a matrix; its shapes are {sorted(set(table['shape']))}")
+    return matrices if attention.empty else attention
+
+
+def last_step(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the last checkpoint.
+
+    Examples
+    --------
+    >>> last_step(pd.DataFrame({"step": [1, 2]}))["step"].tolist()
+    [2]
+    """
+    return table.loc[table["step"] == table["step"].max()]
+
+
+def stored_narrow(rows: pd.DataFrame) -> bool:
+    """Whether any of the tuned weights were stored in fewer than 32 bits.
+
+    Examples
+    --------
+    >>> (
+    ...     stored_narrow(pd.DataFrame({"dtype": ["bfloat16->float32"]})),
+    ...     stored_narrow(pd.DataFrame({"dtype": ["x->float16"]})),
+    ... )
+    (False, True)
+    """
+    return not set(rows["dtype"].str.partition("->")[2]) <= set(WIDE)
+
+
+def along_run(table: pd.DataFrame, label: str) -> pd.DataFrame:
+    """Fold a run's matrices into one row per checkpoint, as the toy runs are folded.
+
+    Parameters
+    ----------
+    table
+        One row per (step, tensor), from :func:`opdgeom_utils.diagnose_trajectory`.
+    label
+        Name of the run; it becomes its ``recipe``. Its ``seed`` is 0 and its ``profile`` ``yours``.
+
+    Returns
+    -------
+    DataFrame
+        The columns of :func:`opdgeom_utils.verdicts.matched.summarise` over :func:`matrices_of`; those of sparsity are
+        over all tensors, weighted by their entries, as in the paper.
+    """
+    named = table.assign(profile="yours", recipe=label, seed=0)
+    means = matched.summarise(matrices_of(named), None).set_index("step")
+    everything = matched.summarise(named, None).set_index("step")
+    for column in [c for c in everything.columns if c.startswith(SPARSITY)]:
+        means[column] = everything[column]
+    return means.reset_index()
+
+
+def among(own: pd.DataFrame, toy: pd.DataFrame) -> pd.DataFrame:
+    """Put a run's last checkpoint below the toy runs' ends, so that one figure holds all.
+
+    Parameters
+    ----------
+    own
+        From :func:`along_run`.
+    toy
+        One row per run, from :func:`opdgeom_utils.chapters.chapter_tables.at_place`.
+
+    Examples
+    --------
+    >>> own = pd.DataFrame({"profile": "yours", "recipe": "mine", "seed": 0, "step": [1, 2], "x": [5.0, 6.0]})
+    >>> toy = pd.DataFrame({"profile": "toy", "recipe": ["sft"], "seed": 0, "step": 9, "x": 1.0})
+    >>> among(own, toy)[["recipe", "x"]].values.tolist()
+    [['sft', 1.0], ['mine', 6.0]]
+    """
+    return pd.concat([toy, matched.final(own)], ignore_index=True)
+
+
+def path_of(own: pd.DataFrame, geometry: pd.DataFrame, example: str = "opd") -> tuple[pd.DataFrame, str]:
+    """Choose the checkpoints that a figure of the path can draw, and say which they are.
+
+    Parameters
+    ----------
+    own
+        From :func:`along_run`.
+    geometry
+        The toy runs, one row per (recipe, seed, step, matrix).
+    example
+        Recipe to draw where the run has one checkpoint only, which makes no path.
+
+    Returns
+    -------
+    tuple
+        One row per (run, checkpoint), and the choice in words.
+    """
+    if len(own) > 1:
+        return own, f"{len(own)} checkpoints of the run"
+    rows = geometry.loc[geometry["recipe"] == example]
+    return matched.summarise(rows), "one checkpoint only, so the toy OPD runs, as an example"
+
+
+def cells_of(table: pd.DataFrame, label: str) -> pd.DataFrame:
+    """Rows for a map by layer and kind of matrix at the last checkpoint: experts of a layer averaged under one kind.
+
+    Parameters
+    ----------
+    table
+        One row per (step, tensor).
+    label
+        Name of the run.
+
+    Returns
+    -------
+    DataFrame
+        ``recipe, seed, step, layer, module`` and the mean of every number. Matrices outside the layers are left out;
+        where no matrix is in a layer, all stand in layer 0.
+    """
+    last = table.loc[(table["step"] == table["step"].max()) & (table["shape"].str.count("x") == 1)]
+    inside = last.loc[last["layer"] >= 0]
+    rows = inside if len(inside) else last.assign(layer=0)
+    rows = rows.assign(module=[kind_of(name) for name in rows["name"]])
+    keys = ["step", "layer", "module"]
+    means = rows.groupby(keys, sort=False)[list(rows.select_dtypes("number").columns.difference(keys))].mean()
+    return means.reset_index().assign(recipe=label, seed=0)
+
+
+def kinds_of(cells: pd.DataFrame) -> list[str]:
+    """Return the kinds of matrix in the order of a map: as the data flows through a layer, then others by name.
+
+    Examples
+    --------
+    >>> kinds_of(pd.DataFrame({"module": ["up_proj", "c_attn", "q_proj"]}))
+    ['q_proj', 'up_proj', 'c_attn']
+    """
+    found = set(cells["module"])
+    return [kind for kind in MODULES if kind in found] + sorted(found - set(MODULES))
+
+
+def by_kind(table: pd.DataFrame, metrics: Sequence[str] = (SPARSITY, "normalized_spectral_shift")) -> pd.DataFrame:
+    """How strongly each kind of matrix moved, at the last checkpoint, largest relative norm first.
+
+    Parameters
+    ----------
+    table
+        One row per (step, tensor).
+    metrics
+        Columns to average beside the norm.
+
+    Returns
+    -------
+    DataFrame
+        ``kind, matrices, relative_norm`` (norm of the update over that of the weights, all matrices of the kind
+        together) and the mean of each metric.
+
+    Examples
+    --------
+    >>> rows = pd.DataFrame({"name": ["a.q.weight", "b.q.weight"], "step": 0, "shape": "1x1", "x": [0.0, 1.0]})
+    >>> by_kind(rows.assign(update_norm=3.0, reference_norm=[30.0, 40.0]), ["x"]).round(3).values.tolist()
+    [['q', 2, 0.085, 0.5]]
+    """
+    rows = table.loc[(table["step"] == table["step"].max()) & (table["shape"].str.count("x") == 1)]
+    rows = rows.assign(
+        kind=[kind_of(name) for name in rows["name"]],
+        moved=rows["update_norm"] ** 2,
+        weights=rows["reference_norm"] ** 2,
+    )
+    groups = rows.groupby("kind", sort=False)
+    folded = groups[list(metrics)].mean()
+    folded.insert(0, "relative_norm", (groups["moved"].sum() / groups["weights"].sum()) ** 0.5)
+    folded.insert(0, "matrices", groups.size())
+    return folded.sort_values("relative_norm", ascending=False).reset_index()
+
+
+def compared_table(run: OpenedRun) -> pd.DataFrame:
+    """List what each checkpoint has in common with the reference, and what has no counterpart, in words.
+
+    Parameters
+    ----------
+    run
+        From :func:`opdgeom_utils.chapters.your_run.open_run`.
+
+    Returns
+    -------
+    DataFrame
+        ``step, checkpoint, what, count, names``: first what is compared, then what is not.
+    """
+    rows = []
+    for (step, checkpoint), report in zip(run.checkpoints, run.reports, strict=True):
+        kept = len(checkpoint.tensors)
+        rows.append((step, report.tuned, f"compared with {report.reference}", kept, "all" if kept else "none"))
+        unasked = len(report.compared) - kept
+        if unasked:
+            rows.append((step, report.tuned, "in common, but not among the modules asked for", unasked, ""))
+        rows += [(step, report.tuned, *found) for found in _not_compared(report)]
+    return pd.DataFrame(rows, columns=["step", "checkpoint", "what", "count", "names"])
+
+
+def without_numbers(names: Sequence[str]) -> list[str]:
+    """Fold names or sentences that differ only in a layer's number.
+
+    Examples
+    --------
+    >>> without_numbers(["h.0.c_attn stays fused", "h.1.c_attn stays fused", "lm_head.weight"])
+    ['h.*.c_attn stays fused (2 times)', 'lm_head.weight']
+    """
+    patterns = [re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name in names]
+    return [p if patterns.count(p) == 1 else f"{p} ({patterns.count(p)} times)" for p in dict.fromkeys(patterns)]
+
+
+def published_pairs(folder: Path = PARAMETER_FILES) -> pd.DataFrame:
+    """List the parameter files of the paper's published pairs, beside the sparsity that the paper prints for each.
+
+    Parameters
+    ----------
+    folder
+        Where the files ``table1_*.yaml`` lie.
+
+    Returns
+    -------
+    DataFrame
+        ``file, reference, tuned, objective, paper's sparsity, to fill in``.
+
+    Raises
+    ------
+    MetricInputError
+        If a file is not of a pair in ``table1_sparsity.csv``.
+    """
+    printed = load_reported("table1_sparsity").set_index(["base", "finetuned"])
+    rows = []
+    for path in sorted(folder.glob("table1_*.yaml")):
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        pair = tuple(str(given[side]).rpartition("/")[2] for side in ("reference", "tuned"))
+        if pair not in printed.index:
+            raise MetricInputError(f"{path.name} names the pair {pair}, which is not in table1_sparsity.csv.")
+        row = printed.loc[pair]
+        blank = [side for side in ("reference", "tuned") if str(given[side]).startswith("FILL-IN")]
+        rows.append((path.name, *pair, row["algorithm"], f"{row['reported']}%", " and ".join(blank) or "nothing"))
+    columns = ["file", "reference", "tuned", "objective", "sparsity in the paper", "owner to fill in"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _not_compared(report: ComparisonReport) -> list[tuple[str, int, str]]:
+    found = [(words, list(getattr(report, field))) for field, words in NOT_COMPARED.items()]
+    return [(words, len(names), "; ".join(without_numbers(names)[:8])) for words, names in found if names]

@@ -1,0 +1,294 @@
+"""LoRA adapters as PEFT saves them, merged over their base one matrix at a time.
+
+A merged matrix is ``W + scaling * B A`` in float32 and is not rounded to the base's type, so that the update is of the
+adapter's rank. ``scaling`` is alpha / r, or alpha / sqrt(r) under rsLoRA. Under DoRA, row i of the merged matrix has
+the length that the adapter's magnitude vector says.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opdgeom_utils.checkpoint_forms.layouts import canonical_name
+from opdgeom_utils.checkpoint_forms.stored_tensors import StoredTensor, safetensors_of
+from opdgeom_utils.checkpoint_forms.weight_files import contained, read_json, shortened
+from opdgeom_utils.errors import CheckpointDamagedError, CheckpointMismatchError, MetricInputError
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+LOW_RANK = re.compile(
+    r"(?P<module>.+?)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
+    r"(?:\.default)?(?P<bias>\.bias)?(?:\.weight)?"
+)
+UNSUPPORTED = (
+    "use_qalora",
+    "use_bdlora",
+    "layer_replication",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "target_parameters",
+)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter's tensors and how they act.
+
+    Attributes
+    ----------
+    folder : Path
+        Where it lies.
+    settings : Mapping of str to Any
+        Its ``adapter_config.json``.
+    low_rank : Mapping of str to Mapping of str to StoredTensor
+        For each module, its parts ``lora_A``, ``lora_B``, ``lora_magnitude_vector``, ``bias``.
+    replaced : Mapping of str to StoredTensor
+        Tensors that stand in full in place of the base's.
+    """
+
+    folder: Path
+    settings: Mapping[str, Any]
+    low_rank: Mapping[str, Mapping[str, StoredTensor]]
+    replaced: Mapping[str, StoredTensor]
+
+    @property
+    def base(self) -> str | None:
+        """The name or path of its base, with the revision if one is declared."""
+        name, revision = self.settings.get("base_model_name_or_path"), self.settings.get("revision")
+        if not isinstance(name, str) or not name:
+            return None
+        return f"{name}@{revision}" if isinstance(revision, str) and revision and not Path(name).exists() else name
+
+    @property
+    def file(self) -> Path:
+        """Its weights."""
+        return self.folder / WEIGHTS
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Read a matrix of the base and add the low-rank update.
+
+    Attributes
+    ----------
+    base, a, b : StoredTensor
+        The base's matrix (out, in), and the factors (r, in) and (out, r).
+    scaling : float
+        Factor of the product.
+    transposed : bool
+        Whether the product is turned before it is added: embeddings, and layers stored as (in, out).
+    magnitude : StoredTensor or None
+        Length of each row, under DoRA.
+    """
+
+    base: StoredTensor
+    a: StoredTensor
+    b: StoredTensor
+    scaling: float
+    transposed: bool
+    magnitude: StoredTensor | None
+
+    def __call__(self) -> Tensor:
+        """Return the merged matrix in the widest type of its parts, float32 at least."""
+        parts = [tensor.read_unchecked() for tensor in (self.base, self.a, self.b)]
+        dtype = _sum_type(*(part.dtype for part in parts))
+        weight, a, b = (part.to(dtype) for part in parts)
+        product = b @ a
+        merged = weight + self.scaling * (product.T if self.transposed else product)
+        if self.magnitude is None:
+            return merged
+        along = 0 if self.transposed else 1
+        return merged * (self.magnitude.read_unchecked().to(dtype) / merged.norm(dim=along)).unsqueeze(along)
+
+
+@dataclass(frozen=True)
+class Shifted:
+    """Read a bias of the base and add the adapter's."""
+
+    base: StoredTensor
+    bias: StoredTensor
+    scaling: float
+
+    def __call__(self) -> Tensor:
+        """Return the sum, in float32 at least."""
+        base, bias = self.base.read_unchecked(), self.bias.read_unchecked()
+        dtype = _sum_type(base.dtype, bias.dtype)
+        return base.to(dtype) + self.scaling * bias.to(dtype)
+
+
+def open_adapter(folder: Path) -> Adapter:
+    """Open an adapter's folder without reading its weights.
+
+    Raises
+    ------
+    CheckpointNotFoundError, CheckpointDamagedError, CheckpointUnsafeError
+        When its files are missing or cannot be read, or lead out of the folder.
+    MetricInputError
+        When it is of a kind that is not merged here.
+    """
+    settings = read_json(folder / CONFIG, "adapter configuration")
+    kind = settings.get("peft_type")
+    unsupported = [name for name in UNSUPPORTED if settings.get(name)]
+    if kind != "LORA" or unsupported:
+        raise MetricInputError(
+            f"{folder / CONFIG}: an adapter of kind {kind} {' '.join(unsupported)}, expected plain LORA, rsLoRA or "
+            "DoRA; merge it with PEFT (merge_and_unload) and save the model."
+        )
+    tensors, _ = safetensors_of([contained(folder, WEIGHTS)], folder)
+    low_rank: dict[str, dict[str, StoredTensor]] = {}
+    replaced: dict[str, StoredTensor] = {}
+    for raw, tensor in tensors.items():
+        name = canonical_name(raw)
+        found = LOW_RANK.fullmatch(name)
+        if found:
+            part = "bias" if found["bias"] else found["part"]
+            low_rank.setdefault(found["module"], {})[part] = tensor
+        elif any(word in name for word in ("lora_", "token_adapter", "modules_to_save", "trainable_tokens")):
+            raise MetricInputError(
+                f"{folder / WEIGHTS}: tensor {raw} is of a kind that is not merged here; merge with PEFT."
+            )
+        else:
+            replaced[name.replace(".base_layer.", ".")] = tensor
+    return Adapter(folder, settings, low_rank, replaced)
+
+
+def merged_over(base: Mapping[str, StoredTensor], adapter: Adapter) -> tuple[dict[str, StoredTensor], frozenset[str]]:
+    """Merge an adapter over its base, lazily.
+
+    Parameters
+    ----------
+    base : Mapping of str to StoredTensor
+        The base's tensors, under canonical names, before anything fused is split.
+    adapter : Adapter
+        What changes them.
+
+    Returns
+    -------
+    tuple of dict and frozenset
+        The merged tensors, and the names of those that the adapter changes.
+
+    Raises
+    ------
+    CheckpointMismatchError
+        When the adapter changes a tensor that the base does not have, or has in another shape.
+    CheckpointDamagedError
+        When half of a pair of factors is missing, or the ranks differ.
+    """
+    merged, changed = dict(base), set(adapter.replaced)
+    for name, tensor in adapter.replaced.items():
+        if name not in base or base[name].shape != tensor.shape:
+            raise _other_base(adapter, name, tensor.shape, base)
+        merged[name] = tensor
+    for module, parts in adapter.low_rank.items():
+        name = f"{module}.weight"
+        if name not in base:
+            raise _other_base(adapter, name, None, base)
+        merged[name] = _merged(adapter, module, merged[name], parts)
+        changed.add(name)
+        if "bias" in parts:
+            merged[f"{module}.bias"] = _shifted(adapter, module, merged, parts)
+            changed.add(f"{module}.bias")
+    return merged, frozenset(changed)
+
+
+def _merged(adapter: Adapter, module: str, base: StoredTensor, parts: Mapping[str, StoredTensor]) -> StoredTensor:
+    of_embedding = "lora_embedding_A" in parts
+    a, b = (
+        (parts.get("lora_embedding_A"), parts.get("lora_embedding_B"))
+        if of_embedding
+        else (parts.get("lora_A"), parts.get("lora_B"))
+    )
+    if a is None or b is None or len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or not a.shape[0]:
+        raise CheckpointDamagedError(
+            f"{adapter.file}: module {module} has factors {sorted(parts)} of shapes "
+            f"{[part.shape for part in parts.values()]}, expected A (r, in) and B (out, r); copy the adapter again."
+        )
+    if bool(adapter.settings.get("use_dora")) != ("lora_magnitude_vector" in parts) or (
+        of_embedding and "lora_magnitude_vector" in parts
+    ):
+        raise MetricInputError(
+            f"{adapter.file}: module {module} has parts {sorted(parts)} and use_dora is "
+            f"{adapter.settings.get('use_dora')}, expected a magnitude for each linear module under DoRA, and none "
+            "elsewhere; merge it with PEFT."
+        )
+    transposed = of_embedding or bool(adapter.settings.get("fan_in_fan_out"))
+    shape = (a.shape[1], b.shape[0]) if transposed else (b.shape[0], a.shape[1])
+    magnitude = parts.get("lora_magnitude_vector")
+    if shape != base.shape or (magnitude is not None and magnitude.shape != (b.shape[0],)):
+        raise _other_base(adapter, f"{module}.weight", shape, {f"{module}.weight": base})
+    load = Merged(base, a, b, scaling_of(adapter, module, a.shape[0]), transposed, magnitude)
+    return StoredTensor(
+        f"{adapter.file} over {base.where}", base.key, shape, _sum_type(base.dtype, a.dtype, b.dtype), load=load
+    )
+
+
+def _shifted(
+    adapter: Adapter, module: str, merged: Mapping[str, StoredTensor], parts: Mapping[str, StoredTensor]
+) -> StoredTensor:
+    name, bias = f"{module}.bias", parts["bias"]
+    if name not in merged or merged[name].shape != bias.shape:
+        raise _other_base(adapter, name, bias.shape, merged)
+    base, rank = merged[name], parts["lora_B"].shape[-1]
+    load = Shifted(base, bias, scaling_of(adapter, module, rank))
+    where = f"{adapter.file} over {base.where}"
+    return StoredTensor(where, base.key, base.shape, _sum_type(base.dtype, bias.dtype), load=load)
+
+
+def scaling_of(adapter: Adapter, module: str, rank: int) -> float:
+    """Return the factor of ``B A`` for a module, after checking that the rank is the declared one.
+
+    Raises
+    ------
+    CheckpointDamagedError
+        When ``adapter_config.json`` has no rank or alpha, or another rank than the factors.
+    """
+    declared, alpha = (
+        _for_module(adapter.settings, key, module) for key in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern"))
+    )
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (declared, alpha))
+    if not numbers or declared != rank or not math.isfinite(alpha):
+        raise CheckpointDamagedError(
+            f"{adapter.folder / CONFIG}: rank {declared!r} and alpha {alpha!r} for {module}, whose factors have rank "
+            f"{rank}; the configuration is not of these weights, copy both again."
+        )
+    return alpha / math.sqrt(rank) if adapter.settings.get("use_rslora") else alpha / rank
+
+
+def _for_module(settings: Mapping[str, Any], keys: tuple[str, str], module: str) -> Any:
+    """Return a setting of a module: the first pattern that its name ends with, else the common value."""
+    key, pattern_key = keys
+    patterns = settings.get(pattern_key)
+    for pattern, value in (patterns if isinstance(patterns, dict) else {}).items():
+        try:
+            if re.fullmatch(rf"(.*\.)?({pattern})", module):
+                return value
+        except re.error:
+            continue
+    return settings.get(key)
+
+
+def _other_base(
+    adapter: Adapter, name: str, shape: tuple[int, ...] | None, base: Mapping[str, StoredTensor]
+) -> CheckpointMismatchError:
+    found = (
+        f"{base[name].shape} in {base[name].where}" if name in base else f"not in the base ({shortened(sorted(base))})"
+    )
+    return CheckpointMismatchError(
+        f"{adapter.file}: changes tensor {name}{f' of shape {shape}' if shape else ''}, which is {found}. The adapter "
+        f"was trained over another base; pass that one (it names {adapter.base or 'none'})."
+    )
+
+
+def _sum_type(*dtypes: torch.dtype) -> torch.dtype:
+    return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
+def is_adapter(folder: Path) -> bool:
+    """Say whether a folder holds an adapter and no model of its own."""
+    own = [folder / name for name in ("model.safetensors", "model.safetensors.index.json")]
+    return (folder / CONFIG).is_file() and not any(file.exists() for file in own)

@@ -1,0 +1,52 @@
+"""Checkpoints of the Hugging Face hub: from a name and a revision to a folder, downloaded or in the local cache."""
+
+import re
+from pathlib import Path
+
+from opdgeom_utils.errors import CheckpointNotFoundError
+
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(@[\w./-]+)?")
+SAFE = ["*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json"]
+PICKLED = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
+
+
+def hub_folder(source: str, *, revision: str | None = None, allow_pickle: bool = False) -> Path:
+    """Return the folder of a hub id, after downloading what is not in the cache.
+
+    Parameters
+    ----------
+    source : str
+        ``name`` or ``name@revision``.
+    revision : str, optional
+        Branch, tag or commit, when it is not in the name.
+    allow_pickle : bool
+        Whether to fetch ``pytorch_model.bin`` too.
+
+    Raises
+    ------
+    CheckpointNotFoundError
+        When it looks like a path, or neither the cache nor the hub has it.
+    """
+    looks_local = source.startswith((".", "/", "~")) or source.endswith((".safetensors", ".bin", ".pt", ".pth"))
+    if looks_local or not HUB_ID.fullmatch(source):
+        raise CheckpointNotFoundError(f"{source}: no such file or folder (and not a hub id); check the path.")
+    from huggingface_hub import snapshot_download
+
+    repo_id, _, named = source.partition("@")
+    if named and revision and named != revision:
+        raise CheckpointNotFoundError(f"{source}: the name says revision {named}, the option {revision}; give one.")
+    try:
+        folder = snapshot_download(
+            repo_id,
+            revision=named or revision or None,
+            allow_patterns=SAFE + PICKLED * allow_pickle,
+            ignore_patterns=["*/*"],
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointNotFoundError(
+            f"{source}{f'@{revision}' if revision else ''}: no such folder here, and the hub did not give it "
+            f"({type(error).__name__}: {reason}). Check the name and revision; without a network, download it first "
+            f"(hf download {repo_id}) or pass the path of a local folder."
+        ) from error
+    return Path(folder)

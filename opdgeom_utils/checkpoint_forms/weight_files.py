@@ -1,0 +1,249 @@
+"""Safetensors files on disk: which ones make up a checkpoint, what their headers say, and whether that is true."""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from opdgeom_utils.errors import (
+    CheckpointDamagedError,
+    CheckpointNotFoundError,
+    CheckpointUnsafeError,
+    MetricInputError,
+)
+
+FLOAT_DTYPES = {
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
+    **{"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu},
+}
+BUFFER_DTYPES = {"BOOL": torch.bool, "I64": torch.int64}  # position ids, causal masks of older checkpoints: not weights
+BITS = {"F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16} | {
+    **{"I16": 16, "U16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8},
+    **{"F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4},
+}
+SHARD = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """List the files of a folder's checkpoint: what the index names, else model.safetensors, else every one.
+
+    Raises
+    ------
+    CheckpointNotFoundError
+        When there is no safetensors file, a shard is missing, or there is only an adapter.
+    CheckpointDamagedError
+        When the index cannot be read.
+    CheckpointUnsafeError
+        When a shard's name or link leads out of the folder.
+    """
+    index = _index_file(folder)
+    if index is not None:
+        return indexed_files(index)
+    files = [contained(folder, path.name) for path in sorted(folder.glob("*.safetensors"))]
+    if folder / "model.safetensors" in files:
+        return [folder / "model.safetensors"]
+    if not files:
+        others = sorted(path.name for path in folder.iterdir())
+        raise CheckpointNotFoundError(
+            f"{folder}: no .safetensors file, found {shortened(others) or 'nothing'}; expected a folder saved by "
+            "save_pretrained, by torch.distributed.checkpoint, or as one file for each rank."
+        )
+    if any(file.name.startswith("adapter_") for file in files):
+        raise CheckpointNotFoundError(
+            f"{folder}: holds an adapter without its adapter_config.json; copy that too, or merge the adapter first."
+        )
+    shards = [match for file in files if (match := SHARD.search(file.name))]
+    if shards and len(shards) != int(shards[0].group(2)):
+        raise CheckpointNotFoundError(f"{folder}: {len(shards)} of {int(shards[0].group(2))} shards; copy the others.")
+    return files
+
+
+def indexed_files(index: Path) -> list[Path]:
+    """List the shards that an index names.
+
+    Raises
+    ------
+    CheckpointNotFoundError, CheckpointDamagedError, CheckpointUnsafeError
+        When one is missing, the index cannot be read, or a name leads out of its folder.
+    """
+    folder = index.parent
+    owners = {file: name for name, file in sorted(weight_map(index).items(), reverse=True)}
+    files = []
+    for name in sorted(owners):
+        file = contained(folder, name, said_by=f"{index}: tensor {owners[name]}")
+        if not file.is_file():
+            raise CheckpointNotFoundError(
+                f"{folder}: {index.name} names {name} (for {owners[name]}), not there; copy or download it again."
+            )
+        files.append(file)
+    return files
+
+
+def contained(folder: Path, name: str, *, said_by: str = "") -> Path:
+    """Return the path of a file named by a checkpoint, after proving that it lies in the checkpoint's folder.
+
+    A cache of the hub keeps its files as links to ``blobs``, two folders up; those are followed.
+
+    Raises
+    ------
+    CheckpointUnsafeError
+        When the name, or the link that stands there, leads elsewhere.
+    """
+    said = f"{said_by} " if said_by else ""
+    parts = Path(name).parts
+    if not parts or Path(name).is_absolute() or ".." in parts or "\0" in name or "\\" in name:
+        raise CheckpointUnsafeError(
+            f"{said or f'{folder}: '}names the file {name!r}, expected one inside {folder}; do not open this "
+            "checkpoint."
+        )
+    path, root = folder / name, folder.resolve()
+    if root.parent.name == "snapshots" and (root.parent.parent / "blobs").is_dir():
+        root = root.parent.parent
+    try:
+        target = path.resolve()
+    except (OSError, RuntimeError) as error:
+        raise CheckpointUnsafeError(f"{path}: a link that leads nowhere ({error}); copy the file itself.") from error
+    if not target.is_relative_to(root):
+        raise CheckpointUnsafeError(
+            f"{said}{path}: is a link to {target}, outside its folder; copy the file itself, or pass its own folder."
+        )
+    return path
+
+
+def tensor_forms(file: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Return the shape and dtype of each tensor in a file, from its header; buffers keep torch.bool or torch.int64.
+
+    Raises
+    ------
+    CheckpointDamagedError
+        When the file is truncated or its header does not fit its content.
+    MetricInputError
+        When a tensor is stored quantised.
+    """
+    forms = {}
+    with opened(file) as content:
+        names = content.keys()  # a handle, not a mapping
+        for name in names:
+            part = content.get_slice(name)
+            dtype = part.get_dtype()
+            if dtype not in FLOAT_DTYPES | BUFFER_DTYPES:
+                raise MetricInputError(
+                    f"{file}: tensor {name} is stored as {dtype}, expected one of {', '.join(FLOAT_DTYPES)}; "
+                    "dequantise the model and save it again."
+                )
+            forms[name] = (tuple(part.get_shape()), (FLOAT_DTYPES | BUFFER_DTYPES)[dtype])
+    return forms
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[Any]:
+    """Open a safetensors file, turning each way it can fail into an error that names the file and the tensor."""
+    try:
+        with safe_open(file, framework="pt") as content:
+            yield content
+    except FileNotFoundError as error:
+        raise CheckpointNotFoundError(f"{file}: no such file; check the path.") from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointDamagedError(f"{file}: {_damage(file)} ({error}); copy or save it again.") from error
+
+
+def check_index(folder: Path, where: dict[str, str]) -> None:
+    """Prove that every tensor of a folder's index, if it has one, lies in the file that the index says.
+
+    Parameters
+    ----------
+    folder : Path
+        The checkpoint's folder.
+    where : dict of str to str
+        The name of the file in which each floating tensor was found.
+
+    Raises
+    ------
+    CheckpointDamagedError
+        When one is elsewhere or nowhere.
+    """
+    index = _index_file(folder)
+    if index is None:
+        return
+    for name, file in weight_map(index).items():
+        if where.get(name) == file:
+            continue  # the usual case; what follows is a left-out buffer, or a lie
+        with opened(folder / file) as content:
+            names = content.keys()
+        if name not in names:
+            raise CheckpointDamagedError(f"{index}: says that {file} holds {name}, it does not; copy the folder again.")
+
+
+def read_json(file: Path, what: str) -> dict[str, Any]:
+    """Read a JSON object that lies beside the weights.
+
+    Raises
+    ------
+    CheckpointDamagedError
+        When it cannot be read, or is no object.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointDamagedError(f"{file}: not a readable {what} ({error}); copy it again.") from error
+    if not isinstance(content, dict):
+        raise CheckpointDamagedError(f"{file}: not a readable {what} (a {type(content).__name__}); copy it again.")
+    return content
+
+
+def shortened(names: list[str], *, at_most: int = 4) -> str:
+    """Join names for a message, and count the rest.
+
+    Examples
+    --------
+    >>> shortened(["a", "b", "c"], at_most=2)
+    'a, b and 1 more'
+    """
+    rest = len(names) - at_most
+    return ", ".join(names[:at_most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _index_file(folder: Path) -> Path | None:
+    found = sorted(folder.glob("*.safetensors.index.json"))
+    preferred = folder / "model.safetensors.index.json"
+    return preferred if preferred in found else next(iter(found), None)
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """Read an index: the file that holds each tensor.
+
+    Raises
+    ------
+    CheckpointDamagedError
+        When it cannot be read.
+    """
+    named = read_json(index, "index").get("weight_map")
+    if not isinstance(named, dict) or not named or not all(isinstance(file, str) for file in named.values()):
+        raise CheckpointDamagedError(f"{index}: not a readable index with a weight_map; copy it again.")
+    return named
+
+
+def _damage(file: Path) -> str:
+    """Say in words what is wrong with a file that would not open: which tensor is cut off, or misdescribed."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            start = 8 + int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(start - 8) if start <= size else b"")
+        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
+            begin, end = entry["data_offsets"]
+            expected = math.prod(entry["shape"]) * BITS[entry["dtype"]] // 8
+            if end - begin != expected:
+                return f"the header gives tensor {name} {end - begin} bytes, its shape and dtype need {expected}"
+            if start + end > size:
+                return f"truncated inside tensor {name}: {size} bytes, expected at least {start + end}"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "not a readable safetensors file"
+    return "damaged"

@@ -1,0 +1,201 @@
+"""What a checkpoint can do, and how near the teacher it is: the two rulers that judge a run held in a small space.
+
+``accuracy`` is sampled: one completion of each held-out prompt, the same random stream for every checkpoint.
+``teacher_distance`` is the exact reverse KL of student to teacher, nats per token, on text that is the same for every
+checkpoint of a profile: one completion of each held-out prompt, written by the model OPD starts from. Nothing of it is
+drawn anew, so differences between checkpoints have no sampling noise. ``update_inside`` is the share of each realised
+update that stayed in the space, mean over the projected updates, beside what an update without direction would have.
+
+Measured are the last checkpoint of every run; of a free run also its start and the checkpoints nearest to where its
+projected variants begin and end.
+"""
+
+# pyright: reportArgumentType=false, reportOptionalMemberAccess=false
+# (a tokenizer may lack an end token, ours has one; a profile's OPD has a teacher)
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from opdgeom_utils import objectives, storage
+from opdgeom_utils.measures.long_table import as_measures, cached_measures, nearest
+from opdgeom_utils.models import load_model, load_stored_state, load_tokenizer
+from opdgeom_utils.projection import projected_layers
+from opdgeom_utils.recipes import Recipe, load_recipe, recipe_names
+from opdgeom_utils.rollouts import Rollouts, completion_logits, decode_completions, encode_prompts, sample
+from opdgeom_utils.runs import Run, checkpoint_path
+from opdgeom_utils.tasks import Example, held_out_set, verify
+
+SAMPLES = 1
+TEXTS = 2  # the anchor writes for every second prompt
+BATCH = 256
+PROJECTED = "_project_"
+PACKAGE = Path(__file__).parent.parent
+SOURCES = (Path(__file__), *(PACKAGE / f"{name}.py" for name in ("rollouts", "objectives", "tasks", "families")))
+
+
+def free_run_of(name: str) -> str:
+    """Name of the unconstrained run that a projected one is compared with; a free run's own name otherwise.
+
+    >>> free_run_of("opd_project_early"), free_run_of("mix_25")
+    ('opd', 'mix_25')
+    """
+    return name.split(PROJECTED)[0]
+
+
+def points_of(recipe: Recipe) -> list[int]:
+    """Return the steps at which a run is measured; 0 is the model it starts from.
+
+    >>> points_of(load_recipe("rlvr")), points_of(load_recipe("opd_project_early"))
+    ([0, 30, 120, 274], [40])
+    """
+    held = [
+        load_recipe(n, recipe.profile) for n in recipe_names(recipe.profile) if n.startswith(recipe.name + PROJECTED)
+    ]
+    places = [
+        nearest(recipe.checkpoints, step) for variant in held for step in (variant.projection_from, variant.steps)
+    ]
+    return sorted({recipe.steps, *places, *([0] if held else []), *_own_start(recipe)})
+
+
+def _own_start(recipe: Recipe) -> list[int]:
+    """Return the exact start of a projection, where the free run stored no checkpoint of it."""
+    if PROJECTED not in recipe.name or recipe.projection_from not in recipe.checkpoints:
+        return []
+    free = load_recipe(free_run_of(recipe.name), recipe.profile)
+    return [] if recipe.projection_from in free.checkpoints else [recipe.projection_from]
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """Held-out prompts, what the anchor wrote for them, and what the teacher thinks of every token of that."""
+
+    tokenizer: PreTrainedTokenizerFast
+    batches: list[list[Example]]
+    texts: list[Rollouts]
+    teacher_logits: list[Tensor]
+
+
+def yardstick_of(recipe: Recipe) -> Yardstick:
+    """Make, once per process, the text and the teacher's logits that every checkpoint of a profile is held against."""
+    opd = load_recipe("opd", recipe.profile)
+    return _yardstick(opd.start, str(opd.teacher), json.dumps(recipe.held_out), recipe.final_eval_per_family,
+                      recipe.max_new_tokens)  # fmt: skip
+
+
+@lru_cache(maxsize=2)
+def _yardstick(writer: str, teacher: str, held_out: str, per_family: int, max_new_tokens: int) -> Yardstick:
+    tokenizer, author, judge = load_tokenizer(writer), load_model(writer).eval(), load_model(teacher).eval()
+    examples = sorted(held_out_set(json.loads(held_out), per_family), key=lambda e: len(e.prompt))
+    batches = [examples[i : i + BATCH] for i in range(0, len(examples), BATCH)]
+    texts = list(_written(author, tokenizer, [batch[::TEXTS] for batch in batches], 1, max_new_tokens))
+    with torch.no_grad():
+        logits = [completion_logits(judge, text) for text in texts]
+    return Yardstick(tokenizer, batches, texts, logits)
+
+
+def _written(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, batches: list[list[Example]], samples: int, longest: int
+) -> Iterator[Rollouts]:
+    generator = torch.Generator().manual_seed(0)  # the same stream for every model
+    for batch in batches:
+        ids, mask = encode_prompts(tokenizer, [e.prompt for e in batch])
+        yield sample(
+            model, ids, mask, group_size=samples, max_new_tokens=longest, generator=generator,
+            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        )  # fmt: skip
+
+
+def sampled_accuracy(
+    model: PreTrainedModel, yardstick: Yardstick, *, samples: int = SAMPLES, longest: int = 40
+) -> float:
+    """Share (0 to 1) of right answers over ``samples`` completions of every prompt, at temperature 1."""
+    right = total = 0.0
+    rollouts = _written(model, yardstick.tokenizer, yardstick.batches, samples, longest)
+    for batch, written in zip(yardstick.batches, rollouts, strict=True):
+        for example, texts in zip(batch, decode_completions(yardstick.tokenizer, written), strict=True):
+            right += sum(verify(example.prompt, text) for text in texts)
+            total += len(texts)
+    return right / total
+
+
+@torch.no_grad()
+def teacher_distance(model: PreTrainedModel, yardstick: Yardstick) -> float:
+    """Mean over tokens of ``KL(p_student || p_teacher)``, whole vocabulary, in nats (0: the teacher itself)."""
+    whole = tokens = 0.0
+    for text, teacher in zip(yardstick.texts, yardstick.teacher_logits, strict=True):
+        apart = objectives.reverse_kl_full_vocab(completion_logits(model, text), teacher)
+        whole += float((apart.double() * text.mask).sum())
+        tokens += float(text.mask.sum())
+    return whole / tokens
+
+
+def isotropic_share(shapes: Sequence[tuple[int, int]], rank: int, side: str = "right") -> float:
+    """Share of an update without direction (all entries alike) that a space of ``rank`` dimensions per matrix holds.
+
+    >>> isotropic_share([(6, 8)], 2), isotropic_share([(6, 8)], 2, "left"), isotropic_share([(1, 4), (1, 8)], 2)
+    (0.25, 0.3333333333333333, 0.3333333333333333)
+    """
+    inside = sum(min(rank, i) * o if side == "right" else min(rank, o) * i for o, i in shapes)
+    return inside / sum(o * i for o, i in shapes)
+
+
+def inside_rows(recipe: Recipe, log: pd.DataFrame, shapes: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+    """Rows of ``update_inside``: the run's own mean, and that of an update without direction.
+
+    Parameters
+    ----------
+    recipe
+        A projected recipe.
+    log
+        Its run's log; ``update_inside`` is empty before the projection begins.
+    shapes
+        ``(out, in)`` of every projected matrix.
+    """
+    chance = isotropic_share(shapes, recipe.projection_rank, recipe.projection_side)
+    chance = 1 - chance if recipe.projection_space == "complement" else chance
+    own = float(log.loc[log["step"] > recipe.projection_from, "update_inside"].mean())
+    return [{"null": null, "value": value} for null, value in (("", own), ("isotropic", chance))]
+
+
+def function_measures(run: Run) -> pd.DataFrame:
+    """Accuracy and distance to the teacher of one run at :func:`points_of`, and ``update_inside`` of a projected one.
+
+    Returns
+    -------
+    DataFrame
+        Rows of the long table (:mod:`opdgeom_utils.measures.long_table`). An earlier call's is read back from the run's
+        folder.
+    """
+    points = points_of(run.recipe)
+    return cached_measures(run.path, "function", SOURCES, lambda: _measured(run, points), SAMPLES, points)
+
+
+def _measured(run: Run, points: Sequence[int]) -> pd.DataFrame:
+    recipe, rows = run.recipe, []
+    same: dict[str, Any] = {"profile": recipe.profile, "recipe": recipe.name, "seed": run.seed}
+    model, yardstick = load_model(recipe.start).eval(), yardstick_of(recipe)
+    for step in points:
+        if step:
+            load_stored_state(model, storage.read_tensors(checkpoint_path(run.path, step)))
+        found = {
+            "accuracy": sampled_accuracy(model, yardstick, longest=recipe.max_new_tokens),
+            "teacher_distance": teacher_distance(model, yardstick),
+        }
+        rows += [same | {"step": step, "quantity": name, "value": value} for name, value in found.items()]
+    if recipe.projection_space:
+        shapes = [(layer.out_features, layer.in_features) for _, layer in projected_layers(model)]
+        inside = inside_rows(recipe, run.log, shapes)
+        rows += [
+            same | {"step": recipe.steps, "k": recipe.projection_rank, "quantity": "update_inside"} | r for r in inside
+        ]
+    return as_measures(rows)

@@ -1,0 +1,147 @@
+"""How much the spaces of two updates share: objectives with each other, seeds with each other, variants with OPD.
+
+Runs from one anchor are compared at equal updates, which is the first checkpoint at or after the same number; SFT,
+which starts elsewhere and goes further, at its own end. OPD is asked at half its run too, where its variants end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from opdgeom_utils.measures.long_table import as_measures, cached_measures
+from opdgeom_utils.measures.paths import (
+    HEADLINE,
+    KS,
+    SIDES,
+    SOURCES,
+    VARIANT_KS,
+    factor,
+    read_path,
+    scope_rows,
+    similarity,
+    tagged,
+)
+from opdgeom_utils.metrics.factors import Factors
+from opdgeom_utils.runs import Run, checkpoint_path
+
+BOTH_CHANGED = "opd_teacher_writes_full_vocab"  # the fourth of two by two, compared with those that change one thing
+CORNERS = ("opd_full_vocab", "opd_teacher_writes")
+
+Place = tuple[str, int, int]  # recipe, seed, step
+Spaces = Mapping[str, Factors]
+
+
+def overlap_measures(runs: Sequence[Run], others: Sequence[Run] = ()) -> pd.DataFrame:
+    """Compare the spaces of every run's update with those of its counterparts among ``runs`` and ``others``.
+
+    Parameters
+    ----------
+    runs
+        Finished runs of one profile.
+    others
+        Runs that are only compared with. A counterpart whose checkpoint is in neither is left out.
+
+    Returns
+    -------
+    DataFrame
+        Rows of the long table: quantity ``overlap`` (Sim_K, 0 to 1), ``step`` of the run itself, ``other`` written
+        ``recipe:seed@step``; right and left, attention matrices and all. It is kept in each run's folder.
+    """
+    held = {(run.recipe.name, run.seed): run for run in (*others, *runs)}
+    spaces: dict[Place, Spaces] = {}
+    tables = []
+    for run in runs:
+        pairs = [(own, place) for own, place in counterparts(run, held) if _stored(held, place)]
+        names = [(step, held[recipe, seed].path.name, there) for step, (recipe, seed, there) in pairs]
+        tables.append(
+            cached_measures(
+                run.path, "overlaps", (*SOURCES, Path(__file__)),
+                lambda run=run, pairs=pairs: _measure(run, pairs, held, spaces), names,
+            )
+        )  # fmt: skip
+    return pd.concat(tables, ignore_index=True) if tables else as_measures([])
+
+
+def parent_of(recipe: str) -> str:
+    """Headline recipe whose variant a recipe is; a headline recipe is its own.
+
+    >>> parent_of("rlvr_project_early"), parent_of("mix_50"), parent_of("control_sft")
+    ('rlvr', 'opd', 'control_sft')
+    """
+    return recipe if recipe in HEADLINE else next((h for h in ("rlvr", "sft") if recipe.startswith(f"{h}_")), "opd")
+
+
+def equal_step(checkpoints: Sequence[int], step: int) -> int:
+    """First checkpoint at or after a number of updates, or the last there is.
+
+    >>> equal_step([30, 50, 80], 40), equal_step([2, 4], 40)
+    (50, 4)
+    """
+    return next((c for c in checkpoints if c >= step), checkpoints[-1])
+
+
+def counterparts(run: Run, held: Mapping[tuple[str, int], Run]) -> list[tuple[int, Place]]:
+    """Pairs of an own step and the place it is compared with, each once, in order."""
+    name, seed = run.recipe.name, run.seed
+    if name not in HEADLINE:
+        step, parent = run.recipe.steps, parent_of(name)
+        wanted = [(step, parent)] + ([(step, "rlvr")] if parent == "opd" else [])
+        wanted += [(step, corner) for corner in CORNERS if name == BOTH_CHANGED]
+        found = [(step, _place(held, recipe, seed, at)) for at, recipe in wanted if (recipe, seed) in held]
+        return sorted(found)
+    opd = next((r for (recipe, _), r in held.items() if recipe == "opd"), run)
+    found = []
+    for updates in (equal_step(opd.recipe.checkpoints, math.ceil(opd.recipe.steps / 2)), opd.recipe.steps):
+        own = _place(held, name, seed, updates)[2]
+        pairs = [key for key in held if (key[0] in HEADLINE and key[0] != name and key[1] == seed)]
+        pairs += [key for key in held if key[0] == name and key[1] != seed]
+        found += [(own, _place(held, *key, updates)) for key in pairs]
+    return sorted(set(found))
+
+
+def _place(held: Mapping[tuple[str, int], Run], recipe: str, seed: int, updates: int) -> Place:
+    checkpoints = held[recipe, seed].recipe.checkpoints
+    return recipe, seed, checkpoints[-1] if recipe == "sft" else equal_step(checkpoints, updates)
+
+
+def missing_counterparts(runs: Sequence[Run], others: Sequence[Run]) -> list[tuple[str, int]]:
+    """Name the runs that ``runs`` are compared with and whose checkpoint is not there (recipe and seed)."""
+    held = {(run.recipe.name, run.seed): run for run in (*others, *runs)}
+    places = [place for run in runs for _, place in counterparts(run, held)]
+    return sorted({place[:2] for place in places if not _stored(held, place)})
+
+
+def _stored(held: Mapping[tuple[str, int], Run], place: Place) -> bool:
+    return checkpoint_path(held[place[:2]].path, place[2]).is_file()
+
+
+def _measure(
+    run: Run,
+    pairs: Sequence[tuple[int, Place]],
+    held: Mapping[tuple[str, int], Run],
+    spaces: dict[Place, Spaces],
+) -> pd.DataFrame:
+    rows: list[dict[str, Any]] = []
+    ks = KS if run.recipe.name in HEADLINE else VARIANT_KS
+    for step, place in pairs:
+        own, there = (_spaces(held, p, spaces) for p in ((run.recipe.name, run.seed, step), place))
+        curves = {
+            name: {("overlap", side, k): [similarity(f, there[name], side, k)] for side in SIDES for k in ks}
+            for name, f in own.items()
+        }
+        other = f"{place[0]}:{place[1]}@{place[2]}"
+        rows += [row | {"other": other} for row in scope_rows(curves, [step])]
+    return tagged(run, rows)
+
+
+def _spaces(held: Mapping[tuple[str, int], Run], place: Place, spaces: dict[Place, Spaces]) -> Spaces:
+    """Factor the updates of one place once, however many pairs ask for it."""
+    if place not in spaces:
+        path = read_path(held[place[:2]], [place[2]])
+        spaces[place] = {name: factor(stack[0]) for name, stack in path.updates.items()}
+    return spaces[place]

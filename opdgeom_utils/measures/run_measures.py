@@ -1,0 +1,71 @@
+"""Everything that research questions 2 and 3 measure of finished runs, as one long table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+from opdgeom_utils.measures.functional import function_measures
+from opdgeom_utils.measures.long_table import as_measures
+from opdgeom_utils.measures.moment_measures import moment_measures
+from opdgeom_utils.measures.path_nulls import path_null_measures
+from opdgeom_utils.measures.path_overlaps import overlap_measures
+from opdgeom_utils.measures.paths import path_measures
+from opdgeom_utils.recipes import load_recipe, recipe_names
+from opdgeom_utils.results import HEADLINE
+from opdgeom_utils.runs import Run
+
+
+def variant_seeds(profile: str) -> set[int]:
+    """Seeds that a profile's variants are trained with; what they are compared with is measured for these only.
+
+    >>> sorted(variant_seeds("toy"))
+    [0, 1, 2]
+    """
+    recipes = (load_recipe(name, profile) for name in recipe_names(profile) if name not in HEADLINE)
+    return {seed for recipe in recipes for seed in recipe.seeds}
+
+
+PARTS = {
+    "path": path_measures,
+    "nulls": path_null_measures,
+    "function": function_measures,
+    "moments": moment_measures,
+}
+OVERLAPS = "overlaps"  # a part of no single run
+
+
+def parts_of(run: Run, parts: Iterable[str] = PARTS) -> list[str]:
+    """Keep the parts that apply to one run.
+
+    Nulls belong to the headline runs, function to the seeds that variants have, moments to ``opd`` of these seeds.
+
+    >>> from pathlib import Path
+    >>> parts_of(Run(load_recipe("opd"), 4, Path("r"))), parts_of(Run(load_recipe("mix_25"), 0, Path("r")))
+    (['path', 'nulls'], ['path', 'function'])
+    """
+    compared = run.seed in variant_seeds(run.recipe.profile)
+    applies = {
+        "path": True,
+        "nulls": run.recipe.name in HEADLINE,
+        "function": compared,
+        "moments": compared and run.recipe.name == "opd",
+    }
+    return [part for part in parts if applies.get(part)]
+
+
+def measures_of_run(run: Run, parts: Iterable[str] = PARTS) -> pd.DataFrame:
+    """Measure one run; each part is kept in the run's folder, so a second call reads it."""
+    measured = [PARTS[part](run) for part in parts_of(run, parts)]
+    return pd.concat([as_measures([]), *measured], ignore_index=True)
+
+
+def measures_of(
+    runs: Iterable[Run], parts: Iterable[str] = (*PARTS, OVERLAPS), others: Sequence[Run] = ()
+) -> pd.DataFrame:
+    """Measure all runs, and what they share with each other and with ``others``."""
+    runs, parts = list(runs), list(parts)
+    tables = [measures_of_run(run, parts) for run in runs]
+    shared = [overlap_measures(runs, others)] if OVERLAPS in parts and runs else []
+    return pd.concat([as_measures([]), *tables, *shared], ignore_index=True)
