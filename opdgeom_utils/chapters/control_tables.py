@@ -99,7 +99,9 @@ def path_table(
 def path_gaps(measures: pd.DataFrame, recipes: Iterable[str], quantity: str = "stable_rank") -> pd.DataFrame:
     """Distance of each variant's path from OPD's of the same seed, beside OPD of the next seed and RLVR.
 
-    The rule of the claims: mean over common checkpoints up to the common update of ``|log(variant / OPD)|``.
+    The mean, over OPD's checkpoints up to the common update, of ``|log(run / OPD)|``. A run with fewer checkpoints
+    (RLVR) is read off between two of its own, on a straight line in the logarithm; the rule of the claims takes common
+    checkpoints only.
 
     Returns
     -------
@@ -107,10 +109,10 @@ def path_gaps(measures: pd.DataFrame, recipes: Iterable[str], quantity: str = "s
         ``row, panel, kind, seed, value``; ``kind`` is ``variant`` or ``null``.
     """
     until = place_of(measures)
-    rows = pick(measures, quantity=quantity, null="", scope="attention", other="")
+    rows = pick(measures, quantity=quantity, null="", scope="attention", other="").sort_values("step")
     paths: dict[tuple[str, int], dict[int, float]] = {}
     for recipe, seed, step, value in rows.filter(items=["recipe", "seed", "step", "value"]).itertuples(index=False):
-        if step <= until:
+        if step <= until or recipe == "rlvr":
             paths.setdefault((recipe, int(seed)), {})[step] = value
     seeds = sorted(int(s) for r, s in paths if r == "opd")
     pairs = [(words_of(n), "variant", s, (n, s)) for n in recipes for s in seeds]
@@ -120,9 +122,11 @@ def path_gaps(measures: pd.DataFrame, recipes: Iterable[str], quantity: str = "s
     found = []
     for row, kind, seed, key in pairs:
         own, opd = paths.get(key, {}), paths["opd", seed]
-        gaps = [abs(float(np.log(own[step] / opd[step]))) for step in own if step in opd]
-        if gaps:
-            found.append((row, "distance from OPD's path", kind, seed, sum(gaps) / len(gaps)))
+        steps = [step for step in opd if own and min(own) <= step <= max(own)]
+        if steps:
+            here = np.interp(steps, list(own), np.log(list(own.values())))
+            gaps = np.abs(here - np.log([opd[step] for step in steps]))
+            found.append((row, "distance from OPD's path", kind, seed, float(gaps.mean())))
     return pd.DataFrame(found, columns=STRIP)
 
 
@@ -206,6 +210,37 @@ def sweep(table: pd.DataFrame, settings: Mapping[str, tuple[str, str]]) -> pd.Da
     return pd.concat(parts).filter(items=["setting", "series", "panel", "seed", "value"]).reset_index(drop=True)
 
 
+def with_levels(swept: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """Add, at every setting of a sweep, the level of another seed of OPD and that of RLVR, as curves of their own."""
+    names = {OTHER_SEED: OTHER_SEED, "RLVR": "RLVR", AGAINST: "RLVR"}
+    nulls = table[table["row"].isin(list(names)) & table["panel"].isin(swept["panel"])]
+    levels = [
+        nulls.assign(series=nulls["row"].map(names), setting=setting) for setting in swept["setting"].drop_duplicates()
+    ]
+    return pd.concat([swept, *levels]).filter(items=list(swept.columns)).reset_index(drop=True)
+
+
+def say_distances(gaps: pd.DataFrame) -> str:
+    """Say which variants are nearer to OPD's path than another seed of OPD, and which are further than RLVR, by means.
+
+    >>> rows = [("a", "variant", 0.1), (OTHER_SEED, "null", 0.2), ("RLVR", "null", 0.3), ("b", "variant", 0.4)]
+    >>> say_distances(pd.DataFrame(rows, columns=["row", "kind", "value"]).assign(panel="p", seed=0))
+    'Another seed of OPD is 0.200 away, RLVR 0.300. Nearer than another seed: a. Further than RLVR: b.'
+    """
+    means = gaps.groupby("row", sort=False)["value"].mean()
+    variants = gaps.loc[gaps["kind"] == "variant", "row"].drop_duplicates()
+    if OTHER_SEED not in means or "RLVR" not in means:
+        return "These tables lack another seed of OPD, or RLVR, so there is nothing to hold a distance against."
+    seed, rlvr = means[OTHER_SEED], means["RLVR"]
+    said = [f"Another seed of OPD is {seed:.3f} away, RLVR {rlvr:.3f}."]
+    groups = {
+        "Nearer than another seed": [r for r in variants if means[r] < seed],
+        "Further than another seed, nearer than RLVR": [r for r in variants if seed <= means[r] <= rlvr],
+        "Further than RLVR": [r for r in variants if means[r] > max(rlvr, seed)],
+    }
+    return " ".join(said + [f"{words}: {', '.join(rows)}." for words, rows in groups.items() if rows])
+
+
 def two_by_two(measures: pd.DataFrame, *, side: str = "left", k: int = K) -> pd.DataFrame:
     """Overlap between the corners of {sampled token, full vocabulary} x {student, teacher prefixes}, where measured."""
     corners = ["opd", "opd_full_vocab", "opd_teacher_writes", "opd_teacher_writes_full_vocab"]
@@ -215,8 +250,14 @@ def two_by_two(measures: pd.DataFrame, *, side: str = "left", k: int = K) -> pd.
     rows = rows.assign(partner=partner[0])[(partner[1] == rows["seed"].astype(str)) & partner[0].isin(corners)]
     means = rows.groupby(["recipe", "partner"]).agg(value=("value", "mean"), seeds=("seed", "nunique")).reset_index()
     means = pd.DataFrame(means.loc[means["recipe"] != means["partner"]])
-    names = {"one": [words_of(n) for n in means["recipe"]], "other": [words_of(n) for n in means["partner"]]}
-    return means.assign(**names).filter(items=["one", "other", "value", "seeds"]).reset_index(drop=True)
+    pairs = list(zip(means["recipe"], means["partner"], strict=True))
+    names = {"one": [words_of(a) for a, _ in pairs], "other": [words_of(b) for _, b in pairs]}
+    differ = [
+        [word for word, mark in (("writer", "teacher_writes"), ("loss", "full_vocab")) if (mark in a) != (mark in b)]
+        for a, b in pairs
+    ]
+    means = means.assign(**names, **{"what differs": [" and ".join(words) for words in differ]})
+    return means.filter(items=["one", "other", "what differs", "value", "seeds"]).reset_index(drop=True)
 
 
 def say_seeds(table: pd.DataFrame, name: str = "row") -> str:

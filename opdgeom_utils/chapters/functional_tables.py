@@ -27,6 +27,7 @@ SPACES = {
     "random": "random space",
     "activations": "input activations",
 }
+COMPARABLE = (*list(SPACES.values())[1:], "final space", "RLVR's early space", "early space, left side")
 KEPT = ["recipe", "free", "seed", "quantity", "begins", "ends", "start", "free_end", "held_end", "kept"]
 
 
@@ -156,10 +157,61 @@ def kept_table(kept: pd.DataFrame, quantity: str) -> pd.DataFrame:
         row = {"run": label(str(own["free"].iloc[0])), "held in": own["space"].iloc[0], "K": own["rank"].iloc[0]}
         row["from"] = f"{own['share'].iloc[0]:.0%}"
         row["free gain"] = f"{np.abs(own['free_end'] - own['start']).mean():.4f}"
+        row["held minus free"] = _gap_in_words(own["held_end"] - own["free_end"], quantity)
         row["progress kept"] = "-" if np.isnan(part.mean) else f"{part.mean:.0%}"
         row["95% interval"] = f"{part.low:.0%} to {part.high:.0%}" if part.n > 1 else "one seed"
         table.append(row | {"seeds": f"{part.n} of {len(own)}", "recipe": name})
     return pd.DataFrame(table)
+
+
+def _gap_in_words(gaps: pd.Series, quantity: str) -> str:
+    return f"{100 * gaps.mean():+.1f} points" if quantity == "accuracy" else f"{gaps.mean():+.4f} nats"
+
+
+def early_against(kept: pd.DataFrame, quantity: str) -> pd.DataFrame:
+    """Hold the early space against every other space, on the seeds that both have; all else is the same.
+
+    Parameters
+    ----------
+    kept
+        From :func:`progress`.
+    quantity
+        A key of :data:`QUANTITIES`.
+
+    Returns
+    -------
+    DataFrame
+        ``run, other space, seeds``, progress kept by either, the difference with its 95% interval, and what it says:
+        ``more``, ``less``, ``not told apart``, or ``one seed``.
+    """
+    rows = kept[kept["quantity"].eq(quantity) & kept["sweep"].eq("space")]
+    table = []
+    for free, own in rows.groupby("free", sort=False):
+        wide = own.pivot_table(index="seed", columns="space", values="kept", sort=False)
+        for space in (name for name in wide.columns if "early space" in wide and name in COMPARABLE):
+            both = wide[["early space", space]].dropna()
+            gap = seed_interval((both["early space"] - both[space]).to_numpy(float))
+            how = "more" if gap.low > 0 else "less" if gap.high < 0 else "not told apart"
+            row = {"run": label(str(free)), "other space": space, "seeds": gap.n}
+            row |= {"early keeps": f"{both['early space'].mean():.0%}", "other keeps": f"{both[space].mean():.0%}"}
+            row["difference"] = f"{gap.mean:+.0%}" + (f" ({gap.low:+.0%} to {gap.high:+.0%})" if gap.n > 1 else "")
+            table += [row | {"the early space keeps": how if gap.n > 1 else "one seed"}] if gap.n else []
+    return pd.DataFrame(table)
+
+
+def say_early_against(table: pd.DataFrame) -> str:
+    """Say in one sentence what :func:`early_against` found.
+
+    >>> row = {"run": "OPD", "other space": "random space", "seeds": 1, "difference": "+30%"}
+    >>> say_early_against(pd.DataFrame([row | {"the early space keeps": "one seed"}]))
+    'OPD, early space minus random space: +30% of the progress, one seed.'
+    """
+    said = [
+        f"{r['run']}, early space minus {r['other space']}: {r['difference']} of the progress, "
+        + (r["the early space keeps"] if r["seeds"] == 1 else f"{r['the early space keeps']}, {r['seeds']} seeds")
+        for r in table.to_dict("records")
+    ]
+    return "; ".join(said) + "." if said else "No other space was tried."
 
 
 def say_basis(kept: pd.DataFrame) -> str:
@@ -221,7 +273,7 @@ def ruler_table(kept: pd.DataFrame, prompts: int, samples: int) -> pd.DataFrame:
         name, quantity, begins, ends = (own[c].iloc[0] for c in ("free", "quantity", "begins", "ends"))
         start, gain = own["start"].mean(), own["free_end"] - own["start"]
         row = {"run": label(str(name)), "ruler": QUANTITIES[str(quantity)], "from": begins, "to": ends}
-        error = np.sqrt(start * (1 - start) / (prompts * samples)) if quantity == "accuracy" else 0.0
+        error = np.sqrt(start * (1 - start) / (prompts * samples)) if quantity == "accuracy" else "none"
         row |= {
             "start": start,
             "gain": gain.mean(),

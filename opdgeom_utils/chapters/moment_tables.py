@@ -38,6 +38,25 @@ def moment_table(
     return table.filter(items=STRIP).reset_index(drop=True)
 
 
+def say_easy_bar(measures: pd.DataFrame, masks: Sequence[str], k: int, *, side: str = "left") -> str:
+    """Say how masks, RLVR and random credit stand against OPD's own two halves: on the same batches, then on others.
+
+    Each number is an overlap with OPD's leading directions over the overlap of two halves of OPD's own batches; above 1
+    is nearer than OPD is to itself.
+    """
+    cell: dict[str, Any] = {"other": "opd", "k": k, "step": 0, "side": side}
+    bar = pick(measures, recipe="opd", quantity="moment_alignment", null="half_batches", **cell)["value"].mean()
+    said = []
+    for words, quantity in (("same batches", "moment_alignment"), ("other batches", "moment_alignment_independent")):
+        own = pick(measures, recipe=[*masks, "rlvr"], quantity=quantity, null="", **cell)
+        means = own.groupby("recipe", sort=False)["value"].mean() / bar
+        kept = means.reindex([name for name in masks if name in means])
+        chance = pick(measures, recipe="opd", quantity=quantity, null="random_credit", **cell)["value"].mean() / bar
+        text = f"On the {words}, {side}: masks {kept.min():.2f} to {kept.max():.2f}, random credit {chance:.2f}"
+        said.append(text + (f", RLVR {means['rlvr']:.2f}" if "rlvr" in means else ""))
+    return "; ".join(said) + f" times the overlap of two halves of OPD's batches ({bar:.2f})."
+
+
 def fit_summary(measures: pd.DataFrame, recipes: Sequence[str], *, step: int = 0) -> pd.DataFrame:
     """One row per objective and side: how well OPD's second moment explains the objective's own, mean over seeds."""
     columns = {

@@ -229,6 +229,29 @@ def beside_nulls(measures: pd.DataFrame, quantity: str, side: str, k: int, recip
     return f"{metric_title(quantity)}, {side}, K = {k}: {label(recipe)} is {said}."
 
 
+def hardest_nulls(measures: pd.DataFrame, side: str, k: int, recipes: Iterable[str] = HEADLINE) -> pd.DataFrame:
+    """Similarity to the end at a fifth of the run: each objective beside the null that is highest for it, as text.
+
+    Returns
+    -------
+    DataFrame
+        ``run, side``, the run's own mean, the name and mean of its highest null, and the mean and 95% interval of the
+        difference, paired by seed.
+    """
+    table = []
+    for recipe in recipes:
+        curves = path_curves(measures, "sim_to_end", side=side, k=k, recipes=[recipe], nulls=LEARNED_AND_NULLS)
+        by_seed = at_share(curves).pivot_table(index="seed", columns="series", values="value")
+        nulls = by_seed.drop(columns=label(recipe), errors="ignore").mean()
+        if nulls.empty or label(recipe) not in by_seed:
+            continue
+        hardest, own = str(nulls.idxmax()), by_seed[label(recipe)]
+        row = {"run": label(recipe), "side": side, "similarity": f"{own.mean():.2f}", "highest null": hardest}
+        row |= {"its similarity": f"{nulls.max():.2f}", "run minus null": said(own - by_seed[hardest])}
+        table.append(row)
+    return pd.DataFrame(table)
+
+
 def seeds_sentence(measures: pd.DataFrame) -> str:
     """Say how many seeds each run's numbers rest on.
 

@@ -201,14 +201,50 @@ def beside_the_paper(rows: pd.DataFrame, table1: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(out)
 
 
+def papers_places(table1: pd.DataFrame) -> pd.DataFrame:
+    """Place of every OPD row of the paper's Table 1 on the way from its SFT row (0) to its RLVR row (1).
+
+    >>> table1 = pd.DataFrame(
+    ...     {
+    ...         "finetuned": ["Qwen3-8B-SFT", "OPD-8B-T32B", "RLVR-8B"],
+    ...         "algorithm": ["SFT", "OPD", "GRPO"],
+    ...         "update_sparsity": [0.0, 0.5, 1.0],
+    ...     }
+    ... )
+    >>> papers_places(table1).values.tolist()
+    [['OPD-8B-T32B', 0.5, 0.5]]
+    """
+    by_name = table1.set_index("finetuned")["update_sparsity"]
+    low, high = (by_name[COUNTERPARTS[name]] for name in ("sft", "rlvr"))
+    rows = table1.loc[table1["algorithm"] == "OPD", ["finetuned", "update_sparsity"]]
+    return rows.assign(place=(rows["update_sparsity"] - low) / (high - low)).reset_index(drop=True)
+
+
+def say_places(beside: pd.DataFrame, ranges: pd.DataFrame) -> str:
+    """Say how many settings lie between SFT and RLVR by update sparsity, and how many leave the range of seeds."""
+    places = beside.loc[beside["run"].isin(list(SETTINGS.values())), "place"]
+    if places.empty:
+        return "No setting is in these tables."
+    between = int(places.between(0, 1).sum())
+    mine = ranges[ranges["run"].isin(list(SETTINGS.values()))]
+    beyond = int((~mine["inside"].astype(bool)).groupby(mine["run"]).any().sum())
+    return (
+        f"By update sparsity {between} of {len(places)} settings lie between SFT and RLVR. "
+        f"{beyond} of {mine['run'].nunique()} leave the range of a further seed of OPD in at least one of "
+        f"{mine['metric'].nunique()} diagnostics."
+    )
+
+
 def in_seed_ranges(rows: pd.DataFrame) -> pd.DataFrame:
     """Distance from OPD's mean in units of the reach of a further seed: between -1 and 1 a seed could have done it.
+
+    A seed of OPD is held against the range of the *other* seeds; its own number would widen the range and hide it.
 
     Returns
     -------
     DataFrame
         ``run, metric, value, distance, low, high, inside``, one row per setting or seed of OPD, and diagnostic; ``low``
-        and ``high`` end the 95% prediction interval for one more seed. Empty where OPD has one seed only.
+        and ``high`` end the 95% prediction interval for one more seed. Empty where OPD has too few seeds for one.
     """
     first = rows["recipe"].isin(list(SETTINGS))
     runs, out = runs_of(rows), []
@@ -216,8 +252,9 @@ def in_seed_ranges(rows: pd.DataFrame) -> pd.DataFrame:
     seeds = tuple(int(s) for s in opd["seed"])
     step, shown_runs = int(opd["step"].iloc[0]), pd.concat([rows.loc[first], opd.sort_values("seed")])
     for metric in matched.METRICS:
-        low, high = seed_range(Setting("opd", seeds[0], step, runs), "opd", metric, seeds)
         for recipe, seed, value in shown_runs[["recipe", "seed", metric]].itertuples(index=False):
+            others = seeds if recipe in SETTINGS else tuple(s for s in seeds if s != seed)
+            low, high = seed_range(Setting("opd", seeds[0], step, runs), "opd", metric, others)
             run = words(recipe) if recipe in SETTINGS else f"OPD, seed {seed}"
             distance = (value - (low + high) / 2) / ((high - low) / 2)
             shown = (run, metric_title(metric).removesuffix(" (degrees)"), value, distance, low, high)
@@ -245,7 +282,7 @@ def say_settings(rows: pd.DataFrame, ranges: pd.DataFrame) -> list[str]:
 
 
 def model_table(names: Iterable[str] = MODEL_NAMES, folder: Path = MODELS) -> pd.DataFrame:
-    """Sizes of the shipped models and the accuracy that their cards print; models that are not shipped are left out."""
+    """Sizes of the shipped models and the accuracy that their cards print; a model that was not built is left out."""
     found = [name for name in names if (folder / name / "config.json").is_file()]
     facts = model_facts(found).reindex(columns=["model", "parameters", "layers", "megabytes"])
     return facts.assign(

@@ -49,6 +49,7 @@ PALETTE = {
     "random": "#E69F00",
     "raw": "#8F6BB3",
     "equal norms": "#E69F00",
+    "another seed of OPD": "#D55E00",
 }
 OTHER = ("#E69F00", "#8F6BB3", "#56777A", "#B5651D")
 SHAPES = {"shuffled null": "square", "comparison": "square", "random null": "triangle-up", PAPER: "diamond"}
@@ -58,7 +59,7 @@ DASHES = {
     "Adam on noise": [1, 3],
     "real inputs, random signals": [7, 2],
     "own steps shuffled": [3, 2],
-    "rounding noise alone": [2, 3],
+    "rounding noise alone": [1, 4],
     RESCALED: [7, 2],
     ROUNDED: [2, 3],
     "control SFT": [5, 3],

@@ -68,6 +68,7 @@ CONDITIONS = {
     "spaces_right": "right spaces",
     "spaces_left": "left spaces",
     "moments": "mechanism",
+    "moments_seen": "mechanism, seen",
     "token_sweep": "tokens, one seed",
     "writer_sweep": "writers, one seed",
     "domain_sweep": "domains, one seed",
@@ -91,7 +92,9 @@ def scorecard(card: pd.DataFrame) -> Figure:
     down = [c for c in CONDITIONS if c in set(card.loc[:, "condition"])]
     strange = set(card.loc[:, "diagnostic"]).union(card.loc[:, "condition"]) - {*across, *down}
     if strange:
-        raise MetricInputError(f"the scorecard has no place for {sorted(strange)}; add it to charts/maps.py")
+        raise MetricInputError(
+            f"the scorecard has no place for {sorted(strange)}; add it to CONDITIONS or DIAGNOSTICS in charts/verdicts.py"
+        )
     cell = card.groupby(["diagnostic", "condition"])
     place, among = cell.cumcount(), cell["id"].transform("count")
     column = card.loc[:, "diagnostic"].map(across.index)

@@ -44,7 +44,7 @@ MATCHES = {
 }
 CHAPTERS = {
     5: ("projection", "projection_nulls", "projection_sweep"),
-    7: ("mixing", "mix_scale", "moments"),
+    7: ("mixing", "mix_scale", "moments", "moments_seen"),
     9: ("domain_sweep",),
 }
 OF_QUESTION = {"rq1": 2, "rq2": 4, "rq3": 6, "variants": 9}

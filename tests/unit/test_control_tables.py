@@ -41,6 +41,28 @@ def test_distance_of_paths_by_hand() -> None:
     assert len(gaps) == 3  # no RLVR, no alpha 0.25, no seed 1 of the variant
 
 
+def test_rlvr_is_read_off_at_opd_s_places() -> None:
+    """RLVR goes from 4 at update 2 to 16 at update 4, half way in the logarithm is 8; beyond its end, nothing."""
+    table = paths_of({("opd", 0): {2: 4, 3: 4, 4: 4, 40: 4}, ("rlvr", 0): {2: 4, 4: 16}})
+    assert control.path_gaps(table, [])["value"].tolist() == [pytest.approx((0 + np.log(2) + np.log(4)) / 3)]
+
+
+def test_levels_of_the_nulls_run_along_a_sweep() -> None:
+    gaps = control.path_gaps(measures(), ["opd_top50", "opd_top25"])
+    swept = control.sweep(gaps, {"top 50%": ("50%", "top"), "top 25%": ("25%", "top")})
+    levels = control.with_levels(swept, gaps)
+    assert levels.groupby("series")["setting"].nunique().to_dict() == {control.OTHER_SEED: 2, "RLVR": 2, "top": 2}
+    flat = levels[levels["series"] == "RLVR"].groupby("setting")["value"].mean()
+    assert flat["50%"] == flat["25%"]
+    assert "there is nothing to hold" in control.say_distances(gaps[gaps["row"] != "RLVR"])
+
+
+def test_the_easy_bar_in_words() -> None:
+    said = moment_tables.say_easy_bar(measures(), ["opd_top25"], 4)
+    assert said.startswith("On the same batches, left: masks ")
+    assert "RLVR" in said
+
+
 def test_between_checkpoints_by_a_straight_line_and_never_beyond() -> None:
     table = paths_of({("opd", 0): {20: 1, 40: 2}, ("rlvr", 0): {30: 1, 50: 3}, ("mix_50", 0): {20: 1, 30: 5}})
     found = control.at_update(table, ["mix_50"], {"stable_rank": "rank"})
@@ -65,7 +87,7 @@ def test_overlaps_name_whom_they_are_with() -> None:
 
 def test_the_four_corners() -> None:
     table = control.two_by_two(measures())
-    assert len(table) == 5
+    assert table["what differs"].tolist() == ["loss", "writer", "writer and loss", "writer", "loss"]
     assert table["value"].between(0, 1).all()
     assert table.set_index("one").loc["full vocabulary", "seeds"] == 1
 

@@ -51,6 +51,22 @@ def kept_of(recipe: str, quantity: str) -> list[float]:
     return table.loc[(table["recipe"] == recipe) & (table["quantity"] == quantity), "kept"].tolist()
 
 
+def test_the_early_space_against_others_on_common_seeds() -> None:
+    table = progress(rows(), "toy")
+    none = functional_tables.early_against(table, "teacher_distance")
+    assert functional_tables.say_early_against(none) == "No other space was tried."
+    random = table[table["recipe"] == "opd_project_early"].assign(space="random space", kept=lambda t: t["kept"] - 0.2)
+    both = functional_tables.early_against(pd.concat([table, random]), "accuracy")
+    assert both["seeds"].tolist() == [1]  # the free run of seed 1 gains nothing
+    assert both["difference"].tolist() == ["+20%"]
+    assert "one seed" in functional_tables.say_early_against(both)
+    three = pd.concat([random.assign(seed=s, kept=random["kept"] + s / 100) for s in (0, 2, 3)])
+    early = three.assign(space="early space", kept=three["kept"] + 0.3)
+    sure = functional_tables.early_against(pd.concat([early, three]), "teacher_distance")
+    assert sure["the early space keeps"].tolist() == ["more"]
+    assert sure["difference"].tolist() == ["+30% (+30% to +30%)"]
+
+
 def test_progress_by_hand() -> None:
     assert kept_of("opd_project_early", "accuracy")[0] == pytest.approx(0.8)
     assert kept_of("opd_project_early", "teacher_distance")[0] == pytest.approx(0.5)
@@ -115,7 +131,7 @@ def test_rulers_show_gain_and_sampling_error() -> None:
     opd = table.loc[("OPD", "sampled accuracy")]
     assert opd["gain"] == pytest.approx(0.05)
     assert opd["sampling error of one value"] == pytest.approx(0.5 / 20)
-    assert table.loc[("OPD", "distance to the teacher"), "sampling error of one value"] == 0
+    assert table.loc[("OPD", "distance to the teacher"), "sampling error of one value"] == "none"
     assert table.loc[("OPD", "distance to the teacher"), "gain"] == pytest.approx(-0.025)
 
 

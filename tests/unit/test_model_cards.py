@@ -10,6 +10,7 @@ from opdgeom_utils import models
 from opdgeom_utils.chapters import model_cards
 from opdgeom_utils.errors import CheckpointNotFoundError
 from opdgeom_utils.models import build_model, build_tokenizer
+from opdgeom_utils.recipes import load_recipe, recipe_names
 
 
 def test_facts_and_accuracy_come_from_the_folder(tmp_path: Path) -> None:
@@ -31,12 +32,18 @@ def test_a_missing_model_is_named() -> None:
         model_cards.model_facts(["no-such-model"])
 
 
-@pytest.mark.parametrize("name", ["base", "anchor", "teacher"])
+@pytest.mark.parametrize("name", sorted(folder.name for folder in models.MODELS.iterdir() if folder.is_dir()))
 def test_the_card_of_a_shipped_model_speaks_of_its_bytes(name: str) -> None:
     folder = Path(models.resolve_model(name))
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     assert digest in (folder / "README.md").read_text(encoding="utf-8")
     assert model_cards.model_facts([name])["dtype"].tolist() == ["BF16"]
+
+
+def test_every_model_that_a_recipe_names_is_shipped() -> None:
+    recipes = [load_recipe(name) for name in recipe_names()]
+    named = {model for recipe in recipes for model in (recipe.start, recipe.teacher, recipe.anchor) if model}
+    assert named <= {folder.name for folder in models.MODELS.iterdir()}
 
 
 def test_the_shipped_models_are_small_together() -> None:

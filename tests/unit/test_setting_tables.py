@@ -47,6 +47,23 @@ def test_only_the_setting_that_moved_leaves_the_seeds(rows: pd.DataFrame) -> Non
     assert "OPD, seed" not in chart["description"]
 
 
+def test_a_seed_of_opd_is_held_against_the_others_only(rows: pd.DataFrame) -> None:
+    """Four seeds at the mean and one far off: inside a range that it made itself, it would look like chance."""
+    far = rows["recipe"].eq("opd") & rows["seed"].eq(4)
+    moved = rows.assign(update_sparsity=rows["update_sparsity"].mask(far, 0.9))
+    ranges = tables.in_seed_ranges(moved).query("run == 'OPD, seed 4' and metric == 'update sparsity'")
+    assert ranges["inside"].tolist() == [False]
+
+
+def test_places_in_words(rows: pd.DataFrame) -> None:
+    table1 = load_reported("table1_sparsity")
+    said = tables.say_places(tables.beside_the_paper(rows, table1), tables.in_seed_ranges(rows))
+    assert said.startswith("By update sparsity 6 of 6 settings lie between SFT and RLVR. 1 of 6 leave")
+    assert len(tables.papers_places(table1)) == 7
+    none = rows[~rows["recipe"].isin(list(tables.SETTINGS))]
+    assert "No setting" in tables.say_places(tables.beside_the_paper(none, table1), tables.in_seed_ranges(rows))
+
+
 def test_settings_that_were_not_run_do_not_appear() -> None:
     whole = world()
     few = type(whole)(whole.geometry.query("recipe in ['sft', 'opd', 'rlvr', 'opd_code']"), whole.accuracy)
