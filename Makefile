@@ -36,9 +36,9 @@ runs: env ## train whatever run is missing and rewrite data/results (hours; resu
 models: env ## rebuild base, anchor and teacher in data/models (up to two hours)
 	@$(VENV) -m tools.build_models
 
-report: env ## where your run lies: REFERENCE=... TUNED=... [REVISION= LABEL= MODULES= PARAMETERS= OUT=], one HTML file and a table
+report: env ## where your run lies: REFERENCE=... TUNED=... [BASE= REVISION= K= LABEL= MODULES= PARAMETERS= OUT=], one HTML file and a table
 	@$(VENV) -m tools.make_report --jobs $(JOBS) $(if $(REFERENCE),--reference "$(REFERENCE)") \
-	  $(if $(TUNED),--tuned $(TUNED)) $(if $(REVISION),--revision "$(REVISION)") $(if $(LABEL),--label "$(LABEL)") \
+	  $(if $(TUNED),--tuned $(TUNED)) $(if $(BASE),--base "$(BASE)") $(if $(K),--k $(K)) $(if $(REVISION),--revision "$(REVISION)") $(if $(LABEL),--label "$(LABEL)") \
 	  $(if $(MODULES),--modules $(MODULES)) $(if $(PARAMETERS),--parameters "$(PARAMETERS)") $(if $(OUT),--out "$(OUT)")
 
 lint: env ## ruff over code and notebooks, pyright over the package, notebook pairs
@@ -56,6 +56,6 @@ bench: ## our updates beside TRL's, in one run (own environment, .venv-bench)
 	@$(PYTHON) tools/setup_env.py --venv .venv-bench --extra bench
 	@.venv-bench/bin/python benchmarks/toy_step.py
 
-clean: ## remove everything that was built, except the environments and data/runs
+clean: ## remove everything that was built, except the environments, data/runs and reports
 	@rm -rf _build .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +

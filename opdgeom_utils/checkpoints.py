@@ -218,22 +218,29 @@ def _plainly_named(found: _Gathered) -> _Gathered:
 def _with_adapter(label: str, folder: Path, *, base: Any, allow_pickle: bool) -> _Gathered:
     """Merge an adapter over its base, lazily."""
     adapter = open_adapter(folder)
-    below = base if base is not None else adapter.base
+    below = base if base is not None else _beside(folder, adapter.base)
     if below is None:
         raise CheckpointNotFoundError(
-            f"{folder}: its adapter_config.json names no base model; write open_checkpoint({label!r}, base=...)."
+            f"{folder}: its adapter_config.json names no base model; give it, open_checkpoint({label!r}, base=...) or "
+            "BASE=... of `make report`."
         )
     try:
         stands_on = _gathered(below, revision=None, base=None, allow_pickle=allow_pickle, below=label)
     except CheckpointNotFoundError as error:
         raise CheckpointNotFoundError(
-            f"{folder}: the base of this adapter could not be opened. {error} Or write open_checkpoint({label!r}, "
-            "base=...)."
+            f"{folder}: the base of this adapter could not be opened. {error} Or give it, open_checkpoint({label!r}, "
+            "base=...) or BASE=... of `make report`."
         ) from error
     tensors, changed = merged_over(stands_on.tensors, adapter)
     names = frozenset(split({name: tensors[name] for name in changed}, stands_on.config).tensors)
     note = f"{label} is an adapter over {stands_on.label}; its configuration names {adapter.base or 'no base'}"
     return replace(stands_on, label=label, tensors=tensors, notes=(*stands_on.notes, note), adapted=names)
+
+
+def _beside(folder: Path, base: str | None) -> str | None:
+    """Take a relative path to a base from the adapter's own folder; leave every other name as it is written."""
+    here = folder / base if base and not Path(base).is_absolute() else None
+    return str(here.resolve()) if here is not None and here.exists() else base
 
 
 def _module_tensors(module: nn.Module) -> _Gathered:

@@ -1,10 +1,13 @@
 """Say where a run lies: execute the chapter on your own run, and write one HTML file and the table beside it.
 
-``make report REFERENCE=... TUNED=...`` calls it. The plan is printed first. The HTML file holds everything that it
-needs, so it opens from disk without a network. A killed call goes on where it was when it is made again.
+``make report REFERENCE=... TUNED=...`` calls it. Hub names are downloaded, then the plan is printed, then the work
+starts. The HTML file holds everything that it needs, so it opens from disk without a network. A killed call goes on
+where it was when it is made again.
 """
 
 import argparse
+import hashlib
+import json
 import sys
 import threading
 import time
@@ -31,9 +34,9 @@ from tools.report_page import BOOK_ONLY, report_page
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTER = ROOT / "notebooks" / "10_your_model.md"
-REPORTS = ROOT / "_build" / "reports"
+REPORTS = ROOT / "reports"
 TRAJECTORY = "trajectory"
-OPENING = ("reference", "tuned", "revision", "modules", "label", "strict")
+OPENING = ("reference", "tuned", "revision", "base", "modules", "label", "strict")
 USAGE = (
     "Name both models: make report REFERENCE=<before> TUNED=<after>. Each is a folder, a file, a hub name or a shipped "
     "model (base, anchor, teacher); TUNED may be several checkpoints, or a folder of them. Or give both in a file: "
@@ -136,13 +139,14 @@ def given_parameters(options: argparse.Namespace) -> dict[str, Any]:
         "reference": options.reference,
         "tuned": options.tuned[0] if options.tuned and len(options.tuned) == 1 else options.tuned,
         "revision": options.revision,
+        "base": options.base,
         "label": options.label,
         "modules": options.modules,
         "k": options.k,
         "n_jobs": options.jobs,
     }
     parameters |= {name: value for name, value in words.items() if value}
-    for name in ("reference", "tuned"):
+    for name in ("reference", "tuned", "base"):
         value = parameters.get(name)
         if isinstance(value, str):
             parameters[name] = local_name(value)
@@ -152,12 +156,12 @@ def given_parameters(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def target_of(out: Path | None, parameters: dict[str, Any]) -> Path:
-    """Where the page goes: as asked for, or named after the run in ``_build/reports``.
+    """Where the page goes: as asked for, or in ``reports``, named after the run and a checksum of its parameters.
 
     Examples
     --------
     >>> target_of(None, {"reference": "base", "tuned": "/runs/my run"}).name
-    'base-to-my-run.html'
+    'base-to-my-run-d4e99d.html'
     >>> target_of(Path("report"), {}).name
     'report.html'
     """
@@ -167,7 +171,9 @@ def target_of(out: Path | None, parameters: dict[str, Any]) -> Path:
     last = tuned[-1] if isinstance(tuned, list) else tuned
     names = [Path(str(name)).name for name in (parameters.get("reference", ""), last)]
     letters = "-to-".join(names).replace("@", "-at-")
-    return REPORTS / ("".join(c if c.isalnum() or c in "-_." else "-" for c in letters) + ".html")
+    deciding = {name: value for name, value in parameters.items() if name not in ("label", "n_jobs")}
+    digest = hashlib.sha256(json.dumps(deciding, sort_keys=True, default=str).encode()).hexdigest()[:6]
+    return REPORTS / ("".join(c if c.isalnum() or c in "-_." else "-" for c in f"{letters}-{digest}") + ".html")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -176,6 +182,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--reference", help="the model before training")
     parser.add_argument("--tuned", nargs="+", help="the model after it, several checkpoints, or a folder of them")
     parser.add_argument("--revision", help="branch, tag or commit of the hub names in --tuned")
+    parser.add_argument("--base", help="what an adapter is merged over, if not what its configuration names")
     parser.add_argument("--label", help="how the figures call the run")
     parser.add_argument("--modules", nargs="+", help="only these kinds of matrix, such as q_proj k_proj")
     parser.add_argument("--k", type=int, help="how many leading directions are compared")

@@ -1,8 +1,8 @@
-"""The book's answer in three sentences, written by the verdicts: nothing in them is typed by hand.
+"""The book's answer in a few sentences, written by the verdicts: nothing in them is typed by hand.
 
-The first sentence says what the paper's own comparison gives, the second what is left when runs are matched, the
-third what is left beside shuffled updates. The words are fixed; the counts and the clauses that depend on them come
-from the scorecard.
+The first says what the paper's own comparison gives, the second what is left when runs are matched, the third what is
+left beside shuffled updates, the fourth what came of the path and the fifth of what controls it. The words are fixed;
+the counts and the clauses that depend on them come from the scorecard.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ MATCHES = (
     ("equal_accuracy", "at equal accuracy gained"),
 )
 NULLS = ("null_opd", "null_rlvr", "null_order")
+GROUPS = ("paper", "control")
 SPECTRAL = ("rotation", "spectral_drift")
 
 
-def answer_sentences(card: pd.DataFrame, tables: Tables) -> tuple[str, str, str]:
-    """Write the three sentences of the landing page.
+def answer_sentences(card: pd.DataFrame, tables: Tables) -> dict[str, str]:
+    """Write the sentences of the landing page: ``where, matched, null, path, control``.
 
     Parameters
     ----------
@@ -36,7 +37,13 @@ def answer_sentences(card: pd.DataFrame, tables: Tables) -> tuple[str, str, str]
     tables
         The tables the card was computed from.
     """
-    return where_sentence(card, tables.geometry), matched_sentence(card), null_sentence(card)
+    return {
+        "where": where_sentence(card, tables.geometry),
+        "matched": matched_sentence(card),
+        "null": null_sentence(card),
+        "path": path_sentence(card),
+        "control": control_sentence(card),
+    }
 
 
 def where_sentence(card: pd.DataFrame, geometry: pd.DataFrame) -> str:
@@ -44,10 +51,13 @@ def where_sentence(card: pd.DataFrame, geometry: pd.DataFrame) -> str:
     ends = matched.final(matched.summarise(geometry, None)).groupby("recipe")["update_sparsity"].agg("mean").to_dict()
     shares = {r: f"{100 * ends[r]:.1f}%" if r in ends else "an unknown share" for r in ("sft", "opd", "rlvr")}
     orders = verdicts_of(card.loc[card["id"].str.endswith("_order")], "paper_steps")
+    known = [ends[r] for r in ("sft", "opd", "rlvr") if r in ends]
+    lies = "lies" if len(known) == 3 and sorted(known)[1] == ends["opd"] else "does not lie"
+    between = f": by this number it {lies} between the other two" if len(known) == 3 else ""
     return (
         "With each run measured at its own end, as the paper does it, on-policy distillation leaves "
         f"{shares['opd']} of the weight entries unchanged, supervised fine-tuning {shares['sft']} and RLVR "
-        f"{shares['rlvr']}; the paper's order of the three is {tally(orders, 'diagnostics')}."
+        f"{shares['rlvr']}{between}. The paper's order of the three is {tally(orders, 'diagnostics')}."
     )
 
 
@@ -76,8 +86,8 @@ def null_sentence(card: pd.DataFrame) -> str:
     ...     "high": [0.01, 1.9],
     ... }
     >>> null_sentence(pd.DataFrame(rows))
-    'Beside updates ... 0 of 2 statements hold: sparsity and mask overlaps show what size and bf16 rounding give by
-    themselves; rotation and drift are 1.8 to 1.8 times the shuffled ones, so these updates do not spare the leading
+    'Beside updates ... 0 of 2 statements hold. Sparsity and mask overlaps show what size and bf16 rounding give by
+    themselves. Rotation and drift are 1.8 to 1.8 times the shuffled ones, so these updates do not spare the leading
     directions.'
     """
     rows = card.loc[card["condition"].isin(NULLS)]
@@ -88,7 +98,63 @@ def null_sentence(card: pd.DataFrame) -> str:
     spectral = rows["diagnostic"].isin(SPECTRAL)
     clauses = [_grid_clause(rows.loc[~spectral]), _spectral_clause(rows.loc[spectral])]
     held = f"{verdicts.count(REPRODUCED)} of {len(verdicts)} statements hold"
-    return f"{opening}{held}: {'; '.join(c for c in clauses if c)}."
+    return f"{opening}{'. '.join([held, *(c for c in clauses if c)])}."
+
+
+def path_sentence(card: pd.DataFrame) -> str:
+    """Say what came of the second question: the paper's path, its nulls, and training inside the early space."""
+    said = {c: tally(verdicts_of(card, *c.split())) for c in (
+        "paper_path paper_path_seen", "path_nulls_right", "path_nulls_left", "projection", "projection_nulls"
+    )}  # fmt: skip
+    return (
+        f"What the paper says of the update's path is {said['paper_path paper_path_seen']}; that the path locks "
+        f"earlier than processes that learn nothing is {said['path_nulls_right']} for its input side and "
+        f"{said['path_nulls_left']} for its output side. That training inside the early space suffices is "
+        f"{said['projection']}, and that this space does better than other spaces {said['projection_nulls']}."
+    )
+
+
+def control_sentence(card: pd.DataFrame) -> str:
+    """Say what came of the third question: tokens, writers, mixing, and whether the measure can tell objectives apart.
+
+    Examples
+    --------
+    >>> rows = [("tokens", "reproduced"), ("mixing", "partly"), ("power_seen", "not reproduced")]
+    >>> control_sentence(pd.DataFrame(rows, columns=["condition", "verdict"])).split(". ")[1]
+    'But the path of RLVR itself is not further from it than the rule asks, so staying on a path shows little here.'
+    """
+    kept, mixed = (tally(verdicts_of(card, *names)) for names in (("tokens", "writers"), ("mixing",)))
+    power = verdicts_of(card, "power_seen")
+    tail = "The path of RLVR is apart from it, so the measure can tell objectives apart."
+    if NOT in power:
+        tail = (
+            "But the path of RLVR itself is not further from it than the rule asks, so staying on a path shows little "
+        )
+        tail += "here."
+    elif UNTESTABLE in power or not power:
+        tail = "Whether the measure can tell RLVR from it is not known."
+    return (
+        "That OPD's path stays with fewer tokens or another writer is "
+        f"{kept}, and that mixing in RLVR moves it as the paper says {mixed}. {tail}"
+    )
+
+
+def counts_sentence(card: pd.DataFrame) -> str:
+    """Count verdicts for the paper's own statements and for our controls on them.
+
+    Examples
+    --------
+    >>> counts_sentence(pd.DataFrame({"group": ["paper", "control"], "verdict": ["partly", "not reproduced"]}))
+    'Of 1 statement of the paper 0 are reproduced, 1 partly, 0 not, 0 could not be tested. Of 1 control of ours on them
+    0 came out for the paper, 0 partly, 1 against it, 0 could not be tested.'
+    """
+    counts = {g: card.loc[card["group"] == g, "verdict"].value_counts().reindex(VERDICTS, fill_value=0) for g in GROUPS}
+    paper, own = ([int(counts[g].sum()), *(int(n) for n in counts[g])] for g in GROUPS)
+    return (
+        f"Of {paper[0]} statement{'s' * (paper[0] != 1)} of the paper {paper[1]} are reproduced, {paper[2]} partly, "
+        f"{paper[3]} not, {paper[4]} could not be tested. Of {own[0]} control{'s' * (own[0] != 1)} of ours on them "
+        f"{own[1]} came out for the paper, {own[2]} partly, {own[3]} against it, {own[4]} could not be tested."
+    )
 
 
 def _grid_clause(rows: pd.DataFrame) -> str:
@@ -98,8 +164,8 @@ def _grid_clause(rows: pd.DataFrame) -> str:
         return ""
     if held in (0, total):
         meaning = "more than size and bf16 rounding" if held else "what size and bf16 rounding give by themselves"
-        return f"sparsity and mask overlaps show {meaning}"
-    return f"sparsity and mask overlaps show more than size and bf16 rounding on {held} of {total}"
+        return f"Sparsity and mask overlaps show {meaning}"
+    return f"Sparsity and mask overlaps show more than size and bf16 rounding on {held} of {total}"
 
 
 def _spectral_clause(rows: pd.DataFrame) -> str:
@@ -107,7 +173,7 @@ def _spectral_clause(rows: pd.DataFrame) -> str:
     known = rows.loc[rows["value"].notna()]
     if known.empty:
         return ""
-    span = f"rotation and drift are {known['value'].min():.1f} to {known['value'].max():.1f} times the shuffled ones"
+    span = f"Rotation and drift are {known['value'].min():.1f} to {known['value'].max():.1f} times the shuffled ones"
     if (known["low"] > 1).all():
         return f"{span}, so these updates do not spare the leading directions"
     return f"{span}, so these updates spare the leading directions" if (known["high"] < 1).all() else span

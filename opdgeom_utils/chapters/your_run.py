@@ -50,6 +50,7 @@ def open_run(
     tuned: str | list[str],
     *,
     revision: str | None = None,
+    base: str | None = None,
     modules: Sequence[str] | None = None,
     label: str = "your run",
     strict: bool = True,
@@ -64,6 +65,8 @@ def open_run(
         The same; or a folder of steps (``step_000050.safetensors``, ``checkpoint-50``); or a list of checkpoints.
     revision : str, optional
         Branch, tag or commit of every hub name in ``tuned`` that does not carry its own after an ``@``.
+    base : str, optional
+        What adapters in ``tuned`` are merged over, in place of what their own configuration names.
     modules : sequence of str, optional
         Keep only these kinds of tensor.
     label : str
@@ -92,9 +95,9 @@ def open_run(
         _check_filled_in(name)
     steps = _steps_of(names)
     opened = sorted(
-        ((step, _open(name, revision)) for step, name in zip(steps, names, strict=True)), key=lambda pair: pair[0]
+        ((step, _open(name, revision, base)) for step, name in zip(steps, names, strict=True)), key=lambda pair: pair[0]
     )
-    before, after, reports = aligned(_open(reference, None), [checkpoint for _, checkpoint in opened], strict=strict)
+    before, after, reports = aligned(_open(reference), [checkpoint for _, checkpoint in opened], strict=strict)
     keep = _kept(before, modules)
     before, *after = (only(one, keep) for one in (before, *after))
     if len(names) > 1 and not any(_step_in(name) for name in names):
@@ -144,8 +147,9 @@ def shown_name(name: str) -> str:
     return Path(name).name if Path(name).is_absolute() else name
 
 
-def _open(name: str, revision: str | None) -> OpenCheckpoint:
+def _open(name: str, revision: str | None = None, base: str | None = None) -> OpenCheckpoint:
     """Open a shipped model, a local checkpoint or a hub name; only the last has revisions."""
+    below = None if base is None else resolve_model(base)
     is_local = Path(name).expanduser().exists()
     if not is_local:
         name_alone, _, own = name.partition("@")
@@ -154,10 +158,10 @@ def _open(name: str, revision: str | None) -> OpenCheckpoint:
         except CheckpointNotFoundError:
             resolved = name_alone
         if resolved == name_alone:
-            opened = open_checkpoint(name, revision=None if own else revision)
+            opened = open_checkpoint(name, revision=None if own else revision, base=below)
             return replace(opened, label=name if own or not revision else f"{name}@{revision}")
-        return replace(open_checkpoint(resolved), label=name)
-    return replace(open_checkpoint(Path(name).expanduser()), label=shown_name(name))
+        return replace(open_checkpoint(resolved, base=below), label=name)
+    return replace(open_checkpoint(Path(name).expanduser(), base=below), label=shown_name(name))
 
 
 def _checkpoints_named(tuned: str | list[str]) -> tuple[list[str], list[str]]:

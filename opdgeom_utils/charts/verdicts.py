@@ -93,7 +93,7 @@ def scorecard(card: pd.DataFrame) -> Figure:
     strange = set(card.loc[:, "diagnostic"]).union(card.loc[:, "condition"]) - {*across, *down}
     if strange:
         raise MetricInputError(
-            f"the scorecard has no place for {sorted(strange)}; add it to CONDITIONS or DIAGNOSTICS in charts/verdicts.py"
+            f"the scorecard has no place for {sorted(strange)}; add it to CONDITIONS or DIAGNOSTICS of charts.verdicts"
         )
     cell = card.groupby(["diagnostic", "condition"])
     place, among = cell.cumcount(), cell["id"].transform("count")

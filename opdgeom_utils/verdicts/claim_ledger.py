@@ -18,7 +18,7 @@ import yaml
 from opdgeom_utils.charts.theme import VERDICT_MARKS
 from opdgeom_utils.claims import UNTESTABLE, VERDICTS
 from opdgeom_utils.models import PROJECT
-from opdgeom_utils.verdicts import claim_statistics
+from opdgeom_utils.verdicts import claim_statistics, measure_statistics, setting_statistics
 
 QUESTIONS = {
     "rq1": "1: where OPD lies",
@@ -96,11 +96,11 @@ def _page(chapter: int) -> str:
 def function_of(statistic: str) -> str:
     """Return the full name of the function that computes a statistic.
 
-    >>> function_of("ordering"), function_of("kept_share")
-    ('opdgeom_utils.verdicts.claim_statistics.ordering', 'opdgeom_utils.verdicts.measure_statistics.kept_share')
+    >>> function_of("ordering"), function_of("settings_off_null")
+    ('opdgeom_utils.verdicts.claim_statistics.ordering', 'opdgeom_utils.verdicts.setting_statistics.settings_off_null')
     """
-    module = "claim_statistics" if statistic in claim_statistics.STATISTICS else "measure_statistics"
-    return f"opdgeom_utils.{module}.{statistic}"
+    module = next(m for m in (claim_statistics, measure_statistics, setting_statistics) if statistic in m.STATISTICS)
+    return f"{module.__name__}.{statistic}"
 
 
 def value_text(value: float, low: float, high: float, unit: str) -> str:
@@ -233,7 +233,7 @@ def answers(table: pd.DataFrame, card: pd.DataFrame, claims: Mapping[int, list[s
 
 
 def untestable_reasons(card: pd.DataFrame) -> pd.Series:
-    """Count why claims could not be tested: one seed, a table not made yet, or something missing or undefined.
+    """Count why claims could not be tested: one seed, runs or a table that are not there, or something undefined.
 
     Examples
     --------
@@ -242,7 +242,12 @@ def untestable_reasons(card: pd.DataFrame) -> pd.Series:
     {'a sweep over one seed': 1}
     """
     reasons = card.loc[card["verdict"] == UNTESTABLE, "reason"]
-    kinds = {"one seed": "a sweep over one seed", "has not been made": "not measured yet"}
+    kinds = {
+        "one seed": "a sweep over one seed",
+        "has not been made": "not measured yet",
+        "has nothing for": "some of its runs are not in the tables",
+        "there is no run of": "some of its runs are not in the tables",
+    }
     said = [
         next((v for k, v in kinds.items() if k in reason), "a number is missing or undefined") for reason in reasons
     ]

@@ -1,6 +1,7 @@
 """LoRA adapters of real PEFT, read lazily, against PEFT's own merge; and adapters over the wrong base."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Phi3Config, Phi3ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from opdgeom_utils.chapters.your_run import open_run
 from opdgeom_utils.checkpoints import open_checkpoint
 from opdgeom_utils.diagnose import diagnose_pair
 from opdgeom_utils.errors import (
@@ -114,6 +116,16 @@ def test_opening_an_adapter_reads_no_weights(base, tmp_path, monkeypatch):
 
     monkeypatch.setattr("opdgeom_utils.checkpoint_forms.stored_tensors.StoredTensor.read_unchecked", refuse)
     open_checkpoint(folder)
+
+
+def test_a_relative_base_counts_from_the_adapter_s_folder(base, tmp_path, monkeypatch):
+    folder = _adapter(base, tmp_path / "runs" / "adapter", **KINDS["plain"])
+    _rewrite(folder, base_model_name_or_path=os.path.relpath(base, folder))
+    monkeypatch.chdir(tmp_path / "runs")
+    torch.testing.assert_close(
+        open_checkpoint(folder).tensors[Q].read(), open_checkpoint(folder, base=base).tensors[Q].read()
+    )
+    assert open_run(str(base), str(folder), base=str(base)).reports[0].complete
 
 
 def test_a_base_can_be_given_and_must_be_there(base, tmp_path):

@@ -67,3 +67,34 @@ def test_where_sentence_weighs_sparsity_by_entries_and_counts_orders_only() -> N
     assert "leaves 60.0% of the weight entries unchanged" in sentence
     assert "supervised fine-tuning 12.5% and RLVR an unknown share" in sentence
     assert "reproduced on 1 of 1 diagnostics" in sentence
+
+
+def test_the_path_in_words_counts_the_paper_apart_from_nulls() -> None:
+    rows = card(
+        ("a", "paper_path", "reproduced"), ("b", "paper_path_seen", "not reproduced"),
+        ("c", "path_nulls_right", "not reproduced"), ("d", "path_nulls_left", "partly"),
+        ("e", "projection", "reproduced"), ("f", "projection_nulls", "not testable at this scale"),
+    )  # fmt: skip
+    sentence = answer.path_sentence(rows)
+    assert "path is reproduced on 1 of 2;" in sentence
+    assert "reproduced on 0 of 1 for its input side" in sentence
+    assert "other spaces reproduced on 0 of 1 (not testable on 1)." in sentence
+
+
+@pytest.mark.parametrize(
+    ("verdict", "words"),
+    [
+        ("reproduced", "can tell objectives apart"),
+        ("not reproduced", "staying on a path shows little here"),
+        ("not testable at this scale", "is not known"),
+    ],
+)
+def test_control_in_words_says_whether_the_measure_can_tell(verdict: str, words: str) -> None:
+    assert words in answer.control_sentence(card(("a", "tokens", "partly"), ("b", "power_seen", verdict)))
+
+
+def test_counts_are_those_of_the_committed_card() -> None:
+    rows = card(*[(str(i), "x", verdict) for i, verdict in enumerate(["reproduced", "partly", "not reproduced"])])
+    said = answer.counts_sentence(rows.assign(group=["paper", "paper", "control"]))
+    assert said.startswith("Of 2 statements of the paper 1 are reproduced, 1 partly, 0 not")
+    assert "Of 1 control of ours on them 0 came out for the paper, 0 partly, 1 against it" in said

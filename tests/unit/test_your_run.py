@@ -78,7 +78,8 @@ def test_revision_is_for_hub_names_without_their_own(before: str, monkeypatch: p
     asked: list[tuple[str, str | None]] = []
     real = your_run.open_checkpoint
 
-    def opened(source: str | Path, *, revision: str | None = None) -> OpenCheckpoint:
+    def opened(source: str | Path, *, revision: str | None = None, base: str | None = None) -> OpenCheckpoint:
+        assert base is None
         if Path(source).exists():
             return real(source)
         asked.append((str(source), revision))
