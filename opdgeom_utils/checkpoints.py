@@ -27,7 +27,7 @@ from opdgeom_utils.checkpoint_forms.pickled_weights import ENDINGS, pickled_file
 from opdgeom_utils.checkpoint_forms.rank_files import has_rank_files, rank_tensors
 from opdgeom_utils.checkpoint_forms.scaled_weights import unscaled
 from opdgeom_utils.checkpoint_forms.stored_tensors import OpenCheckpoint, StoredTensor, in_layer_order, safetensors_of
-from opdgeom_utils.checkpoint_forms.weight_files import check_index, read_json, weight_files
+from opdgeom_utils.checkpoint_forms.weight_files import check_index, contained, read_json, weight_files
 from opdgeom_utils.errors import CheckpointDamagedError, CheckpointNotFoundError, MetricInputError
 
 __all__ = [
@@ -160,8 +160,8 @@ def _gathered(
         raise MetricInputError(
             f"a checkpoint is a {type(source).__name__}, expected a folder, a .safetensors file, a hub id or a module."
         )
-    path = Path(os.fspath(source)).expanduser()
-    if not path.exists():
+    path = Path(os.fspath(source)).expanduser().absolute()  # another folder may be the current one when it is read
+    if not str(source).strip() or not path.exists():
         path = hub_folder(os.fspath(source), revision=revision, allow_pickle=allow_pickle)
     if path.is_dir() and is_adapter(path):
         if below is not None:
@@ -267,9 +267,10 @@ def _config(folder: Path) -> Mapping[str, Any]:
     inner = folder.name == ACTOR or distributed_folder(folder) == folder
     for place in CONFIG_PLACES[: 4 if inner else 2]:
         if (folder / place).is_file():
-            return read_json(folder / place, "configuration")
-    actor = folder / ACTOR / "huggingface" / "config.json"
-    return read_json(actor, "configuration") if actor.is_file() else {}
+            inside = place if ".." not in Path(place).parts else None
+            return read_json(contained(folder, inside) if inside else folder / place, "configuration")
+    actor = Path(ACTOR) / "huggingface" / "config.json"
+    return read_json(contained(folder, str(actor)), "configuration") if (folder / actor).is_file() else {}
 
 
 def _tied_once(tensors: dict[str, StoredTensor], declared: bool | None) -> dict[str, StoredTensor]:

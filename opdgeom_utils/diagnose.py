@@ -18,6 +18,7 @@ from opdgeom_utils.checkpoints import CheckpointSource, layer_of, module_of, ope
 from opdgeom_utils.errors import MetricInputError
 from opdgeom_utils.fan_out import Job, as_folder, fan_out
 from opdgeom_utils.matrix_rows import Settings
+from opdgeom_utils.storage import write_json
 
 STEP_IN_NAME = re.compile(r"(?:step|checkpoint)[_-]?(\d+)", re.IGNORECASE)
 
@@ -78,8 +79,8 @@ def diagnose_pair(
         ``"auto"`` takes a GPU if there is one; everything is float64.
     n_jobs : int
         Processes over matrices, one thread each; -1 means one per core. The numbers do not depend on it. Inside
-        ``joblib.parallel_config(backend="dask")`` or ``"ray"`` the same call uses that cluster; its workers must see
-        the checkpoints under the same paths.
+        ``joblib.parallel_config(backend="dask")`` the same call uses that cluster (``"ray"`` too, after
+        ``ray.util.joblib.register_ray()``); its workers must see the checkpoints under the same paths.
     nulls : bool
         Whether to measure the shuffled, random and identical nulls too (about twice the time).
     seed : int
@@ -100,7 +101,7 @@ def diagnose_pair(
         tuned matrix's, is below 1e-8. A top-k space is arbitrary there, and its angles are NaN. ``note`` says in words
         what is odd about a row: NaN or infinite weights (then no metric is given), or no change at all. Then the nulls.
         Undefined values are NaN; tensors that are not matrices have ``update_sparsity`` only. In
-        ``attrs["comparisons"]``: what was compared and what was not.
+        ``attrs["comparisons"]``, and with ``out`` in ``comparisons.json``: what was compared and what was not.
 
     Raises
     ------
@@ -194,9 +195,8 @@ def _table(
     out: str | os.PathLike[str] | None,
 ) -> pd.DataFrame:
     """Check every checkpoint before computing anything, then measure each matrix at all steps."""
-    before, after, reports = aligned(
-        open_checkpoint(reference), [open_checkpoint(source) for _, source in steps], strict=strict
-    )
+    opened = open_checkpoint(reference)
+    before, after, reports = aligned(opened, [open_checkpoint(source) for _, source in steps], strict=strict)
     numbers = tuple(step for step, _ in steps)
     jobs = [
         Job(
@@ -207,11 +207,33 @@ def _table(
         )
         for name in _selected(list(before.tensors), modules)
     ]
-    table = fan_out(jobs, settings, n_jobs=n_jobs, out=as_folder(out))
-    table.attrs["comparisons"] = [
-        {"step": step} | report.as_dict() for step, report in zip(numbers, reports, strict=True)
+    folder = as_folder(out)
+    table = fan_out(jobs, settings, n_jobs=n_jobs, out=folder)
+    measured = {job.identity["name"] for job in jobs}
+    comparisons = [
+        {"step": step} | _of_the_table(report.as_dict(), set(before.tensors), measured, list(opened.tensors))
+        for step, report in zip(numbers, reports, strict=True)
     ]
+    table.attrs["comparisons"] = comparisons
+    if folder is not None:
+        write_json(folder / "comparisons.json", comparisons)
     return table
+
+
+def _of_the_table(report: dict[str, Any], kept: set[str], measured: set[str], names: Sequence[str]) -> dict[str, Any]:
+    """Bring a report to what the table holds: what ``modules`` left out, and what another checkpoint lacks, apart.
+
+    ``names`` are all of the reference, ``kept`` those that every checkpoint has.
+    """
+    said = " ".join(str(entry) for value in report.values() if isinstance(value, list) for entry in value).split()
+    elsewhere = [name for name in names if name not in kept and name not in said] + [
+        name for name in report["compared"] if name not in kept
+    ]
+    return report | {
+        "compared": [name for name in report["compared"] if name in measured],
+        "not_selected": [name for name in report["compared"] if name in kept - measured],
+        "missing_at_another_step": sorted(set(elsewhere)),
+    }
 
 
 def _selected(names: list[str], modules: Sequence[str] | None) -> list[str]:
@@ -262,7 +284,7 @@ def _step_and_source(item: Any) -> tuple[int, Any]:
 
 def _device(device: str) -> str:
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return device  # decided where the work is done
     try:
         torch.zeros(1, dtype=torch.float64, device=device).item()
     except (RuntimeError, TypeError, AssertionError) as error:

@@ -6,6 +6,7 @@ writes, one file per matrix, each whole or absent. A file is known by the sha256
 measuring code that made it, so a second call measures what is missing or has changed, and nothing twice.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -19,18 +20,23 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from joblib import Parallel, delayed, parallel_config
 from joblib.parallel import BACKENDS, DEFAULT_BACKEND, get_active_backend
+from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from opdgeom_utils.checkpoints import StoredTensor
 from opdgeom_utils.errors import MetricInputError
 from opdgeom_utils.matrix_rows import COLUMNS, NULL_COLUMNS, Settings, measure_checkpoints
-from opdgeom_utils.storage import write_atomic
+from opdgeom_utils.storage import locked, write_atomic
 
 # What decides the numbers, given the values: a part made by other code than this is measured again.
 ENGINE_SOURCES = ("fan_out.py", "matrix_rows.py", "nulls.py", "metrics/*.py")
+
+WAIT_SECONDS = 6 * 3600.0  # for another call that works into the same folder
 
 NOT_FLOATS = ("step", "name", "layer", "module", "shape", "dtype", "n_entries", "angles_defined", "note")
 
@@ -89,9 +95,16 @@ def fan_out(jobs: Sequence[Job], settings: Settings, *, n_jobs: int, out: Path |
         When ``n_jobs`` is not a number of processes.
     StorageError
         When a result cannot be written.
+    RunLockedError
+        When another call has worked into ``out`` for hours.
     """
     if isinstance(n_jobs, bool) or not isinstance(n_jobs, int) or n_jobs == 0:
         raise MetricInputError(f"n_jobs is {n_jobs!r}, expected a number of processes, or -1 for one per core.")
+    with locked(out, wait_seconds=WAIT_SECONDS) if out is not None else contextlib.nullcontext():
+        return _fan_out(jobs, settings, n_jobs, out)
+
+
+def _fan_out(jobs: Sequence[Job], settings: Settings, n_jobs: int, out: Path | None) -> pd.DataFrame:
     parts = Parts(out / "parts") if out is not None else None
     largest_first = sorted(jobs, key=lambda job: -job.cost)
     calls = [(job, settings, parts.key_of(job) if parts else None, parts is not None) for job in largest_first]
@@ -126,13 +139,24 @@ class Parts:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        found = sorted(folder.glob("*-*.parquet")) if folder.is_dir() else []
-        self._files = {path.name.partition("-")[0]: path for path in found}
+        self._files: dict[str, Path] = {}
+        for path in sorted(folder.glob("*-*.parquet")) if folder.is_dir() else []:
+            older = self._files.setdefault(path.name.partition("-")[0], path)
+            if older != path:  # a kill came between writing a part and removing the one before it
+                path.unlink(missing_ok=True)
 
     def key_of(self, job: Job) -> str | None:
-        """Key of the part that an earlier call left for this tensor, if any."""
+        """Key of the whole part that an earlier call left for this tensor, if any; a damaged one is removed."""
         path = self._files.get(_short_hash(job.identity["name"]))
-        return path.stem.partition("-")[2] if path else None
+        if path is None:
+            return None
+        try:
+            pq.read_table(path, columns=["step"])
+        except (OSError, pa.ArrowException):  # cut short by a full disk or a copy: measured again
+            path.unlink(missing_ok=True)
+            del self._files[_short_hash(job.identity["name"])]
+            return None
+        return path.stem.partition("-")[2]
 
     def read(self, name: str) -> list[Row]:
         """Return the rows of a finished tensor."""
@@ -168,10 +192,12 @@ def _results(calls: list[tuple[Any, ...]], n_jobs: int) -> Iterator[tuple[str, s
 
 
 def _in_one_thread(*call: Any) -> tuple[str, str, list[Row] | None]:
+    """Measure with one thread in every library: torch's own pool, and the BLAS that SciPy calls."""
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _measured(*call)
+        with threadpool_limits(1):
+            return _measured(*call)
     finally:
         torch.set_num_threads(n_threads)
 
@@ -197,7 +223,7 @@ def _key(job: Job, settings: Settings) -> str:
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     for stored in (job.before, *job.after):
         values = stored.read_unchecked().contiguous().cpu()
-        digest.update(f"{values.dtype}{tuple(values.shape)}".encode())
+        digest.update(f"{stored.dtype}{values.dtype}{tuple(values.shape)}".encode())
         digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:24]
 

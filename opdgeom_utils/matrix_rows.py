@@ -4,6 +4,7 @@ This is where the metrics are put together: what depends on the reference alone 
 update, the shuffled one and the random one in the same way.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,9 @@ COLUMNS = [
     *("stable_rank_bf16", "reference_norm", "gap_at_k", "angles_defined", "note"),
 ]
 IDENTICAL = "identical to the reference"
+NO_MASK = "no gap at the principal mask's rank: the mask is arbitrary, no overlap is given"
+TOO_LARGE = "measured on the processor: the device's memory was too small"
+BF16_MAX = torch.finfo(torch.bfloat16).max
 NULL_COLUMNS = [f"{metric}_{null}" for null in ("shuffled", "random") for metric in WITH_NULLS] + [
     f"{angle}_identical" for angle in ANGLES
 ]
@@ -87,12 +91,15 @@ class ReferenceMatrix:
         Singular values, and the leading vectors for the angles and the principal mask.
     principal, low_magnitude : Bool[Tensor, "out in"]
         The two reference masks.
+    mask_defined : bool
+        Whether there is a gap at the principal mask's rank; without one the mask is one of many.
     """
 
     w: Float[Tensor, "out in"]
     factors: Factors
     principal: Bool[Tensor, "out in"]
     low_magnitude: Bool[Tensor, "out in"]
+    mask_defined: bool = True
 
     @classmethod
     def of(cls, w: Float[Tensor, "out in"], settings: Settings) -> "ReferenceMatrix":
@@ -103,7 +110,8 @@ class ReferenceMatrix:
             principal = principal_mask(w, rank=settings.rank, alpha=settings.alpha)
         else:
             principal = principal_mask_from(factors, rank=settings.rank, alpha=settings.alpha)
-        return cls(w, factors, principal, low_magnitude_mask(w, alpha=settings.alpha))
+        defined = whole or factors.has_gap(settings.rank)
+        return cls(w, factors, principal, low_magnitude_mask(w, alpha=settings.alpha), defined)
 
 
 def measure_checkpoints(
@@ -134,8 +142,19 @@ def measure_checkpoints(
     CheckpointDamagedError
         When a tensor cannot be read.
     """
+    # "auto" is decided here, on the machine that does the work, which need not be the one that asked for it.
+    device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return _rows(name, before, after, dataclasses.replace(settings, device=device))
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        rows = _rows(name, before, after, dataclasses.replace(settings, device="cpu"))
+        return [row | {"note": "; ".join(filter(None, (str(row.get("note", "")), TOO_LARGE)))} for row in rows]
+
+
+def _rows(name: str, before: StoredTensor, after: Sequence[StoredTensor], settings: Settings) -> list[dict[str, Any]]:
     w_ref = before.read_unchecked().to(settings.device)
-    flaw = before.flaw_of(w_ref)
+    flaw = before.flaw_of(w_ref) or _too_large(before, w_ref)
     if flaw:
         return [_form(before, stored) | {"note": flaw} for stored in after]
     if w_ref.ndim != 2:
@@ -144,7 +163,8 @@ def measure_checkpoints(
             for stored in after
         ]
     reference = ReferenceMatrix.of(w_ref, settings)
-    shared = {"reference_norm": reference.factors.norm(), "gap_at_k": reference.factors.relative_gap(settings.k)}
+    shared: dict[str, Any] = {"note": "" if reference.mask_defined else NO_MASK}
+    shared |= {"reference_norm": reference.factors.norm(), "gap_at_k": reference.factors.relative_gap(settings.k)}
     if settings.nulls:
         shared |= _named(_angle_summary(identical_angles(reference.factors, k=settings.k)), "identical")
     return [
@@ -165,11 +185,22 @@ def _noted(
 ) -> dict[str, Any]:
     """Measure a checkpoint's tensor, with a note; where it is not finite, only the note."""
     w_new = stored.read_unchecked().to(settings.device)
-    flaw = stored.flaw_of(w_new)
+    flaw = stored.flaw_of(w_new) or _too_large(stored, w_new)
     if flaw:
         return {"note": flaw}
     same = torch.equal(w_ref, w_new) if w_ref.dtype == w_new.dtype else torch.equal(w_ref.double(), w_new.double())
-    return measure(w_new) | {"note": IDENTICAL if same else ""}
+    row = measure(w_new)
+    return row | {"note": "; ".join(filter(None, (IDENTICAL if same else "", str(row.get("note", "")))))}
+
+
+def _too_large(stored: StoredTensor, values: Tensor) -> str:
+    """Say where a finite value is beyond bf16, in which no such weight could be seen; empty if none is."""
+    if not values.numel() or values.dtype not in (torch.float32, torch.float64):
+        return ""
+    largest = max(-float(values.min()), float(values.max()))
+    if largest <= BF16_MAX:
+        return ""
+    return f"{stored.where}: tensor {stored.key} has entries up to {largest:.3g}, beyond the largest bf16 number"
 
 
 def measure_matrix(
@@ -218,6 +249,8 @@ def _against_reference(
     """Compare a matrix with its reference by all metrics that are defined on the pair; say if its angles are."""
     masks = {"principal_overlap": reference.principal, "low_magnitude_overlap": reference.low_magnitude}
     row: dict[str, Any] = _elementwise(reference.w, rows_of, settings.eta, masks)
+    if not reference.mask_defined:
+        row["principal_overlap"] = math.nan
     row["normalized_spectral_shift"] = spectral_shift(reference.factors.s, factors.s)
     k = min(settings.k, *reference.w.shape)
     defined = reference.factors.has_gap(k) and factors.has_gap(k)

@@ -110,8 +110,12 @@ def shuffled_difference(
     True
     """
     order = _random_order(w_ref.numel(), generator)
-    before, after = (w.detach().cpu().flatten().index_select(0, order) for w in (w_ref, w_new))
-    return after.double().sub_(before.double()).reshape(w_ref.shape)
+    after = w_new.detach().cpu().flatten().index_select(0, order)
+    before = w_ref.detach().cpu().flatten().index_select(0, order)
+    del order  # four bytes an entry, which the float64 copy would stand beside
+    difference = after.double()
+    del after
+    return difference.sub_(before).reshape(w_ref.shape)
 
 
 def _random_order(n: int, generator: torch.Generator) -> Tensor:

@@ -27,6 +27,8 @@ def hub_folder(source: str, *, revision: str | None = None, allow_pickle: bool =
     CheckpointNotFoundError
         When it looks like a path, or neither the cache nor the hub has it.
     """
+    if not source.strip():
+        raise CheckpointNotFoundError("a checkpoint's name is empty; give a folder, a file or a hub id.")
     looks_local = source.startswith((".", "/", "~")) or source.endswith((".safetensors", ".bin", ".pt", ".pth"))
     if looks_local or not HUB_ID.fullmatch(source):
         raise CheckpointNotFoundError(f"{source}: no such file or folder (and not a hub id); check the path.")
@@ -42,8 +44,8 @@ def hub_folder(source: str, *, revision: str | None = None, allow_pickle: bool =
             allow_patterns=SAFE + PICKLED * allow_pickle,
             ignore_patterns=["*/*"],
         )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
+    except Exception as error:  # the hub's client lets its network library's own errors through
+        reason = next(iter(str(error).strip().split("\n")), "")
         raise CheckpointNotFoundError(
             f"{source}{f'@{revision}' if revision else ''}: no such folder here, and the hub did not give it "
             f"({type(error).__name__}: {reason}). Check the name and revision; without a network, download it first "

@@ -44,7 +44,13 @@ def weight_files(folder: Path) -> list[Path]:
     """
     index = _index_file(folder)
     if index is not None:
-        return indexed_files(index)
+        files = indexed_files(index)
+        single = folder / "model.safetensors"
+        if single.exists() and single not in files:
+            raise CheckpointDamagedError(
+                f"{folder}: holds two checkpoints, {single.name} and the shards of {index.name}; move one of them away."
+            )
+        return files
     files = [contained(folder, path.name) for path in sorted(folder.glob("*.safetensors"))]
     if folder / "model.safetensors" in files:
         return [folder / "model.safetensors"]
@@ -107,12 +113,15 @@ def contained(folder: Path, name: str, *, said_by: str = "") -> Path:
         root = root.parent.parent
     try:
         target = path.resolve()
+        is_special = path.exists() and not (path.is_file() or path.is_dir())
     except (OSError, RuntimeError) as error:
         raise CheckpointUnsafeError(f"{path}: a link that leads nowhere ({error}); copy the file itself.") from error
     if not target.is_relative_to(root):
         raise CheckpointUnsafeError(
             f"{said}{path}: is a link to {target}, outside its folder; copy the file itself, or pass its own folder."
         )
+    if is_special:
+        raise CheckpointUnsafeError(f"{path}: is no regular file, but a pipe or a device; copy the file itself.")
     return path
 
 
@@ -212,7 +221,8 @@ def shortened(names: list[str], *, at_most: int = 4) -> str:
 def _index_file(folder: Path) -> Path | None:
     found = sorted(folder.glob("*.safetensors.index.json"))
     preferred = folder / "model.safetensors.index.json"
-    return preferred if preferred in found else next(iter(found), None)
+    chosen = preferred if preferred in found else next(iter(found), None)
+    return None if chosen is None else contained(folder, chosen.name)
 
 
 def weight_map(index: Path) -> dict[str, str]:

@@ -1,6 +1,8 @@
 """Checkpoints of every readable form, and every way in which one can be wrong."""
 
 import json
+import os
+import shutil
 import struct
 
 import pytest
@@ -147,6 +149,22 @@ def test_a_hub_that_cannot_be_reached_says_so(monkeypatch):
     assert all(word in str(caught.value) for word in ("Qwen/Qwen3-0.6B", "no route to host)", "local folder"))
 
 
+@pytest.mark.parametrize("error", [TimeoutError("slow"), RuntimeError("of the network library"), Exception()])
+def test_every_failure_of_the_hub_s_client_is_one_error(monkeypatch, error):
+    def download(*_, **__):
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    with pytest.raises(CheckpointNotFoundError, match="the hub did not give it"):
+        open_checkpoint("Qwen/Qwen3-0.6B")
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_an_empty_name_is_not_the_current_folder(name):
+    with pytest.raises(CheckpointNotFoundError, match="name is empty"):
+        open_checkpoint(name)
+
+
 def test_offline_is_a_clear_error_without_waiting():
     with pytest.raises(CheckpointNotFoundError, match="hub did not give it"):
         open_checkpoint("some-owner/some-model-that-is-not-cached")
@@ -289,6 +307,31 @@ def test_a_tensor_that_changed_its_form_after_opening_is_found(folder, weights):
 def test_what_is_open_is_returned(folder):
     opened = open_checkpoint(folder)
     assert open_checkpoint(opened) is opened
+
+
+def test_a_whole_file_beside_shards_of_another_model_is_refused(tmp_path, weights):
+    _shards(tmp_path, weights)
+    save_file({name: w + 1 for name, w in weights.items()}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointDamagedError, match=r"holds two checkpoints, model\.safetensors and the shards"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_pipe_in_the_place_of_weights_is_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointUnsafeError, match="no regular file"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors.index.json", "config.json"])
+def test_an_index_or_a_configuration_that_is_a_link_elsewhere_is_refused(tmp_path, weights, file):
+    outside, inside = tmp_path / "outside", tmp_path / "inside"
+    outside.mkdir(), inside.mkdir()
+    _shards(inside, weights)
+    (inside / "config.json").write_text("{}")
+    shutil.move(inside / file, outside / file)
+    (inside / file).symlink_to(outside / file)
+    with pytest.raises(CheckpointUnsafeError, match="outside its folder"):
+        open_checkpoint(inside)
 
 
 def test_two_checkpoints_in_one_folder_are_refused(tmp_path, weights):

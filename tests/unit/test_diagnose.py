@@ -1,5 +1,6 @@
 """The tables: columns, agreement with the metrics one by one, nulls, trajectories, and errors."""
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from opdgeom_utils import metrics
+from opdgeom_utils import matrix_rows, metrics
 from opdgeom_utils.diagnose import diagnose_pair, diagnose_trajectory
 from opdgeom_utils.errors import CheckpointMismatchError, MetricInputError
 from opdgeom_utils.nulls import null_generator, random_update, shuffled_update
@@ -328,3 +329,61 @@ def test_bad_options_are_refused_in_words(run, options, words):
 def test_bad_lists_of_checkpoints_are_refused_in_words(run, checkpoints, words):
     with pytest.raises(MetricInputError, match=words):
         diagnose_trajectory(run / "reference.safetensors", checkpoints)
+
+
+def test_a_value_beyond_bf16_is_a_row_that_says_so():
+    before, after = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    after.weight.data[0, 1] = 3.4e38
+    table = diagnose_pair(before, after).set_index("name")
+    assert "tensor weight has entries up to 3.4e+38, beyond the largest bf16 number" in table.loc["weight", "note"]
+    assert table.loc["weight", "update_sparsity":"hill"].isna().all()
+    assert table.loc["bias", "note"] == ""
+
+
+def test_a_principal_mask_without_a_gap_is_not_given_as_if_it_were_sure():
+    before, after = (torch.nn.Linear(12, 12, bias=False, dtype=torch.float64) for _ in range(2))
+    noise = torch.randn(12, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    before.weight.data = torch.linalg.qr(noise)[0]
+    after.weight.data = before.weight.data + 0.1
+    sure, unsure = diagnose_pair(before, after, rank=12).iloc[0], diagnose_pair(before, after, rank=3).iloc[0]
+    assert sure["note"] == ""
+    assert "mask is arbitrary" in unsure["note"]
+    assert pd.isna(unsure["principal_overlap"])
+    assert pd.isna(unsure["principal_overlap_shuffled"])
+    assert unsure["low_magnitude_overlap"] == sure["low_magnitude_overlap"]
+
+
+def test_the_report_says_what_the_table_holds(run, tmp_path):
+    from safetensors.torch import load_file
+
+    weights = load_file(run / "step_000010.safetensors")
+    del weights[UP]
+    save_file(weights, tmp_path / "step_000020.safetensors")
+    table = diagnose_trajectory(
+        run / "reference.safetensors",
+        [run / "step_000010.safetensors", tmp_path / "step_000020.safetensors"],
+        strict=False, nulls=False, k=4, rank=4, modules=["q_proj"], out=tmp_path / "out",
+    )  # fmt: skip
+    first, second = table.attrs["comparisons"]
+    assert first["compared"] == second["compared"] == [Q]
+    assert sorted(first["not_selected"]) == sorted([EMBEDDING, NORM])
+    assert first["missing_at_another_step"] == [UP]
+    assert second["only_in_reference"] == [UP]
+    assert json.loads((tmp_path / "out" / "comparisons.json").read_text()) == table.attrs["comparisons"]
+
+
+def test_a_device_without_enough_memory_gives_way_to_the_processor(run, monkeypatch):
+    plain = matrix_rows._rows
+    asked = []
+
+    def short_of_memory(name, before, after, settings):
+        asked.append(settings.device)
+        if len(asked) % 2:
+            raise torch.OutOfMemoryError
+        return plain(name, before, after, settings)
+
+    monkeypatch.setattr(matrix_rows, "_rows", short_of_memory)
+    table = diagnose_pair(run / "reference.safetensors", run / "step_000010.safetensors", k=4, nulls=False)
+    assert set(asked[1::2]) == {"cpu"}
+    assert table["note"].str.endswith("memory was too small").all()
+    assert table["update_norm"].notna().sum() == 3

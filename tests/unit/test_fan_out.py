@@ -9,11 +9,12 @@ from collections import Counter
 import joblib
 import pandas as pd
 import pytest
+import threadpoolctl
 import torch
 from safetensors.torch import save_file
 
-from opdgeom_utils import diagnose_pair, diagnose_trajectory, fan_out
-from opdgeom_utils.errors import MetricInputError, StorageError
+from opdgeom_utils import diagnose_pair, diagnose_trajectory, fan_out, storage
+from opdgeom_utils.errors import MetricInputError, RunLockedError, StorageError
 
 OPTIONS = {"k": 4, "rank": 3}
 
@@ -104,6 +105,37 @@ def test_the_digest_sees_every_measuring_file(tmp_path):
             fan_out.engine_digest.cache_clear()
             digests.append(fan_out.engine_digest(tmp_path))
         assert digests[0] != digests[1], name
+
+
+def test_a_damaged_part_is_measured_again(pair, tmp_path, measured):
+    table = diagnose_pair(*pair, **OPTIONS, out=tmp_path / "out")
+    parts = sorted((tmp_path / "out" / "parts").glob("*.parquet"))
+    parts[0].write_bytes(parts[0].read_bytes()[:100])
+    twin = parts[1].with_name(parts[1].name.split("-")[0] + "-ffff.parquet")
+    twin.write_bytes(parts[1].read_bytes())  # as a kill leaves it, between writing a part and removing the old one
+    pd.testing.assert_frame_equal(diagnose_pair(*pair, **OPTIONS, out=tmp_path / "out"), table)
+    assert len(measured) - 7 in (1, 2)  # the damaged one, and perhaps the one whose twin came first
+    assert len(list((tmp_path / "out" / "parts").glob("*.parquet"))) == 7
+
+
+def test_two_calls_into_one_folder_wait_for_each_other(pair, tmp_path, monkeypatch):
+    monkeypatch.setattr(fan_out, "WAIT_SECONDS", 0.1)
+    with storage.locked(tmp_path / "out", wait_seconds=1), pytest.raises(RunLockedError):
+        diagnose_pair(*pair, **OPTIONS, out=tmp_path / "out")
+
+
+def test_every_library_of_a_worker_has_one_thread(pair, monkeypatch):
+    seen = []
+    plain = fan_out.measure_checkpoints
+
+    def spy(*args, **kwargs):
+        seen.extend(pool["num_threads"] for pool in threadpoolctl.threadpool_info())
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(fan_out, "measure_checkpoints", spy)
+    with joblib.parallel_config(backend="threading"):
+        diagnose_pair(*pair, **OPTIONS, n_jobs=2)
+    assert set(seen) == {1}
 
 
 def test_a_trajectory_resumes_with_its_steps(pair, tmp_path, measured):
