@@ -126,7 +126,7 @@ def write_tables(
     tables |= {} if measures is None else {"measures": measures}
     for name, table in tables.items():
         path = folder / f"{name}.parquet"
-        kept = _rows_of_others(path, fresh) if add and path.is_file() else table.head(0)
+        kept = _rows_to_keep(path, table) if add and path.is_file() else table.head(0)
         tables[name] = pd.concat([kept, table], ignore_index=True) if len(kept) else table
         storage.write_atomic(path, storage.parquet_bytes(tables[name]))
     entries = [entry for entry in _entries(folder) if add and _entry_key(entry) not in fresh] + [
@@ -137,10 +137,17 @@ def write_tables(
     return Tables(**tables)
 
 
-def _rows_of_others(path: Path, fresh: set[RunKey]) -> pd.DataFrame:
+def _rows_to_keep(path: Path, fresh: pd.DataFrame) -> pd.DataFrame:
+    """Rows of a stored table that the new one does not replace.
+
+    In the long table a run replaces only the quantities that it brings: second moments carry the name of the variant
+    whose objective they are of, and are measured on OPD's run.
+    """
     stored = pd.read_parquet(path)
-    others = [key not in fresh for key in stored[KEYS[:3]].itertuples(index=False, name=None)]
-    return pd.DataFrame(stored[others])
+    columns = [*KEYS[:3], *(["quantity"] if "quantity" in stored else [])]
+    replaced = set(fresh[columns].itertuples(index=False, name=None))
+    keep = [key not in replaced for key in stored[columns].itertuples(index=False, name=None)]
+    return pd.DataFrame(stored[keep])
 
 
 def run_key(run: Run) -> RunKey:

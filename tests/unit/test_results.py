@@ -63,6 +63,16 @@ def test_adding_a_run_keeps_the_rows_of_a_run_whose_folder_is_gone(written: Path
     results.load_tables("tiny", written)
 
 
+def test_the_long_table_keeps_what_another_run_measured_in_a_variant_s_name(written: Path, world: World) -> None:
+    same = {"profile": "tiny", "recipe": "sft", "seed": 0, "step": 0}
+    moment, old, new = (same | {"quantity": q, "value": v} for q, v in (("moment_fit", 0.9), ("hill", 1), ("hill", 2)))
+    runs = [load_or_train("sft", profile="tiny")]
+    results.write_tables(runs, written, measures=as_measures([moment, old]), add=True)
+    after = results.write_tables(runs, written, measures=as_measures([new]), add=True).measures
+    assert after is not None
+    assert dict(zip(after["quantity"], after["value"], strict=True)) == {"moment_fit": 0.9, "hill": 2.0}
+
+
 def test_adding_a_run_that_is_there_replaces_its_rows(written: Path) -> None:
     before = (written / "training.parquet").read_bytes()
     results.write_tables([load_or_train("sft", profile="tiny")], written, add=True)
