@@ -5,7 +5,6 @@ adapter's rank. ``scaling`` is alpha / r, or alpha / sqrt(r) under rsLoRA. Under
 the length that the adapter's magnitude vector says.
 """
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,23 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opdgeom_utils.checkpoint_forms.adapter_settings import CONFIG, adapter_settings, scaling_of
 from opdgeom_utils.checkpoint_forms.layouts import canonical_name
 from opdgeom_utils.checkpoint_forms.stored_tensors import StoredTensor, safetensors_of
-from opdgeom_utils.checkpoint_forms.weight_files import contained, read_json, shortened
+from opdgeom_utils.checkpoint_forms.weight_files import contained, shortened
 from opdgeom_utils.errors import CheckpointDamagedError, CheckpointMismatchError, MetricInputError
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 LOW_RANK = re.compile(
     r"(?P<module>.+?)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
     r"(?:\.default)?(?P<bias>\.bias)?(?:\.weight)?"
-)
-UNSUPPORTED = (
-    "use_qalora",
-    "use_bdlora",
-    "layer_replication",
-    "alora_invocation_tokens",
-    "arrow_config",
-    "target_parameters",
 )
 
 
@@ -131,14 +123,7 @@ def open_adapter(folder: Path) -> Adapter:
     MetricInputError
         When it is of a kind that is not merged here.
     """
-    settings = read_json(folder / CONFIG, "adapter configuration")
-    kind = settings.get("peft_type")
-    unsupported = [name for name in UNSUPPORTED if settings.get(name)]
-    if kind != "LORA" or unsupported:
-        raise MetricInputError(
-            f"{folder / CONFIG}: an adapter of kind {kind} {' '.join(unsupported)}, expected plain LORA, rsLoRA or "
-            "DoRA; merge it with PEFT (merge_and_unload) and save the model."
-        )
+    settings = adapter_settings(folder)
     tensors, _ = safetensors_of([contained(folder, WEIGHTS)], folder)
     low_rank: dict[str, dict[str, StoredTensor]] = {}
     replaced: dict[str, StoredTensor] = {}
@@ -221,7 +206,7 @@ def _merged(adapter: Adapter, module: str, base: StoredTensor, parts: Mapping[st
     magnitude = parts.get("lora_magnitude_vector")
     if shape != base.shape or (magnitude is not None and magnitude.shape != (b.shape[0],)):
         raise _other_base(adapter, f"{module}.weight", shape, {f"{module}.weight": base})
-    load = Merged(base, a, b, scaling_of(adapter, module, a.shape[0]), transposed, magnitude)
+    load = Merged(base, a, b, _scaling(adapter, module, a.shape[0]), transposed, magnitude)
     return StoredTensor(
         f"{adapter.file} over {base.where}", base.key, shape, _sum_type(base.dtype, a.dtype, b.dtype), load=load
     )
@@ -234,42 +219,13 @@ def _shifted(
     if name not in merged or merged[name].shape != bias.shape:
         raise _other_base(adapter, name, bias.shape, merged)
     base, rank = merged[name], parts["lora_B"].shape[-1]
-    load = Shifted(base, bias, scaling_of(adapter, module, rank))
+    load = Shifted(base, bias, _scaling(adapter, module, rank))
     where = f"{adapter.file} over {base.where}"
     return StoredTensor(where, base.key, base.shape, _sum_type(base.dtype, bias.dtype), load=load)
 
 
-def scaling_of(adapter: Adapter, module: str, rank: int) -> float:
-    """Return the factor of ``B A`` for a module, after checking that the rank is the declared one.
-
-    Raises
-    ------
-    CheckpointDamagedError
-        When ``adapter_config.json`` has no rank or alpha, or another rank than the factors.
-    """
-    declared, alpha = (
-        _for_module(adapter.settings, key, module) for key in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern"))
-    )
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (declared, alpha))
-    if not numbers or declared != rank or not math.isfinite(alpha):
-        raise CheckpointDamagedError(
-            f"{adapter.folder / CONFIG}: rank {declared!r} and alpha {alpha!r} for {module}, whose factors have rank "
-            f"{rank}; the configuration is not of these weights, copy both again."
-        )
-    return alpha / math.sqrt(rank) if adapter.settings.get("use_rslora") else alpha / rank
-
-
-def _for_module(settings: Mapping[str, Any], keys: tuple[str, str], module: str) -> Any:
-    """Return a setting of a module: the first pattern that its name ends with, else the common value."""
-    key, pattern_key = keys
-    patterns = settings.get(pattern_key)
-    for pattern, value in (patterns if isinstance(patterns, dict) else {}).items():
-        try:
-            if re.fullmatch(rf"(.*\.)?({pattern})", module):
-                return value
-        except re.error:
-            continue
-    return settings.get(key)
+def _scaling(adapter: Adapter, module: str, rank: int) -> float:
+    return scaling_of(adapter.settings, module, rank, file=adapter.folder / CONFIG)
 
 
 def _other_base(
