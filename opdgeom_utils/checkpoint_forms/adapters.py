@@ -3,6 +3,9 @@
 A merged matrix is ``W + scaling * B A`` in float32 and is not rounded to the base's type, so that the update is of the
 adapter's rank. ``scaling`` is alpha / r, or alpha / sqrt(r) under rsLoRA. Under DoRA, row i of the merged matrix has
 the length that the adapter's magnitude vector says.
+
+Where the base ties its embeddings and the adapter changes one of them, the merged model has both: a trained model reads
+the other one unchanged.
 """
 
 import re
@@ -16,7 +19,9 @@ from torch import Tensor
 
 from opdgeom_utils.checkpoint_forms.adapter_settings import CONFIG, adapter_settings, scaling_of
 from opdgeom_utils.checkpoint_forms.layouts import canonical_name
+from opdgeom_utils.checkpoint_forms.parameter_names import EMBEDDING, HEAD
 from opdgeom_utils.checkpoint_forms.stored_tensors import StoredTensor, safetensors_of
+from opdgeom_utils.checkpoint_forms.tied_embeddings import changed_alike, with_own_head
 from opdgeom_utils.checkpoint_forms.weight_files import contained, shortened
 from opdgeom_utils.errors import CheckpointDamagedError, CheckpointMismatchError, MetricInputError
 
@@ -60,6 +65,12 @@ class Adapter:
     def file(self) -> Path:
         """Its weights."""
         return self.folder / WEIGHTS
+
+    @property
+    def changes(self) -> frozenset[str]:
+        """Names of the tensors that it changes."""
+        biased = (f"{module}.bias" for module, parts in self.low_rank.items() if "bias" in parts)
+        return frozenset([*self.replaced, *(f"{module}.weight" for module in self.low_rank), *biased])
 
 
 @dataclass(frozen=True)
@@ -142,20 +153,24 @@ def open_adapter(folder: Path) -> Adapter:
     return Adapter(folder, settings, low_rank, replaced)
 
 
-def merged_over(base: Mapping[str, StoredTensor], adapter: Adapter) -> tuple[dict[str, StoredTensor], frozenset[str]]:
-    """Merge an adapter over its base, lazily.
+def merged_over(
+    base: Mapping[str, StoredTensor], adapter: Adapter, *, tied: bool | None = None
+) -> tuple[dict[str, StoredTensor], frozenset[str], tuple[str, ...]]:
+    """Merge an adapter over its base, lazily; of weights, at most the adapter's own embeddings are read.
 
     Parameters
     ----------
     base : Mapping of str to StoredTensor
-        The base's tensors, under canonical names, before anything fused is split.
+        The base's tensors, under canonical names, tied embeddings once, before anything fused is split.
     adapter : Adapter
         What changes them.
+    tied : bool, optional
+        What the base's configuration says of its embeddings.
 
     Returns
     -------
-    tuple of dict and frozenset
-        The merged tensors, and the names of those that the adapter changes.
+    tuple of dict, frozenset and tuple
+        The merged tensors, the names of those that the adapter changes, and notes for the comparison's reader.
 
     Raises
     ------
@@ -164,21 +179,39 @@ def merged_over(base: Mapping[str, StoredTensor], adapter: Adapter) -> tuple[dic
     CheckpointDamagedError
         When half of a pair of factors is missing, or the ranks differ.
     """
-    merged, changed = dict(base), set(adapter.replaced)
+    changed = adapter.changes
+    unties = HEAD in changed or (EMBEDDING in changed and tied is True)
+    before = with_own_head(base, tied) if unties else dict(base)
+    merged = dict(before)
     for name, tensor in adapter.replaced.items():
-        if name not in base or base[name].shape != tensor.shape:
-            raise _other_base(adapter, name, tensor.shape, base)
+        if name not in before or before[name].shape != tensor.shape:
+            raise _other_base(adapter, name, tensor.shape, before)
         merged[name] = tensor
     for module, parts in adapter.low_rank.items():
         name = f"{module}.weight"
-        if name not in base:
-            raise _other_base(adapter, name, None, base)
+        if name not in before:
+            raise _other_base(adapter, name, None, before)
         merged[name] = _merged(adapter, module, merged[name], parts)
-        changed.add(name)
         if "bias" in parts:
             merged[f"{module}.bias"] = _shifted(adapter, module, merged, parts)
-            changed.add(f"{module}.bias")
-    return merged, frozenset(changed)
+    if HEAD not in before or HEAD in base:
+        return merged, changed, ()
+    if _keeps_tied(adapter):
+        return {name: tensor for name, tensor in merged.items() if name != HEAD}, changed - {HEAD}, ()
+    untied = " and ".join(sorted(changed & {EMBEDDING, HEAD}))
+    return merged, changed, (f"{EMBEDDING} and {HEAD} are one tensor in the base, untied by the adapter in {untied}",)
+
+
+def _keeps_tied(adapter: Adapter) -> bool:
+    """Say whether an adapter changes both embeddings in the same way, as it does under ``ensure_weight_tying``."""
+    modules = [name.removesuffix(".weight") for name in (EMBEDDING, HEAD)]
+    embedding, head = (
+        {**adapter.low_rank.get(module, {}), **{k: t for k, t in adapter.replaced.items() if k == f"{module}.weight"}}
+        for module in modules
+    )
+    a = embedding.get("lora_embedding_A")
+    scalings = {_scaling(adapter, module, a.shape[0]) for module in modules} if a is not None else set()
+    return changed_alike(embedding, head) and len(scalings) < 2
 
 
 def _merged(adapter: Adapter, module: str, base: StoredTensor, parts: Mapping[str, StoredTensor]) -> StoredTensor:
@@ -207,9 +240,8 @@ def _merged(adapter: Adapter, module: str, base: StoredTensor, parts: Mapping[st
     if shape != base.shape or (magnitude is not None and magnitude.shape != (b.shape[0],)):
         raise _other_base(adapter, f"{module}.weight", shape, {f"{module}.weight": base})
     load = Merged(base, a, b, _scaling(adapter, module, a.shape[0]), transposed, magnitude)
-    return StoredTensor(
-        f"{adapter.file} over {base.where}", base.key, shape, _sum_type(base.dtype, a.dtype, b.dtype), load=load
-    )
+    where, dtype = f"{adapter.file} over {base.where}", _sum_type(base.dtype, a.dtype, b.dtype)
+    return StoredTensor(where, f"{module}.weight", shape, dtype, load=load)
 
 
 def _shifted(

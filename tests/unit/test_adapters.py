@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, Phi3Config, Phi3ForCausalLM, Qwen
 
 from opdgeom_utils.chapters.your_run import open_run
 from opdgeom_utils.checkpoint_forms.adapter_settings import KNOWN
-from opdgeom_utils.checkpoints import open_checkpoint
+from opdgeom_utils.checkpoints import comparison_report, open_checkpoint
 from opdgeom_utils.diagnose import diagnose_pair
 from opdgeom_utils.errors import (
     CheckpointDamagedError,
@@ -26,6 +26,8 @@ SIZES = {
     **{"num_key_value_heads": 2, "pad_token_id": 0},
 }
 Q = "model.layers.0.self_attn.q_proj.weight"
+UP = "model.layers.0.mlp.up_proj.weight"
+OVER = "it was trained over another base"
 STARTS = [False, "gaussian", "eva", "orthogonal", "mica"]
 KINDS = {
     "plain": {"target_modules": ["q_proj", "down_proj"]},
@@ -191,15 +193,56 @@ def test_a_base_of_another_shape_is_refused_by_name(base, tmp_path):
         open_checkpoint(folder, base=tmp_path / "other.safetensors")
 
 
-def test_a_reference_that_is_not_the_base_is_refused(base, tmp_path):
+def _with_other(base, file, name, change, dtype=None):
+    """Write a copy of the base in which one tensor is changed."""
+    weights = {key: value.to(dtype or value.dtype) for key, value in load_file(base / "model.safetensors").items()}
+    weights[name] = change(weights[name])
+    save_file(weights, file)
+    return file
+
+
+def _last_row_moved(values):
+    return torch.cat([values[:-1], values[-1:] + 1])
+
+
+@pytest.mark.parametrize("name", ["model.norm.weight", UP, "model.embed_tokens.weight"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_reference_that_is_not_the_base_is_refused(name, dtype, base, tmp_path):
     folder = _adapter(base, tmp_path / "adapter", **KINDS["plain"])
-    weights = load_file(base / "model.safetensors")
-    weights["model.norm.weight"] = weights["model.norm.weight"] + 0.1
-    save_file(weights, tmp_path / "other.safetensors")
-    with pytest.raises(CheckpointMismatchError, match=r"does not change model\.norm\.weight.*another base"):
-        diagnose_pair(tmp_path / "other.safetensors", folder, nulls=False)
-    table = diagnose_pair(tmp_path / "other.safetensors", folder, k=2, nulls=False, strict=False)
+    other = _with_other(base, tmp_path / "other.safetensors", name, _last_row_moved, dtype)
+    with pytest.raises(CheckpointMismatchError, match=rf"does not change {name}, but .*another base"):
+        diagnose_pair(other, folder, nulls=False)
+    assert "another base" in comparison_report(other, folder).conflicts[0]
+    table = diagnose_pair(other, folder, k=2, nulls=False, strict=False)
     assert "another base" in table.attrs["comparisons"][0]["conflicts"][0]
+    rounded = _with_other(base, tmp_path / "rounded.safetensors", name, lambda values: values, dtype)
+    assert comparison_report(rounded, folder).complete
+
+
+def test_adapters_over_two_bases_are_refused(base, tmp_path):
+    other = _with_other(base, tmp_path / "other.safetensors", UP, lambda values: values + 1)
+    one = _adapter(base, tmp_path / "one", target_modules=["q_proj"])
+    two = _adapter(base, tmp_path / "two", target_modules=["down_proj"])
+    assert comparison_report(one, two).complete
+    conflicts = comparison_report(open_checkpoint(one, base=other), two).conflicts
+    assert conflicts == (f"the adapter does not change {UP}, but its base has other values there than {one}: {OVER}",)
+    assert not comparison_report(one, open_checkpoint(two, base=other)).complete
+
+
+def test_a_full_model_after_an_adapter_may_move_everything(base, tmp_path):
+    folder = _adapter(base, tmp_path / "adapter", **KINDS["plain"])
+    other = _with_other(base, tmp_path / "other.safetensors", UP, lambda values: values + 1)
+    assert comparison_report(folder, other).complete
+
+
+def test_the_base_of_an_adapter_is_known_without_a_look(base, tmp_path, monkeypatch):
+    folder = _adapter(base, tmp_path / "adapter", **KINDS["plain"])
+
+    def refuse(*_):
+        raise AssertionError("a tensor was read to be compared with itself")
+
+    monkeypatch.setattr("opdgeom_utils.checkpoint_forms.stored_tensors.StoredTensor.read_unchecked", refuse)
+    assert comparison_report(base, folder).complete
 
 
 @pytest.mark.parametrize(
