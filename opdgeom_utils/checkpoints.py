@@ -2,10 +2,10 @@
 
 Understood: safetensors (one file, or shards with or without an index); a hub id (``name`` or ``name@revision``); a LoRA
 adapter, merged over its base; a folder of ``torch.distributed.checkpoint``; one file of DTensor shards for each rank;
-``pytorch_model.bin`` when asked for; and a loaded ``torch.nn.Module``. Names are made plain by stated rules
-(:mod:`opdgeom_utils.checkpoint_forms.layouts`), fused matrices are split, tied embeddings appear once, under the
-embedding's name. Nothing is guessed and no code is run: what is missing, damaged, unsafe or of another architecture
-stops with an error that names the file and the tensor.
+``pytorch_model.bin`` and ``adapter_model.bin`` when asked for; and a loaded ``torch.nn.Module``. Names are made plain
+by stated rules (:mod:`opdgeom_utils.checkpoint_forms.layouts`), fused matrices are split, tied embeddings appear once,
+under the embedding's name, unless an adapter unties them. Nothing is guessed and no code is run: what is missing,
+damaged, unsafe or of another architecture stops with an error that names the file and the tensor.
 """
 
 import os
@@ -16,7 +16,8 @@ from typing import Any
 
 from torch import nn
 
-from opdgeom_utils.checkpoint_forms.adapters import is_adapter, merged_over, open_adapter
+from opdgeom_utils.checkpoint_forms.adapter_settings import is_adapter
+from opdgeom_utils.checkpoint_forms.adapters import merged_over, open_adapter
 from opdgeom_utils.checkpoint_forms.comparison import ComparisonReport, compare_opened, matching_names
 from opdgeom_utils.checkpoint_forms.distributed_folders import distributed_folder, distributed_tensors
 from opdgeom_utils.checkpoint_forms.hub_files import hub_folder
@@ -81,7 +82,8 @@ def open_checkpoint(
     base : str, path or torch.nn.Module, optional
         The model that an adapter stands on; by default the one that its configuration names.
     allow_pickle : bool
-        Whether to read ``pytorch_model.bin``, with ``weights_only=True``. Code in it is refused either way.
+        Whether to read ``pytorch_model.bin`` and ``adapter_model.bin``, with ``weights_only=True``. Code in them is
+        refused either way.
 
     Returns
     -------
@@ -215,7 +217,7 @@ def _plainly_named(found: _Gathered) -> _Gathered:
 
 def _with_adapter(label: str, folder: Path, *, base: Any, allow_pickle: bool) -> _Gathered:
     """Merge an adapter over its base, lazily."""
-    adapter = open_adapter(folder)
+    adapter = open_adapter(folder, allow_pickle=allow_pickle)
     below = base if base is not None else _beside(folder, adapter.base)
     if below is None:
         raise CheckpointNotFoundError(

@@ -32,6 +32,12 @@ WITHOUT_EFFECT = (  # on the weights, given how training started and that the va
 KNOWN = frozenset(USED + SEEN_IN_THE_WEIGHTS + WITHOUT_EFFECT)
 
 
+def is_adapter(folder: Path) -> bool:
+    """Say whether a folder holds an adapter and no model of its own."""
+    own = [folder / name for name in ("model.safetensors", "model.safetensors.index.json")]
+    return (folder / CONFIG).is_file() and not any(file.exists() for file in own)
+
+
 def adapter_settings(folder: Path) -> dict[str, Any]:
     """Read ``adapter_config.json`` and prove that the adapter is of a kind that is merged here.
 

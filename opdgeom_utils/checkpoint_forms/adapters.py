@@ -20,12 +20,18 @@ from torch import Tensor
 from opdgeom_utils.checkpoint_forms.adapter_settings import CONFIG, adapter_settings, scaling_of
 from opdgeom_utils.checkpoint_forms.layouts import canonical_name
 from opdgeom_utils.checkpoint_forms.parameter_names import EMBEDDING, HEAD
+from opdgeom_utils.checkpoint_forms.pickled_weights import OPENING, pickled_tensors
 from opdgeom_utils.checkpoint_forms.stored_tensors import StoredTensor, safetensors_of
 from opdgeom_utils.checkpoint_forms.tied_embeddings import changed_alike, with_own_head
 from opdgeom_utils.checkpoint_forms.weight_files import contained, shortened
-from opdgeom_utils.errors import CheckpointDamagedError, CheckpointMismatchError, MetricInputError
+from opdgeom_utils.errors import (
+    CheckpointDamagedError,
+    CheckpointMismatchError,
+    CheckpointNotFoundError,
+    MetricInputError,
+)
 
-WEIGHTS = "adapter_model.safetensors"
+WEIGHTS, PICKLED = "adapter_model.safetensors", "adapter_model.bin"
 LOW_RANK = re.compile(
     r"(?P<module>.+?)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
     r"(?:\.default)?(?P<bias>\.bias)?(?:\.weight)?"
@@ -38,8 +44,8 @@ class Adapter:
 
     Attributes
     ----------
-    folder : Path
-        Where it lies.
+    folder, file : Path
+        Where it lies, and its weights.
     settings : Mapping of str to Any
         Its ``adapter_config.json``.
     low_rank : Mapping of str to Mapping of str to StoredTensor
@@ -49,6 +55,7 @@ class Adapter:
     """
 
     folder: Path
+    file: Path
     settings: Mapping[str, Any]
     low_rank: Mapping[str, Mapping[str, StoredTensor]]
     replaced: Mapping[str, StoredTensor]
@@ -60,11 +67,6 @@ class Adapter:
         if not isinstance(name, str) or not name:
             return None
         return f"{name}@{revision}" if isinstance(revision, str) and revision and not Path(name).exists() else name
-
-    @property
-    def file(self) -> Path:
-        """Its weights."""
-        return self.folder / WEIGHTS
 
     @property
     def changes(self) -> frozenset[str]:
@@ -124,18 +126,25 @@ class Shifted:
         return base.to(dtype) + self.scaling * bias.to(dtype)
 
 
-def open_adapter(folder: Path) -> Adapter:
+def open_adapter(folder: Path, *, allow_pickle: bool = False) -> Adapter:
     """Open an adapter's folder without reading its weights.
+
+    Parameters
+    ----------
+    folder : Path
+        Where ``adapter_config.json`` lies.
+    allow_pickle : bool
+        Whether to read ``adapter_model.bin`` where there is no ``adapter_model.safetensors``.
 
     Raises
     ------
     CheckpointNotFoundError, CheckpointDamagedError, CheckpointUnsafeError
-        When its files are missing or cannot be read, or lead out of the folder.
+        When its files are missing or cannot be read, lead out of the folder, or are a pickle that was not asked for.
     MetricInputError
         When it is of a kind that is not merged here.
     """
     settings = adapter_settings(folder)
-    tensors, _ = safetensors_of([contained(folder, WEIGHTS)], folder)
+    file, tensors = _weights(folder, allow_pickle=allow_pickle)
     low_rank: dict[str, dict[str, StoredTensor]] = {}
     replaced: dict[str, StoredTensor] = {}
     for raw, tensor in tensors.items():
@@ -145,12 +154,24 @@ def open_adapter(folder: Path) -> Adapter:
             part = "bias" if found["bias"] else found["part"]
             low_rank.setdefault(found["module"], {})[part] = tensor
         elif any(word in name for word in ("lora_", "token_adapter", "modules_to_save", "trainable_tokens")):
-            raise MetricInputError(
-                f"{folder / WEIGHTS}: tensor {raw} is of a kind that is not merged here; merge with PEFT."
-            )
+            raise MetricInputError(f"{file}: tensor {raw} is of a kind that is not merged here; merge with PEFT.")
         else:
             replaced[name.replace(".base_layer.", ".")] = tensor
-    return Adapter(folder, settings, low_rank, replaced)
+    return Adapter(folder, file, settings, low_rank, replaced)
+
+
+def _weights(folder: Path, *, allow_pickle: bool) -> tuple[Path, dict[str, StoredTensor]]:
+    """Return the file of an adapter's weights and what it holds; a pickle is looked for last."""
+    found = next((contained(folder, name) for name in (WEIGHTS, PICKLED) if (folder / name).is_file()), None)
+    if found is None:
+        others = shortened(sorted(path.name for path in folder.iterdir()))
+        raise CheckpointNotFoundError(
+            f"{folder}: no {WEIGHTS}, found {others}; copy the adapter's weights too. From a hub {PICKLED}, which is a "
+            f"pickle, is fetched only on request: {OPENING}."
+        )
+    if found.name == PICKLED:
+        return found, pickled_tensors([found], allow_pickle=allow_pickle)[0]
+    return found, safetensors_of([found], folder)[0]
 
 
 def merged_over(
@@ -274,9 +295,3 @@ def _other_base(
 
 def _sum_type(*dtypes: torch.dtype) -> torch.dtype:
     return torch.float64 if torch.float64 in dtypes else torch.float32
-
-
-def is_adapter(folder: Path) -> bool:
-    """Say whether a folder holds an adapter and no model of its own."""
-    own = [folder / name for name in ("model.safetensors", "model.safetensors.index.json")]
-    return (folder / CONFIG).is_file() and not any(file.exists() for file in own)

@@ -18,6 +18,7 @@ from opdgeom_utils.errors import (
     CheckpointDamagedError,
     CheckpointMismatchError,
     CheckpointNotFoundError,
+    CheckpointUnsafeError,
     MetricInputError,
 )
 
@@ -282,6 +283,22 @@ def test_half_an_adapter_is_refused(base, tmp_path):
     (folder / "adapter_config.json").write_text("[")
     with pytest.raises(CheckpointDamagedError, match=r"adapter_config\.json: not a readable"):
         open_checkpoint(folder)
+
+
+def test_a_pickled_adapter_is_read_on_request_only(base, tmp_path):
+    folder = _adapter(base, tmp_path / "adapter", **KINDS["plain"])
+    expected = open_checkpoint(folder).tensors[Q].read()
+    weights = load_file(folder / "adapter_model.safetensors")
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(CheckpointNotFoundError, match=r"no adapter_model\.safetensors, found .*README\.md.*copy"):
+        open_checkpoint(folder)
+    torch.save(weights, folder / "adapter_model.bin")
+    with pytest.raises(CheckpointUnsafeError, match=r"adapter_model\.bin: is a pickle.*safetensors.*allow_pickle=True"):
+        open_checkpoint(folder)
+    opened = open_checkpoint(folder, allow_pickle=True)
+    assert torch.equal(opened.tensors[Q].read(), expected)
+    assert "adapter_model.bin over" in opened.tensors[Q].where
+    assert len(diagnose_pair(base, opened, k=2, nulls=False, n_jobs=2)) == len(opened.tensors)
 
 
 def test_an_unmerged_module_is_refused(base):
