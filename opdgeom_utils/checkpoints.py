@@ -2,10 +2,10 @@
 
 Understood: safetensors (one file, or shards with or without an index); a hub id (``name`` or ``name@revision``); a LoRA
 adapter, merged over its base; a folder of ``torch.distributed.checkpoint``; one file of DTensor shards for each rank;
-``pytorch_model.bin`` when asked for; and a loaded ``torch.nn.Module``. Names are made plain by stated rules
-(:mod:`opdgeom_utils.checkpoint_forms.layouts`), fused matrices are split, tied embeddings appear once, under the
-embedding's name. Nothing is guessed and no code is run: what is missing, damaged, unsafe or of another architecture
-stops with an error that names the file and the tensor.
+``pytorch_model.bin`` and ``adapter_model.bin`` when asked for; and a loaded ``torch.nn.Module``. Names are made plain
+by stated rules (:mod:`opdgeom_utils.checkpoint_forms.layouts`), fused matrices are split, tied embeddings appear once,
+under the embedding's name, unless an adapter unties them. Nothing is guessed and no code is run: what is missing,
+damaged, unsafe or of another architecture stops with an error that names the file and the tensor.
 """
 
 import os
@@ -14,19 +14,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from opdgeom_utils.checkpoint_forms.adapters import is_adapter, merged_over, open_adapter
+from opdgeom_utils.checkpoint_forms.adapter_settings import is_adapter
+from opdgeom_utils.checkpoint_forms.adapters import merged_over, open_adapter
 from opdgeom_utils.checkpoint_forms.comparison import ComparisonReport, compare_opened, matching_names
 from opdgeom_utils.checkpoint_forms.distributed_folders import distributed_folder, distributed_tensors
 from opdgeom_utils.checkpoint_forms.hub_files import hub_folder
-from opdgeom_utils.checkpoint_forms.layouts import canonical_name, renamed, split, text_config
+from opdgeom_utils.checkpoint_forms.layouts import canonical_name, renamed, split
 from opdgeom_utils.checkpoint_forms.parameter_names import EMBEDDING, HEAD, layer_of, module_of
 from opdgeom_utils.checkpoint_forms.pickled_weights import ENDINGS, pickled_files, pickled_tensors
 from opdgeom_utils.checkpoint_forms.rank_files import has_rank_files, rank_tensors
 from opdgeom_utils.checkpoint_forms.scaled_weights import unscaled
 from opdgeom_utils.checkpoint_forms.stored_tensors import OpenCheckpoint, StoredTensor, in_layer_order, safetensors_of
+from opdgeom_utils.checkpoint_forms.tied_embeddings import declared_tied, tied_once
 from opdgeom_utils.checkpoint_forms.weight_files import check_index, contained, read_json, weight_files
 from opdgeom_utils.errors import CheckpointDamagedError, CheckpointNotFoundError, MetricInputError
 
@@ -69,7 +70,7 @@ def open_checkpoint(
     base: str | os.PathLike[str] | nn.Module | None = None,
     allow_pickle: bool = False,
 ) -> OpenCheckpoint:
-    """Open a checkpoint without reading its weights.
+    """Open a checkpoint without reading its weights, except embeddings stored twice, to see whether they are tied.
 
     Parameters
     ----------
@@ -81,7 +82,8 @@ def open_checkpoint(
     base : str, path or torch.nn.Module, optional
         The model that an adapter stands on; by default the one that its configuration names.
     allow_pickle : bool
-        Whether to read ``pytorch_model.bin``, with ``weights_only=True``. Code in it is refused either way.
+        Whether to read ``pytorch_model.bin`` and ``adapter_model.bin``, with ``weights_only=True``. Code in them is
+        refused either way.
 
     Returns
     -------
@@ -111,10 +113,9 @@ def open_checkpoint(
         return source
     found = _gathered(source, revision=revision, base=base, allow_pickle=allow_pickle)
     plain = split(found.tensors, found.config)
-    tied = text_config(found.config).get("tie_word_embeddings")
     return OpenCheckpoint(
         label=found.label,
-        tensors=in_layer_order(_tied_once(dict(plain.tensors), tied if isinstance(tied, bool) else None)),
+        tensors=in_layer_order(plain.tensors),
         config=found.config,
         left_out=found.left_out,
         ambiguous=found.ambiguous + plain.ambiguous,
@@ -124,7 +125,7 @@ def open_checkpoint(
 
 
 def comparison_report(reference: CheckpointSource, tuned: CheckpointSource) -> ComparisonReport:
-    """Say what two checkpoints have in common and what not, without comparing any values.
+    """Say what two checkpoints have in common and what not; of values, only an adapter's base is compared.
 
     Parameters
     ----------
@@ -201,7 +202,7 @@ def _file_tensors(path: Path, *, allow_pickle: bool) -> tuple[dict[str, StoredTe
 
 
 def _plainly_named(found: _Gathered) -> _Gathered:
-    """Apply the rules for names, and fold scales into their weights."""
+    """Apply the rules for names, fold scales into their weights, and keep one of two tied embeddings."""
     unmerged = next((name for name in found.tensors if ".lora_" in name), None)
     if unmerged is not None:
         raise MetricInputError(
@@ -210,14 +211,13 @@ def _plainly_named(found: _Gathered) -> _Gathered:
         )
     tensors, ambiguous = renamed(found.tensors)
     weights, scales = unscaled(tensors, found.config)
-    return replace(
-        found, tensors=weights, ambiguous=found.ambiguous + ambiguous, left_out=found.left_out + tuple(scales)
-    )
+    once = tied_once(weights, declared_tied(found.config))
+    return replace(found, tensors=once, ambiguous=found.ambiguous + ambiguous, left_out=found.left_out + tuple(scales))
 
 
 def _with_adapter(label: str, folder: Path, *, base: Any, allow_pickle: bool) -> _Gathered:
     """Merge an adapter over its base, lazily."""
-    adapter = open_adapter(folder)
+    adapter = open_adapter(folder, allow_pickle=allow_pickle)
     below = base if base is not None else _beside(folder, adapter.base)
     if below is None:
         raise CheckpointNotFoundError(
@@ -231,10 +231,10 @@ def _with_adapter(label: str, folder: Path, *, base: Any, allow_pickle: bool) ->
             f"{folder}: the base of this adapter could not be opened. {error} Or give it, open_checkpoint({label!r}, "
             "base=...) or BASE=... of `make report`."
         ) from error
-    tensors, changed = merged_over(stands_on.tensors, adapter)
+    tensors, changed, remarks = merged_over(stands_on.tensors, adapter, tied=declared_tied(stands_on.config))
     names = frozenset(split({name: tensors[name] for name in changed}, stands_on.config).tensors)
     note = f"{label} is an adapter over {stands_on.label}; its configuration names {adapter.base or 'no base'}"
-    return replace(stands_on, label=label, tensors=tensors, notes=(*stands_on.notes, note), adapted=names)
+    return replace(stands_on, label=label, tensors=tensors, notes=(*stands_on.notes, note, *remarks), adapted=names)
 
 
 def _beside(folder: Path, base: str | None) -> str | None:
@@ -271,16 +271,3 @@ def _config(folder: Path) -> Mapping[str, Any]:
             return read_json(contained(folder, inside) if inside else folder / place, "configuration")
     actor = Path(ACTOR) / "huggingface" / "config.json"
     return read_json(contained(folder, str(actor)), "configuration") if (folder / actor).is_file() else {}
-
-
-def _tied_once(tensors: dict[str, StoredTensor], declared: bool | None) -> dict[str, StoredTensor]:
-    """Keep one of two equal embeddings, under the name of the input embedding."""
-    if HEAD not in tensors or declared is False:
-        return tensors
-    head = tensors[HEAD]
-    others = {name: tensor for name, tensor in tensors.items() if name != HEAD}
-    if EMBEDDING not in tensors:
-        return others | {EMBEDDING: head} if declared else tensors
-    embedding = tensors[EMBEDDING]
-    same_form = (head.shape, head.dtype) == (embedding.shape, embedding.dtype)
-    return others if same_form and torch.equal(head.read_unchecked(), embedding.read_unchecked()) else tensors

@@ -55,7 +55,7 @@ def open_run(
     label: str = "your run",
     strict: bool = True,
 ) -> OpenedRun:
-    """Open what a report compares; no matrix is read.
+    """Open what a report compares; no matrix is read, except a few rows to know the base of an adapter.
 
     Parameters
     ----------

@@ -3,9 +3,11 @@
 A merged matrix is ``W + scaling * B A`` in float32 and is not rounded to the base's type, so that the update is of the
 adapter's rank. ``scaling`` is alpha / r, or alpha / sqrt(r) under rsLoRA. Under DoRA, row i of the merged matrix has
 the length that the adapter's magnitude vector says.
+
+Where the base ties its embeddings and the adapter changes one of them, the merged model has both: a trained model reads
+the other one unchanged.
 """
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,23 +17,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opdgeom_utils.checkpoint_forms.adapter_settings import CONFIG, adapter_settings, scaling_of
 from opdgeom_utils.checkpoint_forms.layouts import canonical_name
+from opdgeom_utils.checkpoint_forms.parameter_names import EMBEDDING, HEAD
+from opdgeom_utils.checkpoint_forms.pickled_weights import OPENING, pickled_tensors
 from opdgeom_utils.checkpoint_forms.stored_tensors import StoredTensor, safetensors_of
-from opdgeom_utils.checkpoint_forms.weight_files import contained, read_json, shortened
-from opdgeom_utils.errors import CheckpointDamagedError, CheckpointMismatchError, MetricInputError
+from opdgeom_utils.checkpoint_forms.tied_embeddings import changed_alike, with_own_head
+from opdgeom_utils.checkpoint_forms.weight_files import contained, shortened
+from opdgeom_utils.errors import (
+    CheckpointDamagedError,
+    CheckpointMismatchError,
+    CheckpointNotFoundError,
+    MetricInputError,
+)
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS, PICKLED = "adapter_model.safetensors", "adapter_model.bin"
 LOW_RANK = re.compile(
     r"(?P<module>.+?)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
     r"(?:\.default)?(?P<bias>\.bias)?(?:\.weight)?"
-)
-UNSUPPORTED = (
-    "use_qalora",
-    "use_bdlora",
-    "layer_replication",
-    "alora_invocation_tokens",
-    "arrow_config",
-    "target_parameters",
 )
 
 
@@ -41,8 +44,8 @@ class Adapter:
 
     Attributes
     ----------
-    folder : Path
-        Where it lies.
+    folder, file : Path
+        Where it lies, and its weights.
     settings : Mapping of str to Any
         Its ``adapter_config.json``.
     low_rank : Mapping of str to Mapping of str to StoredTensor
@@ -52,6 +55,7 @@ class Adapter:
     """
 
     folder: Path
+    file: Path
     settings: Mapping[str, Any]
     low_rank: Mapping[str, Mapping[str, StoredTensor]]
     replaced: Mapping[str, StoredTensor]
@@ -65,9 +69,10 @@ class Adapter:
         return f"{name}@{revision}" if isinstance(revision, str) and revision and not Path(name).exists() else name
 
     @property
-    def file(self) -> Path:
-        """Its weights."""
-        return self.folder / WEIGHTS
+    def changes(self) -> frozenset[str]:
+        """Names of the tensors that it changes."""
+        biased = (f"{module}.bias" for module, parts in self.low_rank.items() if "bias" in parts)
+        return frozenset([*self.replaced, *(f"{module}.weight" for module in self.low_rank), *biased])
 
 
 @dataclass(frozen=True)
@@ -121,25 +126,25 @@ class Shifted:
         return base.to(dtype) + self.scaling * bias.to(dtype)
 
 
-def open_adapter(folder: Path) -> Adapter:
+def open_adapter(folder: Path, *, allow_pickle: bool = False) -> Adapter:
     """Open an adapter's folder without reading its weights.
+
+    Parameters
+    ----------
+    folder : Path
+        Where ``adapter_config.json`` lies.
+    allow_pickle : bool
+        Whether to read ``adapter_model.bin`` where there is no ``adapter_model.safetensors``.
 
     Raises
     ------
     CheckpointNotFoundError, CheckpointDamagedError, CheckpointUnsafeError
-        When its files are missing or cannot be read, or lead out of the folder.
+        When its files are missing or cannot be read, lead out of the folder, or are a pickle that was not asked for.
     MetricInputError
         When it is of a kind that is not merged here.
     """
-    settings = read_json(folder / CONFIG, "adapter configuration")
-    kind = settings.get("peft_type")
-    unsupported = [name for name in UNSUPPORTED if settings.get(name)]
-    if kind != "LORA" or unsupported:
-        raise MetricInputError(
-            f"{folder / CONFIG}: an adapter of kind {kind} {' '.join(unsupported)}, expected plain LORA, rsLoRA or "
-            "DoRA; merge it with PEFT (merge_and_unload) and save the model."
-        )
-    tensors, _ = safetensors_of([contained(folder, WEIGHTS)], folder)
+    settings = adapter_settings(folder)
+    file, tensors = _weights(folder, allow_pickle=allow_pickle)
     low_rank: dict[str, dict[str, StoredTensor]] = {}
     replaced: dict[str, StoredTensor] = {}
     for raw, tensor in tensors.items():
@@ -149,28 +154,44 @@ def open_adapter(folder: Path) -> Adapter:
             part = "bias" if found["bias"] else found["part"]
             low_rank.setdefault(found["module"], {})[part] = tensor
         elif any(word in name for word in ("lora_", "token_adapter", "modules_to_save", "trainable_tokens")):
-            raise MetricInputError(
-                f"{folder / WEIGHTS}: tensor {raw} is of a kind that is not merged here; merge with PEFT."
-            )
+            raise MetricInputError(f"{file}: tensor {raw} is of a kind that is not merged here; merge with PEFT.")
         else:
             replaced[name.replace(".base_layer.", ".")] = tensor
-    return Adapter(folder, settings, low_rank, replaced)
+    return Adapter(folder, file, settings, low_rank, replaced)
 
 
-def merged_over(base: Mapping[str, StoredTensor], adapter: Adapter) -> tuple[dict[str, StoredTensor], frozenset[str]]:
-    """Merge an adapter over its base, lazily.
+def _weights(folder: Path, *, allow_pickle: bool) -> tuple[Path, dict[str, StoredTensor]]:
+    """Return the file of an adapter's weights and what it holds; a pickle is looked for last."""
+    found = next((contained(folder, name) for name in (WEIGHTS, PICKLED) if (folder / name).is_file()), None)
+    if found is None:
+        others = shortened(sorted(path.name for path in folder.iterdir()))
+        raise CheckpointNotFoundError(
+            f"{folder}: no {WEIGHTS}, found {others}; copy the adapter's weights too. From a hub {PICKLED}, which is a "
+            f"pickle, is fetched only on request: {OPENING}."
+        )
+    if found.name == PICKLED:
+        return found, pickled_tensors([found], allow_pickle=allow_pickle)[0]
+    return found, safetensors_of([found], folder)[0]
+
+
+def merged_over(
+    base: Mapping[str, StoredTensor], adapter: Adapter, *, tied: bool | None = None
+) -> tuple[dict[str, StoredTensor], frozenset[str], tuple[str, ...]]:
+    """Merge an adapter over its base, lazily; of weights, at most the adapter's own embeddings are read.
 
     Parameters
     ----------
     base : Mapping of str to StoredTensor
-        The base's tensors, under canonical names, before anything fused is split.
+        The base's tensors, under canonical names, tied embeddings once, before anything fused is split.
     adapter : Adapter
         What changes them.
+    tied : bool, optional
+        What the base's configuration says of its embeddings.
 
     Returns
     -------
-    tuple of dict and frozenset
-        The merged tensors, and the names of those that the adapter changes.
+    tuple of dict, frozenset and tuple
+        The merged tensors, the names of those that the adapter changes, and notes for the comparison's reader.
 
     Raises
     ------
@@ -179,21 +200,39 @@ def merged_over(base: Mapping[str, StoredTensor], adapter: Adapter) -> tuple[dic
     CheckpointDamagedError
         When half of a pair of factors is missing, or the ranks differ.
     """
-    merged, changed = dict(base), set(adapter.replaced)
+    changed = adapter.changes
+    unties = HEAD in changed or (EMBEDDING in changed and tied is True)
+    before = with_own_head(base, tied) if unties else dict(base)
+    merged = dict(before)
     for name, tensor in adapter.replaced.items():
-        if name not in base or base[name].shape != tensor.shape:
-            raise _other_base(adapter, name, tensor.shape, base)
+        if name not in before or before[name].shape != tensor.shape:
+            raise _other_base(adapter, name, tensor.shape, before)
         merged[name] = tensor
     for module, parts in adapter.low_rank.items():
         name = f"{module}.weight"
-        if name not in base:
-            raise _other_base(adapter, name, None, base)
+        if name not in before:
+            raise _other_base(adapter, name, None, before)
         merged[name] = _merged(adapter, module, merged[name], parts)
-        changed.add(name)
         if "bias" in parts:
             merged[f"{module}.bias"] = _shifted(adapter, module, merged, parts)
-            changed.add(f"{module}.bias")
-    return merged, frozenset(changed)
+    if HEAD not in before or HEAD in base:
+        return merged, changed, ()
+    if _keeps_tied(adapter):
+        return {name: tensor for name, tensor in merged.items() if name != HEAD}, changed - {HEAD}, ()
+    untied = " and ".join(sorted(changed & {EMBEDDING, HEAD}))
+    return merged, changed, (f"{EMBEDDING} and {HEAD} are one tensor in the base, untied by the adapter in {untied}",)
+
+
+def _keeps_tied(adapter: Adapter) -> bool:
+    """Say whether an adapter changes both embeddings in the same way, as it does under ``ensure_weight_tying``."""
+    modules = [name.removesuffix(".weight") for name in (EMBEDDING, HEAD)]
+    embedding, head = (
+        {**adapter.low_rank.get(module, {}), **{k: t for k, t in adapter.replaced.items() if k == f"{module}.weight"}}
+        for module in modules
+    )
+    a = embedding.get("lora_embedding_A")
+    scalings = {_scaling(adapter, module, a.shape[0]) for module in modules} if a is not None else set()
+    return changed_alike(embedding, head) and len(scalings) < 2
 
 
 def _merged(adapter: Adapter, module: str, base: StoredTensor, parts: Mapping[str, StoredTensor]) -> StoredTensor:
@@ -221,10 +260,9 @@ def _merged(adapter: Adapter, module: str, base: StoredTensor, parts: Mapping[st
     magnitude = parts.get("lora_magnitude_vector")
     if shape != base.shape or (magnitude is not None and magnitude.shape != (b.shape[0],)):
         raise _other_base(adapter, f"{module}.weight", shape, {f"{module}.weight": base})
-    load = Merged(base, a, b, scaling_of(adapter, module, a.shape[0]), transposed, magnitude)
-    return StoredTensor(
-        f"{adapter.file} over {base.where}", base.key, shape, _sum_type(base.dtype, a.dtype, b.dtype), load=load
-    )
+    load = Merged(base, a, b, _scaling(adapter, module, a.shape[0]), transposed, magnitude)
+    where, dtype = f"{adapter.file} over {base.where}", _sum_type(base.dtype, a.dtype, b.dtype)
+    return StoredTensor(where, f"{module}.weight", shape, dtype, load=load)
 
 
 def _shifted(
@@ -234,42 +272,13 @@ def _shifted(
     if name not in merged or merged[name].shape != bias.shape:
         raise _other_base(adapter, name, bias.shape, merged)
     base, rank = merged[name], parts["lora_B"].shape[-1]
-    load = Shifted(base, bias, scaling_of(adapter, module, rank))
+    load = Shifted(base, bias, _scaling(adapter, module, rank))
     where = f"{adapter.file} over {base.where}"
     return StoredTensor(where, base.key, base.shape, _sum_type(base.dtype, bias.dtype), load=load)
 
 
-def scaling_of(adapter: Adapter, module: str, rank: int) -> float:
-    """Return the factor of ``B A`` for a module, after checking that the rank is the declared one.
-
-    Raises
-    ------
-    CheckpointDamagedError
-        When ``adapter_config.json`` has no rank or alpha, or another rank than the factors.
-    """
-    declared, alpha = (
-        _for_module(adapter.settings, key, module) for key in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern"))
-    )
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (declared, alpha))
-    if not numbers or declared != rank or not math.isfinite(alpha):
-        raise CheckpointDamagedError(
-            f"{adapter.folder / CONFIG}: rank {declared!r} and alpha {alpha!r} for {module}, whose factors have rank "
-            f"{rank}; the configuration is not of these weights, copy both again."
-        )
-    return alpha / math.sqrt(rank) if adapter.settings.get("use_rslora") else alpha / rank
-
-
-def _for_module(settings: Mapping[str, Any], keys: tuple[str, str], module: str) -> Any:
-    """Return a setting of a module: the first pattern that its name ends with, else the common value."""
-    key, pattern_key = keys
-    patterns = settings.get(pattern_key)
-    for pattern, value in (patterns if isinstance(patterns, dict) else {}).items():
-        try:
-            if re.fullmatch(rf"(.*\.)?({pattern})", module):
-                return value
-        except re.error:
-            continue
-    return settings.get(key)
+def _scaling(adapter: Adapter, module: str, rank: int) -> float:
+    return scaling_of(adapter.settings, module, rank, file=adapter.folder / CONFIG)
 
 
 def _other_base(
@@ -286,9 +295,3 @@ def _other_base(
 
 def _sum_type(*dtypes: torch.dtype) -> torch.dtype:
     return torch.float64 if torch.float64 in dtypes else torch.float32
-
-
-def is_adapter(folder: Path) -> bool:
-    """Say whether a folder holds an adapter and no model of its own."""
-    own = [folder / name for name in ("model.safetensors", "model.safetensors.index.json")]
-    return (folder / CONFIG).is_file() and not any(file.exists() for file in own)

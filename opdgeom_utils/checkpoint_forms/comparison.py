@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
-
+from opdgeom_utils.checkpoint_forms.adapter_bases import other_values
 from opdgeom_utils.checkpoint_forms.layouts import text_config
 from opdgeom_utils.checkpoint_forms.parameter_names import VOCABULARY
 from opdgeom_utils.checkpoint_forms.stored_tensors import OpenCheckpoint, StoredTensor, part_of
+from opdgeom_utils.checkpoint_forms.tied_embeddings import heads_beside_adapters
 from opdgeom_utils.checkpoint_forms.weight_files import shortened
 from opdgeom_utils.errors import CheckpointMismatchError
 
@@ -90,10 +90,15 @@ class ComparisonReport:
 
 
 def compare_opened(reference: OpenCheckpoint, tuned: OpenCheckpoint) -> ComparisonReport:
-    """Compare names and shapes; no weights are read, except an adapter's unchanged vectors, to know its base.
+    """Compare names and shapes; no weights are read, except to know an adapter's base.
+
+    What an adapter leaves alone is compared with the reference: vectors whole, and of matrices a few rows
+    (:mod:`opdgeom_utils.checkpoint_forms.adapter_bases`). An adapter over a base whose embeddings are tied may untie
+    them; the other checkpoint's embedding is then its head too.
 
     Examples
     --------
+    >>> import torch
     >>> def opened(label: str, **shapes: tuple[int, ...]) -> OpenCheckpoint:
     ...     held = {n: StoredTensor(label, n, shape, torch.float32) for n, shape in shapes.items()}
     ...     return OpenCheckpoint(label, held)
@@ -101,6 +106,7 @@ def compare_opened(reference: OpenCheckpoint, tuned: OpenCheckpoint) -> Comparis
     >>> report.compared, report.reshaped, report.only_in_tuned
     (('q',), ('k is (2, 2) and (1, 2)',), ('v',))
     """
+    reference, tuned = heads_beside_adapters(reference, tuned)
     before, after = reference.tensors, tuned.tensors
     both = [name for name in before if name in after]
     differ = [name for name in both if before[name].shape != after[name].shape]
@@ -131,13 +137,14 @@ def matching_names(reference: OpenCheckpoint, tuned: OpenCheckpoint) -> list[str
 
     Examples
     --------
+    >>> import torch
     >>> one = OpenCheckpoint("a", {"w": StoredTensor("a", "w", (2, 2), torch.float32)})
     >>> matching_names(one, one)
     ['w']
     """
     report = compare_opened(reference, tuned)
     report.raise_if_incomplete()
-    return list(report.compared)
+    return [name for name in report.compared if name in reference.tensors and name in tuned.tensors]
 
 
 def aligned(
@@ -164,6 +171,7 @@ def aligned(
     CheckpointMismatchError
         When ``strict`` and something cannot be compared, or nothing can.
     """
+    reference, *tuned = heads_beside_adapters(reference, *tuned)
     reports = [compare_opened(reference, checkpoint) for checkpoint in tuned]
     for report in reports:
         if strict:
@@ -207,22 +215,10 @@ def _conflicts(reference: OpenCheckpoint, tuned: OpenCheckpoint) -> tuple[str, .
     found = []
     if all(isinstance(kind, str) for kind in kinds) and kinds[0] != kinds[1]:
         found.append(f"model_type is {kinds[0]} and {kinds[1]}")
-    if tuned.adapted is not None and reference.adapted is None:
-        differing = [name for name in reference.tensors if _differs_untouched(name, reference, tuned)]
-        if differing:
-            found.append(
-                f"the adapter does not change {shortened(differing)}, but its base has other values there than "
-                f"{reference.label}: it was trained over another base"
-            )
+    differing = other_values(reference, tuned) if tuned.adapted is not None else []
+    if differing:
+        found.append(
+            f"the adapter does not change {shortened(differing)}, but its base has other values there than "
+            f"{reference.label}: it was trained over another base"
+        )
     return tuple(found)
-
-
-def _differs_untouched(name: str, reference: OpenCheckpoint, tuned: OpenCheckpoint) -> bool:
-    """Compare a vector that the adapter leaves alone: cheap, and training in full moves all of them."""
-    one, other = reference.tensors[name], tuned.tensors.get(name)
-    if other is None or name in (tuned.adapted or ()) or len(one.shape) != 1 or one.shape != other.shape:
-        return False
-    if one.held is None and (one.where, one.key) == (other.where, other.key):
-        return False
-    dtype = min((one.dtype, other.dtype), key=lambda kind: kind.itemsize)
-    return not torch.equal(one.read_unchecked().to(dtype), other.read_unchecked().to(dtype))

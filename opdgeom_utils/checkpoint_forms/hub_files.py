@@ -7,7 +7,7 @@ from opdgeom_utils.errors import CheckpointNotFoundError
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(@[\w./-]+)?")
 SAFE = ["*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json"]
-PICKLED = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
+PICKLED = ["pytorch_model*.bin", "pytorch_model.bin.index.json", "adapter_model.bin"]
 
 
 def hub_folder(source: str, *, revision: str | None = None, allow_pickle: bool = False) -> Path:
@@ -20,7 +20,7 @@ def hub_folder(source: str, *, revision: str | None = None, allow_pickle: bool =
     revision : str, optional
         Branch, tag or commit, when it is not in the name.
     allow_pickle : bool
-        Whether to fetch ``pytorch_model.bin`` too.
+        Whether to fetch ``pytorch_model.bin`` and ``adapter_model.bin`` too.
 
     Raises
     ------

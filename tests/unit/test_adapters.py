@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import fields
 
 import pytest
 import torch
@@ -10,12 +11,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Phi3Config, Phi3ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from opdgeom_utils.chapters.your_run import open_run
-from opdgeom_utils.checkpoints import open_checkpoint
+from opdgeom_utils.checkpoint_forms.adapter_settings import KNOWN
+from opdgeom_utils.checkpoints import comparison_report, open_checkpoint
 from opdgeom_utils.diagnose import diagnose_pair
 from opdgeom_utils.errors import (
     CheckpointDamagedError,
     CheckpointMismatchError,
     CheckpointNotFoundError,
+    CheckpointUnsafeError,
     MetricInputError,
 )
 
@@ -24,6 +27,9 @@ SIZES = {
     **{"num_key_value_heads": 2, "pad_token_id": 0},
 }
 Q = "model.layers.0.self_attn.q_proj.weight"
+UP = "model.layers.0.mlp.up_proj.weight"
+OVER = "it was trained over another base"
+STARTS = [False, "gaussian", "eva", "orthogonal", "mica"]
 KINDS = {
     "plain": {"target_modules": ["q_proj", "down_proj"]},
     "rslora and patterns": {
@@ -33,6 +39,15 @@ KINDS = {
     "dora": {"target_modules": ["k_proj", "gate_proj"], "use_dora": True},
     "embeddings and a whole head": {"target_modules": ["embed_tokens", "q_proj"], "modules_to_save": ["lm_head"]},
     "biases": {"target_modules": ["q_proj", "v_proj"], "lora_bias": True},
+    "all biases of the base": {"target_modules": ["q_proj"], "bias": "all"},
+    **{f"start {start}": {"target_modules": ["q_proj"], "init_lora_weights": start} for start in STARTS},
+}
+BASE_CHANGING_STARTS = ("pissa", "pissa_niter_4", "olora", "loftq", "corda", "lora_ga", "some later one")
+REFUSED = {
+    **{"velora_config": {"scale": 1.0}, "kasa_config": {"beta": 1e-4}, "monteclora_config": {"num_samples": 8}},
+    **{"arrow_config": {"top_k": 3}, "use_bdlora": {"nblocks": 2}, "use_qalora": True, "target_parameters": ["x"]},
+    **{"layer_replication": [[0, 1]], "alora_invocation_tokens": [1], "trainable_token_indices": [1]},
+    "megatron_config": {"x": 1},
 }
 
 
@@ -45,12 +60,12 @@ def base(tmp_path_factory):
 
 
 def _adapter(base, folder, **options):
-    """Train an adapter by throwing dice: every adapter weight gets a random value."""
+    """Train an adapter by throwing dice: every weight that it trains gets a random value."""
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, lora_alpha=8, **options))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name or "modules_to_save" in name:
+        for parameter in model.parameters():
+            if parameter.requires_grad:
                 parameter += 0.1 * torch.rand(parameter.shape, generator=generator)
     model.save_pretrained(folder)
     return folder
@@ -73,6 +88,29 @@ def test_each_kind_of_adapter_equals_pefts_merge(kind, base, tmp_path):
     moved = {name for name in expected if not torch.equal(before.tensors[name].read(), expected[name])}
     assert moved <= opened.adapted
     assert opened.notes == (f"{folder} is an adapter over {base}; its configuration names {base}",)
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_an_adapter_whose_training_changed_its_base_is_refused_until_it_is_converted(start, base, tmp_path):
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=start)
+    )
+    model.peft_config["default"].init_lora_weights = True  # as PEFT asks for, to save the start of training
+    model.save_pretrained(tmp_path / "start")
+    model.peft_config["default"].init_lora_weights = start
+    with torch.no_grad():
+        model.base_model.model.model.layers[0].self_attn.q_proj.lora_B["default"].weight += 0.1
+    model.save_pretrained(tmp_path / "raw")
+    with pytest.raises(MetricInputError, match=rf"init_lora_weights is '{start}'.*path_initial_model_for_weight"):
+        open_checkpoint(tmp_path / "raw")
+    model.save_pretrained(tmp_path / "plain", path_initial_model_for_weight_conversion=tmp_path / "start")
+    expected = _merged_by_peft(base, tmp_path / "plain")[Q]
+    torch.testing.assert_close(open_checkpoint(tmp_path / "plain").tensors[Q].read(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(_merged_by_peft(base, tmp_path / "raw")[Q], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_each_setting_of_peft_is_known_or_refused():
+    assert {field.name for field in fields(LoraConfig)} - KNOWN == set(REFUSED)
 
 
 def test_an_adapter_is_diagnosed_over_its_base(base, tmp_path):
@@ -156,15 +194,56 @@ def test_a_base_of_another_shape_is_refused_by_name(base, tmp_path):
         open_checkpoint(folder, base=tmp_path / "other.safetensors")
 
 
-def test_a_reference_that_is_not_the_base_is_refused(base, tmp_path):
+def _with_other(base, file, name, change, dtype=None):
+    """Write a copy of the base in which one tensor is changed."""
+    weights = {key: value.to(dtype or value.dtype) for key, value in load_file(base / "model.safetensors").items()}
+    weights[name] = change(weights[name])
+    save_file(weights, file)
+    return file
+
+
+def _last_row_moved(values):
+    return torch.cat([values[:-1], values[-1:] + 1])
+
+
+@pytest.mark.parametrize("name", ["model.norm.weight", UP, "model.embed_tokens.weight"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_reference_that_is_not_the_base_is_refused(name, dtype, base, tmp_path):
     folder = _adapter(base, tmp_path / "adapter", **KINDS["plain"])
-    weights = load_file(base / "model.safetensors")
-    weights["model.norm.weight"] = weights["model.norm.weight"] + 0.1
-    save_file(weights, tmp_path / "other.safetensors")
-    with pytest.raises(CheckpointMismatchError, match=r"does not change model\.norm\.weight.*another base"):
-        diagnose_pair(tmp_path / "other.safetensors", folder, nulls=False)
-    table = diagnose_pair(tmp_path / "other.safetensors", folder, k=2, nulls=False, strict=False)
+    other = _with_other(base, tmp_path / "other.safetensors", name, _last_row_moved, dtype)
+    with pytest.raises(CheckpointMismatchError, match=rf"does not change {name}, but .*another base"):
+        diagnose_pair(other, folder, nulls=False)
+    assert "another base" in comparison_report(other, folder).conflicts[0]
+    table = diagnose_pair(other, folder, k=2, nulls=False, strict=False)
     assert "another base" in table.attrs["comparisons"][0]["conflicts"][0]
+    rounded = _with_other(base, tmp_path / "rounded.safetensors", name, lambda values: values, dtype)
+    assert comparison_report(rounded, folder).complete
+
+
+def test_adapters_over_two_bases_are_refused(base, tmp_path):
+    other = _with_other(base, tmp_path / "other.safetensors", UP, lambda values: values + 1)
+    one = _adapter(base, tmp_path / "one", target_modules=["q_proj"])
+    two = _adapter(base, tmp_path / "two", target_modules=["down_proj"])
+    assert comparison_report(one, two).complete
+    conflicts = comparison_report(open_checkpoint(one, base=other), two).conflicts
+    assert conflicts == (f"the adapter does not change {UP}, but its base has other values there than {one}: {OVER}",)
+    assert not comparison_report(one, open_checkpoint(two, base=other)).complete
+
+
+def test_a_full_model_after_an_adapter_may_move_everything(base, tmp_path):
+    folder = _adapter(base, tmp_path / "adapter", **KINDS["plain"])
+    other = _with_other(base, tmp_path / "other.safetensors", UP, lambda values: values + 1)
+    assert comparison_report(folder, other).complete
+
+
+def test_the_base_of_an_adapter_is_known_without_a_look(base, tmp_path, monkeypatch):
+    folder = _adapter(base, tmp_path / "adapter", **KINDS["plain"])
+
+    def refuse(*_):
+        raise AssertionError("a tensor was read to be compared with itself")
+
+    monkeypatch.setattr("opdgeom_utils.checkpoint_forms.stored_tensors.StoredTensor.read_unchecked", refuse)
+    assert comparison_report(base, folder).complete
 
 
 @pytest.mark.parametrize(
@@ -174,7 +253,10 @@ def test_a_reference_that_is_not_the_base_is_refused(base, tmp_path):
         ({"lora_alpha": None}, CheckpointDamagedError, "alpha None"),
         ({"peft_type": "LOHA"}, MetricInputError, "kind LOHA"),
         ({"use_dora": True}, MetricInputError, "use_dora is True"),
-        ({"target_parameters": ["x"]}, MetricInputError, "target_parameters"),
+        *(({name: value}, MetricInputError, f"LORA with {name}, expected plain") for name, value in REFUSED.items()),
+        *(({"init_lora_weights": start}, MetricInputError, f"is '{start}'") for start in BASE_CHANGING_STARTS),
+        ({"init_lora_weights": ["pissa"]}, MetricInputError, "init_lora_weights is"),
+        ({"setting_of_a_later_version": 1}, MetricInputError, "setting_of_a_later_version"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused(change, error, words, base, tmp_path):
@@ -201,6 +283,22 @@ def test_half_an_adapter_is_refused(base, tmp_path):
     (folder / "adapter_config.json").write_text("[")
     with pytest.raises(CheckpointDamagedError, match=r"adapter_config\.json: not a readable"):
         open_checkpoint(folder)
+
+
+def test_a_pickled_adapter_is_read_on_request_only(base, tmp_path):
+    folder = _adapter(base, tmp_path / "adapter", **KINDS["plain"])
+    expected = open_checkpoint(folder).tensors[Q].read()
+    weights = load_file(folder / "adapter_model.safetensors")
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(CheckpointNotFoundError, match=r"no adapter_model\.safetensors, found .*README\.md.*copy"):
+        open_checkpoint(folder)
+    torch.save(weights, folder / "adapter_model.bin")
+    with pytest.raises(CheckpointUnsafeError, match=r"adapter_model\.bin: is a pickle.*safetensors.*allow_pickle=True"):
+        open_checkpoint(folder)
+    opened = open_checkpoint(folder, allow_pickle=True)
+    assert torch.equal(opened.tensors[Q].read(), expected)
+    assert "adapter_model.bin over" in opened.tensors[Q].where
+    assert len(diagnose_pair(base, opened, k=2, nulls=False, n_jobs=2)) == len(opened.tensors)
 
 
 def test_an_unmerged_module_is_refused(base):
