@@ -209,7 +209,7 @@ def _plainly_named(found: _Gathered) -> _Gathered:
             f"{found.label}: tensor {unmerged} belongs to an adapter that is not merged and whose scaling is not "
             "known here; merge it, or open the adapter's own folder, with its adapter_config.json, over the base."
         )
-    tensors, ambiguous = renamed(found.tensors)
+    tensors, ambiguous = renamed(found.tensors, found.config)
     weights, scales = unscaled(tensors, found.config)
     once = tied_once(weights, declared_tied(found.config))
     return replace(found, tensors=once, ambiguous=found.ambiguous + ambiguous, left_out=found.left_out + tuple(scales))
@@ -231,6 +231,12 @@ def _with_adapter(label: str, folder: Path, *, base: Any, allow_pickle: bool) ->
             f"{folder}: the base of this adapter could not be opened. {error} Or give it, open_checkpoint({label!r}, "
             "base=...) or BASE=... of `make report`."
         ) from error
+    kind = text_config(stands_on.config).get("model_type")  # some types have names of their own
+    adapter = replace(
+        adapter,
+        low_rank={canonical_name(name, kind): parts for name, parts in adapter.low_rank.items()},
+        replaced={canonical_name(name, kind): tensor for name, tensor in adapter.replaced.items()},
+    )
     tensors, changed, remarks = merged_over(stands_on.tensors, adapter, tied=declared_tied(stands_on.config))
     names = frozenset(split({name: tensors[name] for name in changed}, stands_on.config).tensors)
     note = f"{label} is an adapter over {stands_on.label}; its configuration names {adapter.base or 'no base'}"

@@ -14,13 +14,14 @@ import pandas as pd
 import torch
 
 from opdgeom_utils.checkpoint_forms.comparison import aligned
+from opdgeom_utils.checkpoint_forms.parameter_names import names_of_module
 from opdgeom_utils.checkpoints import CheckpointSource, layer_of, module_of, open_checkpoint
 from opdgeom_utils.errors import MetricInputError
 from opdgeom_utils.fan_out import Job, as_folder, fan_out
 from opdgeom_utils.matrix_rows import Settings
 from opdgeom_utils.storage import write_json
 
-STEP_IN_NAME = re.compile(r"(?:step|checkpoint)[_-]?(\d+)", re.IGNORECASE)
+STEP_IN_NAME = re.compile(r"(?:(?:global_)?step|checkpoint)[_-]?(\d+)", re.IGNORECASE)
 
 
 @runtime_checkable
@@ -75,6 +76,7 @@ def diagnose_pair(
     modules : sequence of str, optional
         Keep only these, such as ``["q_proj", "k_proj"]``. A plain name also selects every expert's matrix of that name:
         ``up_proj`` keeps ``expert_3.up_proj`` and ``shared_expert.up_proj`` too; ``expert_3.up_proj`` keeps that one.
+        What is outside the language model has a name of its own: ``vision_tower.q_proj``, ``mtp.q_proj``.
     device : str
         ``"auto"`` takes a GPU if there is one; everything is float64.
     n_jobs : int
@@ -95,13 +97,13 @@ def diagnose_pair(
     -------
     pd.DataFrame
         One row per tensor, in layer order. First ``name, layer, module, shape, dtype, n_entries`` (layer -1 outside the
-        layers). Then the metrics, under the names of :mod:`opdgeom_utils.metrics`: fractions 0 to 1, angles in degrees,
-        ``update_norm`` and ``reference_norm`` Frobenius norms, ``stable_rank_bf16`` of the update that bf16 shows, and
-        ``gap_at_k``, the reference's ``(s_k - s_{k+1}) / s_1``, and ``angles_defined``: False where this gap, or the
-        tuned matrix's, is below 1e-8. A top-k space is arbitrary there, and its angles are NaN. ``note`` says in words
-        what is odd about a row: NaN or infinite weights (then no metric is given), or no change at all. Then the nulls.
-        Undefined values are NaN; tensors that are not matrices have ``update_sparsity`` only. In
-        ``attrs["comparisons"]``, and with ``out`` in ``comparisons.json``: what was compared and what was not.
+        language model's layers). Then the metrics, under the names of :mod:`opdgeom_utils.metrics`: fractions 0 to 1,
+        angles in degrees, ``update_norm`` and ``reference_norm`` Frobenius norms, ``stable_rank_bf16`` of the update
+        that bf16 shows, and ``gap_at_k``, the reference's ``(s_k - s_{k+1}) / s_1``, and ``angles_defined``: False
+        where this gap, or the tuned matrix's, is below 1e-8. A top-k space is arbitrary there, and its angles are NaN.
+        ``note`` says in words what is odd about a row: NaN or infinite weights (then no metric is given), or no change
+        at all. Then the nulls. Undefined values are NaN; tensors that are not matrices have ``update_sparsity`` only.
+        In ``attrs["comparisons"]``, and with ``out`` in ``comparisons.json``: what was compared and what was not.
 
     Raises
     ------
@@ -154,8 +156,8 @@ def diagnose_trajectory(
     reference : str, path or torch.nn.Module
         The model before training.
     checkpoints : iterable, or a folder
-        Paths whose names hold the step (``step_000050.safetensors``, ``checkpoint-50``), pairs ``(step, checkpoint)``,
-        objects with ``.step`` and ``.path``, or a folder of such files.
+        Paths whose names hold the step (``step_000050.safetensors``, ``checkpoint-50``, ``global_step_50``), pairs
+        ``(step, checkpoint)``, objects with ``.step`` and ``.path``, or a folder of such files.
     eta, alpha, rank, k, modules, device, n_jobs, nulls, seed, strict, out
         As for :func:`diagnose_pair`. A matrix keeps one null seed over all steps.
 
@@ -241,16 +243,11 @@ def _selected(names: list[str], modules: Sequence[str] | None) -> list[str]:
         return names
     if isinstance(modules, str):
         raise MetricInputError(f"modules is the string {modules!r}, expected a list; write [{modules!r}].")
-    known = sorted({part for name in names for part in _names_of_module(name)})
+    known = sorted({part for name in names for part in names_of_module(name)})
     unknown = sorted(set(modules) - set(known))
     if unknown or not modules:
         raise MetricInputError(f"modules are {list(modules)}, expected some of {known}.")
-    return [name for name in names if not _names_of_module(name).isdisjoint(modules)]
-
-
-def _names_of_module(name: str) -> set[str]:
-    """Return what a tensor's module may be called: its own name and, for an expert's, the plain one."""
-    return {module_of(name), module_of(name).rpartition(".")[2]}
+    return [name for name in names if not names_of_module(name).isdisjoint(modules)]
 
 
 def _steps(checkpoints: Checkpoints | str | os.PathLike[str]) -> list[tuple[int, CheckpointSource]]:

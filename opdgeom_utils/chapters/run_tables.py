@@ -9,9 +9,10 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from opdgeom_utils.chapters.your_run import OpenedRun, kind_of
+from opdgeom_utils.chapters.your_run import OpenedRun
 from opdgeom_utils.charts.maps import MODULES
 from opdgeom_utils.checkpoint_forms.comparison import ComparisonReport
+from opdgeom_utils.checkpoint_forms.parameter_names import kind_of
 from opdgeom_utils.errors import MetricInputError
 from opdgeom_utils.models import PROJECT
 from opdgeom_utils.verdicts import matched

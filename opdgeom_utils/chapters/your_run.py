@@ -173,7 +173,7 @@ def _checkpoints_named(tuned: str | list[str]) -> tuple[list[str], list[str]]:
     folder = Path(tuned).expanduser()
     if not folder.is_dir():
         return [tuned], []
-    stems = {path: path.name.split(".")[0].removeprefix("global_") for path in folder.iterdir()}
+    stems = {path: path.name.split(".")[0] for path in folder.iterdir()}
     steps = sorted(path for path, stem in stems.items() if STEP_IN_NAME.fullmatch(stem))
     inside = [path for path in steps if path.is_dir() or path.suffix in WEIGHTS]  # no checksums that lie beside them
     if not inside:
@@ -236,15 +236,3 @@ def _check_label(words: str) -> None:
             f"label is {words!r}; expected 1 to {LONGEST_LABEL} characters, and none of {sorted(taken)}, which the "
             "figures use already."
         )
-
-
-def kind_of(name: str) -> str:
-    """Kind of a matrix for a map: its module, with the experts of a layer under one name.
-
-    Examples
-    --------
-    >>> kind_of("model.layers.0.mlp.experts.3.up_proj.weight"), kind_of("model.norm.weight")
-    ('experts.up_proj', 'norm')
-    """
-    module = module_of(name)
-    return f"experts.{module.partition('.')[2]}" if module.startswith("expert_") else module

@@ -6,15 +6,18 @@ The rules, in order:
    ``module.`` and ``base_model.model.`` at the start, as often as they stand there.
 2. ``model.language_model.`` and ``language_model.model.`` at the start become ``model.``; ``language_model.lm_head.``
    becomes ``lm_head.``.
-3. ``block_sparse_moe.`` becomes ``mlp.``, and its experts' ``w1, w2, w3`` become ``gate_proj, down_proj, up_proj``.
-4. ``qkv_proj`` is cut into the rows of queries, keys and values that the config's head counts give; ``gate_up_proj``
-   into two halves, the gate first.
+3. ``block_sparse_moe.`` becomes ``mlp.``, and its experts' ``w1, w2, w3`` become ``gate_proj, down_proj, up_proj``; the
+   names that one architecture alone has on disk (GPT-NeoX's head, PhiMoE's router, GraniteMoE's experts) become those
+   that it has in memory.
+4. Queries, keys and values in one matrix (``qkv_proj``, ``query_key_value``, ``c_attn``, ``Wqkv``) are cut apart where
+   the order of rows is known (:mod:`opdgeom_utils.checkpoint_forms.fused_attention`); ``gate_up_proj`` into two halves,
+   the gate first.
 5. ``experts.gate_up_proj`` and ``experts.down_proj`` of three dimensions are cut per expert, and turned into (out, in)
-   where the architecture stores (in, out).
+   where their shape and the configuration's hidden size say that they are stored as (in, out).
 
-No rule looks at the order of tensors. Two tensors that come to one name are ambiguous and left to the comparison to
-refuse. Other fused forms (``query_key_value``, ``c_attn``, ``Wqkv``) order their rows differently in each architecture;
-they stay whole, and the comparison's report says so.
+Rules 4 and 5 hold for the language model; what is fused in a vision or audio tower stays whole. No rule looks at the
+order of tensors. Two tensors that come to one name are ambiguous and left to the comparison to refuse. Whatever else is
+fused stays whole too, and the comparison's report says so.
 """
 
 import re
@@ -22,6 +25,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from opdgeom_utils.checkpoint_forms.fused_attention import FUSED_ATTENTION, attention_parts, first_number, outward
+from opdgeom_utils.checkpoint_forms.parameter_names import tower_of
 from opdgeom_utils.checkpoint_forms.stored_tensors import StoredTensor, part_of
 from opdgeom_utils.errors import CheckpointDamagedError
 
@@ -30,10 +35,31 @@ OUTER = ("module.", "base_model.model.")
 INNER = {"model.language_model.": "model.", "language_model.model.": "model.", "language_model.lm_head.": "lm_head."}
 SPARSE = re.compile(r"\.block_sparse_moe\.(?:(experts\.\d+)\.(w[123])\.)?")
 SPARSE_NAMES = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
-FUSED = re.compile(r"(?P<parent>.*)\.(?P<fused>qkv_proj|gate_up_proj)\.(?P<kind>weight|bias)")
+OWN_NAMES = {  # of one architecture on disk, and in memory
+    "gpt_neox": {r"^embed_out\.": "lm_head."},
+    "phimoe": {r"\.mlp\.gate(?=\.|$)": ".mlp.router"},
+    "granitemoe": {
+        r"\.mlp\.input_linear\.weight$": ".mlp.experts.gate_up_proj",
+        r"\.mlp\.output_linear\.weight$": ".mlp.experts.down_proj",
+        r"\.mlp\.router\.layer(?=\.|$)": ".mlp.router",
+    },
+}
+GATE_UP = re.compile(r"(?P<parent>.*)\.gate_up_proj\.(?P<kind>weight|bias)")
 PACKED = re.compile(r"(?P<parent>.*\.experts)\.(?P<packed>gate_up_proj|down_proj)(?P<bias>_bias)?")
-LEFT_WHOLE = ("query_key_value", "c_attn", "Wqkv", "wqkv", "qkv", "in_proj_weight")
-IN_OUT_EXPERTS = ("llama4", "llama4_text", "gpt_oss")  # packed as (expert, in, out)
+LEFT_WHOLE = ("in_proj_weight", "in_proj_qkv", "in_proj_qkvz")
+EXPERT_WIDTH = ("moe_hidden_size", "hidden_size")
+# How each type packs its experts, for where the shape fits both; qwen3_vl_moe is stored in both ways.
+IN_OUT_EXPERTS = ("llama4", "gpt_oss", "openai_privacy_filter", "aria")
+OUT_IN_EXPERTS = (
+    *("afmoe", "axk1", "axk2", "bailing_hybrid", "beam", "cohere2_moe", "deepseek_ocr2", "deepseek_v2", "deepseek_v3"),
+    *("deepseek_v32", "deepseek_v4", "diffusion_gemma", "dots1", "dots3_note", "ernie4_5_moe", "ernie4_5_vl_moe"),
+    *("exaone_moe", "flex_olmo", "flint", "gemma4", "glm4_moe", "glm4_moe_lite", "glm4v_moe", "glm5_next"),
+    *("glm_moe_dsa", "granitemoe", "granitemoe_swa", "granitemoehybrid", "granitemoeshared", "hunyuan_v1_moe", "hy_v3"),
+    *("hy_v4", "inkling", "inkling2", "jamba", "kimi_linear", "kolibri1", "laguna", "lfm2_moe", "longcat_flash"),
+    *("mellum", "mimo_v2_flash", "minimax", "minimax_m2", "minimax_m3_vl", "mistral4", "mistral_large4", "mixtral"),
+    *("muse_spark", "olmoe", "phimoe", "qwen2_moe", "qwen3_5_moe", "qwen3_moe", "qwen3_next", "qwen3_omni_moe"),
+    *("qwen4_exp", "solar_open", "step3p7", "unlimited_ocr", "zaya"),
+)
 INTERLEAVED_EXPERTS = ("gpt_oss",)  # gate and up in alternate columns
 
 
@@ -56,8 +82,8 @@ class PlainTensors:
     notes: tuple[str, ...]
 
 
-def canonical_name(name: str) -> str:
-    """Apply the rules for names: 1 to 3.
+def canonical_name(name: str, kind: Any = None) -> str:
+    """Apply the rules for names, 1 to 3, for a model of some type.
 
     Examples
     --------
@@ -65,6 +91,8 @@ def canonical_name(name: str) -> str:
     'model.layers.0.mlp.up_proj.weight'
     >>> canonical_name("base_model.model.model.layers.0.block_sparse_moe.experts.3.w1.weight")
     'model.layers.0.mlp.experts.3.gate_proj.weight'
+    >>> canonical_name("model.layers.0.block_sparse_moe.gate.weight", "phimoe")
+    'model.layers.0.mlp.router.weight'
     """
     name = WRAPPERS.sub("", name)
     while name.startswith(OUTER):
@@ -72,23 +100,30 @@ def canonical_name(name: str) -> str:
     for before, after in INNER.items():
         if name.startswith(before):
             name = after + name.removeprefix(before)
-    return SPARSE.sub(lambda found: f".mlp.{found[1]}.{SPARSE_NAMES[found[2]]}." if found[2] else ".mlp.", name)
+    name = SPARSE.sub(lambda found: f".mlp.{found[1]}.{SPARSE_NAMES[found[2]]}." if found[2] else ".mlp.", name)
+    family = "granitemoe" if str(kind).startswith("granitemoe") else kind
+    for before, after in OWN_NAMES.get(family, {}).items():
+        name = re.sub(before, after, name)
+    return name
 
 
-def renamed(tensors: Mapping[str, StoredTensor]) -> tuple[dict[str, StoredTensor], tuple[str, ...]]:
+def renamed(
+    tensors: Mapping[str, StoredTensor], config: Mapping[str, Any]
+) -> tuple[dict[str, StoredTensor], tuple[str, ...]]:
     """Apply the rules for names; a name that two tensors come to is left out and reported.
 
     Examples
     --------
     >>> import torch
     >>> one = StoredTensor("memory", "w", (1,), torch.float32)
-    >>> found, ambiguous = renamed({"w": one, "module.w": one, "b": one})
+    >>> found, ambiguous = renamed({"w": one, "module.w": one, "b": one}, {})
     >>> list(found), ambiguous
     (['b'], ('w is stored as w and as module.w',))
     """
     owners: dict[str, list[str]] = {}
+    kind = text_config(config).get("model_type")
     for raw in tensors:
-        owners.setdefault(canonical_name(raw), []).append(raw)
+        owners.setdefault(canonical_name(raw, kind), []).append(raw)
     plain = {name: tensors[raw[0]] for name, raw in owners.items() if len(raw) == 1}
     return plain, tuple(f"{name} is stored as {' and as '.join(raw)}" for name, raw in owners.items() if len(raw) > 1)
 
@@ -106,7 +141,7 @@ def split(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any]) -> Pla
     Raises
     ------
     CheckpointDamagedError
-        When a fused tensor does not have the rows that the configuration gives.
+        When packed experts do not have the form that the configuration gives.
     """
     config = text_config(config)
     plain: dict[str, StoredTensor] = {}
@@ -137,46 +172,26 @@ def _parts(
     name: str, tensor: StoredTensor, config: Mapping[str, Any], notes: list[str]
 ) -> Iterator[tuple[str, StoredTensor]]:
     """Yield the plain tensors in one stored tensor; the tensor itself if it is plain or has to stay whole."""
-    packed, fused = PACKED.fullmatch(name), FUSED.fullmatch(name)
+    tensor = outward(name, tensor, config)
+    packed, halves, attention = PACKED.fullmatch(name), GATE_UP.fullmatch(name), FUSED_ATTENTION.fullmatch(name)
     if packed:
         yield from _experts(packed, tensor, config, notes)
-    elif fused and fused["fused"] == "gate_up_proj":
-        halves = [tensor.shape[0] // 2] * 2 if tensor.shape and tensor.shape[0] % 2 == 0 else []
-        yield from _rows(fused, tensor, dict(zip(("gate_proj", "up_proj"), halves, strict=bool(halves))))
-    elif fused:
-        yield from _rows(fused, tensor, _head_rows(config, name, notes))
-    else:
-        if any(part in LEFT_WHOLE for part in name.split(".")) and name.split(".")[-1] != "bias":
-            notes.append(f"{name} stays fused: the order of its rows is this architecture's own")
+    elif (halves or attention) and _is_foreign(name):
+        if name.endswith("weight"):
+            notes.append(f"{name} stays fused: it is outside the language model, and its order of rows is not known")
         yield name, tensor
-
-
-def _rows(fused: re.Match[str], tensor: StoredTensor, rows: Mapping[str, int]) -> Iterator[tuple[str, StoredTensor]]:
-    if not rows:
-        yield fused.string, tensor
-        return
-    if not tensor.shape or sum(rows.values()) != tensor.shape[0]:
-        raise CheckpointDamagedError(
-            f"{tensor.where}: tensor {tensor.key} has shape {tensor.shape}, its config.json gives {dict(rows)} rows; "
-            "the configuration is not of these weights, copy both again."
-        )
-    start = 0
-    for module, count in rows.items():
-        yield f"{fused['parent']}.{module}.{fused['kind']}", part_of(tensor, slice(start, start + count))
-        start += count
-
-
-def _head_rows(config: Mapping[str, Any], name: str, notes: list[str]) -> dict[str, int]:
-    """Return the rows of queries, keys and values; empty if the configuration does not say."""
-    heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
-    groups = config.get("num_key_value_heads") or heads
-    size = config.get("head_dim") or (hidden // heads if type(hidden) is int and type(heads) is int and heads else None)
-    known = [number for number in (heads, groups, size) if type(number) is int and number > 0]
-    if len(known) < 3:
-        notes.append(f"{name} stays fused: no config.json with its head counts")
-        return {}
-    heads, groups, size = known
-    return {"q_proj": heads * size, "k_proj": groups * size, "v_proj": groups * size}
+    elif attention:
+        yield from attention_parts(attention, tensor, config, notes)
+    elif halves and tensor.shape and tensor.shape[0] % 2 == 0:
+        half = tensor.shape[0] // 2
+        for module, cut in (("gate_proj", slice(0, half)), ("up_proj", slice(half, 2 * half))):
+            yield f"{halves['parent']}.{module}.{halves['kind']}", part_of(tensor, cut)
+    else:
+        if any(part in LEFT_WHOLE for part in name.split(".")) and not name.endswith("bias"):
+            notes.append(f"{name} stays fused: the order of its rows is this architecture's own")
+        elif len(tensor.shape) == 3 and min(tensor.shape) > 1 and "conv" not in name:
+            notes.append(f"{name} stays packed: only the sparsity of its shape {tensor.shape} is measured")
+        yield name, tensor
 
 
 def _experts(
@@ -184,11 +199,11 @@ def _experts(
 ) -> Iterator[tuple[str, StoredTensor]]:
     """Cut a packed tensor per expert, and its gate and up halves apart."""
     kind, bias = config.get("model_type"), bool(packed["bias"])
-    if len(tensor.shape) != (2 if bias else 3) or not isinstance(kind, str):
-        notes.append(f"{packed.string} stays packed: {'no model_type in a config.json' if not kind else tensor.shape}")
+    turned, why = _is_in_out(packed, tensor, config)
+    if why:
+        notes.append(f"{packed.string} stays packed: {why}")
         yield packed.string, tensor
         return
-    turned = kind in IN_OUT_EXPERTS and not bias
     axis = 2 if turned else 1
     if packed["packed"] == "down_proj":
         cuts = {"down_proj": slice(None)}
@@ -207,3 +222,32 @@ def _experts(
             index = (expert, slice(None), cut) if axis == 2 else (expert, cut)
             name = f"{packed['parent']}.{expert}.{module}.{'bias' if bias else 'weight'}"
             yield name, part_of(tensor, *index, transposed=turned)
+
+
+def _is_in_out(packed: re.Match[str], tensor: StoredTensor, config: Mapping[str, Any]) -> tuple[bool, str]:
+    """Say whether packed experts are stored as (expert, in, out), or why that is not known."""
+    kind, shape, bias = config.get("model_type"), tensor.shape, bool(packed["bias"])
+    if not isinstance(kind, str):
+        return False, "no model_type in a config.json"
+    if bias or len(shape) != 3:
+        return False, "" if bias and len(shape) == 2 else str(shape)
+    width = None if _is_foreign(packed.string) else first_number(config, EXPERT_WIDTH)
+    fits = [width in (None, shape[axis]) for axis in (1, 2)]
+    in_out, out_in = fits if packed["packed"] == "gate_up_proj" else reversed(fits)
+    if not in_out and not out_in:
+        raise CheckpointDamagedError(
+            f"{tensor.where}: tensor {tensor.key} has shape {shape}, expected {width}, the hidden size in its "
+            "config.json, in the second or third place; the configuration is not of these weights, copy both again."
+        )
+    if in_out != out_in:
+        return in_out, ""
+    family = kind.removesuffix("_text")
+    if family not in IN_OUT_EXPERTS + OUT_IN_EXPERTS:
+        return False, f"{kind} may store its shape {shape} as (in, out) or as (out, in)"
+    return family in IN_OUT_EXPERTS, ""
+
+
+def _is_foreign(name: str) -> bool:
+    """Say whether a tensor is of a tower that is not built as the language model is; further-token heads are."""
+    tower = tower_of(name)
+    return bool(tower) and not tower.startswith("mtp")

@@ -1,4 +1,9 @@
-"""What a parameter's plain name says: its layer, and its module in plain terms."""
+"""What a parameter's plain name says: its layer, and its module in plain terms.
+
+Only the language model's own layers count as layers. A vision tower, an audio encoder or the heads that predict further
+tokens (``mtp``) have layers of the same names and numbers; their tensors are in layer -1, and their module bears the
+tower's name.
+"""
 
 import re
 
@@ -7,22 +12,32 @@ VOCABULARY = (EMBEDDING, HEAD, "lm_head.bias")  # tensors with one row for each 
 LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
 EXPERT = re.compile(r"(?:^|\.)experts\.(\d+)\.(\w+)(?:\.(?:weight|bias))?$")
 SHARED = re.compile(r"(?:^|\.)(shared_experts?)\.(\w+)\.(?:weight|bias)$")
+OF_EXPERT = re.compile(r"(^|\.)expert_\d+\.")
+TOWER = re.compile(r"vision|visual|image|video|audio|speech|talker|mtp|draft|encoder|projector|connector")
+AROUND = (  # what a language model's own layers lie in
+    *("model", "base_model", "transformer", "decoder", "backbone", "gpt_neox", "gpt_neox_japanese", "biogpt", "rwkv"),
+    *("language_model", "language", "text_model", "llm", "thinker"),
+)
 
 
 def layer_of(name: str) -> int:
-    """Return the layer number in a parameter's name, -1 if there is none.
+    """Return the number of the language model's layer in a parameter's name, -1 if there is none.
 
     Examples
     --------
     >>> layer_of("model.layers.12.mlp.up_proj.weight"), layer_of("model.norm.weight")
     (12, -1)
+    >>> layer_of("model.visual.blocks.3.attn.proj.weight"), layer_of("mtp.layers.0.self_attn.q_proj.weight")
+    (-1, -1)
     """
     match = LAYER.search(name)
-    return int(match.group(1)) if match else -1
+    return int(match.group(1)) if match and not tower_of(name) else -1
 
 
 def module_of(name: str) -> str:
     """Return the module of a parameter in plain terms: the last part of its name, after the expert's number if any.
+
+    What is outside the language model bears the name of its tower first.
 
     Examples
     --------
@@ -30,7 +45,57 @@ def module_of(name: str) -> str:
     ('q_proj', 'norm')
     >>> module_of("model.layers.0.mlp.experts.3.up_proj.weight")
     'expert_3.up_proj'
+    >>> module_of("model.vision_tower.encoder.layers.3.self_attn.q_proj.weight")
+    'vision_tower.q_proj'
     """
+    tower, module = tower_of(name), _own_module(name)
+    return f"{tower}.{module}" if tower and tower != module else module
+
+
+def kind_of(name: str) -> str:
+    """Return the module of a parameter, with the experts of a layer under one name.
+
+    Examples
+    --------
+    >>> kind_of("model.layers.0.mlp.experts.3.up_proj.weight"), kind_of("model.norm.weight")
+    ('experts.up_proj', 'norm')
+    """
+    return OF_EXPERT.sub(r"\1experts.", module_of(name))
+
+
+def names_of_module(name: str) -> set[str]:
+    """Return what a parameter's module may be called: its own name and, for an expert's, the one without the expert.
+
+    Examples
+    --------
+    >>> sorted(names_of_module("model.layers.0.mlp.experts.3.up_proj.weight"))
+    ['expert_3.up_proj', 'up_proj']
+    >>> names_of_module("mtp.layers.0.self_attn.q_proj.weight")
+    {'mtp.q_proj'}
+    """
+    module = module_of(name)
+    shared = re.sub(r"(^|\.)shared_experts?\.", r"\1", module) if SHARED.search(name) else module
+    return {module, OF_EXPERT.sub(r"\1", shared)}
+
+
+def tower_of(name: str) -> str:
+    """Return which part of a model outside the language model a parameter belongs to, empty if to none.
+
+    Examples
+    --------
+    >>> tower_of("model.visual.patch_embed.proj.weight"), tower_of("model.layers.0.self_attn.q_proj.weight")
+    ('visual', '')
+    """
+    name = name.removeprefix("transformer.encoder.")  # where ChatGLM keeps a language model's layers
+    layer = LAYER.search(name)
+    before = name[: layer.start()].split(".") if layer else name.split(".")[:-1]
+    named = next((part for part in before if TOWER.search(part)), "")
+    if named or not layer or not before[-1] or before[-1] in AROUND:
+        return named
+    return next(part for part in before if part not in AROUND)
+
+
+def _own_module(name: str) -> str:
     expert, shared = EXPERT.search(name), SHARED.search(name)
     if expert:
         return f"expert_{expert.group(1)}.{expert.group(2)}"

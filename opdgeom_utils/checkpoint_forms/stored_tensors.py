@@ -142,19 +142,28 @@ class Part:
         The index of each leading dimension.
     transposed : bool
         Whether the part, a matrix, is stored as (in, out).
+    blocks : int
+        How many equal blocks of rows are cut alike; the part has the rows that are left of each.
     """
 
     whole: StoredTensor
     cuts: tuple[Cut, ...]
     transposed: bool = False
+    blocks: int = 1
 
     def __call__(self) -> Tensor:
         """Read the whole lazily and cut."""
-        part = self.whole.read_unchecked()[self.cuts]
+        part = self.of(self.whole.read_unchecked())
         return part.T if self.transposed else part
 
+    def of(self, values: Tensor) -> Tensor:
+        """Cut values of the form of the whole."""
+        if self.blocks == 1:
+            return values[self.cuts]
+        return values.unflatten(0, (self.blocks, -1))[(slice(None), *self.cuts)].flatten(0, 1)
 
-def part_of(whole: StoredTensor, *cuts: Cut, transposed: bool = False) -> StoredTensor:
+
+def part_of(whole: StoredTensor, *cuts: Cut, transposed: bool = False, blocks: int = 1) -> StoredTensor:
     """Describe a part of a stored tensor, without reading it.
 
     Parameters
@@ -165,6 +174,8 @@ def part_of(whole: StoredTensor, *cuts: Cut, transposed: bool = False) -> Stored
         The index of each leading dimension.
     transposed : bool
         Whether to turn the part, a matrix stored as (in, out), into (out, in).
+    blocks : int
+        Cut each of so many equal blocks of rows alike, and put together what is left of them.
 
     Examples
     --------
@@ -172,15 +183,20 @@ def part_of(whole: StoredTensor, *cuts: Cut, transposed: bool = False) -> Stored
     >>> q = part_of(whole, slice(0, 2))
     >>> q.key, q.shape, q.read().tolist()
     ('qkv[0:2]', (2, 2), [[0.0, 1.0], [2.0, 3.0]])
+    >>> q = part_of(whole, slice(0, 1), blocks=2)
+    >>> q.key, q.shape, q.read().tolist()
+    ('qkv[0:1 of each of 2 blocks]', (2, 2), [[0.0, 1.0], [6.0, 7.0]])
     """
-    shape = torch.empty(whole.shape, device="meta")[cuts].shape
+    load = Part(whole, cuts, transposed, blocks)
+    shape = load.of(torch.empty(whole.shape, device="meta")).shape
     text = ", ".join(str(cut) if isinstance(cut, int) else _slice_text(cut) for cut in cuts)
+    text += f" of each of {blocks} blocks" if blocks > 1 else ""
     return StoredTensor(
         whole.where,
         f"{whole.key}[{text}]",
         tuple(reversed(shape)) if transposed else tuple(shape),
         whole.dtype,
-        load=Part(whole, cuts, transposed),
+        load=load,
     )
 
 

@@ -223,6 +223,14 @@ def test_checkpoints_are_given_in_any_form(run):
         pd.testing.assert_frame_equal(table, tables[0])
 
 
+def test_a_folder_of_verls_steps_is_a_trajectory(run, tmp_path):
+    for step in (5, 10):
+        (tmp_path / f"global_step_{step}").symlink_to(run / f"step_{step:06d}.safetensors")
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("10")
+    table = diagnose_trajectory(run / "reference.safetensors", tmp_path, k=5, modules=["q_proj"], nulls=False)
+    assert table["step"].tolist() == [5, 10]
+
+
 def test_the_reference_is_factorised_once(run, monkeypatch):
     import opdgeom_utils.matrix_rows as rows
 
