@@ -21,7 +21,7 @@ from opdgeom_utils.checkpoint_forms.adapters import merged_over, open_adapter
 from opdgeom_utils.checkpoint_forms.comparison import ComparisonReport, compare_opened, matching_names
 from opdgeom_utils.checkpoint_forms.distributed_folders import distributed_folder, distributed_tensors
 from opdgeom_utils.checkpoint_forms.hub_files import hub_folder
-from opdgeom_utils.checkpoint_forms.layouts import canonical_name, renamed, split
+from opdgeom_utils.checkpoint_forms.layouts import canonical_name, renamed, split, text_config
 from opdgeom_utils.checkpoint_forms.parameter_names import EMBEDDING, HEAD, layer_of, module_of
 from opdgeom_utils.checkpoint_forms.pickled_weights import ENDINGS, pickled_files, pickled_tensors
 from opdgeom_utils.checkpoint_forms.rank_files import has_rank_files, rank_tensors

@@ -213,10 +213,9 @@ def sweep(table: pd.DataFrame, settings: Mapping[str, tuple[str, str]]) -> pd.Da
 def with_levels(swept: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     """Add, at every setting of a sweep, the level of another seed of OPD and that of RLVR, as curves of their own."""
     names = {OTHER_SEED: OTHER_SEED, "RLVR": "RLVR", AGAINST: "RLVR"}
-    nulls = table[table["row"].isin(list(names)) & table["panel"].isin(swept["panel"])]
-    levels = [
-        nulls.assign(series=nulls["row"].map(names), setting=setting) for setting in swept["setting"].drop_duplicates()
-    ]
+    panels, settings = (list(dict.fromkeys(swept.loc[:, column])) for column in ("panel", "setting"))
+    nulls = table.loc[table["row"].isin(list(names)) & table["panel"].isin(panels)]
+    levels = [nulls.assign(series=nulls.loc[:, "row"].map(names), setting=setting) for setting in settings]
     return pd.concat([swept, *levels]).filter(items=list(swept.columns)).reset_index(drop=True)
 
 
@@ -227,8 +226,8 @@ def say_distances(gaps: pd.DataFrame) -> str:
     >>> say_distances(pd.DataFrame(rows, columns=["row", "kind", "value"]).assign(panel="p", seed=0))
     'Another seed of OPD is 0.200 away, RLVR 0.300. Nearer than another seed: a. Further than RLVR: b.'
     """
-    means = gaps.groupby("row", sort=False)["value"].mean()
-    variants = gaps.loc[gaps["kind"] == "variant", "row"].drop_duplicates()
+    means = {str(row): float(own["value"].to_numpy(float).mean()) for row, own in gaps.groupby("row", sort=False)}
+    variants = list(dict.fromkeys(gaps.loc[gaps["kind"] == "variant", "row"]))
     if OTHER_SEED not in means or "RLVR" not in means:
         return "These tables lack another seed of OPD, or RLVR, so there is nothing to hold a distance against."
     seed, rlvr = means[OTHER_SEED], means["RLVR"]

@@ -190,12 +190,12 @@ def early_against(kept: pd.DataFrame, quantity: str) -> pd.DataFrame:
         wide = own.pivot_table(index="seed", columns="space", values="kept", sort=False)
         for space in (name for name in wide.columns if "early space" in wide and name in COMPARABLE):
             both = wide[["early space", space]].dropna()
-            gap = seed_interval((both["early space"] - both[space]).to_numpy(float))
+            gap = seed_interval((both.loc[:, "early space"] - both.loc[:, space]).to_numpy(float))
             how = "more" if gap.low > 0 else "less" if gap.high < 0 else "not told apart"
             row = {"run": label(str(free)), "other space": space, "seeds": gap.n}
             row |= {"early keeps": f"{both['early space'].mean():.0%}", "other keeps": f"{both[space].mean():.0%}"}
             row["difference"] = f"{gap.mean:+.0%}" + (f" ({gap.low:+.0%} to {gap.high:+.0%})" if gap.n > 1 else "")
-            table += [row | {"the early space keeps": how if gap.n > 1 else "one seed"}] if gap.n else []
+            table += [row | {"verdict": how if gap.n > 1 else "one seed"}] if gap.n else []
     return pd.DataFrame(table)
 
 
@@ -203,12 +203,12 @@ def say_early_against(table: pd.DataFrame) -> str:
     """Say in one sentence what :func:`early_against` found.
 
     >>> row = {"run": "OPD", "other space": "random space", "seeds": 1, "difference": "+30%"}
-    >>> say_early_against(pd.DataFrame([row | {"the early space keeps": "one seed"}]))
+    >>> say_early_against(pd.DataFrame([row | {"verdict": "one seed"}]))
     'OPD, early space minus random space: +30% of the progress, one seed.'
     """
     said = [
         f"{r['run']}, early space minus {r['other space']}: {r['difference']} of the progress, "
-        + (r["the early space keeps"] if r["seeds"] == 1 else f"{r['the early space keeps']}, {r['seeds']} seeds")
+        + (r["verdict"] if r["seeds"] == 1 else f"{r['verdict']}, {r['seeds']} seeds")
         for r in table.to_dict("records")
     ]
     return "; ".join(said) + "." if said else "No other space was tried."

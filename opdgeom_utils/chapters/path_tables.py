@@ -247,7 +247,10 @@ def hardest_nulls(measures: pd.DataFrame, side: str, k: int, recipes: Iterable[s
             continue
         hardest, own = str(nulls.idxmax()), by_seed[label(recipe)]
         row = {"run": label(recipe), "side": side, "similarity": f"{own.mean():.2f}", "highest null": hardest}
-        row |= {"its similarity": f"{nulls.max():.2f}", "run minus null": said(own - by_seed[hardest])}
+        row |= {
+            "its similarity": f"{nulls.max():.2f}",
+            "run minus null": said(by_seed.loc[:, label(recipe)] - by_seed.loc[:, hardest]),
+        }
         table.append(row)
     return pd.DataFrame(table)
 

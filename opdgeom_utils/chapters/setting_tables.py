@@ -226,12 +226,13 @@ def say_places(beside: pd.DataFrame, ranges: pd.DataFrame) -> str:
     if places.empty:
         return "No setting is in these tables."
     between = int(places.between(0, 1).sum())
-    mine = ranges[ranges["run"].isin(list(SETTINGS.values()))]
-    beyond = int((~mine["inside"].astype(bool)).groupby(mine["run"]).any().sum())
+    mine = ranges.loc[ranges["run"].isin(list(SETTINGS.values()))]
+    runs, metrics = set(mine.loc[:, "run"]), set(mine.loc[:, "metric"])
+    beyond = set(mine.loc[~mine["inside"].astype(bool), "run"])
     return (
         f"By update sparsity {between} of {len(places)} settings lie between SFT and RLVR. "
-        f"{beyond} of {mine['run'].nunique()} leave the range of a further seed of OPD in at least one of "
-        f"{mine['metric'].nunique()} diagnostics."
+        f"{len(beyond)} of {len(runs)} leave the range of a further seed of OPD in at least one of {len(metrics)} "
+        "diagnostics."
     )
 
 

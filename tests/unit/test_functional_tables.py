@@ -63,7 +63,7 @@ def test_the_early_space_against_others_on_common_seeds() -> None:
     three = pd.concat([random.assign(seed=s, kept=random["kept"] + s / 100) for s in (0, 2, 3)])
     early = three.assign(space="early space", kept=three["kept"] + 0.3)
     sure = functional_tables.early_against(pd.concat([early, three]), "teacher_distance")
-    assert sure["the early space keeps"].tolist() == ["more"]
+    assert sure["verdict"].tolist() == ["more"]
     assert sure["difference"].tolist() == ["+30% (+30% to +30%)"]
 
 
