@@ -27,7 +27,7 @@ SPACES = {
     "random": "random space",
     "activations": "input activations",
 }
-COMPARABLE = (*list(SPACES.values())[1:], "final space", "RLVR's early space", "early space, left side")
+COMPARABLE = (*[*SPACES.values()][1:], "final space", "RLVR's early space", "early space, left side")
 KEPT = ["recipe", "free", "seed", "quantity", "begins", "ends", "start", "free_end", "held_end", "kept"]
 
 
@@ -195,7 +195,8 @@ def early_against(kept: pd.DataFrame, quantity: str) -> pd.DataFrame:
             row = {"run": label(str(free)), "other space": space, "seeds": gap.n}
             row |= {"early keeps": f"{both['early space'].mean():.0%}", "other keeps": f"{both[space].mean():.0%}"}
             row["difference"] = f"{gap.mean:+.0%}" + (f" ({gap.low:+.0%} to {gap.high:+.0%})" if gap.n > 1 else "")
-            table += [row | {"verdict": how if gap.n > 1 else "one seed"}] if gap.n else []
+            row["verdict"] = how if gap.n > 1 else "one seed"
+            table += [row] if gap.n else []
     return pd.DataFrame(table)
 
 
@@ -207,8 +208,8 @@ def say_early_against(table: pd.DataFrame) -> str:
     'OPD, early space minus random space: +30% of the progress, one seed.'
     """
     said = [
-        f"{r['run']}, early space minus {r['other space']}: {r['difference']} of the progress, "
-        + (r["verdict"] if r["seeds"] == 1 else f"{r['verdict']}, {r['seeds']} seeds")
+        f"{r['run']}, early space minus {r['other space']}: {r['difference']} of the progress, {r['verdict']}"
+        + (f", {r['seeds']} seeds" if r["seeds"] > 1 else "")
         for r in table.to_dict("records")
     ]
     return "; ".join(said) + "." if said else "No other space was tried."
