@@ -120,7 +120,7 @@ def test_a_damaged_part_is_measured_again(pair, tmp_path, measured):
 
 def test_two_calls_into_one_folder_wait_for_each_other(pair, tmp_path, monkeypatch):
     monkeypatch.setattr(fan_out, "WAIT_SECONDS", 0.1)
-    with storage.locked(tmp_path / "out", wait_seconds=1), pytest.raises(RunLockedError):
+    with storage.locked(tmp_path / "out", wait_seconds=1.0), pytest.raises(RunLockedError):
         diagnose_pair(*pair, **OPTIONS, out=tmp_path / "out")
 
 
