@@ -24,7 +24,7 @@ from opdgeom_utils.checkpoint_forms.hub_files import hub_folder
 from opdgeom_utils.checkpoint_forms.layouts import canonical_name, renamed, split, text_config
 from opdgeom_utils.checkpoint_forms.parameter_names import EMBEDDING, HEAD, layer_of, module_of
 from opdgeom_utils.checkpoint_forms.pickled_weights import ENDINGS, pickled_files, pickled_tensors
-from opdgeom_utils.checkpoint_forms.rank_files import has_rank_files, rank_tensors
+from opdgeom_utils.checkpoint_forms.rank_files import ACTOR, rank_folder, rank_tensors
 from opdgeom_utils.checkpoint_forms.scaled_weights import unscaled
 from opdgeom_utils.checkpoint_forms.stored_tensors import OpenCheckpoint, StoredTensor, in_layer_order, safetensors_of
 from opdgeom_utils.checkpoint_forms.tied_embeddings import declared_tied, tied_once
@@ -47,7 +47,6 @@ __all__ = [
 CheckpointSource = str | os.PathLike[str] | nn.Module | OpenCheckpoint
 
 CONFIG_PLACES = ("config.json", "huggingface/config.json", "../config.json", "../huggingface/config.json")
-ACTOR = "actor"  # where a trainer of several models puts the one that is trained
 
 
 @dataclass(frozen=True)
@@ -192,7 +191,7 @@ def _file_tensors(path: Path, *, allow_pickle: bool) -> tuple[dict[str, StoredTe
     distributed = distributed_folder(path)
     if distributed is not None:
         return distributed_tensors(distributed)
-    ranks = next((place for place in (path, path / ACTOR) if place.is_dir() and has_rank_files(place)), None)
+    ranks = rank_folder(path)
     if ranks is not None:
         return rank_tensors(ranks)
     pickles = pickled_files(path)

@@ -21,6 +21,10 @@ class CheckpointUnsafeError(OpdGeomError, ValueError):
     """A checkpoint asks for more than tensors: a pickle that names code, or a path that leaves its folder."""
 
 
+class CheckpointMemoryError(OpdGeomError, MemoryError):
+    """The system refused the memory that reading a checkpoint needs; the checkpoint itself is not to blame."""
+
+
 class CheckpointMismatchError(OpdGeomError, ValueError):
     """Two checkpoints cannot be compared: names missing, extra, ambiguous, or of another shape."""
 

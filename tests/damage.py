@@ -2,8 +2,10 @@
 
 import io
 import random
+import signal
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from opdgeom_utils.errors import OpdGeomError
@@ -56,3 +58,19 @@ def outcome_of(read: Callable[[], Any], *names: str) -> Any:
         message = str(error)
     assert any(name in message for name in names), f"the message names no file: {message}"
     return None
+
+
+@contextmanager
+def time_limit(seconds: int) -> Iterator[None]:
+    """Stop what waits for ever, such as the opening of a named pipe."""
+
+    def stop(*_: Any) -> None:
+        raise AssertionError(f"not done after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

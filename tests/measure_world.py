@@ -61,6 +61,8 @@ def agreeing(recipe: str, quantity: str, null: str, other: str, step: int) -> fl
         return _overlap(recipe, other)
     if quantity == "moment_fit":
         return 0.5 if other == "opd+rlvr" else 0.95
+    if null == "random_credit":
+        return 0.5
     levels = {"update_norm": 0.17 if recipe == "rlvr" else 0.45, "captured_share": 0.2 if null else 0.6}
     return levels.get(quantity, 0.95)
 

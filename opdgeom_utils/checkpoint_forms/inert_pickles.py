@@ -3,11 +3,15 @@
 Every name that the pickle asks for is looked up in a table and never imported. The few classes that describe how a
 tensor was sharded or stored become :class:`Recorded`, which only remember their arguments; the functions that rebuild
 tensors are replaced by our own. A pickle with code in it is an error that names the file and the code.
+
+A pickle can also be small and unfold without end: a tuple of two references to one tuple, that of two to another, and
+so on. Such tuples are refused before anything is built, and what should be sizes is checked before it is looked at.
 """
 
 import io
 import pickle
 import pickletools
+import reprlib
 import struct
 import zipfile
 from collections.abc import Callable
@@ -37,6 +41,10 @@ RECORDED = {
     *("TensorProperties", "_MEM_FORMAT_ENCODING", "StorageMeta", "_StorageInfo", "_StoragePrefix"),
 }
 
+PARTS_AT_MOST = 10_000  # of a tuple, counting those of the tuples in it as often as they stand there
+NUMBERS_AT_MOST = 64  # in a shape, a stride, an offset: torch itself stops at 64 dimensions
+UNHASHED = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")  # they fill what stands below them
+JOINED = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET", "REDUCE", "NEWOBJ", "NEWOBJ_EX", "OBJ", "INST")
 PATHS = {("pathlib", name) for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")} | {
     ("pathlib._local", name) for name in ("PosixPath", "WindowsPath")
 }
@@ -74,6 +82,9 @@ class Named(dict[Any, Any]):
     def __setstate__(self, state: Any) -> None:
         """Drop the attributes."""
 
+    def __repr__(self) -> str:  # messages must not unfold what it holds
+        return f"OrderedDict of {len(self)}"
+
 
 class InertUnpickler(pickle.Unpickler):
     """An unpickler whose every name is looked up in the tables above, never imported.
@@ -99,9 +110,7 @@ class InertUnpickler(pickle.Unpickler):
     ) -> None:
         super().__init__(io.BytesIO(content))
         self.file, self.storage, self.tensor = file, storage, tensor
-        for code, argument, _ in pickletools.genops(content):  # a memo or a length beyond the pickle takes all memory
-            if "PUT" in code.name and isinstance(argument, int) and argument > len(content):
-                raise ValueError(f"{code.name} {argument} in a pickle of {len(content)} bytes")
+        _check_size(content)
 
     def find_class(self, module: str, name: str, /) -> Any:
         """Return what stands for a name: a type of tensor entries, an inert class, or an error."""
@@ -163,3 +172,70 @@ class InertUnpickler(pickle.Unpickler):
         if self.tensor is None:
             raise ValueError("a tensor in a pickle that should hold none")
         return self.tensor(*form)
+
+
+def whole_numbers(found: Any, what: str) -> tuple[int, ...]:
+    """Return what a pickle holds as sizes, strides or offsets, after checking that it is that.
+
+    Raises
+    ------
+    ValueError
+        When it is no short tuple of whole numbers that fit 63 bits.
+
+    Examples
+    --------
+    >>> whole_numbers([2, 3], "shape")
+    (2, 3)
+    >>> whole_numbers((2, (3, 4)), "shape")
+    Traceback (most recent call last):
+    ValueError: shape (2, (3, 4)), expected at most 64 whole numbers
+    """
+    if (
+        not isinstance(found, tuple | list)
+        or len(found) > NUMBERS_AT_MOST
+        or not all(type(number) is int and 0 <= number < 2**63 for number in found)
+    ):
+        raise ValueError(f"{what} {reprlib.repr(found)}, expected at most {NUMBERS_AT_MOST} whole numbers")
+    return tuple(found)
+
+
+def _check_size(content: bytes) -> None:
+    """Follow a pickle's stack without building anything, and refuse what would take all memory or time.
+
+    That is a memo beyond the pickle's length, and a tuple that unfolds into too many parts: as the key of a dictionary
+    it would already hang the unpickler, since its hash visits every part.
+    """
+    stack: list[int] = []  # how many parts each object on the stack unfolds into; 0 is a mark
+    memo: dict[int, int] = {}
+    for code, argument, _ in pickletools.genops(content):
+        if code.name == "MEMOIZE":
+            memo[len(memo)] = stack[-1]
+        elif "PUT" in code.name:
+            if (place := int(str(argument))) > len(content):
+                raise ValueError(f"{code.name} {place} in a pickle of {len(content)} bytes")
+            memo[place] = stack[-1]
+        elif code.name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo[int(str(argument))])
+        elif code.name == "DUP":
+            stack.append(stack[-1])
+        elif code.name == "MARK":
+            stack.append(0)
+        else:
+            taken = _popped(stack, code)
+            parts = 1 + sum(taken) if code.name in JOINED else taken[0] if code.name in UNHASHED else 1
+            if parts > PARTS_AT_MOST:
+                raise ValueError(f"a tuple that unfolds into more than {PARTS_AT_MOST} parts")
+            stack.extend([parts] * len(code.stack_after))
+
+
+def _popped(stack: list[int], code: pickletools.OpcodeInfo) -> list[int]:
+    """Take off the stack what an instruction uses up: a fixed number, or all above the last mark and the mark."""
+    fixed = [kind for kind in code.stack_before if kind not in (pickletools.markobject, pickletools.stackslice)]
+    taken: list[int] = []
+    if pickletools.markobject in code.stack_before:
+        while stack[-1]:
+            taken.append(stack.pop())
+        stack.pop()
+        fixed = fixed[: code.stack_before.index(pickletools.markobject)]
+    below = [stack.pop() for _ in fixed]
+    return [*reversed(below), *reversed(taken)]

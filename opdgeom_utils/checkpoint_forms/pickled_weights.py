@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from opdgeom_utils.checkpoint_forms.inert_pickles import DAMAGE
-from opdgeom_utils.checkpoint_forms.stored_tensors import StoredTensor
-from opdgeom_utils.checkpoint_forms.torch_files import FileTensor, read_structure
+from opdgeom_utils.checkpoint_forms.stored_tensors import StoredTensor, is_weight
+from opdgeom_utils.checkpoint_forms.torch_files import FileTensor, read_structure, require_regular
 from opdgeom_utils.checkpoint_forms.weight_files import contained, indexed_files
 from opdgeom_utils.errors import CheckpointDamagedError, CheckpointUnsafeError
 
@@ -36,8 +36,9 @@ class Pickled:
 
     def __call__(self) -> Tensor:
         """Map the file, if this process has not yet, and return the tensor."""
-        status = Path(self.file).stat() if Path(self.file).is_file() else None
-        found: Any = _mapped(self.file, status and (status.st_mtime_ns, status.st_size))
+        require_regular(Path(self.file))
+        status = Path(self.file).stat()
+        found: Any = _mapped(self.file, (status.st_mtime_ns, status.st_size))
         for key in self.keys:
             found = found[key] if isinstance(found, Mapping) and key in found else None
         if not isinstance(found, Tensor):
@@ -69,6 +70,8 @@ def pickled_tensors(files: list[Path], *, allow_pickle: bool) -> tuple[dict[str,
         When ``allow_pickle`` is False, or a file holds more than tensors.
     CheckpointNotFoundError, CheckpointDamagedError
         When a file is missing or cannot be read, or two files hold one name.
+    MetricInputError
+        When a weight is stored quantised.
     """
     if not allow_pickle:
         raise CheckpointUnsafeError(
@@ -76,21 +79,21 @@ def pickled_tensors(files: list[Path], *, allow_pickle: bool) -> tuple[dict[str,
             f"tensors read with weights_only=True, write {OPENING} and pass what it returns."
         )
     tensors: dict[str, StoredTensor] = {}
-    left_out: list[str] = []
-    for file in files:
+    left_out: dict[str, None] = {}  # by full path: a model and what stands beside it may share a name
+    for file in (file.absolute() for file in files):  # a relative path would mean another file after a chdir
         for keys, found in _tensors_in(read_structure(file)):
-            name = keys[-1]
-            if name in tensors or name in left_out:
+            name, path = keys[-1], ".".join(keys)
+            if path in left_out or (name in tensors and isinstance(found, FileTensor)):
                 raise CheckpointDamagedError(
                     f"{file}: tensor {name} is there twice, or in another file too; copy again."
                 )
-            if isinstance(found, FileTensor) and found.dtype.is_floating_point:
+            if isinstance(found, FileTensor) and is_weight(os.fspath(file), name, found.dtype):
                 load = Pickled(os.fspath(file), keys)
                 tensors[name] = StoredTensor(os.fspath(file), name, found.shape, found.dtype, load=load)
             else:
-                left_out.append(name)
+                left_out[path] = None
         _mapped(os.fspath(file), (file.stat().st_mtime_ns, file.stat().st_size))
-    return tensors, left_out
+    return tensors, list(left_out)
 
 
 def _tensors_in(state: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -107,7 +110,7 @@ def _tensors_in(state: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
 
 
 @functools.lru_cache(maxsize=64)
-def _mapped(file: str, _form: tuple[int, int] | None) -> Any:
+def _mapped(file: str, _form: tuple[int, int]) -> Any:
     """Return the tensors of a file, mapped and not read; once for each state of the file."""
     try:
         return torch.load(file, map_location="cpu", mmap=True, weights_only=True)

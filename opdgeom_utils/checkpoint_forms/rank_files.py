@@ -5,21 +5,24 @@ for each dimension of the mesh a placement: ``Shard(d)`` splits dimension ``d``,
 is not sharded is in every file.
 """
 
+import math
 import os
 import re
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from opdgeom_utils.checkpoint_forms.inert_pickles import Recorded
+from opdgeom_utils.checkpoint_forms.inert_pickles import NUMBERS_AT_MOST, Recorded, whole_numbers
 from opdgeom_utils.checkpoint_forms.sharded_tensors import Assembled, Intervals, Piece, entries_of, strided_chunk
-from opdgeom_utils.checkpoint_forms.stored_tensors import StoredTensor
+from opdgeom_utils.checkpoint_forms.stored_tensors import StoredTensor, is_weight
 from opdgeom_utils.checkpoint_forms.torch_files import FileTensor, read_structure
 from opdgeom_utils.checkpoint_forms.weight_files import contained, shortened
 from opdgeom_utils.errors import CheckpointDamagedError, CheckpointNotFoundError, MetricInputError, OpdGeomError
 
+ACTOR = "actor"  # where a trainer of several models puts the one that is trained
 RANK_FILE = re.compile(r"model_world_size_(\d{1,6})_rank_(\d{1,6})\.pt")
 
 
@@ -42,13 +45,22 @@ class LocalPart:
     tensor: FileTensor
 
 
-def has_rank_files(folder: Path) -> bool:
-    """Say whether a folder holds such files."""
-    return any(RANK_FILE.fullmatch(path.name) for path in folder.iterdir())
+def rank_folder(folder: Path) -> Path | None:
+    """Return the folder with such files: this one, or the one inside it where trainers put the model.
+
+    Raises
+    ------
+    CheckpointUnsafeError
+        When the one inside is a link that leads elsewhere.
+    """
+    for place in (folder, folder / ACTOR):
+        if place.is_dir() and any(RANK_FILE.fullmatch(path.name) for path in place.iterdir()):
+            return place if place == folder else contained(folder, ACTOR)
+    return None
 
 
 def rank_tensors(folder: Path) -> tuple[dict[str, StoredTensor], list[str]]:
-    """Gather the floating tensors of all ranks, and the names of the others.
+    """Gather the floating tensors of all ranks, and the names of what else they hold.
 
     Raises
     ------
@@ -59,9 +71,11 @@ def rank_tensors(folder: Path) -> tuple[dict[str, StoredTensor], list[str]]:
     CheckpointUnsafeError
         When a file holds anything but tensors.
     MetricInputError
-        When a tensor is a partial sum, not yet added up over the ranks.
+        When a tensor is a partial sum, not yet added up over the ranks, or is stored quantised.
     """
+    folder = folder.absolute()  # a relative path would mean another folder after a chdir
     parts: dict[str, list[LocalPart]] = {}
+    left_out: dict[str, None] = {}
     files = _files(folder)
     for rank, file in enumerate(files):
         state = read_structure(file)
@@ -70,9 +84,11 @@ def rank_tensors(folder: Path) -> tuple[dict[str, StoredTensor], list[str]]:
         for name, value in state.items():
             if isinstance(value, FileTensor | Recorded):
                 parts.setdefault(name, []).append(_local_part(file, name, value, rank))
+            else:
+                left_out[name] = None
     tensors = {name: _whole(folder, name, found, len(files)) for name, found in parts.items()}
-    buffers = [name for name, tensor in tensors.items() if not tensor.dtype.is_floating_point]
-    return {name: tensor for name, tensor in tensors.items() if name not in buffers}, buffers
+    weights = {name: t for name, t in tensors.items() if is_weight(parts[name][0].tensor.file, name, t.dtype)}
+    return weights, [*(name for name in tensors if name not in weights), *left_out]
 
 
 def _files(folder: Path) -> list[Path]:
@@ -96,14 +112,14 @@ def _local_part(file: Path, name: str, value: FileTensor | Recorded, rank: int) 
     try:
         spec = value.get("_spec")
         meta = spec.get("tensor_meta")
-        shape = tuple(meta.args[0] if meta is not None else value.args[2])
+        shape = whole_numbers(meta.args[0] if meta is not None else value.args[2], "shape")
         placements, mesh, local = spec.get("placements"), _Mesh.of(spec.get("mesh")), value.get("_local_tensor")
         coordinate = mesh.coordinate_of(rank)
         if not isinstance(local, FileTensor) or len(placements) != len(mesh.sizes):
             raise ValueError(f"{len(placements)} placements on a mesh of {len(mesh.sizes)} dimensions")
         region = _all_of(shape)
         for placement, size, index in zip(placements, mesh.sizes, coordinate, strict=True):
-            region = _placed(region, placement, size, index, f"{file}: tensor {name}")
+            region = _placed(region, placement, size, index, mesh, f"{file}: tensor {name}")
     except OpdGeomError:
         raise
     except (AttributeError, TypeError, ValueError, LookupError, RuntimeError) as error:
@@ -128,29 +144,36 @@ class _Mesh:
             return cls(ranks.shape, ranks())
         layout, rank_map = mesh.get("_layout"), mesh.get("_rank_map")
         axes = layout.get("axes") or [layout]
-        sizes = tuple(_numbers([axis.get("shape") for axis in axes]))
-        strides = tuple(_numbers([axis.get("stride") for axis in axes]))
+        sizes = _numbers([axis.get("shape") for axis in axes])
+        strides = _numbers([axis.get("stride") for axis in axes])
         needed = 1 + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
-        if min(sizes, default=1) < 1 or min(strides, default=1) < 0 or needed > rank_map.shape[0]:
+        if min(sizes, default=1) < 1 or max(needed, math.prod(sizes)) > rank_map.shape[0]:
             raise ValueError(f"a mesh of sizes {sizes} and strides {strides} over {rank_map.shape} ranks")
         return cls(sizes, rank_map().as_strided(sizes, strides))
 
     def coordinate_of(self, rank: int) -> list[int]:
         found = (self.ranks == rank).nonzero().tolist()
         if len(found) != 1:
-            raise ValueError(f"rank {rank} stands {len(found)} times in the mesh {self.ranks.tolist()}")
+            raise ValueError(f"rank {rank} stands {len(found)} times in the mesh {reprlib.repr(self.ranks.tolist())}")
         return found[0]
 
 
-def _numbers(nested: Any) -> list[int]:
-    """Flatten nested tuples of whole numbers."""
-    if type(nested) is int:
-        return [nested]
-    return [number for item in nested for number in _numbers(item)]
+def _numbers(nested: Any) -> tuple[int, ...]:
+    """Flatten nested tuples of whole numbers, of which there may be few: lists can hold themselves many times over."""
+    found, waiting = [], [nested]
+    for _ in range(4 * NUMBERS_AT_MOST):
+        if not waiting:
+            return whole_numbers(found, "mesh")
+        item = waiting.pop()
+        if isinstance(item, tuple | list):
+            waiting.extend(reversed(item))
+        else:
+            found.append(item)
+    raise ValueError(f"a mesh described by more than {4 * NUMBERS_AT_MOST} parts")
 
 
 def _placed(
-    region: tuple[Intervals, ...], placement: Recorded, size: int, index: int, what: str
+    region: tuple[Intervals, ...], placement: Recorded, size: int, index: int, mesh: _Mesh, what: str
 ) -> tuple[Intervals, ...]:
     """Cut a region down to what one coordinate of one mesh dimension holds."""
     if placement.name == "Replicate":
@@ -161,8 +184,10 @@ def _placed(
         )
     dim = placement.get("dim")
     split = placement.get("split_factor") if placement.name == "_StridedShard" else 1
-    if type(dim) is not int or not -len(region) <= dim < len(region) or type(split) is not int or split < 1:
-        raise ValueError(f"{placement.name} of dimension {dim!r}, split factor {split!r}, in {len(region)} dimensions")
+    if type(dim) is not int or not -len(region) <= dim < len(region):
+        raise ValueError(f"{placement.name} of dimension {reprlib.repr(dim)} in {len(region)} dimensions")
+    if type(split) is not int or not 1 <= split <= mesh.ranks.numel():  # the product of other sizes of the mesh
+        raise ValueError(f"{placement.name} of split factor {reprlib.repr(split)} on {mesh.ranks.numel()} ranks")
     dim %= len(region)
     return (*region[:dim], strided_chunk(region[dim], split, size, index), *region[dim + 1 :])
 

@@ -2,7 +2,8 @@
 
 What transformers writes: ``X.weight`` in fp8 with ``X.weight_scale_inv``, one scale for the whole matrix or for each
 block of ``quantization_config.weight_block_size`` entries; or with ``X.weight_scale``, one for the matrix or for each
-row. A weight is its stored value times its scale, under either name. Packed experts have one more dimension in front.
+row, with or without a dimension of 1 at its end. A weight is its stored value times its scale, under either name.
+Packed experts have one more dimension in front.
 """
 
 from collections.abc import Mapping
@@ -12,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opdgeom_utils.checkpoint_forms.stored_tensors import StoredTensor
+from opdgeom_utils.checkpoint_forms.sharded_tensors import bounds_of, every_cut
+from opdgeom_utils.checkpoint_forms.stored_tensors import Cut, StoredTensor
 from opdgeom_utils.errors import CheckpointDamagedError
 
 SCALES = ("_scale_inv", "_scale")
@@ -37,12 +39,23 @@ class Scaled:
 
     def __call__(self) -> Tensor:
         """Return the weights in float32."""
-        values, scale = self.stored.read_unchecked().float(), self.scale.read_unchecked().float()
-        if scale.numel() == 1:
-            return values * scale.reshape(())
-        rows, columns = values.shape[-2:]
-        scale = scale.repeat_interleave(self.block[0], dim=-2)[..., :rows, :]
-        return values * scale.repeat_interleave(self.block[1], dim=-1)[..., :columns]
+        return self.read_part(())
+
+    def read_part(self, cuts: tuple[Cut, ...]) -> Tensor:
+        """Return a part of the weights in float32, after cutting both the stored values and their scales."""
+        shape = self.stored.shape
+        if torch.Size(self.scale.shape).numel() == 1:
+            return self.stored.read_part(cuts).float() * self.scale.read_unchecked().float().reshape(())
+        *outer, of_rows, of_columns = every_cut(cuts, shape)
+        first, last, rows = bounds_of(of_rows, shape[-2])
+        left, right, columns = bounds_of(of_columns, shape[-1])
+        high, wide = self.block
+        values = self.stored.read_part((*outer, slice(first, last), slice(left, right))).float()
+        across = (slice(left // wide, -(-right // wide)),) if len(self.scale.shape) == len(shape) else ()
+        scale = self.scale.read_part((*outer, slice(first // high, -(-last // high)), *across)).float()
+        scale = (scale if across else scale.unsqueeze(-1)).repeat_interleave(high, dim=-2)
+        scale = scale[..., first % high :, :][..., : last - first, :].repeat_interleave(wide, dim=-1)
+        return (values * scale[..., left % wide :][..., : right - left])[..., rows, columns]
 
 
 def unscaled(
@@ -84,7 +97,7 @@ def unscaled(
             )
     quantised = isinstance(config.get("quantization_config"), Mapping)
     for name, tensor in weights.items():
-        if tensor.dtype.itemsize == 1 and tensor.load is None and tensor.held is None:
+        if tensor.dtype.itemsize == 1 and not isinstance(tensor.load, Scaled | Widened):
             if quantised:
                 raise CheckpointDamagedError(
                     f"{tensor.where}: tensor {tensor.key} is quantised, but no {name}_scale_inv or {name}_scale is "
@@ -104,6 +117,10 @@ class Widened:
         """Return the values."""
         return self.stored.read_unchecked().float()
 
+    def read_part(self, cuts: tuple[Cut, ...]) -> Tensor:
+        """Return a part of the values."""
+        return self.stored.read_part(cuts).float()
+
 
 def _plain(tensor: StoredTensor) -> StoredTensor:
     return StoredTensor(tensor.where, tensor.key, tensor.shape, tensor.dtype, load=Widened(tensor))
@@ -119,6 +136,7 @@ def _scaled(stored: StoredTensor, scale: StoredTensor, config: Mapping[str, Any]
         rows, columns = 1, shape[-1] if shape else 1
     whole = type(rows) is int and type(columns) is int and rows > 0 and columns > 0
     fits = whole and len(shape) >= 2 and scale.shape == (*shape[:-2], -(-shape[-2] // rows), -(-shape[-1] // columns))
+    fits = fits or (len(shape) >= 2 and (rows, columns) == (1, shape[-1]) and scale.shape == shape[:-1])
     if count != 1 and not fits:
         raise CheckpointDamagedError(
             f"{stored.where}: scale {scale.key} has shape {scale.shape}, which does not fit {stored.key} {shape} in "

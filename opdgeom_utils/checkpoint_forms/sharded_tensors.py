@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from opdgeom_utils.checkpoint_forms.torch_files import FileTensor
 from opdgeom_utils.errors import CheckpointDamagedError
 
 Intervals = tuple[tuple[int, int], ...]
@@ -25,13 +26,13 @@ class Piece:
     region : tuple of Intervals
         The entries that it holds, for each dimension.
     load : callable
-        How to get its values.
+        How to get its values, or where they lie.
     where : str
         Its file, for messages.
     """
 
     region: tuple[Intervals, ...]
-    load: Callable[[], Tensor]
+    load: Callable[[], Tensor | FileTensor]
     where: str
 
     @property
@@ -62,23 +63,35 @@ class Assembled:
     pieces: tuple[Piece, ...]
 
     def __call__(self) -> Tensor:
-        """Read all pieces.
+        """Return the whole, as :meth:`read_part` does."""
+        return self.read_part(())
+
+    def read_part(self, cuts: tuple[int | slice, ...]) -> Tensor:
+        """Put a part together, from the pieces that hold some of it.
+
+        Parameters
+        ----------
+        cuts : tuple of int or slice
+            The index of each leading dimension; empty for the whole.
 
         Raises
         ------
         CheckpointDamagedError
             When a piece is of another form, two replicas differ, or entries are missing.
         """
-        whole = torch.zeros(self.shape, dtype=self.dtype)
-        seen = torch.zeros(self.shape, dtype=torch.bool)
+        bounds = [bounds_of(cut, size) for cut, size in zip(every_cut(cuts, self.shape), self.shape, strict=True)]
+        # entries of one byte are put together as whole numbers: torch neither compares nor scatters 8-bit floats
+        dtype = torch.uint8 if self.dtype.itemsize == 1 else self.dtype
+        whole = torch.zeros([last - first for first, last, _ in bounds], dtype=dtype)
+        seen = torch.zeros(whole.shape, dtype=torch.bool)
         for piece in self.pieces:
-            values = piece.load()
-            if (tuple(values.shape), values.dtype) != (piece.shape, self.dtype):
-                raise CheckpointDamagedError(
-                    f"{piece.where}: the piece of tensor {self.name} is {tuple(values.shape)} of {values.dtype}, "
-                    f"expected {piece.shape} of {self.dtype}; copy or save the checkpoint again."
-                )
-            index = _index(piece.region)
+            held = [
+                within(intervals, first, last) for intervals, (first, last, _) in zip(piece.region, bounds, strict=True)
+            ]
+            if not all(here for here, _ in held):
+                continue
+            values = self._part_of(piece, _index([here for here, _ in held])).view(dtype)
+            index = _index([there for _, there in held])
             old, known = whole[index], seen[index]
             if not bool(((old == values) | (old.isnan() & values.isnan()) | ~known).all()):
                 raise CheckpointDamagedError(
@@ -92,7 +105,17 @@ class Assembled:
                 f"{self.pieces[0].where}: {n_missing} of {whole.numel()} entries of tensor {self.name} are in no "
                 "piece; a file is missing or stands under another's name."
             )
-        return whole
+        return whole.view(self.dtype)[tuple(rest for _, _, rest in bounds)]
+
+    def _part_of(self, piece: Piece, index: tuple[slice | Tensor, ...]) -> Tensor:
+        """Read some entries of a piece, after checking that it has the form that is said of it."""
+        found = piece.load()
+        if (tuple(found.shape), found.dtype) != (piece.shape, self.dtype):
+            raise CheckpointDamagedError(
+                f"{piece.where}: the piece of tensor {self.name} is {tuple(found.shape)} of {found.dtype}, "
+                f"expected {piece.shape} of {self.dtype}; copy or save the checkpoint again."
+            )
+        return found.read_part(index) if isinstance(found, FileTensor) else found[index]
 
 
 def chunk(intervals: Intervals, parts: int, index: int) -> Intervals:
@@ -130,6 +153,44 @@ def strided_chunk(intervals: Intervals, split: int, parts: int, index: int) -> I
     )
 
 
+def within(intervals: Intervals, first: int, last: int) -> tuple[Intervals, Intervals]:
+    """Return which of the entries in ``intervals`` lie in ``first:last``: where in the piece, and where in the part.
+
+    Examples
+    --------
+    >>> within(((0, 3), (10, 13)), 2, 12)
+    (((2, 3), (3, 5)), ((0, 1), (8, 10)))
+    """
+    here, there, passed = [], [], 0
+    for start, stop in intervals:
+        begin, end = max(start, first), min(stop, last)
+        if begin < end:
+            here.append((passed + begin - start, passed + end - start))
+            there.append((begin - first, end - first))
+        passed += stop - start
+    return tuple(here), tuple(there)
+
+
+def every_cut(cuts: Sequence[int | slice], shape: tuple[int, ...]) -> tuple[int | slice, ...]:
+    """Return an index for each dimension: that of the leading ones, and all of the others."""
+    return (*cuts, *(slice(None) for _ in shape[len(cuts) :]))
+
+
+def bounds_of(cut: int | slice, size: int) -> tuple[int, int, int | slice]:
+    """Return the first entry that a cut takes, the one after its last, and what is left to cut between the two.
+
+    Examples
+    --------
+    >>> bounds_of(3, 8), bounds_of(slice(1, None, 3), 8)
+    ((3, 4, 0), (1, 8, slice(None, None, 3)))
+    """
+    if isinstance(cut, int):
+        place = range(size)[cut]
+        return place, place + 1, 0
+    taken = range(size)[cut]
+    return taken.start, taken[-1] + 1 if taken else taken.start, slice(None, None, taken.step)
+
+
 def length_of(intervals: Intervals) -> int:
     """Return the number of entries in some intervals."""
     return sum(stop - start for start, stop in intervals)
@@ -140,11 +201,11 @@ def entries_of(shapes: Sequence[tuple[int, ...]]) -> int:
     return sum(math.prod(shape) for shape in shapes)
 
 
-def _index(region: tuple[Intervals, ...]) -> tuple[slice | Tensor, ...]:
+def _index(region: Sequence[Intervals]) -> tuple[slice | Tensor, ...]:
     """Turn a region into an index: slices if each dimension is one interval, else index tensors that span a grid."""
     if all(len(intervals) <= 1 for intervals in region):
         return tuple(slice(*(intervals[0] if intervals else (0, 0))) for intervals in region)
-    axes = [torch.cat([torch.arange(*interval) for interval in intervals]) for intervals in region]
+    axes = [torch.cat([torch.arange(0), *(torch.arange(*interval) for interval in intervals)]) for intervals in region]
     return tuple(
         axis.reshape([-1 if dimension == place else 1 for place in range(len(axes))])
         for dimension, axis in enumerate(axes)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opdgeom_utils.checkpoint_forms.weight_files import BUFFER_DTYPES, opened, tensor_forms
-from opdgeom_utils.errors import CheckpointDamagedError
+from opdgeom_utils.checkpoint_forms.weight_files import BUFFER_DTYPES, FLOAT_DTYPES, opened, tensor_forms
+from opdgeom_utils.errors import CheckpointDamagedError, MetricInputError
 from opdgeom_utils.metrics.codes import is_finite
 
 Cut = int | slice
@@ -34,7 +34,7 @@ class StoredTensor:
         The tensor itself when it came from a loaded module; None when it lies in a file.
     load : callable or None
         How to get the values when they are not simply the tensor ``key`` of the safetensors file ``where``. It can be
-        pickled, so that another process can read.
+        pickled, so that another process can read. If it has a method ``read_part(cuts)``, a part is read through that.
     """
 
     where: str
@@ -79,6 +79,22 @@ class StoredTensor:
                 "checkpoint was opened; do not write to a checkpoint while it is read."
             )
         return values
+
+    def read_part(self, cuts: tuple[Cut, ...]) -> Tensor:
+        """Return a part of the values, finite or not, without reading the rest where the form allows it.
+
+        Parameters
+        ----------
+        cuts : tuple of int or slice
+            The index of each leading dimension.
+
+        Raises
+        ------
+        CheckpointNotFoundError, CheckpointDamagedError
+            As for :meth:`read_unchecked`.
+        """
+        read = getattr(self.load, "read_part", None) if self.held is None else None
+        return read(cuts) if read is not None else self.read_unchecked()[cuts]
 
     def flaw_of(self, values: Tensor) -> str:
         """Say what is wrong with the values, in words that name the file and the tensor; empty if nothing is.
@@ -152,8 +168,8 @@ class Part:
     blocks: int = 1
 
     def __call__(self) -> Tensor:
-        """Read the whole lazily and cut."""
-        part = self.of(self.whole.read_unchecked())
+        """Read the part; the whole only where its form knows no parts."""
+        part = self.whole.read_part(self.cuts) if self.blocks == 1 else self.of(self.whole.read_unchecked())
         return part.T if self.transposed else part
 
     def of(self, values: Tensor) -> Tensor:
@@ -209,6 +225,27 @@ def in_layer_order(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTenso
     return {name: tensors[name] for name in sorted(tensors, key=key)}
 
 
+def is_weight(where: str, name: str, dtype: torch.dtype) -> bool:
+    """Say whether a tensor is a weight, from its type; position ids and masks are not.
+
+    Raises
+    ------
+    MetricInputError
+        When it is neither: whole numbers of other types are how weights are stored quantised.
+
+    Examples
+    --------
+    >>> is_weight("x.bin", "w", torch.bfloat16), is_weight("x.bin", "position_ids", torch.int64)
+    (True, False)
+    """
+    if dtype in FLOAT_DTYPES.values() or dtype in BUFFER_DTYPES.values():
+        return dtype in FLOAT_DTYPES.values()
+    raise MetricInputError(
+        f"{where}: tensor {name} is stored as {str(dtype).removeprefix('torch.')}, expected one of "
+        f"{', '.join(FLOAT_DTYPES)}; dequantise the model and save it again."
+    )
+
+
 def safetensors_of(files: Iterable[Path], of: Path) -> tuple[dict[str, StoredTensor], list[str]]:
     """Gather the floating tensors of safetensors files, and the names of the others.
 
@@ -221,14 +258,14 @@ def safetensors_of(files: Iterable[Path], of: Path) -> tuple[dict[str, StoredTen
     """
     tensors: dict[str, StoredTensor] = {}
     buffers: list[str] = []
-    for file in files:
+    for file in (file.absolute() for file in files):  # a relative path would mean another file after a chdir
         for name, (shape, dtype) in tensor_forms(file).items():
             if name in tensors:
                 raise CheckpointDamagedError(
                     f"{of}: tensor {name} is in both {Path(tensors[name].where).name} and {file.name}, expected one "
                     "checkpoint; pass the path of one file."
                 )
-            if dtype in BUFFER_DTYPES.values():
+            if not is_weight(os.fspath(file), name, dtype):
                 buffers.append(name)
             else:
                 tensors[name] = StoredTensor(os.fspath(file), name, shape, dtype)

@@ -5,11 +5,13 @@ pickle is read by :mod:`opdgeom_utils.checkpoint_forms.inert_pickles`; a tensor 
 says where its bytes lie.
 """
 
+import errno
 import functools
 import io
 import math
 import mmap
 import struct
+import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opdgeom_utils.checkpoint_forms.inert_pickles import DAMAGE, InertUnpickler
-from opdgeom_utils.errors import CheckpointDamagedError, CheckpointNotFoundError, CheckpointUnsafeError
+from opdgeom_utils.checkpoint_forms.inert_pickles import DAMAGE, InertUnpickler, whole_numbers
+from opdgeom_utils.errors import (
+    CheckpointDamagedError,
+    CheckpointMemoryError,
+    CheckpointNotFoundError,
+    CheckpointUnsafeError,
+)
 
 
 @dataclass(frozen=True)
@@ -49,31 +56,72 @@ class FileTensor:
     offset: int
 
     def __call__(self) -> Tensor:
-        """Map the file into memory and return the tensor; what is written to it never reaches the file.
+        """Return the tensor, as :meth:`read_part` does."""
+        return self.read_part(())
+
+    def read_part(self, cuts: tuple[Any, ...]) -> Tensor:
+        """Map the storage into memory and return a part of the tensor, not to be written to: it is the file itself.
+
+        Only the pages that are then looked at are read, so that a file may be larger than the memory.
+
+        Parameters
+        ----------
+        cuts : tuple
+            An index into the tensor; empty for all of it.
 
         Raises
         ------
         CheckpointNotFoundError, CheckpointDamagedError
             When the file has gone, or become shorter, since it was opened.
+        CheckpointMemoryError
+            When the system does not let it be mapped.
         """
         if 0 in self.shape:
-            return torch.empty(self.shape, dtype=self.dtype)
+            return torch.empty(self.shape, dtype=self.dtype)[cuts]
+        width = self.dtype.itemsize
+        before = self.start % mmap.ALLOCATIONGRANULARITY
+        require_regular(Path(self.file))
         try:
             with Path(self.file).open("rb") as stream:
-                memory = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
-            if len(memory) < self.start + self.length:
-                raise ValueError(f"{len(memory)} bytes, expected at least {self.start + self.length}")
-            count, begin = self.length // self.dtype.itemsize, self.start
-            if begin % self.dtype.itemsize:  # a chunk inside a larger file may begin at an odd byte
-                memory, begin = bytearray(memory[begin : begin + self.length]), 0
-            storage = torch.frombuffer(memory, dtype=self.dtype, count=count, offset=begin)
-            return storage.as_strided(self.shape, self.stride, self.offset)
+                memory = mmap.mmap(
+                    stream.fileno(), before + self.length, offset=self.start - before, access=mmap.ACCESS_READ
+                )
+            if before % width == 0:
+                whole = _read_only(memory, before, self.length // width, self.dtype)
+                return whole.as_strided(self.shape, self.stride, self.offset)[cuts]
+            # a chunk inside a larger file may begin at an odd byte: cut its bytes, then put them where they may stand
+            steps = (*(step * width for step in self.stride), 1)
+            whole = _read_only(memory, before, self.length, torch.uint8)
+            part = whole.as_strided((*self.shape, width), steps, self.offset * width)[cuts]
+            return part.clone(memory_format=torch.contiguous_format).view(self.dtype).squeeze(-1)
         except FileNotFoundError as error:
             raise CheckpointNotFoundError(f"{self.file}: no such file; it was there when it was opened.") from error
         except DAMAGE as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+                raise CheckpointMemoryError(
+                    f"{self.file}: the system refused to map {self.length} bytes ({error}); the file is as it was. "
+                    "Raise the limit of address space (ulimit -v), or close other programs."
+                ) from error
             raise CheckpointDamagedError(
                 f"{self.file}: became unreadable after it was opened ({error}); do not write to it meanwhile."
             ) from error
+
+
+def require_regular(file: Path) -> None:
+    """Refuse what is no plain file before it is opened: a named pipe would wait for a writer for ever.
+
+    Raises
+    ------
+    CheckpointNotFoundError
+        When nothing is there.
+    CheckpointUnsafeError
+        When it is a pipe, a device or a folder.
+    """
+    if file.is_file():
+        return
+    if not file.exists():
+        raise CheckpointNotFoundError(f"{file}: no such file; check the path.")
+    raise CheckpointUnsafeError(f"{file}: is no regular file, but a pipe, a device or a folder; copy the file itself.")
 
 
 def read_structure(file: Path, *, start: int = 0, length: int | None = None) -> Any:
@@ -93,9 +141,11 @@ def read_structure(file: Path, *, start: int = 0, length: int | None = None) -> 
     CheckpointUnsafeError
         When its pickle names anything but tensors and their placements.
     CheckpointDamagedError
-        When it is truncated, in the format before torch 1.6, or its pickle does not fit its checksum or its storages.
+        When it is truncated, in the format before torch 1.6, or its pickle does not fit its checksum
+        or its storages.
     """
     try:
+        require_regular(file)
         size = file.stat().st_size
         length = size - start if length is None else length
         if start < 0 or length <= 0 or start + length > size:
@@ -104,7 +154,7 @@ def read_structure(file: Path, *, start: int = 0, length: int | None = None) -> 
             return _Archive(file, io.BufferedReader(_Window(stream, start, length)), start).load()
     except FileNotFoundError as error:
         raise CheckpointNotFoundError(f"{file}: no such file; check the path.") from error
-    except CheckpointUnsafeError:
+    except (CheckpointUnsafeError, CheckpointDamagedError):
         raise
     except DAMAGE as error:
         raise CheckpointDamagedError(
@@ -121,10 +171,11 @@ def read_pickle(file: Path) -> Any:
         As for :func:`read_structure`.
     """
     try:
+        require_regular(file)
         return InertUnpickler(file, file.read_bytes()).load()
     except FileNotFoundError as error:
         raise CheckpointNotFoundError(f"{file}: no such file; check the path.") from error
-    except CheckpointUnsafeError:
+    except (CheckpointUnsafeError, CheckpointDamagedError):
         raise
     except DAMAGE as error:
         raise CheckpointDamagedError(
@@ -185,6 +236,8 @@ class _Archive:
     def storage(self, pid: Any) -> tuple[int, int, torch.dtype]:
         """Return the first byte of a storage in the file, its length, and its type."""
         _, kind, key, _, count = pid
+        if not isinstance(kind, torch.dtype) or not isinstance(key, str) or type(count) is not int:
+            raise ValueError("a storage without a type, a key or a size")
         entry = self.entries[f"{self.root}data/{key}"]
         self.stream.seek(entry.header_offset)
         magic, name_length, extra_length = struct.unpack("<4s22xHH", self.stream.read(30))
@@ -197,6 +250,13 @@ class _Archive:
         return self.start + begin, length, kind
 
 
+def _read_only(memory: mmap.mmap, start: int, count: int, dtype: torch.dtype) -> Tensor:
+    """Return a tensor over mapped memory; torch warns that it cannot be written to, which is meant."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        return torch.frombuffer(memory, dtype=dtype, count=count, offset=start)
+
+
 def _is_whole(extra: bytes) -> bool:
     """Say whether a header's extra field ends where its own lengths say: a damaged length would shift the data."""
     at = 0
@@ -207,11 +267,10 @@ def _is_whole(extra: bytes) -> bool:
 
 def _placed(file: str, start: int, length: int, dtype: torch.dtype, offset: int, shape: Any, stride: Any) -> FileTensor:
     """Check that a tensor fits its storage."""
-    shape, stride = tuple(shape), tuple(stride)
-    if not all(type(number) is int and number >= 0 for number in (offset, *shape, *stride)) or len(shape) != len(
-        stride
-    ):
-        raise ValueError(f"a tensor of shape {shape}, stride {stride}, offset {offset}")
+    shape, stride = whole_numbers(shape, "a tensor of shape"), whole_numbers(stride, "a tensor of stride")
+    (offset,) = whole_numbers((offset,), "a tensor at")
+    if len(shape) != len(stride) or not isinstance(dtype, torch.dtype):
+        raise ValueError(f"a tensor of shape {shape}, stride {stride} and {type(dtype).__name__}")
     last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
     if 0 not in shape and max(last + 1, math.prod(shape)) * dtype.itemsize > length:
         raise ValueError(f"a tensor of shape {shape} and stride {stride} in a storage of {length} bytes")

@@ -174,7 +174,7 @@ NUMBERS: dict[str, Callable[[], str]] = {
     "setting_sweep": lambda: "with RLVR: raw at 0.75 0.5 (95% interval",
     "scorecard": lambda: "10 reproduced, 10 partly, 9 not reproduced and 9 not testable at this scale",
     "scorecard_path": lambda: "11 reproduced, 10 partly, 10 not reproduced and 10 not testable at this scale",
-    "scorecard_control": lambda: "8 reproduced, 8 partly, 7 not reproduced and 7 not testable at this scale",
+    "scorecard_control": lambda: "8 reproduced, 8 partly, 8 not reproduced and 8 not testable at this scale",
     "hero": lambda: f"OPD: {mean_of('update_sparsity'):.1%} unchanged",
     "run_trajectory": lambda: f"as bf16 shows it {mean_of('stable_rank_bf16'):.3g}",
     "kept_by_space": lambda: f"SFT: early space {held_mean('sft_early space', 'kept'):.1%} (95% interval",

@@ -1,14 +1,23 @@
 """Folders of ``torch.distributed.checkpoint``, written by it: names, chunks, and metadata that lies."""
 
+import json
 import pickle
 import shutil
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
 
+from opdgeom_utils.checkpoint_forms.torch_files import FileTensor
 from opdgeom_utils.checkpoints import open_checkpoint
-from opdgeom_utils.errors import CheckpointDamagedError, CheckpointNotFoundError, CheckpointUnsafeError
+from opdgeom_utils.errors import (
+    CheckpointDamagedError,
+    CheckpointNotFoundError,
+    CheckpointUnsafeError,
+    MetricInputError,
+)
 from tests.write_shards import full_tensors
 
 W = "model.layers.0.self_attn.q_proj.weight"
@@ -128,3 +137,104 @@ def test_missing_and_truncated_files_are_named(folder):
     (folder / ".metadata").write_bytes(b"\x80\x04")
     with pytest.raises(CheckpointDamagedError, match=r"\.metadata: not readable"):
         open_checkpoint(folder)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A model and its optimiser after one step, as torch hands their states to a distributed checkpoint."""
+    model = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
+    optimiser = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 3)).square().sum().backward()
+    optimiser.step()
+    return get_model_state_dict(model), get_optimizer_state_dict(model, optimiser)
+
+
+LAYOUTS = {
+    "flat-beside-optimizer": lambda model, optim: {**model, "optimizer": optim, "train_state": {"seen": torch.ones(1)}},
+    "flat-beside-another-name": lambda model, optim: {**model, "adamw": optim},
+    "under-app": lambda model, optim: {"app": {"model": model, "optim": optim}},
+    "optimiser-by-state_dict": lambda model, optim: {**model, "optimizer": {"state_dict": optim}},
+    "in-a-training-state": lambda model, optim: {
+        "trainer": {"state": {"module": model}, "optimizer": {"model": optim}}
+    },
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_state_of_an_optimiser_is_never_weights(layout, trained, tmp_path):
+    model, optim = trained
+    dcp.save(LAYOUTS[layout](model, optim), checkpoint_id=tmp_path, no_dist=True)
+    opened = open_checkpoint(tmp_path)
+    assert sorted(opened.tensors) == sorted(model)
+    assert all(torch.equal(opened.tensors[name].read(), values) for name, values in model.items())
+    assert sum(name.endswith(("exp_avg", "exp_avg_sq", "step")) for name in opened.left_out) == 3 * len(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8])
+def test_quantised_weights_are_refused_in_the_model_only(dtype, tmp_path):
+    quantised = torch.ones(2).to(dtype)
+    dcp.save({"model": {W: torch.ones(2)}, "states": {"q": quantised}}, checkpoint_id=tmp_path / "beside", no_dist=True)
+    assert open_checkpoint(tmp_path / "beside").left_out == ("states.q",)
+    dcp.save({"model": {W: torch.ones(2), "q": quantised}}, checkpoint_id=tmp_path / "inside", no_dist=True)
+    with pytest.raises(MetricInputError, match=r"\.metadata: tensor model\.q is stored as u?int8, expected one of F64"):
+        open_checkpoint(tmp_path / "inside")
+
+
+@pytest.mark.parametrize("inner", ["pytorch_model_fsdp_0", "pytorch_model_fsdp", "model"])
+def test_a_link_to_another_folder_is_not_followed(inner, folder, tmp_path):
+    outer = tmp_path / "checkpoint-10"
+    outer.mkdir()
+    (outer / inner).symlink_to(folder)
+    with pytest.raises(CheckpointUnsafeError, match=rf"{inner}: is a link to .*saved, outside its folder"):
+        open_checkpoint(outer)
+
+
+def test_a_relative_path_stays_that_folder(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    opened = open_checkpoint(folder.name)
+    monkeypatch.chdir("/")
+    assert torch.equal(opened.tensors[W].read(), torch.arange(6.0).reshape(2, 3).bfloat16())
+    assert opened.label == folder.name
+
+
+def test_a_folder_larger_than_the_memory_is_read(folder):
+    """The chunks of a real checkpoint, moved to the end of a file of 400 GB whose beginning is a hole."""
+    hole, chunks = 400 * 10**9 + 1, folder / "__0_0.distcp"
+    content = chunks.read_bytes()
+    with chunks.open("wb") as stream:
+        stream.seek(hole)
+        stream.write(content)
+
+    def moved(metadata):
+        for info in metadata.storage_data.values():
+            info.offset += hole
+
+    _rewrite(folder, moved)
+    assert torch.equal(open_checkpoint(folder).tensors[W].read(), torch.arange(6.0).reshape(2, 3).bfloat16())
+
+
+def test_an_expert_reads_no_more_than_itself(tmp_path, monkeypatch):
+    experts, inside, outside = 16, 8, 6
+    stored = {
+        "model.layers.0.mlp.experts.gate_up_proj": torch.randn(experts, 2 * inside, outside),
+        "model.layers.0.mlp.experts.down_proj": torch.randn(experts, outside, inside),
+    }
+    dcp.save({"model": stored}, checkpoint_id=tmp_path, no_dist=True)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3_moe"}))
+    read, counts = FileTensor.read_part, []
+
+    def counted(self, cuts):
+        part = read(self, cuts)
+        counts.append(part.numel())
+        return part
+
+    monkeypatch.setattr(FileTensor, "read_part", counted)
+    opened = open_checkpoint(tmp_path)
+    values = {name: tensor.read() for name, tensor in opened.tensors.items()}
+    assert (len(values), len(counts)) == (3 * experts, 3 * experts)
+    assert sum(counts) == sum(tensor.numel() for tensor in stored.values())
+    for expert in range(experts):
+        gate_up = torch.cat(
+            [values[f"model.layers.0.mlp.experts.{expert}.{half}_proj.weight"] for half in ("gate", "up")]
+        )
+        assert torch.equal(gate_up, stored["model.layers.0.mlp.experts.gate_up_proj"][expert])

@@ -1,6 +1,7 @@
 """``pytorch_model.bin``: only when asked for, only tensors, never code."""
 
 import json
+import os
 import pickle
 
 import pytest
@@ -8,7 +9,13 @@ import torch
 
 from opdgeom_utils.checkpoints import open_checkpoint
 from opdgeom_utils.diagnose import diagnose_pair
-from opdgeom_utils.errors import CheckpointDamagedError, CheckpointNotFoundError, CheckpointUnsafeError
+from opdgeom_utils.errors import (
+    CheckpointDamagedError,
+    CheckpointNotFoundError,
+    CheckpointUnsafeError,
+    MetricInputError,
+)
+from tests.damage import time_limit
 
 WEIGHTS = {
     "model.a.weight": torch.arange(6.0).reshape(2, 3).bfloat16(),
@@ -64,7 +71,7 @@ def test_a_model_inside_a_training_state_is_found(tmp_path):
     torch.save({"model": WEIGHTS, "epoch": 3}, tmp_path / "last.pt")
     opened = open_checkpoint(tmp_path / "last.pt", allow_pickle=True)
     assert _is_read(opened)
-    assert sorted(opened.left_out) == ["epoch", "n"]
+    assert sorted(opened.left_out) == ["epoch", "model.n"]
 
 
 def test_a_module_with_its_versions_is_read(tmp_path):
@@ -110,3 +117,35 @@ def test_weights_and_a_link_that_leads_elsewhere(tmp_path, folder):
     (tmp_path / "linked" / "pytorch_model.bin").symlink_to(folder / "pytorch_model.bin")
     with pytest.raises(CheckpointUnsafeError, match="outside its folder"):
         open_checkpoint(tmp_path / "linked", allow_pickle=True)
+
+
+def test_one_name_inside_the_model_and_beside_it(tmp_path):
+    torch.save({"model": {"w": torch.ones(2), "step": torch.tensor(3)}, "step": 5, "w": 6}, tmp_path / "last.pt")
+    opened = open_checkpoint(tmp_path / "last.pt", allow_pickle=True)
+    assert (list(opened.tensors), sorted(opened.left_out)) == (["w"], ["model.step", "step", "w"])
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32])
+def test_quantised_weights_are_refused_as_in_safetensors(dtype, tmp_path):
+    torch.save({"a": torch.ones(2), "q": torch.ones(2).to(dtype)}, tmp_path / "x.bin")
+    kind = str(dtype).removeprefix("torch.")
+    with pytest.raises(MetricInputError, match=rf"x\.bin: tensor q is stored as {kind}, expected one of F64, F32"):
+        open_checkpoint(tmp_path / "x.bin", allow_pickle=True)
+
+
+def test_a_relative_path_stays_that_file(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    opened = open_checkpoint(folder.name, allow_pickle=True)
+    monkeypatch.chdir("/")
+    assert (_is_read(opened), opened.label) == (True, folder.name)
+
+
+def test_a_pipe_in_the_place_of_the_file_is_not_waited_for(folder):
+    opened = open_checkpoint(folder, allow_pickle=True)
+    (folder / "pytorch_model.bin").unlink()
+    os.mkfifo(folder / "pytorch_model.bin")
+    with (
+        time_limit(20),
+        pytest.raises(CheckpointUnsafeError, match=r"model\.bin: is no regular file, but a pipe"),
+    ):
+        opened.tensors["model.a.weight"].read()

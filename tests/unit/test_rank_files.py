@@ -1,13 +1,16 @@
 """One file for each rank, written by real processes: every placement, and files that do not fit together."""
 
+import os
 import random
 import shutil
+import warnings
 
 import pytest
 import torch
 
 from opdgeom_utils.checkpoint_forms.rank_files import rank_tensors
 from opdgeom_utils.checkpoint_forms.sharded_tensors import Assembled, Piece, chunk, strided_chunk
+from opdgeom_utils.checkpoint_forms.torch_files import FileTensor, read_structure
 from opdgeom_utils.checkpoints import comparison_report, open_checkpoint
 from opdgeom_utils.diagnose import diagnose_pair
 from opdgeom_utils.errors import (
@@ -16,7 +19,7 @@ from opdgeom_utils.errors import (
     CheckpointUnsafeError,
     MetricInputError,
 )
-from tests.damage import hit_archive, mutated, outcome_of, with_damaged_pickle
+from tests.damage import hit_archive, mutated, outcome_of, time_limit, with_damaged_pickle
 from tests.write_shards import full_tensors
 
 pytestmark = pytest.mark.xdist_group("shards")
@@ -174,3 +177,134 @@ def test_a_hole_is_found_on_reading():
     pieces = (Piece((((0, 2),),), lambda: torch.ones(2), "a.pt"), Piece((((1, 3),),), lambda: torch.ones(2), "b.pt"))
     with pytest.raises(CheckpointDamagedError, match=r"a\.pt: 1 of 4 entries of tensor w are in no piece"):
         Assembled("w", (4,), torch.float32, pieces)()
+
+
+def test_a_piece_strided_one_way_and_empty_the_other_holds_nothing():
+    pieces = (
+        Piece((((0, 1), (2, 3)), ()), lambda: torch.ones(2, 0), "a.pt"),
+        Piece((((0, 4),), ((0, 3),)), lambda: torch.ones(4, 3), "b.pt"),
+    )
+    assert torch.equal(Assembled("w", (4, 3), torch.float32, pieces)(), torch.ones(4, 3))
+
+
+def _cut_in_pieces(values):
+    """Rows strided over two ranks, columns split unevenly, and a replica of a corner."""
+    regions = [
+        (rows, ((left, right),)) for rows in (((0, 2), (4, 6)), ((2, 4), (6, 7))) for left, right in ((0, 3), (3, 5))
+    ]
+    regions.append((((1, 3),), ((1, 4),)))
+    for region in regions:
+        rows, columns = (torch.cat([torch.arange(*part) for part in parts]) for parts in region)
+        yield Piece((*region, ((0, 2),)), values[rows][:, columns].clone, "a.pt")
+
+
+CUTS = [(), (2,), (slice(1, 5),), (slice(0, None, 2), 3), (slice(None), slice(1, None, 3), 1), (6, slice(3, 3)), (-1,)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
+@pytest.mark.parametrize("cuts", CUTS)
+def test_a_part_is_that_of_the_whole(cuts, dtype):
+    values = (torch.arange(70.0) % 13).reshape(7, 5, 2).to(dtype)
+    assembled = Assembled("w", (7, 5, 2), dtype, tuple(_cut_in_pieces(values.view(dtype))))
+    assert torch.equal(assembled.read_part(cuts).float(), values[cuts].float())
+    assert torch.equal(assembled()[cuts].float(), values[cuts].float())
+
+
+def test_a_part_is_put_together_from_the_pieces_that_hold_it():
+    loaded = []
+    pieces = [
+        Piece((((n, n + 1),), ((0, 3),)), lambda n=n: loaded.append(n) or torch.ones(1, 3), "a.pt") for n in range(4)
+    ]
+    Assembled("w", (4, 3), torch.float32, tuple(pieces)).read_part((slice(1, 3),))
+    assert loaded == [1, 2]
+
+
+def test_quantised_weights_are_refused_and_what_is_no_tensor_is_listed(tmp_path):
+    file = tmp_path / "model_world_size_1_rank_0.pt"
+    torch.save({"w": torch.ones(2), "n": torch.tensor(3), "epoch": 4}, file)
+    assert open_checkpoint(tmp_path).left_out == ("n", "epoch")
+    torch.save({"w": torch.ones(2), "q": torch.ones(2, dtype=torch.int8)}, file)
+    with pytest.raises(MetricInputError, match=r"rank_0\.pt: tensor q is stored as int8, expected one of F64"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_link_to_another_folder_is_not_followed(line, tmp_path):
+    outer = tmp_path / "global_step_5"
+    (outer / "kept").mkdir(parents=True)
+    (outer / "actor").symlink_to(line)
+    with pytest.raises(CheckpointUnsafeError, match=r"actor: is a link to .*line, outside its folder"):
+        open_checkpoint(outer)
+    (outer / "actor").unlink()
+    shutil.copytree(line, outer / "kept", dirs_exist_ok=True)
+    (outer / "actor").symlink_to(outer / "kept")
+    assert len(open_checkpoint(outer).tensors) == 7
+
+
+def test_a_relative_path_stays_that_folder(line, monkeypatch):
+    monkeypatch.chdir(line.parent)
+    opened = open_checkpoint("line")
+    monkeypatch.chdir("/")
+    assert opened.label == "line"
+    assert torch.equal(opened.tensors["model.scale"].read(), full_tensors()["model.scale"])
+
+
+def test_a_pipe_in_the_place_of_a_rank_is_not_waited_for(line):
+    opened = open_checkpoint(line)
+    _rank(line, 1).unlink()
+    os.mkfifo(_rank(line, 1))
+    for read in (lambda: open_checkpoint(line), opened.tensors["model.scale"].read):
+        with time_limit(20), pytest.raises(CheckpointUnsafeError, match=r"rank_1\.pt: is no regular file, but a pipe"):
+            read()
+
+
+def _sparse(path, size):
+    with path.open("wb") as stream:
+        stream.truncate(size)
+    return path
+
+
+def test_a_file_larger_than_the_memory_is_read_where_it_is_looked_at(tmp_path):
+    """400 GB, of which the disk holds one page: the end of a large tensor, then a small tensor of its own."""
+    rows, columns = 100_000, 1_000_000
+    file = _sparse(tmp_path / "x.pt", 4 * rows * columns)
+    with file.open("r+b") as stream:
+        stream.seek(-16, 2)
+        stream.write(torch.arange(1.0, 5.0).numpy().tobytes())
+    large = FileTensor(str(file), 0, 4 * rows * columns, torch.float32, (rows, columns), (columns, 1), 0)
+    assembled = Assembled("w", (rows, columns), torch.float32, (Piece((((0, rows),), ((0, columns),)), large, "x"),))
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # torch says that the file cannot be written to
+            part = assembled.read_part((rows - 1, slice(columns - 4, None)))
+            small = FileTensor(str(file), 4 * rows * columns - 8, 8, torch.float32, (2,), (1,), 0)()
+            odd = FileTensor(str(file), 4 * rows * columns - 7, 4, torch.int32, (1,), (1,), 0)()
+    finally:
+        torch.set_warn_always(False)
+    assert (part.tolist(), small.tolist()) == ([1.0, 2.0, 3.0, 4.0], [3.0, 4.0])
+    assert odd.view(torch.uint8).tolist() == list(file_tail(file, 7)[:4])
+
+
+def file_tail(file, count):
+    with file.open("rb") as stream:
+        stream.seek(-count, 2)
+        return stream.read()
+
+
+def test_memory_that_is_refused_is_not_blamed_on_the_file(line, monkeypatch):
+    opened = open_checkpoint(line)
+
+    def refused(*_, **__):
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr("mmap.mmap", refused)
+    with pytest.raises(MemoryError, match=r"rank_0\.pt: the system refused to map \d+ bytes .*Cannot allocate memory"):
+        opened.tensors["model.scale"].read()
+
+
+def test_writing_to_what_was_read_does_not_reach_the_file(line):
+    before = _rank(line, 0).read_bytes()
+    for tensor in open_checkpoint(line).tensors.values():
+        tensor.read().zero_()
+    assert _rank(line, 0).read_bytes() == before
+    assert isinstance(read_structure(_rank(line, 0))["model.scale"], FileTensor)

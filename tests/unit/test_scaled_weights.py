@@ -1,12 +1,18 @@
 """Eight-bit weights: stored value times scale, by block, row or matrix; and scales that do not fit."""
 
+import itertools
 import json
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 
+from opdgeom_utils.checkpoint_forms.scaled_weights import Scaled
+from opdgeom_utils.checkpoint_forms.stored_tensors import StoredTensor
+from opdgeom_utils.checkpoint_forms.torch_files import FileTensor
 from opdgeom_utils.checkpoints import open_checkpoint
+from opdgeom_utils.diagnose import diagnose_pair
 from opdgeom_utils.errors import CheckpointDamagedError
 
 E4M3 = torch.float8_e4m3fn
@@ -39,6 +45,7 @@ def test_blocks_share_a_scale(tmp_path):
     ("name", "scale"),
     [
         ("a.weight_scale", torch.tensor([[2.0], [3.0]])),
+        ("a.weight_scale", torch.tensor([2.0, 3.0])),
         ("a.weight_scale", torch.tensor([2.0])),
         ("a.weight_scale_inv", torch.tensor(2.0)),
         ("a.weight_scale_inv", torch.tensor([[2.0]]).to(torch.float8_e8m0fnu)),
@@ -47,6 +54,7 @@ def test_blocks_share_a_scale(tmp_path):
 def test_rows_or_the_matrix_share_a_scale(name, scale, tmp_path):
     stored = _weights(2, 3)
     opened = open_checkpoint(_folder(tmp_path, {"a.weight": stored, name: scale}))
+    scale = scale.unsqueeze(-1) if scale.shape == (2,) else scale
     assert torch.equal(opened.tensors["a.weight"].read(), stored.float() * scale.float())
 
 
@@ -98,3 +106,107 @@ def test_eight_bits_without_scales_keep_their_values(tmp_path):
 def test_scales_that_do_not_fit_are_refused(tensors, block, words, tmp_path):
     with pytest.raises(CheckpointDamagedError, match=rf"model\.safetensors: .*{words}"):
         open_checkpoint(_folder(tmp_path, tensors, block))
+
+
+def _as_module(tensors, path):
+    module = torch.nn.Module()
+    module.a = torch.nn.Module()
+    for name, tensor in tensors.items():
+        setattr(module.a, name.removeprefix("a."), torch.nn.Parameter(tensor, requires_grad=False))
+    return module
+
+
+def _as_ranks(tensors, path):
+    for rank in range(2):  # replicas, which are compared with each other
+        torch.save(tensors, path / f"model_world_size_2_rank_{rank}.pt")
+    return path
+
+
+def _as_distributed(tensors, path):
+    dcp.save({"model": tensors}, checkpoint_id=path, no_dist=True)
+    return path
+
+
+def _as_pickle(tensors, path):
+    torch.save(tensors, path / "pytorch_model.bin")
+    return path
+
+
+def _as_safetensors(tensors, path):
+    save_file(tensors, path / "model.safetensors")
+    return path
+
+
+FORMS = [_as_module, _as_ranks, _as_distributed, _as_pickle, _as_safetensors]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", [E4M3, torch.float8_e5m2])
+def test_eight_bits_are_widened_in_every_form(dtype, form, tmp_path):
+    stored = (torch.arange(12.0).reshape(4, 3) % 7 - 3).to(dtype)
+    opened = open_checkpoint(form({"a.weight": stored}, tmp_path), allow_pickle=True)
+    assert (opened.tensors["a.weight"].dtype, opened.tensors["a.weight"].shape) == (dtype, (4, 3))
+    assert torch.equal(opened.tensors["a.weight"].read(), stored.float())
+    assert diagnose_pair(opened, opened, k=1, nulls=False)["note"].tolist() == ["identical to the reference"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_scales_are_folded_in_every_form(form, tmp_path):
+    tensors = {"a.weight": _weights(4, 3), "a.weight_scale": torch.tensor([[1.0], [2.0], [3.0], [4.0]])}
+    opened = open_checkpoint(form(tensors, tmp_path), allow_pickle=True)
+    assert torch.equal(opened.tensors["a.weight"].read(), tensors["a.weight"].float() * tensors["a.weight_scale"])
+
+
+@pytest.mark.parametrize("form", FORMS[1:])
+def test_a_scale_that_is_missing_is_noticed_in_every_form(form, tmp_path):
+    source = form({"a.weight": _weights(4, 3)}, tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "fp8"}}))
+    with pytest.raises(CheckpointDamagedError, match=r"a\.weight is quantised, but no a\.weight_scale_inv"):
+        open_checkpoint(source, allow_pickle=True)
+
+
+def _held(values):
+    return StoredTensor("memory", "w", tuple(values.shape), values.dtype, held=values)
+
+
+@pytest.mark.parametrize(
+    ("scale", "block"),
+    [((3, 2, 3), (3, 2)), ((3, 5, 1), (1, 6)), ((3, 5), (1, 6)), ((), (1, 6)), ((1,), (1, 6)), ((3, 1, 1), (8, 8))],
+)
+def test_a_part_is_that_of_the_whole(scale, block):
+    scaled = Scaled(_held(_weights(3, 5, 6)), _held(torch.rand(scale)), block)
+    whole = scaled()
+    assert whole.shape == (3, 5, 6)
+    each = [0, 1, 2, slice(1, 3), slice(None), slice(0, None, 2), slice(4, 5), slice(1, 1)]
+    for cuts in [(), *((cut,) for cut in each), *itertools.product(each, each), *itertools.product(each, each, each)]:
+        assert torch.equal(scaled.read_part(cuts), whole[cuts]), cuts
+
+
+def test_a_scaled_expert_reads_no_more_than_itself(tmp_path, monkeypatch):
+    name, stored, scale = "mlp.experts.down_proj", _weights(16, 4, 6), torch.rand(16, 2, 2)
+    dcp.save({"model": {name: stored, f"{name}_scale_inv": scale}}, checkpoint_id=tmp_path, no_dist=True)
+    config = {"model_type": "qwen3_moe", "quantization_config": {"weight_block_size": [2, 3]}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    read, counts = FileTensor.read_part, []
+
+    def counted(self, cuts):
+        part = read(self, cuts)
+        counts.append(part.numel())
+        return part
+
+    monkeypatch.setattr(FileTensor, "read_part", counted)
+    expected = stored.float() * scale.repeat_interleave(2, dim=1).repeat_interleave(3, dim=2)
+    for expert in range(16):
+        tensor = open_checkpoint(tmp_path).tensors[f"mlp.experts.{expert}.down_proj.weight"]
+        assert torch.equal(tensor.read(), expected[expert])
+    assert sum(counts) == stored.numel() + scale.numel()
+
+
+@pytest.mark.parametrize("form", FORMS[1:])
+def test_a_relative_path_stays_that_folder_in_every_form(form, tmp_path, monkeypatch):
+    form({"a.weight": torch.arange(6.0).reshape(2, 3)}, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    opened = open_checkpoint(".", allow_pickle=True)
+    monkeypatch.chdir("/")
+    assert torch.equal(opened.tensors["a.weight"].read(), torch.arange(6.0).reshape(2, 3))
+    assert opened.label == "."
