@@ -202,15 +202,16 @@ def _level(claim: Claim) -> float:
 
 def _reason(deciding: _Judged, found: Sequence[_Judged], rule: Rule) -> str:
     part, interval = deciding.part, deciding.interval
-    count = f"{sum(j.holds for j in found)} of {len(found)} comparisons hold."
     span = "" if rule.side == "at_least" else f", interval {_say(interval.low, part)} to {_say(interval.high, part)}"
     need = f"needed: {rule.side.replace('_', ' ')} {_say(rule.threshold, part)}"
-    which = "Strongest" if rule.require == "any" else "Weakest"
+    which = f"{sum(j.holds for j in found)} of {len(found)} comparisons hold. "
+    which += "Strongest: " if rule.require == "any" else "Weakest: "
+    which = which if len(found) > 1 else ""
     null = ""
     if math.isfinite(deciding.null_value):
         null = f" The same number from {deciding.null_name} is {_say(deciding.null_value, part)}."
     found_as = f"{part.label}, {_say(interval.mean, part)}{span} over {interval.n} {part.over}"
-    return f"{count} {which}: {found_as} ({need}).{null}"
+    return f"{which}{found_as} ({need}).{null}"
 
 
 def _untestable(deciding: _Judged, claim: Claim, problems: Sequence[str]) -> str:

@@ -53,20 +53,20 @@ def where_sentence(card: pd.DataFrame, geometry: pd.DataFrame) -> str:
     orders = verdicts_of(card.loc[card["id"].str.endswith("_order")], "paper_steps")
     known = [ends[r] for r in ("sft", "opd", "rlvr") if r in ends]
     lies = "lies" if len(known) == 3 and sorted(known)[1] == ends["opd"] else "does not lie"
-    between = f": by this number it {lies} between the other two" if len(known) == 3 else ""
+    between = f" By this number OPD {lies} between the other two." if len(known) == 3 else ""
     return (
-        "With each run measured at its own end, as the paper does it, on-policy distillation leaves "
-        f"{shares['opd']} of the weight entries unchanged, supervised fine-tuning {shares['sft']} and RLVR "
-        f"{shares['rlvr']}{between}. The paper's order of the three is {tally(orders, 'diagnostics')}."
+        f"At the end of each run, as the paper measures it, OPD has left {shares['opd']} of the weight entries "
+        f"unchanged, SFT {shares['sft']} and RLVR {shares['rlvr']}.{between} The paper finds one order of the three on "
+        f"{len(orders)} diagnostics. Reproduced: {tally(orders)}."
     )
 
 
 def matched_sentence(card: pd.DataFrame) -> str:
     """How many of the five orders are left under each match."""
-    parts = [f"{tally(verdicts_of(card, condition))} {place}" for condition, place in MATCHES]
+    parts = [f"{place} {tally(verdicts_of(card, condition))}" for condition, place in MATCHES]
     return (
-        "With supervised fine-tuning started at the same anchor and the runs matched, the same orders are "
-        f"{'; '.join(parts)}."
+        "Then SFT starts where the others start, and the runs are made equal in something. Of the same orders are "
+        f"reproduced: {'; '.join(parts)}."
     )
 
 
@@ -86,18 +86,18 @@ def null_sentence(card: pd.DataFrame) -> str:
     ...     "high": [0.01, 1.9],
     ... }
     >>> null_sentence(pd.DataFrame(rows))
-    'Beside updates ... 0 of 2 statements hold. Sparsity and mask overlaps show what size and bf16 rounding give by
-    themselves. Rotation and drift are 1.8 to 1.8 times the shuffled ones, so these updates do not spare the leading
-    directions.'
+    'Then each update ... Beside such a null 0 of 2 statements hold. Sparsity and mask overlaps show what size and
+    bf16 rounding give by themselves. Rotation and drift are 1.8 to 1.8 times the shuffled ones, so these updates do not
+    spare the leading directions.'
     """
     rows = card.loc[card["condition"].isin(NULLS)]
     verdicts = rows["verdict"].tolist()
-    opening = "Beside updates shuffled inside their own matrices, which keep their size and lose their place, "
+    opening = "Then each update is shuffled inside its own matrix, so that it keeps its size and loses its place. "
     if verdicts.count(UNTESTABLE) == len(verdicts):
-        return opening + "nothing could be tested with these runs."
+        return opening + "Nothing could be tested with these runs."
     spectral = rows["diagnostic"].isin(SPECTRAL)
     clauses = [_grid_clause(rows.loc[~spectral]), _spectral_clause(rows.loc[spectral])]
-    held = f"{verdicts.count(REPRODUCED)} of {len(verdicts)} statements hold"
+    held = f"Beside such a null {verdicts.count(REPRODUCED)} of {len(verdicts)} statements hold"
     return f"{opening}{'. '.join([held, *(c for c in clauses if c)])}."
 
 
@@ -107,10 +107,10 @@ def path_sentence(card: pd.DataFrame) -> str:
         "paper_path paper_path_seen", "path_nulls_right", "path_nulls_left", "projection", "projection_nulls"
     )}  # fmt: skip
     return (
-        f"What the paper says of the update's path is {said['paper_path paper_path_seen']}; that the path locks "
-        f"earlier than processes that learn nothing is {said['path_nulls_right']} for its input side and "
-        f"{said['path_nulls_left']} for its output side. That training inside the early space suffices is "
-        f"{said['projection']}, and that this space does better than other spaces {said['projection_nulls']}."
+        f"Reproduced of what the paper says of the path: {said['paper_path paper_path_seen']}. That it locks earlier "
+        f"than processes that learn nothing: {said['path_nulls_right']} on the side of the inputs, "
+        f"{said['path_nulls_left']} on that of the outputs. That the early space is enough to train in: "
+        f"{said['projection']}. That it does better than other spaces: {said['projection_nulls']}."
     )
 
 
@@ -120,7 +120,7 @@ def control_sentence(card: pd.DataFrame) -> str:
     Examples
     --------
     >>> rows = [("tokens", "reproduced"), ("mixing", "partly"), ("power_seen", "not reproduced")]
-    >>> control_sentence(pd.DataFrame(rows, columns=["condition", "verdict"])).split(". ")[1]
+    >>> control_sentence(pd.DataFrame(rows, columns=["condition", "verdict"])).split(". ")[-1]
     'But the path of RLVR itself is not further from it than the rule asks, so staying on a path shows little here.'
     """
     kept, mixed = (tally(verdicts_of(card, *names)) for names in (("tokens", "writers"), ("mixing",)))
@@ -134,8 +134,8 @@ def control_sentence(card: pd.DataFrame) -> str:
     elif UNTESTABLE in power or not power:
         tail = "Whether the measure can tell RLVR from it is not known."
     return (
-        "That OPD's path stays with fewer tokens or another writer is "
-        f"{kept}, and that mixing in RLVR moves it as the paper says {mixed}. {tail}"
+        f"Reproduced of the statements that OPD's path stays with fewer tokens or another writer: {kept}. That mixing "
+        f"in RLVR moves it as the paper says: {mixed}. {tail}"
     )
 
 
@@ -184,22 +184,19 @@ def verdicts_of(card: pd.DataFrame, *conditions: str) -> list[str]:
     return card.loc[card["condition"].isin(conditions), "verdict"].tolist()
 
 
-def tally(verdicts: Sequence[str], of: str = "") -> str:
-    """Count verdicts in words; ``of`` names what is counted.
+def tally(verdicts: Sequence[str]) -> str:
+    """Say how many of the verdicts are "reproduced", and what is in between.
 
     Examples
     --------
-    >>> tally(["reproduced", "partly", "reproduced"])
-    'reproduced on 2 of 3 (partly on 1)'
-    >>> tally(["not testable at this scale", "not reproduced"], "diagnostics")
-    'reproduced on 0 of 2 diagnostics (not testable on 1)'
+    >>> tally(["reproduced", "partly", "reproduced"]), tally(["not testable at this scale", "not reproduced"])
+    ('2 of 3 (1 partly)', '0 of 2 (1 not testable)')
     """
     counts = {word: verdicts.count(word) for word in VERDICTS}
     rest = [
-        f"{word} on {counts[full]}" for full, word in ((PARTLY, "partly"), (UNTESTABLE, "not testable")) if counts[full]
+        f"{counts[full]} {word}" for full, word in ((PARTLY, "partly"), (UNTESTABLE, "not testable")) if counts[full]
     ]
-    named = f" {of}" if of else ""
-    return f"reproduced on {counts[REPRODUCED]} of {len(verdicts)}{named}" + (f" ({', '.join(rest)})" if rest else "")
+    return f"{counts[REPRODUCED]} of {len(verdicts)}" + (f" ({', '.join(rest)})" if rest else "")
 
 
 def criticism_answers(tables: Tables) -> dict[int, str]:

@@ -220,16 +220,18 @@ def with_levels(swept: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def say_distances(gaps: pd.DataFrame) -> str:
-    """Say which variants are nearer to OPD's path than another seed of OPD, and which are further than RLVR, by means.
+    """List which variants are nearer to OPD's path than another seed of OPD, and which are further than RLVR, by means.
 
     >>> rows = [("a", "variant", 0.1), (OTHER_SEED, "null", 0.2), ("RLVR", "null", 0.3), ("b", "variant", 0.4)]
-    >>> say_distances(pd.DataFrame(rows, columns=["row", "kind", "value"]).assign(panel="p", seed=0))
-    'Another seed of OPD is 0.200 away, RLVR 0.300. Nearer than another seed: a. Further than RLVR: b.'
+    >>> print(say_distances(pd.DataFrame(rows, columns=["row", "kind", "value"]).assign(panel="p", seed=0)))
+    - Another seed of OPD is 0.200 away, RLVR 0.300.
+    - Nearer than another seed: a.
+    - Further than RLVR: b.
     """
     means = {str(row): float(own["value"].to_numpy(float).mean()) for row, own in gaps.groupby("row", sort=False)}
     variants = list(dict.fromkeys(gaps.loc[gaps["kind"] == "variant", "row"]))
     if OTHER_SEED not in means or "RLVR" not in means:
-        return "These tables lack another seed of OPD, or RLVR, so there is nothing to hold a distance against."
+        return "- These tables lack another seed of OPD, or RLVR, so there is nothing to hold a distance against."
     seed, rlvr = means[OTHER_SEED], means["RLVR"]
     said = [f"Another seed of OPD is {seed:.3f} away, RLVR {rlvr:.3f}."]
     groups = {
@@ -237,7 +239,22 @@ def say_distances(gaps: pd.DataFrame) -> str:
         "Further than another seed, nearer than RLVR": [r for r in variants if seed <= means[r] <= rlvr],
         "Further than RLVR": [r for r in variants if means[r] > max(rlvr, seed)],
     }
-    return " ".join(said + [f"{words}: {', '.join(rows)}." for words, rows in groups.items() if rows])
+    said += [f"{words}: {', '.join(rows)}." for words, rows in groups.items() if rows]
+    return "\n".join(f"- {line}" for line in said)
+
+
+def say_clipped(training: pd.DataFrame, recipes: Sequence[str]) -> str:
+    """Say in what part of the updates the gradient was clipped, alike runs together.
+
+    >>> logged = pd.DataFrame({"recipe": ["opd", "opd_top25"], "grad_clipped": [True, True]})
+    >>> say_clipped(logged, ["opd", "opd_top25"])
+    'in 100% of the updates: OPD, top 25%.'
+    """
+    shares = training.groupby("recipe")["grad_clipped"].mean()
+    alike: dict[str, list[str]] = {}
+    for name in (n for n in recipes if n in shares):
+        alike.setdefault(f"{shares[name]:.0%}", []).append(words_of(name))
+    return "; ".join(f"in {share} of the updates: {', '.join(names)}" for share, names in alike.items()) + "."
 
 
 def two_by_two(measures: pd.DataFrame, *, side: str = "left", k: int = K) -> pd.DataFrame:
@@ -260,14 +277,15 @@ def two_by_two(measures: pd.DataFrame, *, side: str = "left", k: int = K) -> pd.
 
 
 def say_seeds(table: pd.DataFrame, name: str = "row") -> str:
-    """Say in one sentence how many seeds each row of a figure rests on; one seed is a sweep.
+    """Say in one sentence how many seeds the rows of a figure rest on; one seed is a sweep.
 
     >>> say_seeds(pd.DataFrame({"row": ["a", "a", "b"], "seed": [0, 1, 0]}))
-    '2 seeds: a. One seed only, a sweep without an interval: b.'
+    '1 row has 2 seeds. 1 row has one seed: a sweep, drawn without a bar.'
     """
-    counts: dict[int, list[str]] = {}
-    for row, own in table.groupby(name, sort=False):
-        counts.setdefault(len(set(own["seed"])), []).append(str(row))
-    said = [f"{n} seeds: {', '.join(rows)}." for n, rows in sorted(counts.items(), reverse=True) if n > 1]
-    lone = [f"One seed only, a sweep without an interval: {', '.join(counts[1])}."] if 1 in counts else []
-    return " ".join(said + lone) or "No run of these is in the tables."
+    counts = table.groupby(name, sort=False)["seed"].nunique().value_counts().sort_index(ascending=False)
+    said = [
+        f"{rows} {'row has' if rows == 1 else 'rows have'} "
+        + (f"{n} seeds." if n != 1 else "one seed: a sweep, drawn without a bar.")
+        for n, rows in counts.items()
+    ]
+    return " ".join(said) or "No run of these is in the tables."

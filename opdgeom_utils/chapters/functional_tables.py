@@ -200,59 +200,6 @@ def early_against(kept: pd.DataFrame, quantity: str) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def say_early_against(table: pd.DataFrame) -> str:
-    """Say in one sentence what :func:`early_against` found.
-
-    >>> row = {"run": "OPD", "other space": "random space", "seeds": 1, "difference": "+30%"}
-    >>> say_early_against(pd.DataFrame([row | {"verdict": "one seed"}]))
-    'OPD, early space minus random space: +30% of the progress, one seed.'
-    """
-    said = [
-        f"{r['run']}, early space minus {r['other space']}: {r['difference']} of the progress, {r['verdict']}"
-        + (f", {r['seeds']} seeds" if r["seeds"] > 1 else "")
-        for r in table.to_dict("records")
-    ]
-    return "; ".join(said) + "." if said else "No other space was tried."
-
-
-def say_basis(kept: pd.DataFrame) -> str:
-    """Say how many seeds the runs rest on, and which are sweeps of one seed.
-
-    >>> frame = pd.DataFrame({"recipe": ["a", "a", "b"], "seed": [0, 1, 0]})
-    >>> say_basis(frame)
-    'Seeds: 2 for a. One seed only, so without an interval and no ground for a verdict: b.'
-    """
-    counts = kept.groupby("recipe", sort=False)["seed"].nunique()
-    by_number = {n: list(counts.index[counts == n]) for n in sorted(set(counts), reverse=True)}
-    many = "; ".join(f"{n} for {', '.join(names)}" for n, names in by_number.items() if n > 1)
-    one = f"One seed only, so without an interval and no ground for a verdict: {', '.join(by_number.get(1, []))}."
-    return " ".join(([f"Seeds: {many}."] if many else []) + ([one] if 1 in by_number else []))
-
-
-def say_starts(kept: pd.DataFrame, rows: pd.DataFrame, profile: str) -> str:
-    """Say where the free run's nearest checkpoint stands in for the exact start of a projection, and how far off it is.
-
-    Parameters
-    ----------
-    kept
-        From :func:`progress`.
-    rows
-        From :func:`function_table`; a held run measured at its exact start gives the comparison.
-    profile
-        Whose recipes these are.
-    """
-    said = []
-    for name, own in kept.loc[kept["quantity"] == "accuracy"].groupby("recipe", sort=False):
-        exact, near = load_recipe(str(name), profile).projection_from, int(own["begins"].iloc[0])
-        if exact == near:
-            continue
-        at = rows.loc[(rows["recipe"] == name) & (rows["step"] == exact) & (rows["quantity"] == "accuracy"), "value"]
-        text = f"{name} begins at update {exact}; the free run's checkpoint at {near} stands in"
-        text += f" (accuracy {own['start'].mean():.1%} there, {at.mean():.1%} at {exact})" if len(at) else ""
-        said.append(text)
-    return "; ".join(said) + "." if said else "Every free run has a checkpoint where its projection begins."
-
-
 def ruler_table(kept: pd.DataFrame, prompts: int, samples: int) -> pd.DataFrame:
     """Show what the free runs gain between start and end of the projection, and how fine each ruler is.
 
@@ -266,20 +213,20 @@ def ruler_table(kept: pd.DataFrame, prompts: int, samples: int) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        ``run, from, to``; start, gain and its standard deviation over seeds; the standard error of one accuracy.
+        ``run, ruler, updates``; start, gain and its standard deviation over seeds; the standard error of one accuracy.
     """
     table = []
     free = kept.drop_duplicates(["free", "seed", "quantity", "begins", "ends"])
     for _, own in free.groupby(["free", "quantity", "begins", "ends"], sort=False):
         name, quantity, begins, ends = (own[c].iloc[0] for c in ("free", "quantity", "begins", "ends"))
         start, gain = own["start"].mean(), own["free_end"] - own["start"]
-        row = {"run": label(str(name)), "ruler": QUANTITIES[str(quantity)], "from": begins, "to": ends}
+        row = {"run": label(str(name)), "ruler": QUANTITIES[str(quantity)], "updates": f"{begins} to {ends}"}
         error = np.sqrt(start * (1 - start) / (prompts * samples)) if quantity == "accuracy" else "none"
         row |= {
             "start": start,
             "gain": gain.mean(),
-            "spread over seeds": gain.std(),
-            "sampling error of one value": error,
+            "seed spread": gain.std(),
+            "sampling error": error,
         }
         table.append(row)
     return pd.DataFrame(table)

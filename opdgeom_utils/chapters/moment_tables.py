@@ -77,10 +77,10 @@ def fit_summary(measures: pd.DataFrame, recipes: Sequence[str], *, step: int = 0
 def mixture_summary(measures: pd.DataFrame, *, step: int = 0) -> pd.DataFrame:
     """One row per weight and side: how much of the mixture's second moment the formula explains, mean over seeds."""
     heads = {
-        ("moment_fit", "opd+rlvr+cross"): "with the cross term",
+        ("moment_fit", "opd+rlvr+cross"): "with cross",
         ("moment_fit", "opd+rlvr"): "without",
-        ("moment_fit_independent", "opd+rlvr+cross"): "with, other batches",
-        ("moment_fit_independent", "opd+rlvr"): "without, other batches",
+        ("moment_fit_independent", "opd+rlvr+cross"): "with, others",
+        ("moment_fit_independent", "opd+rlvr"): "without, others",
     }
     rows = pick(measures, recipe=list(RAW), quantity=["moment_fit", "moment_fit_independent"], step=step, null="")
     rows = rows[rows["other"].str.startswith("opd+rlvr")]

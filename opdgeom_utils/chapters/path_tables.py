@@ -255,6 +255,33 @@ def hardest_nulls(measures: pd.DataFrame, side: str, k: int, recipes: Iterable[s
     return pd.DataFrame(table)
 
 
+def scope_table(measures: pd.DataFrame, k: int, recipes: Iterable[str] = HEADLINE) -> pd.DataFrame:
+    """Similarity to the end at a fifth of the run, of attention matrices and of all matrices, as text."""
+    chosen, cells = list(recipes), {}
+    for side in SIDES:
+        for scope, words in (("attention", "attention"), ("all", "all matrices")):
+            curves = path_curves(measures, "sim_to_end", side=side, k=k, scope=scope, recipes=chosen)
+            found = at_share(curves).groupby("recipe")["value"] if len(curves) else ()
+            cells |= {(str(name), f"{side}, {words}"): said(own) for name, own in found}
+    columns = list(dict.fromkeys(column for _, column in cells))
+    names = in_order(name for name, _ in cells)
+    return pd.DataFrame([{"run": n} | {c: cells.get((n, c), "-") for c in columns} for n in names])
+
+
+def inputs_table(measures: pd.DataFrame, k: int, recipes: Iterable[str] = HEADLINE) -> pd.DataFrame:
+    """Overlap of each run's final right space with the leading input space, beside two nulls of the run, as text."""
+    nulls = ["", "adam_random", "activations"]
+    curves = path_curves(measures, "overlap_activations", side="right", k=k, recipes=recipes, nulls=nulls)
+    ends = curves.loc[curves["share"] == 1]
+    rows = []
+    for name in in_order(ends["recipe"]):
+        own = ends.loc[ends["recipe"] == name].groupby("series")["value"]
+        found = {str(series): said(values) for series, values in own}
+        others = {PATH_NULLS[null]: found.get(PATH_NULLS[null], "-") for null in nulls if null}
+        rows.append({"run": name, "overlap with the inputs": found.get(name, "-")} | others)
+    return pd.DataFrame(rows)
+
+
 def seeds_sentence(measures: pd.DataFrame) -> str:
     """Say how many seeds each run's numbers rest on.
 

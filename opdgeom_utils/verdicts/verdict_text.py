@@ -36,14 +36,18 @@ def say_verdicts(card: pd.DataFrame, conditions: Iterable[str], diagnostics: Ite
     --------
     >>> row = {"id": "a", "condition": "chance", "diagnostic": "x", "statement": "It holds.", "verdict": "partly"}
     >>> say_verdicts(pd.DataFrame([row | {"reason": "1 of 2 comparisons hold."}]), ["chance"])
-    '- ◐ **partly**: It holds. (`a`) 1 of 2 comparisons hold.'
+    '- ◐ **partly**: It holds.<br><small>`a`. 1 of 2 comparisons hold.</small>'
     """
     kept = list(diagnostics) or list(card["diagnostic"])
     rows = card.loc[card["condition"].isin(list(conditions)) & card["diagnostic"].isin(kept)]
     return "\n".join(
-        f"- {VERDICT_MARKS[verdict]} **{verdict}**: {statement} (`{claim}`) {reason}"
+        f"- {VERDICT_MARKS[verdict]} **{verdict}**: {statement}<br><small>`{claim}`. {_begun(reason)}</small>"
         for verdict, statement, claim, reason in rows[["verdict", "statement", "id", "reason"]].itertuples(index=False)
     )
+
+
+def _begun(reason: str) -> str:
+    return reason[:1].upper() + reason[1:]
 
 
 def match_grid(card: pd.DataFrame) -> pd.DataFrame:

@@ -21,7 +21,7 @@ def beside_null(verdict: str, diagnostic: str, value: float = 1.0, reach: float 
         (["not reproduced", "partly"], "give by themselves"),
         (["reproduced", "reproduced"], "show more than size"),
         (["reproduced", "not reproduced"], "more than size and bf16 rounding on 1 of 2"),
-        (["not testable at this scale"], "nothing could be tested"),
+        (["not testable at this scale"], "Nothing could be tested"),
     ],
 )
 def test_null_sentence_draws_the_conclusion_that_the_counts_allow(verdicts: list[str], words: str) -> None:
@@ -51,9 +51,8 @@ def test_matched_sentence_counts_each_match_by_itself() -> None:
         ("d", "equal_accuracy", "not testable at this scale"),
     )
     sentence = answer.matched_sentence(rows)
-    assert "reproduced on 1 of 2 (partly on 1) at equal updates" in sentence
-    assert "reproduced on 0 of 1 at equal norm of the update" in sentence
-    assert "reproduced on 0 of 1 (not testable on 1) at equal accuracy gained" in sentence
+    assert "reproduced: at equal updates 1 of 2 (1 partly); at equal norm of the update 0 of 1; " in sentence
+    assert "at equal accuracy gained 0 of 1 (1 not testable)." in sentence
 
 
 def test_where_sentence_weighs_sparsity_by_entries_and_counts_orders_only() -> None:
@@ -64,9 +63,9 @@ def test_where_sentence_weighs_sparsity_by_entries_and_counts_orders_only() -> N
         ("update_sparsity_order", "paper_steps", "reproduced"), ("spectral_drift_decades", "paper_steps", "partly")
     )
     sentence = answer.where_sentence(rows, geometry)
-    assert "leaves 60.0% of the weight entries unchanged" in sentence
-    assert "supervised fine-tuning 12.5% and RLVR an unknown share" in sentence
-    assert "reproduced on 1 of 1 diagnostics" in sentence
+    assert "OPD has left 60.0% of the weight entries unchanged" in sentence
+    assert "SFT 12.5% and RLVR an unknown share" in sentence
+    assert "one order of the three on 1 diagnostics. Reproduced: 1 of 1." in sentence
 
 
 def test_the_path_in_words_counts_the_paper_apart_from_nulls() -> None:
@@ -76,9 +75,9 @@ def test_the_path_in_words_counts_the_paper_apart_from_nulls() -> None:
         ("e", "projection", "reproduced"), ("f", "projection_nulls", "not testable at this scale"),
     )  # fmt: skip
     sentence = answer.path_sentence(rows)
-    assert "path is reproduced on 1 of 2;" in sentence
-    assert "reproduced on 0 of 1 for its input side" in sentence
-    assert "other spaces reproduced on 0 of 1 (not testable on 1)." in sentence
+    assert "says of the path: 1 of 2." in sentence
+    assert "0 of 1 on the side of the inputs, 0 of 1 (1 partly) on that of the outputs" in sentence
+    assert "other spaces: 0 of 1 (1 not testable)." in sentence
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def test_the_four_corners() -> None:
 
 def test_a_sweep_over_one_seed_is_called_one() -> None:
     said = control.say_seeds(control.path_gaps(measures(), ["opd_top50", "opd_top5"]))
-    assert said == "3 seeds: top 50%, another seed of OPD, RLVR. One seed only, a sweep without an interval: top 5%."
+    assert said == "3 rows have 3 seeds. 1 row has one seed: a sweep, drawn without a bar."
     assert control.say_seeds(pd.DataFrame({"row": [], "seed": []})) == "No run of these is in the tables."
 
 
@@ -109,7 +109,7 @@ def test_moments_beside_their_nulls() -> None:
     assert summary["fit"].iloc[0] == pytest.approx(0.9)
     mixed = moment_tables.mixture_summary(measures())
     assert len(mixed) == 10
-    assert mixed["with the cross term"].tolist() == pytest.approx([1.0] * 10)
+    assert mixed["with cross"].tolist() == pytest.approx([1.0] * 10)
     assert mixed["without"].tolist() == pytest.approx([0.8] * 10)
 
 

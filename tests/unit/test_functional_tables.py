@@ -6,16 +6,15 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from opdgeom_utils.chapters import functional_tables
+from opdgeom_utils.chapters import functional_tables, functional_text
 from opdgeom_utils.chapters.book_tables import PUBLISHED, BookTables
 from opdgeom_utils.chapters.functional_tables import (
     inside_table,
     kept_table,
     progress,
     ruler_table,
-    say_basis,
-    say_starts,
 )
+from opdgeom_utils.chapters.functional_text import say_basis, say_starts
 from opdgeom_utils.errors import MetricInputError, StaleResultsError
 from opdgeom_utils.measures.long_table import as_measures
 
@@ -54,12 +53,12 @@ def kept_of(recipe: str, quantity: str) -> list[float]:
 def test_the_early_space_against_others_on_common_seeds() -> None:
     table = progress(rows(), "toy")
     none = functional_tables.early_against(table, "teacher_distance")
-    assert functional_tables.say_early_against(none) == "No other space was tried."
+    assert functional_text.say_early_against(none) == "- No other space was tried."
     random = table[table["recipe"] == "opd_project_early"].assign(space="random space", kept=lambda t: t["kept"] - 0.2)
     both = functional_tables.early_against(pd.concat([table, random]), "accuracy")
     assert both["seeds"].tolist() == [1]  # the free run of seed 1 gains nothing
     assert both["difference"].tolist() == ["+20%"]
-    assert "one seed" in functional_tables.say_early_against(both)
+    assert "one seed" in functional_text.say_early_against(both)
     three = pd.concat([random.assign(seed=s, kept=random["kept"] + s / 100) for s in (0, 2, 3)])
     early = three.assign(space="early space", kept=three["kept"] + 0.3)
     sure = functional_tables.early_against(pd.concat([early, three]), "teacher_distance")
@@ -89,8 +88,7 @@ def test_the_nearest_checkpoint_stands_in_and_the_page_says_so() -> None:
     ends = kept.loc[kept["recipe"] == "rlvr_project_early", ["begins", "ends"]].drop_duplicates()
     assert ends.to_numpy().tolist() == [[30, 120]]
     assert say_starts(kept, rows(), "toy") == (
-        "rlvr_project_early begins at update 24; the free run's checkpoint at 30 stands in "
-        "(accuracy 50.0% there, 52.0% at 24)."
+        "RLVR has no checkpoint at update 24, so that at 30 stands in (accuracy 50.0%; 52.0% at 24)."
     )
     only_opd = kept.loc[kept["free"] == "opd"]
     assert say_starts(only_opd, rows(), "toy") == "Every free run has a checkpoint where its projection begins."
@@ -107,11 +105,19 @@ def test_words_and_sweeps() -> None:
     assert set(kept["share"]) == {0.2}
 
 
-def test_the_basis_names_runs_of_one_seed() -> None:
+def test_the_basis_counts_runs_of_one_seed() -> None:
     assert say_basis(progress(rows(), "toy")) == (
-        "Seeds: 2 for opd_project_early. One seed only, so without an interval and no ground for a verdict: "
-        "opd_project_k8, rlvr_project_early."
+        "Projected runs: 1 recipe with 2 seeds; 2 with one seed only, so without an interval and no ground for a "
+        "verdict."
     )
+
+
+def test_the_smallest_share_of_an_update_stands_for_frozen_matrices() -> None:
+    kept = progress(rows(), "toy").assign(space="random space, update held")
+    inside = pd.DataFrame({"space": ["random space, update held", "early space"], "inside": [0.02, 0.001]})
+    said = functional_text.say_nearly_frozen(inside, kept)
+    assert "*random space, update held*: of each update of a matrix 2.0% of the squared norm" in said
+    assert functional_text.say_nearly_frozen(inside.tail(1), kept) == "No run here has its update held."
 
 
 def test_the_table_counts_the_seeds_that_have_a_share() -> None:
@@ -130,8 +136,8 @@ def test_rulers_show_gain_and_sampling_error() -> None:
     table = ruler_table(progress(rows(), "toy"), 100, 4).set_index(["run", "ruler"])
     opd = table.loc[("OPD", "sampled accuracy")]
     assert opd["gain"] == pytest.approx(0.05)
-    assert opd["sampling error of one value"] == pytest.approx(0.5 / 20)
-    assert table.loc[("OPD", "distance to the teacher"), "sampling error of one value"] == "none"
+    assert opd["sampling error"] == pytest.approx(0.5 / 20)
+    assert table.loc[("OPD", "distance to the teacher"), "sampling error"] == "none"
     assert table.loc[("OPD", "distance to the teacher"), "gain"] == pytest.approx(-0.025)
 
 
