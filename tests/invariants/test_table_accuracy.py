@@ -1,6 +1,7 @@
 """The table against a plain float64 decomposition of both matrices, on matrices made to be awkward."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from opdgeom_utils import diagnose_pair
+from opdgeom_utils import diagnose_pair, metrics
 from opdgeom_utils.metrics.factors import MIN_GAP, factorize
 
 SHAPES = [(1, 1), (1, 30), (30, 1), (7, 7), (40, 12), (12, 40), (33, 33), (4096, 3), (2, 4096), (300, 64)]
@@ -82,6 +83,40 @@ def test_the_table_equals_a_plain_decomposition(case):
         assert bool(row["angles_defined"]) == all(whole)
         for side, is_whole in zip(("left", "right"), whole, strict=True):
             assert (row[f"{side}_angle_max_deg"] == 0.0) if is_whole else math.isnan(row[f"{side}_angle_max_deg"])
+
+
+def is_visible(before, after, eta):
+    """The paper's rule, in fractions: a change of more than ``eta`` times the larger of two bf16 numbers."""
+    return abs(Fraction(after) - Fraction(before)) > Fraction(eta) * max(abs(Fraction(before)), abs(Fraction(after)))
+
+
+@settings(max_examples=60)
+@given(cases(), st.sampled_from([0.0, 1e-3, 0.5]))
+def test_the_update_mask_is_exact(case, eta):
+    w_ref, w_new, _ = case
+    before, after = (torch.from_numpy(w) for w in (w_ref, w_new))
+    mask = metrics.update_mask(before, after, eta=eta).flatten()
+    shown = [w.bfloat16().double().flatten() for w in (before, after)]
+    places = torch.randperm(mask.numel(), generator=torch.Generator().manual_seed(0))[:400]
+    for place in places.tolist():
+        assert bool(mask[place]) == is_visible(float(shown[0][place]), float(shown[1][place]), eta)
+
+
+@settings(max_examples=60)
+@given(cases(), st.sampled_from([0.05, 0.3, 0.9]))
+def test_the_reference_masks_hold_the_right_entries(case, alpha):
+    w = case[0]
+    tensor, count = torch.from_numpy(w), round(alpha * w.size)
+    low = metrics.low_magnitude_mask(tensor, alpha=alpha).numpy()
+    assert low.sum() == count
+    assert abs(w)[low].max(initial=0.0) <= abs(w)[~low].min(initial=math.inf)
+    principal = metrics.principal_mask(tensor, rank=2, alpha=alpha).numpy()
+    assert principal.sum() == count
+    unit = 2.0 ** math.frexp(abs(w).max())[1]
+    u, s, vh = np.linalg.svd(w / unit, full_matrices=False)
+    if len(s) <= 2 or s[1] - s[2] > 1e-6 * s[0]:  # without a gap at the rank the mask is arbitrary
+        leading = abs((u[:, :2] * s[:2]) @ vh[:2])
+        assert leading[principal].min(initial=math.inf) >= leading[~principal].max(initial=0.0) - 1e-9 * s[0]
 
 
 @pytest.mark.parametrize("decay", [0.5, 3.0, 5.0])
