@@ -25,7 +25,7 @@ def settings_against_seeds(ranges: pd.DataFrame) -> Figure:
     table = ranges.assign(shown=[f"{d:+.1f}" for d in ranges.loc[:, "distance"]])
     base = alt.Chart(table).encode(
         x=alt.X("metric:N", sort=metrics, title=None).axis(labelAngle=-35, labelLimit=150, orient="bottom"),
-        y=alt.Y("run:N", sort=runs, title=None).axis(labelLimit=150),
+        y=alt.Y("run:N", sort=runs, title=None).axis(labelLimit=200),
     )
     cells = base.mark_rect(stroke="#FFFFFF").encode(
         color=alt.Color("distance:Q", title="distance (1: reach of a further seed)", scale=scale).legend(

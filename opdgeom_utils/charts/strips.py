@@ -209,7 +209,7 @@ def _strips(table: pd.DataFrame, metric: str, title: str, description: str, behi
     y = (
         alt.Y("row:N", sort=rows, title=None)
         .scale(paddingInner=0.12, paddingOuter=0.06)
-        .axis(grid=True, labelLimit=150)
+        .axis(grid=True, labelLimit=200)
     )
     offset = alt.YOffset("slot:N", sort=slots).scale(domain=slots, paddingInner=0, paddingOuter=0.2)
     table = drawable(table, metric)
