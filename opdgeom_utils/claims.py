@@ -220,7 +220,8 @@ def _untestable(deciding: _Judged, claim: Claim, problems: Sequence[str]) -> str
         shown = "; ".join(problems[:3]) or "its denominator or its value is undefined in the other seeds"
     else:
         shown = f"this is a sweep over one seed, which gives {_say(deciding.interval.mean, deciding.part)}"
-    return f"{deciding.part.label}: {n} usable {deciding.part.over}, {needed} are needed; {shown}."
+    over = deciding.part.over.removesuffix("s") if n == 1 else deciding.part.over
+    return f"{deciding.part.label}: {n} usable {over}, {needed} are needed; {shown}."
 
 
 def _say(value: float, part: Part) -> str:

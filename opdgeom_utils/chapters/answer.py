@@ -64,9 +64,10 @@ def where_sentence(card: pd.DataFrame, geometry: pd.DataFrame) -> str:
 def matched_sentence(card: pd.DataFrame) -> str:
     """How many of the five orders are left under each match."""
     parts = [f"{place} {tally(verdicts_of(card, condition))}" for condition, place in MATCHES]
+    said = "; ".join(parts)
     return (
-        "Then SFT starts where the others start, and the runs are made equal in something. Of the same orders are "
-        f"reproduced: {'; '.join(parts)}."
+        "Then SFT starts where the others start, and the runs are made equal in something. How many of the same orders "
+        f"are reproduced now? {said[:1].upper()}{said[1:]}."
     )
 
 

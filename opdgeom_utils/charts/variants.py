@@ -52,6 +52,8 @@ def variant_paths(table: pd.DataFrame, metric: str = "stable_rank") -> Figure:
 def variant_strips(table: pd.DataFrame, metric: str, *, title: str | None = None) -> Figure:
     """Draw one number per run in rows, its seeds and their 95% interval; grey squares are what it is compared with.
 
+    Pointing at a run pales all others, in every panel.
+
     Parameters
     ----------
     table
@@ -75,12 +77,14 @@ def variant_strips(table: pd.DataFrame, metric: str, *, title: str | None = None
     base = alt.Chart(data).encode(y=y, color=colour)
     mean = base.transform_filter("datum.role == 'mean'")
     tip = [alt.Tooltip("row:N", title="run"), "panel:N", alt.Tooltip("text:N", title=words)]
+    pointed = alt.selection_point(name="pointed", fields=["row"], on="pointerover", clear="pointerout")
+    clear, faint = (alt.when(pointed).then(alt.value(v)).otherwise(alt.value(v / 5)) for v in (1, 0.45))
     layers = [
-        mean.mark_rule(strokeWidth=2).encode(x=low, x2="high:Q"),
+        mean.mark_rule(strokeWidth=2).encode(x=low, x2="high:Q", opacity=clear),
         base.transform_filter("datum.role == 'seed'")
-        .mark_point(filled=True, size=14, opacity=0.45)
-        .encode(x=x, shape=shape),
-        mean.mark_point(filled=True, size=55, opacity=1).encode(x=x, shape=shape, tooltip=tip),
+        .mark_point(filled=True, size=14)
+        .encode(x=x, shape=shape, opacity=faint),
+        mean.mark_point(filled=True, size=55).encode(x=x, shape=shape, tooltip=tip, opacity=clear).add_params(pointed),
     ]
     said = f"{words[0].upper()}{words[1:]}: {_said(means, 'row')}."
     panel = alt.layer(*layers).properties(width=PANEL + 15, height=SLOT * len(rows))

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from opdgeom_utils.chapters.book_renderer import render_chart
+from opdgeom_utils.charts.variants import variant_strips
 from tools.build_book import ROOT
 from tools.look import Visit
 from tools.vendor import vendor
@@ -97,3 +98,29 @@ def test_images_without_scripts(open_file: Opener, chart_page: Path) -> None:
     assert shown is not None
     assert shown["height"] > 100
     assert len(images.first.get_attribute("alt") or "") >= 30
+
+
+def test_pointing_at_a_run_pales_the_others_in_every_panel(open_file: Opener, chart_page: Path) -> None:
+    rows = [
+        {"row": row, "panel": panel, "kind": "variant", "seed": 0, "value": value}
+        for panel in ("right", "left")
+        for row, value in (("one", 0.2), ("two", 0.8))
+    ]
+    chart = variant_strips(pd.DataFrame(rows), "overlap")
+    page = chart_page.with_name("pointed.html")
+    page.write_text(PAGE.format(render_chart(chart.to_dict())["text/html"]), encoding="utf-8")
+    visit = open_file(page)
+    count = (
+        "[...document.querySelectorAll('.opd-chart-live .mark-symbol path')].filter(p => p.getAttribute('opacity') {})"
+    )
+    pale = count.format("< 0.3") + ".length"
+    assert visit.page.evaluate(pale) == 0
+    place = visit.page.evaluate(
+        count.format("> 0.9")
+        + ".map(p => p.getBoundingClientRect()).map(b => [b.x + b.width / 2, b.y + b.height / 2])[0]"
+    )
+    visit.page.mouse.move(*place)
+    visit.page.wait_for_function(f"{pale} === 4")  # a mean and a seed of the other run, in either panel
+    visit.page.mouse.move(5, 5)
+    visit.page.wait_for_function(f"{pale} === 0")
+    assert visit.problems() == []

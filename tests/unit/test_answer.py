@@ -51,7 +51,7 @@ def test_matched_sentence_counts_each_match_by_itself() -> None:
         ("d", "equal_accuracy", "not testable at this scale"),
     )
     sentence = answer.matched_sentence(rows)
-    assert "reproduced: at equal updates 1 of 2 (1 partly); at equal norm of the update 0 of 1; " in sentence
+    assert "reproduced now? At equal updates 1 of 2 (1 partly); at equal norm of the update 0 of 1; " in sentence
     assert "at equal accuracy gained 0 of 1 (1 not testable)." in sentence
 
 
