@@ -23,7 +23,7 @@ TOKENS = {
 }  # fmt: skip
 WRITERS = {
     "opd_teacher_writes": "teacher writes", "opd_anchor_writes": "anchor writes", "opd_base_writes": "base writes",
-    "opd_full_vocab": "full vocabulary", "opd_teacher_writes_full_vocab": "teacher writes (full vocabulary)",
+    "opd_full_vocab": "full vocabulary", "opd_teacher_writes_full_vocab": "teacher, full vocabulary",
 }  # fmt: skip
 ALPHAS = {"75": 0.75, "50": 0.5, "25": 0.25, "05": 0.05, "01": 0.01}
 RAW = {f"mix_{name}": f"alpha {alpha:g}" for name, alpha in ALPHAS.items()}

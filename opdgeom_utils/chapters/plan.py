@@ -19,9 +19,9 @@ from opdgeom_utils.matrix_rows import Settings, measure_checkpoints
 #: Matrices that are timed: a small one for the overhead of each tensor, and one as wide as the run's, up to this.
 SMALL_SIDE, LARGEST_SIDE = 32, 640
 REPEATS = 3
-#: Growth of a worker's resident memory over its largest matrix in float64: 5.8 to 9.2 for three shapes with 2 to 8
-#: million entries, k 512, nulls on. Counted from the code alone it is 4; the libraries' own work space is the rest.
-MEMORY_FACTOR = 9
+#: Growth of a worker's resident memory: so many times its matrix and so many times its Gram matrix, both in float64, and
+#: work space. It is above what was measured for six shapes of 1 to 154 million entries, k 512, nulls on.
+MATRICES, GRAMS, WORK_SPACE = 4, 3, 150_000_000
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -172,15 +172,17 @@ def stored_bytes(checkpoint: OpenCheckpoint) -> int:
 
 
 def peak_memory(matrices: Sequence[StoredTensor], n_workers: int) -> int:
-    """Bytes that the workers hold at worst: the ``n_workers`` largest matrices at once, nine times over in float64.
+    """Bytes that the workers hold at worst, above what the libraries take: the ``n_workers`` largest matrices at once.
 
     Examples
     --------
     >>> peak_memory([StoredTensor("", "w", (2, 2), torch.float32), StoredTensor("", "v", (1, 2), torch.float32)], 1)
-    288
+    150000224
     """
-    sizes = sorted((math.prod(tensor.shape) for tensor in matrices), reverse=True)
-    return MEMORY_FACTOR * 8 * sum(sizes[:n_workers])
+    needs = sorted(
+        (8 * (MATRICES * math.prod(tensor.shape) + GRAMS * min(tensor.shape) ** 2) for tensor in matrices), reverse=True
+    )
+    return sum(need + WORK_SPACE for need in needs[:n_workers])
 
 
 def say_bytes(count: float | int) -> str:

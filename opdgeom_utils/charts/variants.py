@@ -70,7 +70,7 @@ def variant_strips(table: pd.DataFrame, metric: str, *, title: str | None = None
     names = in_order(data.loc[:, "kind"])
     colour = alt.Color("kind:N", title=None, scale=colour_scale(names), legend=legend(names))
     shape = alt.Shape("kind:N", title=None, scale=shape_scale(names), legend=legend(names))
-    y = alt.Y("row:N", sort=rows, title=None, axis=alt.Axis(labelLimit=240))
+    y = alt.Y("row:N", sort=rows, title=None, axis=alt.Axis(labelLimit=170))
     axis = alt.Axis(format=_ticks(metric), tickCount=4, labelOverlap=True)
     words = title or metric_title(metric)
     x, low = (alt.X(f"{c}:Q", title=words, axis=axis).scale(zero=False) for c in ("value", "low"))

@@ -31,7 +31,8 @@ def test_counts_bytes_and_time(run: OpenedRun, monkeypatch: pytest.MonkeyPatch, 
     assert (made.n_checkpoints, made.n_matrices, made.n_vectors, made.n_entries) == (2, 2, 1, 52)
     assert (made.n_bytes, made.largest) == (52 * 2 + 2 * 52 * 4, "8 x 4")
     assert made.seconds == seconds
-    assert made.memory == 9 * 8 * (32 + 16 * (n_jobs == 2))
+    large, small = 8 * (4 * 8 * 4 + 3 * 4**2), 8 * (4 * 4 * 4 + 3 * 4**2)
+    assert made.memory == large + 150_000_000 + (small + 150_000_000) * (n_jobs == 2)
 
 
 def test_rate_is_measured_on_the_real_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
