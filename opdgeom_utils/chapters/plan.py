@@ -19,8 +19,8 @@ from opdgeom_utils.matrix_rows import Settings, measure_checkpoints
 #: Matrices that are timed: a small one for the overhead of each tensor, and one as wide as the run's, up to this.
 SMALL_SIDE, LARGEST_SIDE = 32, 640
 REPEATS = 3
-#: Growth of a worker's resident memory: so many times its matrix and so many times its Gram matrix, both in float64, and
-#: work space. It is above what was measured for six shapes of 1 to 154 million entries, k 512, nulls on.
+#: Growth of a worker's resident memory: so many times its matrix, so many times its Gram matrix, both in float64, and
+#: work space. That is above what was measured for six shapes of 1 to 154 million entries, k 512, nulls on.
 MATRICES, GRAMS, WORK_SPACE = 4, 3, 150_000_000
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
