@@ -5,7 +5,7 @@
 
   const BASE = document.currentScript.src.replace(/[^/]*$/, "");
   const NARROW = 560; // CSS pixels: below, panels stack and legends move under the chart
-  const ATTEMPTS = 4; // redraws to fit a chart of fixed panel widths
+  const ATTEMPTS = 8; // redraws to fit a chart of fixed panel widths
 
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const isObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
