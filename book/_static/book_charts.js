@@ -5,7 +5,7 @@
 
   const BASE = document.currentScript.src.replace(/[^/]*$/, "");
   const NARROW = 560; // CSS pixels: below, panels stack and legends move under the chart
-  const ATTEMPTS = 8; // redraws to fit a chart of fixed panel widths
+  const ATTEMPTS = 6; // redraws to fit a chart of fixed panel widths
 
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const isObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
@@ -83,7 +83,8 @@
       }
     });
     const legend = { orient: "bottom", direction: "horizontal", columns: 2, labelLimit: width / 2 - 40 };
-    spec.config = merge(spec.config || {}, { legend });
+    const axis = { labelFontSize: 11, titleFontSize: 11.5 }, header = { labelFontSize: 11, titleFontSize: 11.5 };
+    spec.config = merge(spec.config || {}, { legend, axis, header });
   }
 
   function shrink(spec, factor) {
@@ -125,6 +126,7 @@
         box.opdView = result;
         const drawn = live.querySelector("svg").getBoundingClientRect().width;
         if (drawn <= width) break;
+        if (attempt && width < NARROW) merge(spec.config, { legend: { columns: 1 } }); // it begins at the panel's edge
         shrink(spec, Math.max(0.5, (width / drawn) * 0.97));
       }
       box.dataset.state = "live";
