@@ -66,3 +66,24 @@ def test_the_mean_of_later_windows_starts_after_the_early_one() -> None:
     assert path_tables.later(rows)["value"].tolist() == [
         2.0
     ]  # 0.1 and 0.3 are equally near: the earlier is the early one
+
+
+def test_all_matrices_stand_beside_attention_ones() -> None:
+    attention = long_table().query("null == ''")
+    both = pd.concat([attention, attention.assign(scope="all", value=attention["value"] / 2)])
+    table = path_tables.scope_table(both, 4, ["opd"]).iloc[0]
+    own, half = (float(table[f"left, {words}"].split()[0]) for words in ("attention", "all matrices"))
+    assert half == pytest.approx(own / 2, abs=0.01)
+    assert "left, all matrices" not in path_tables.scope_table(attention, 4, ["opd"])
+
+
+def test_the_space_of_the_inputs_is_read_at_the_end_of_each_run() -> None:
+    cell = {"recipe": "opd", "scope": "attention", "side": "right", "k": 4, "quantity": "overlap_activations"}
+    values = {("", 40): 0.1, ("", 80): 0.3, ("adam_random", 80): 0.02}
+    rows = [
+        cell | {"null": null, "step": step, "value": value, "seed": seed, "other": ""}
+        for (null, step), value in values.items()
+        for seed in (0, 1)
+    ]
+    table = path_tables.inputs_table(pd.DataFrame(rows), 4)
+    assert table.to_numpy().tolist() == [["OPD", "0.30 (0.30 to 0.30)", "0.02 (0.02 to 0.02)", "-"]]
