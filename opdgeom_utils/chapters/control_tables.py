@@ -250,7 +250,8 @@ def say_clipped(training: pd.DataFrame, recipes: Sequence[str]) -> str:
     >>> say_clipped(logged, ["opd", "opd_top25"])
     'in 100% of the updates: OPD, top 25%.'
     """
-    shares = training.groupby("recipe")["grad_clipped"].mean()
+    logged = training.groupby("recipe")
+    shares = {str(name): float(own["grad_clipped"].to_numpy(float).mean()) for name, own in logged}
     alike: dict[str, list[str]] = {}
     for name in (n for n in recipes if n in shares):
         alike.setdefault(f"{shares[name]:.0%}", []).append(words_of(name))

@@ -261,8 +261,8 @@ def scope_table(measures: pd.DataFrame, k: int, recipes: Iterable[str] = HEADLIN
     for side in SIDES:
         for scope, words in (("attention", "attention"), ("all", "all matrices")):
             curves = path_curves(measures, "sim_to_end", side=side, k=k, scope=scope, recipes=chosen)
-            found = at_share(curves).groupby("recipe")["value"] if len(curves) else ()
-            cells |= {(str(name), f"{side}, {words}"): said(own) for name, own in found}
+            for name, own in at_share(curves).groupby("recipe") if len(curves) else ():
+                cells[str(name), f"{side}, {words}"] = said(own.loc[:, "value"])
     columns = list(dict.fromkeys(column for _, column in cells))
     names = in_order(name for name, _ in cells)
     return pd.DataFrame([{"run": n} | {c: cells.get((n, c), "-") for c in columns} for n in names])
@@ -275,8 +275,8 @@ def inputs_table(measures: pd.DataFrame, k: int, recipes: Iterable[str] = HEADLI
     ends = curves.loc[curves["share"] == 1]
     rows = []
     for name in in_order(ends["recipe"]):
-        own = ends.loc[ends["recipe"] == name].groupby("series")["value"]
-        found = {str(series): said(values) for series, values in own}
+        own = ends.loc[ends["recipe"] == name].groupby("series")
+        found = {str(series): said(rows_of.loc[:, "value"]) for series, rows_of in own}
         others = {PATH_NULLS[null]: found.get(PATH_NULLS[null], "-") for null in nulls if null}
         rows.append({"run": name, "overlap with the inputs": found.get(name, "-")} | others)
     return pd.DataFrame(rows)
