@@ -33,7 +33,7 @@
       font: css("--opd-font-ui"),
       axis: { labelColor: soft, titleColor: ink, domainColor: grid, tickColor: grid, gridColor: grid,
               labelFontSize: 12, titleFontSize: 13, titleFontWeight: 500 },
-      legend: { labelColor: ink, titleColor: ink, labelFontSize: 12, titleFontSize: 12, titleFontWeight: 500 },
+      legend: { symbolBaseFillColor: ink, symbolBaseStrokeColor: ink, labelColor: ink, titleColor: ink, labelFontSize: 12, titleFontSize: 12, titleFontWeight: 500 },
       title: { color: ink, subtitleColor: soft, anchor: "start", fontSize: 14, fontWeight: 600 },
       header: { labelColor: ink, titleColor: ink, labelFontSize: 12, titleFontSize: 13, titleFontWeight: 500 },
       text: { color: ink }, rule: { color: soft }, view: { stroke: "transparent" },

@@ -214,7 +214,7 @@ def answers(table: pd.DataFrame, card: pd.DataFrame, claims: Mapping[int, list[s
     Parameters
     ----------
     table
-        From :func:`opdgeom_utils.verdicts.verdict_text.criticism_table`.
+        From :func:`opdgeom_utils.chapters.verdict_text.criticism_table`.
     card
         From :func:`opdgeom_utils.claims.scorecard`.
     claims

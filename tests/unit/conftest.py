@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
+from torch import Tensor
 
 from opdgeom_utils import models, recipes
+from opdgeom_utils.checkpoint_forms.torch_files import FileTensor
 from opdgeom_utils.recipes import Recipe
 from tests.tiny_world import DEFAULTS, RECIPES, World, save_tiny
 
@@ -59,3 +61,17 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     errors = [rank.communicate(timeout=600)[1].decode() for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0] * 4, "\n".join(errors)
     return folder
+
+
+@pytest.fixture
+def entries_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many entries each reading of a tensor of a torch file took, in order."""
+    read, counts = FileTensor.read_part, []
+
+    def counted(self: FileTensor, cuts: tuple[Any, ...]) -> Tensor:
+        part = read(self, cuts)
+        counts.append(part.numel())
+        return part
+
+    monkeypatch.setattr(FileTensor, "read_part", counted)
+    return counts

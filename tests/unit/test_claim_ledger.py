@@ -5,7 +5,8 @@ import re
 import pytest
 
 from opdgeom_utils import claims
-from opdgeom_utils.verdicts import claim_ledger, verdict_text
+from opdgeom_utils.chapters import verdict_text
+from opdgeom_utils.verdicts import claim_ledger
 from opdgeom_utils.verdicts.measured import Tables
 from tests.claim_world import AGREEING, world
 from tests.measure_world import full_world

@@ -1,5 +1,6 @@
 """One file for each rank, written by real processes: every placement, and files that do not fit together."""
 
+import errno
 import os
 import random
 import shutil
@@ -15,6 +16,7 @@ from opdgeom_utils.checkpoints import comparison_report, open_checkpoint
 from opdgeom_utils.diagnose import diagnose_pair
 from opdgeom_utils.errors import (
     CheckpointDamagedError,
+    CheckpointMemoryError,
     CheckpointNotFoundError,
     CheckpointUnsafeError,
     MetricInputError,
@@ -308,3 +310,13 @@ def test_writing_to_what_was_read_does_not_reach_the_file(line):
         tensor.read().zero_()
     assert _rank(line, 0).read_bytes() == before
     assert isinstance(read_structure(_rank(line, 0))["model.scale"], FileTensor)
+
+
+def test_memory_that_the_system_refuses_is_not_blamed_on_the_file(tmp_path, monkeypatch):
+    def refused(*_args, **_options):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr("opdgeom_utils.checkpoint_forms.torch_files.mmap.mmap", refused)
+    tensor = FileTensor(str(_sparse(tmp_path / "x.pt", 8)), 0, 8, torch.float32, (2,), (1,), 0)
+    with pytest.raises(CheckpointMemoryError, match=r"x\.pt: the system refused to map 8 bytes .*Raise the limit"):
+        tensor()
