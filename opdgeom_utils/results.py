@@ -28,11 +28,13 @@ from opdgeom_utils.training import TRAINING_VERSION
 
 RESULTS = PROJECT / "data" / "results"
 GEOMETRY_SOURCES = (
-    "nulls.py",
-    "diagnose.py",
-    "matrix_rows.py",
-    "checkpoints.py",
-    "checkpoint_forms/weight_files.py",
+    "diagnose/nulls.py",
+    "diagnose/trajectory.py",
+    "diagnose/matrix_rows.py",
+    "linalg/*.py",
+    "metrics/*.py",
+    "checkpoints/opening.py",
+    "checkpoints/weight_files.py",
 )
 HEADLINE = ("sft", "opd", "rlvr", "control_sft")
 RunKey = tuple[str, str, int]  # profile, recipe, seed
@@ -66,10 +68,7 @@ def geometry_of(run: Run) -> pd.DataFrame:
     Variants of the headline recipes are measured at their end only; their paths are in the measures.
     """
     options = json.dumps(DIAGNOSE_OPTIONS, sort_keys=True).encode()
-    sources = [
-        *sorted((Path(__file__).parent / "metrics").glob("*.py")),
-        *(Path(__file__).parent / n for n in GEOMETRY_SOURCES),
-    ]
+    sources = [path for pattern in GEOMETRY_SOURCES for path in sorted(Path(__file__).parent.glob(pattern))]
     digest = hashlib.sha256(options + b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
     path = run.path / f"geometry-{digest}.parquet"
     if not path.is_file():

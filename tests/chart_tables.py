@@ -8,11 +8,11 @@ import pandas as pd
 
 from opdgeom_utils import claims
 from opdgeom_utils.charts.maps import MODULES
-from opdgeom_utils.verdicts import matched
+from opdgeom_utils.claims import matching
 
 RECIPES = {"sft": (0.1, 12.0), "opd": (0.5, 2.0), "rlvr": (0.75, 1.0), "control_sft": (0.45, 2.2)}
 STEPS = (2, 10, 40, 100)
-METRICS = [*matched.METRICS, "left_angle_max_deg", "right_angle_max_deg", "stable_rank"]
+METRICS = [*matching.METRICS, "left_angle_max_deg", "right_angle_max_deg", "stable_rank"]
 
 
 @cache
@@ -56,17 +56,17 @@ def accuracy() -> pd.DataFrame:
 
 def ends(recipes: tuple[str, ...] = ("sft", "opd", "rlvr")) -> pd.DataFrame:
     table = geometry()
-    return matched.final(matched.summarise(table.loc[table["recipe"].isin(recipes)]))
+    return matching.final(matching.summarise(table.loc[table["recipe"].isin(recipes)]))
 
 
 def places() -> pd.DataFrame:
-    summary = matched.summarise(geometry())
+    summary = matching.summarise(geometry())
     anchored = summary.loc[summary["recipe"] != "sft"]
-    steps = matched.final(summary.loc[summary["recipe"] != "control_sft"]).assign(place="the paper's steps")
+    steps = matching.final(summary.loc[summary["recipe"] != "control_sft"]).assign(place="the paper's steps")
     equal = [
-        matched.at_equal_updates(anchored).assign(place="equal updates"),
-        matched.at_equal_norm(anchored).assign(place="equal norm"),
-        matched.at_equal_accuracy(anchored, accuracy()).assign(place="equal accuracy"),
+        matching.at_equal_updates(anchored).assign(place="equal updates"),
+        matching.at_equal_norm(anchored).assign(place="equal norm"),
+        matching.at_equal_accuracy(anchored, accuracy()).assign(place="equal accuracy"),
     ]
     return pd.concat([steps, *equal], ignore_index=True)
 

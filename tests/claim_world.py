@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from opdgeom_utils.verdicts.measured import Measured
+from opdgeom_utils.claims.look_up import Measured
 
 SEEDS = (0, 1, 2, 3, 4)
 JITTER = (-0.002, -0.001, 0.0, 0.001, 0.002)

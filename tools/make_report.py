@@ -24,8 +24,8 @@ from tqdm import tqdm
 from opdgeom_utils.chapters.parameters import check_names
 from opdgeom_utils.chapters.plan import plan_comparison
 from opdgeom_utils.chapters.your_run import matching_k, open_run
+from opdgeom_utils.diagnose.matrix_rows import Settings
 from opdgeom_utils.errors import NotebookParameterError, OpdGeomError
-from opdgeom_utils.matrix_rows import Settings
 from opdgeom_utils.models import pick_device
 from opdgeom_utils.results import DIAGNOSE_OPTIONS
 from opdgeom_utils.storage import write_atomic

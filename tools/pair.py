@@ -53,14 +53,16 @@ def stale_pairs(root: Path) -> list[str]:
 
 
 def format_source(source: Path) -> bool:
-    """Run ruff's formatter over the code cells of a source; return whether anything changed."""
+    """Sort the imports and format the code cells of a source with ruff; return whether anything changed."""
     notebook = jupytext.read(source)
     changed = False
     for cell in (c for c in notebook.cells if c.cell_type == "code" and not c.source.startswith("%")):
-        command = [sys.executable, "-m", "ruff", "format", "--quiet", "--stdin-filename", "cell.py", "-"]
-        done = subprocess.run(command, input=cell.source, capture_output=True, text=True, cwd=ROOT, check=False)
-        formatted = done.stdout.rstrip("\n")
-        if done.returncode == 0 and formatted != cell.source:
+        formatted = cell.source
+        for step in (["check", "--select", "I", "--fix"], ["format"]):
+            command = [sys.executable, "-m", "ruff", *step, "--quiet", "--stdin-filename", "cell.py", "-"]
+            done = subprocess.run(command, input=formatted, capture_output=True, text=True, cwd=ROOT, check=False)
+            formatted = done.stdout.rstrip("\n") if done.returncode == 0 else formatted
+        if formatted != cell.source:
             cell.source, changed = formatted, True
     if changed:
         jupytext.write(notebook, source, fmt="md:myst")

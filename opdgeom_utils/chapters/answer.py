@@ -12,9 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from opdgeom_utils.claims import UNTESTABLE, VERDICTS
-from opdgeom_utils.verdicts import matched
-from opdgeom_utils.verdicts.measured import Tables
+from opdgeom_utils.claims import UNTESTABLE, VERDICTS, matching
+from opdgeom_utils.claims.look_up import Tables
 
 REPRODUCED, PARTLY, NOT = VERDICTS[:3]
 MATCHES = (
@@ -48,7 +47,7 @@ def answer_sentences(card: pd.DataFrame, tables: Tables) -> dict[str, str]:
 
 def where_sentence(card: pd.DataFrame, geometry: pd.DataFrame) -> str:
     """Update sparsity of the three objectives at their own ends, and how many of the paper's orders come out."""
-    ends = matched.final(matched.summarise(geometry, None)).groupby("recipe")["update_sparsity"].agg("mean").to_dict()
+    ends = matching.final(matching.summarise(geometry, None)).groupby("recipe")["update_sparsity"].agg("mean").to_dict()
     shares = {r: f"{100 * ends[r]:.1f}%" if r in ends else "an unknown share" for r in ("sft", "opd", "rlvr")}
     orders = verdicts_of(card.loc[card["id"].str.endswith("_order")], "paper_steps")
     known = [ends[r] for r in ("sft", "opd", "rlvr") if r in ends]
@@ -208,10 +207,10 @@ def criticism_answers(tables: Tables) -> dict[int, str]:
     tables
         Geometry of one profile, with recipes ``opd`` and ``rlvr``.
     """
-    ends = matched.final(matched.summarise(tables.geometry, None))
+    ends = matching.final(matching.summarise(tables.geometry, None))
     spread = {str(r): float(np.std(own["update_sparsity"], ddof=1)) for r, own in ends.groupby("recipe")}
     widest = max(spread, key=lambda recipe: spread[recipe])
-    attention = matched.summarise(tables.geometry)
+    attention = matching.summarise(tables.geometry)
     inflated = "; ".join(_inflation(attention, recipe) for recipe in ("opd", "rlvr"))
     return {
         2: (

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from opdgeom_utils.claims import seed_interval
 from opdgeom_utils.errors import NotebookParameterError
+from opdgeom_utils.intervals import seed_interval
 from opdgeom_utils.recipes import load_recipe, recipe_names
 from opdgeom_utils.results import HEADLINE, Tables, load_tables, tables_of
 from opdgeom_utils.runs import load_or_train

@@ -9,7 +9,7 @@ import pandas as pd
 from opdgeom_utils.chapters.run_tables import WIDE, last_step, stored_narrow
 from opdgeom_utils.chapters.your_run import PAPER_K, OpenedRun
 from opdgeom_utils.charts.series import listed
-from opdgeom_utils.matrix_rows import IDENTICAL
+from opdgeom_utils.diagnose.matrix_rows import IDENTICAL
 from opdgeom_utils.results import DIAGNOSE_OPTIONS
 
 MOST_NOTES = 3

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from opdgeom_utils.charts.theme import in_order, label, metric_title, number_format
 from opdgeom_utils.checkpoints import matching_names, open_checkpoint
-from opdgeom_utils.claims import seed_interval
+from opdgeom_utils.claims import matching
+from opdgeom_utils.claims.look_up import Tables as AnyTables
 from opdgeom_utils.diagnose import diagnose_trajectory
 from opdgeom_utils.errors import MetricInputError
+from opdgeom_utils.intervals import seed_interval
 from opdgeom_utils.results import DIAGNOSE_OPTIONS, Tables, check_live
 from opdgeom_utils.runs import Run
-from opdgeom_utils.verdicts import matched
-from opdgeom_utils.verdicts.measured import Tables as AnyTables
+from opdgeom_utils.vocabulary import ATTENTION
 
 PLACES = {
     "final": "the paper's steps",
@@ -49,7 +50,7 @@ def at_place(tables: AnyTables, place: str, recipes: Iterable[str], *, share: fl
     Returns
     -------
     DataFrame
-        The columns of :func:`opdgeom_utils.verdicts.matched.summarise` over the attention matrices; the columns of
+        The columns of :func:`opdgeom_utils.claims.matching.summarise` over the attention matrices; the columns of
         sparsity are over all tensors. Then ``matched_at``, ``reason`` and ``place``, its name in words.
 
     Raises
@@ -62,7 +63,7 @@ def at_place(tables: AnyTables, place: str, recipes: Iterable[str], *, share: fl
     if not 0 < share <= 1:
         raise MetricInputError(f"share is {share}; expected a number above 0 and at most 1")
     geometry = tables.geometry.loc[tables.geometry["recipe"].isin(list(recipes))]
-    summaries = [matched.summarise(geometry, modules) for modules in (matched.ATTENTION, None)]
+    summaries = [matching.summarise(geometry, modules) for modules in (ATTENTION, None)]
     attention, everything = (_matched(s, tables.accuracy, place, share).set_index(KEYS) for s in summaries)
     for column in [c for c in everything.columns if c.startswith("update_sparsity")]:
         attention[column] = everything[column]
@@ -71,16 +72,16 @@ def at_place(tables: AnyTables, place: str, recipes: Iterable[str], *, share: fl
 
 def _matched(summary: pd.DataFrame, accuracy: pd.DataFrame, place: str, share: float) -> pd.DataFrame:
     if place == "final":
-        return matched.final(summary)
+        return matching.final(summary)
     if place == "equal_updates":
-        return matched.at_equal_updates(summary)
+        return matching.at_equal_updates(summary)
     if place == "equal_norm":
-        largest = matched.at_equal_norm(summary)
-        return largest if share == 1 else matched.at_equal_norm(summary, norm=share * largest["matched_at"].iloc[0])
-    largest = matched.at_equal_accuracy(summary, accuracy)
+        largest = matching.at_equal_norm(summary)
+        return largest if share == 1 else matching.at_equal_norm(summary, norm=share * largest["matched_at"].iloc[0])
+    largest = matching.at_equal_accuracy(summary, accuracy)
     if share == 1:
         return largest
-    return matched.at_equal_accuracy(summary, accuracy, gain=share * largest["matched_at"].iloc[0])
+    return matching.at_equal_accuracy(summary, accuracy, gain=share * largest["matched_at"].iloc[0])
 
 
 def live_ends(runs: Iterable[Run], settings: Mapping[str, Any]) -> Tables:
@@ -133,7 +134,7 @@ def agreement(live: pd.DataFrame, committed: pd.DataFrame, settings: Mapping[str
     for _, run in live.iterrows():
         seeds = committed.loc[committed["recipe"] == run["recipe"]]
         if len(seeds) > 1:
-            found = check_live(run.loc[list(matched.METRICS)].astype(float), seeds)
+            found = check_live(run.loc[list(matching.METRICS)].astype(float), seeds)
             parts.append(found.assign(recipe=label(str(run["recipe"]))))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
@@ -244,7 +245,7 @@ def mask_sweep(runs: Iterable[Run], alphas: Sequence[float], ranks: Sequence[int
     parts = []
     for run, alpha, rank in itertools.product(runs, alphas, ranks):
         options: dict[str, Any] = {**DIAGNOSE_OPTIONS, "alpha": alpha, "rank": rank, "k": 1}
-        rows = diagnose_trajectory(run.reference, run.checkpoints[-1:], modules=matched.ATTENTION, **options)
+        rows = diagnose_trajectory(run.reference, run.checkpoints[-1:], modules=ATTENTION, **options)
         means = rows[[c for c in rows.columns if "_overlap" in c]].mean().to_frame().T
         parts.append(means.assign(recipe=run.recipe.name, seed=run.seed, alpha=alpha, rank=rank))
     return pd.concat(parts, ignore_index=True)

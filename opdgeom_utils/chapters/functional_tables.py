@@ -14,8 +14,8 @@ import pandas as pd
 from opdgeom_utils.chapters.book_measures import measures_for
 from opdgeom_utils.chapters.book_tables import BookTables
 from opdgeom_utils.charts.theme import label
-from opdgeom_utils.claims import seed_interval
 from opdgeom_utils.errors import MetricInputError, StaleResultsError
+from opdgeom_utils.intervals import seed_interval
 from opdgeom_utils.measures.functional import PROJECTED, free_run_of
 from opdgeom_utils.measures.long_table import nearest
 from opdgeom_utils.recipes import RUN_SPACE, Recipe, load_recipe, recipe_names

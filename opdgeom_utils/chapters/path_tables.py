@@ -11,8 +11,8 @@ from opdgeom_utils.chapters.book_measures import measures_for
 from opdgeom_utils.chapters.book_tables import BookTables, say_interval, tables_for
 from opdgeom_utils.charts.series import listed
 from opdgeom_utils.charts.theme import PATH_NULLS, RESCALED, ROUNDED, in_order, label, metric_title
-from opdgeom_utils.claims import seed_interval
 from opdgeom_utils.errors import StaleResultsError
+from opdgeom_utils.intervals import seed_interval
 from opdgeom_utils.measures.paths import EARLY, HEADLINE, SIDES
 from opdgeom_utils.measures.run_measures import OVERLAPS
 

@@ -13,8 +13,8 @@ import torch
 
 from opdgeom_utils.chapters.your_run import OpenedRun
 from opdgeom_utils.checkpoints import OpenCheckpoint, StoredTensor
+from opdgeom_utils.diagnose.matrix_rows import Settings, measure_checkpoints
 from opdgeom_utils.errors import MetricInputError
-from opdgeom_utils.matrix_rows import Settings, measure_checkpoints
 
 #: Matrices that are timed: a small one for the overhead of each tensor, and one as wide as the run's, up to this.
 SMALL_SIDE, LARGEST_SIDE = 32, 640

@@ -11,12 +11,13 @@ import yaml
 
 from opdgeom_utils.chapters.your_run import OpenedRun
 from opdgeom_utils.charts.maps import MODULES
-from opdgeom_utils.checkpoint_forms.comparison import ComparisonReport
-from opdgeom_utils.checkpoint_forms.parameter_names import kind_of
+from opdgeom_utils.checkpoints.comparison import ComparisonReport
+from opdgeom_utils.checkpoints.parameter_names import kind_of
+from opdgeom_utils.claims import matching
+from opdgeom_utils.claims.schema import load_reported
 from opdgeom_utils.errors import MetricInputError
 from opdgeom_utils.models import PROJECT
-from opdgeom_utils.verdicts import matched
-from opdgeom_utils.verdicts.claim_schema import load_reported
+from opdgeom_utils.vocabulary import ATTENTION
 
 PARAMETER_FILES = PROJECT / "notebooks" / "params"
 SPARSITY = "update_sparsity"
@@ -53,7 +54,7 @@ def matrices_of(table: pd.DataFrame) -> pd.DataFrame:
     (['q_proj'], ['up_proj'])
     """
     matrices = table.loc[table["shape"].str.count("x") == 1]
-    attention = matrices.loc[matrices["module"].isin(matched.ATTENTION)]
+    attention = matrices.loc[matrices["module"].isin(ATTENTION)]
     if matrices.empty:
         raise MetricInputError(f"no row of the table is a matrix; its shapes are {sorted(set(table['shape']))}")
     return matrices if attention.empty else attention
@@ -97,12 +98,12 @@ def along_run(table: pd.DataFrame, label: str) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        The columns of :func:`opdgeom_utils.verdicts.matched.summarise` over :func:`matrices_of`; those of sparsity are
+        The columns of :func:`opdgeom_utils.claims.matching.summarise` over :func:`matrices_of`; those of sparsity are
         over all tensors, weighted by their entries, as in the paper.
     """
     named = table.assign(profile="yours", recipe=label, seed=0)
-    means = matched.summarise(matrices_of(named), None).set_index("step")
-    everything = matched.summarise(named, None).set_index("step")
+    means = matching.summarise(matrices_of(named), None).set_index("step")
+    everything = matching.summarise(named, None).set_index("step")
     for column in [c for c in everything.columns if c.startswith(SPARSITY)]:
         means[column] = everything[column]
     return means.reset_index()
@@ -125,7 +126,7 @@ def among(own: pd.DataFrame, toy: pd.DataFrame) -> pd.DataFrame:
     >>> among(own, toy)[["recipe", "x"]].values.tolist()
     [['sft', 1.0], ['mine', 6.0]]
     """
-    return pd.concat([toy, matched.final(own)], ignore_index=True)
+    return pd.concat([toy, matching.final(own)], ignore_index=True)
 
 
 def path_of(own: pd.DataFrame, geometry: pd.DataFrame, example: str = "opd") -> tuple[pd.DataFrame, str]:
@@ -148,7 +149,7 @@ def path_of(own: pd.DataFrame, geometry: pd.DataFrame, example: str = "opd") -> 
     if len(own) > 1:
         return own, f"{len(own)} checkpoints of the run"
     rows = geometry.loc[geometry["recipe"] == example]
-    return matched.summarise(rows), "one checkpoint only, so the toy OPD runs, as an example"
+    return matching.summarise(rows), "one checkpoint only, so the toy OPD runs, as an example"
 
 
 def cells_of(table: pd.DataFrame, label: str) -> pd.DataFrame:

@@ -12,13 +12,14 @@ import pandas as pd
 from opdgeom_utils.chapters.book_tables import PUBLISHED, BookTables, only_seeds, tables_for
 from opdgeom_utils.chapters.model_cards import model_facts
 from opdgeom_utils.charts.theme import label, metric_title, number_format
+from opdgeom_utils.claims import matching
+from opdgeom_utils.claims.look_up import Tables
+from opdgeom_utils.claims.setting_statistics import PAPER_STEPS, Runs, Setting, runs_of, seed_range, value_at
 from opdgeom_utils.models import MODELS, resolve_model
 from opdgeom_utils.recipes import load_recipe, recipe_names
 from opdgeom_utils.results import tables_of
 from opdgeom_utils.runs import load_or_train
-from opdgeom_utils.verdicts import matched
-from opdgeom_utils.verdicts.measured import Tables
-from opdgeom_utils.verdicts.setting_statistics import PAPER_STEPS, Runs, Setting, runs_of, seed_range, value_at
+from opdgeom_utils.vocabulary import ATTENTION
 
 SETTINGS = {
     "opd_teacher_small": "teacher of two layers",
@@ -113,8 +114,8 @@ def setting_rows(tables: Tables) -> pd.DataFrame:
         the attention matrices), and ``gain``, sampled accuracy minus its start on the same prompts. Numbers of RLVR are
         interpolated between two checkpoints where it has none at its place.
     """
-    attention, everything = (runs_of(matched.summarise(tables.geometry, m)) for m in (matched.ATTENTION, None))
-    gains = runs_of(matched.accuracy_gain(tables.accuracy))
+    attention, everything = (runs_of(matching.summarise(tables.geometry, m)) for m in (ATTENTION, None))
+    gains = runs_of(matching.accuracy_gain(tables.accuracy))
     held = list(dict.fromkeys(recipe for recipe, _ in attention))
     settings = [recipe for recipe in SETTINGS if recipe in held]
     own = [recipe for recipe in settings or ["opd"] if recipe in held]
@@ -138,7 +139,7 @@ def _row(
 ) -> dict[str, object]:
     row: dict[str, object] = {"recipe": recipe, "seed": seed}
     row["step"] = _last(attention[recipe, seed]) if step is None else step
-    for metric in matched.METRICS:
+    for metric in matching.METRICS:
         runs = everything if metric == "update_sparsity" else attention
         for column in (metric, f"{metric}_shuffled"):
             row[column] = value_at(runs, recipe, seed, step, column)
@@ -150,7 +151,7 @@ def setting_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Write each recipe's numbers as text, mean over its seeds, the shuffled null in brackets.
 
     >>> rows = pd.DataFrame({"recipe": ["opd"], "seed": [0], "step": [40.0], "gain": [0.02]})
-    >>> for metric in matched.METRICS:
+    >>> for metric in matching.METRICS:
     ...     rows = rows.assign(**{metric: 0.5, f"{metric}_shuffled": 0.4})
     >>> setting_table(rows).iloc[0, [0, 2, 3]].tolist()
     ['OPD', '40', '50.0% (40.0%)']
@@ -158,7 +159,7 @@ def setting_table(rows: pd.DataFrame) -> pd.DataFrame:
     out = []
     for recipe, own in rows.groupby("recipe", sort=False):
         row: dict[str, object] = {"run": words(str(recipe)), "seeds": len(own), "updates": f"{own['step'].mean():.0f}"}
-        for metric in matched.METRICS:
+        for metric in matching.METRICS:
             shown = number_format(metric)
             value, null = own[metric].mean(), own[f"{metric}_shuffled"].mean()
             row[metric_title(metric)] = f"{value:{shown}} ({null:{shown}})"
@@ -252,7 +253,7 @@ def in_seed_ranges(rows: pd.DataFrame) -> pd.DataFrame:
     opd = rows.loc[rows["recipe"] == "opd"]
     seeds = tuple(int(s) for s in opd["seed"])
     step, shown_runs = int(opd["step"].iloc[0]), pd.concat([rows.loc[first], opd.sort_values("seed")])
-    for metric in matched.METRICS:
+    for metric in matching.METRICS:
         for recipe, seed, value in shown_runs[["recipe", "seed", metric]].itertuples(index=False):
             others = seeds if recipe in SETTINGS else tuple(s for s in seeds if s != seed)
             low, high = seed_range(Setting("opd", seeds[0], step, runs), "opd", metric, others)

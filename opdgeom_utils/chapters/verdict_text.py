@@ -9,7 +9,7 @@ import pandas as pd
 from opdgeom_utils.chapters.chapter_tables import PLACES
 from opdgeom_utils.charts.theme import VERDICT_MARKS
 from opdgeom_utils.claims import UNTESTABLE, VERDICTS
-from opdgeom_utils.verdicts.claim_schema import Claim
+from opdgeom_utils.claims.schema import Claim
 
 DIAGNOSTICS = {
     "update_sparsity": "update sparsity",

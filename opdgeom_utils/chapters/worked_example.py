@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from opdgeom_utils import objectives
-from opdgeom_utils.claims import seed_interval
 from opdgeom_utils.errors import RecipeError
+from opdgeom_utils.intervals import seed_interval
 from opdgeom_utils.models import PAD
 from opdgeom_utils.rollouts import Rollouts, completion_logits, decode_completions, encode_prompts, sample
 from opdgeom_utils.tasks import END, Example, held_out_set, verify

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from opdgeom_utils.charts.theme import NULLS, PALETTE, label
-from opdgeom_utils.checkpoint_forms.comparison import ComparisonReport, aligned
-from opdgeom_utils.checkpoint_forms.pickled_weights import ENDINGS
 from opdgeom_utils.checkpoints import OpenCheckpoint, module_of, open_checkpoint
+from opdgeom_utils.checkpoints.comparison import ComparisonReport, aligned
+from opdgeom_utils.checkpoints.pickled_weights import ENDINGS
 from opdgeom_utils.diagnose import STEP_IN_NAME
 from opdgeom_utils.errors import CheckpointNotFoundError, MetricInputError, NotebookParameterError
 from opdgeom_utils.models import resolve_model

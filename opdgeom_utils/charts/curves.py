@@ -67,7 +67,7 @@ def metric_against_norm(
     Parameters
     ----------
     summary
-        One row per checkpoint, from :func:`opdgeom_utils.verdicts.matched.summarise`.
+        One row per checkpoint, from :func:`opdgeom_utils.claims.matching.summarise`.
     metric
         Column of the vertical axis.
     norm
@@ -106,7 +106,7 @@ def run_trajectory(summary: pd.DataFrame, metrics: Sequence[str] = TRAJECTORY) -
     Parameters
     ----------
     summary
-        One row per (run, checkpoint), from :func:`opdgeom_utils.verdicts.matched.summarise`.
+        One row per (run, checkpoint), from :func:`opdgeom_utils.claims.matching.summarise`.
     metrics
         Columns, a panel for each that has a number.
     """

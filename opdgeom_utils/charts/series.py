@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from opdgeom_utils.charts.theme import LOGARITHMIC, PAPER, SERIES, in_order, label, number_format
-from opdgeom_utils.claims import seed_interval
 from opdgeom_utils.errors import MetricInputError
+from opdgeom_utils.intervals import seed_interval
 
 COLUMNS = ["recipe", "series", "role", "seed", "value", "low", "high", "n", "text"]
 FRACTIONS_OF_A_RUN = 50
@@ -28,7 +28,7 @@ def spread(
     Parameters
     ----------
     ends
-        One row per run, for instance from :func:`opdgeom_utils.verdicts.matched.final`.
+        One row per run, for instance from :func:`opdgeom_utils.claims.matching.final`.
     metric
         Column to draw.
     nulls

@@ -23,8 +23,8 @@ from opdgeom_utils.batches import length_groups, reward_of, roll_out
 from opdgeom_utils.learner import Learner, stream_seed
 from opdgeom_utils.rollouts import Rollouts, completion_logits
 from opdgeom_utils.tasks import Example, draw_examples
+from opdgeom_utils.vocabulary import ATTENTION
 
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 KEPT = {
     "opd_top50": (0.5, "top"), "opd_top25": (0.25, "top"), "opd_top5": (0.05, "top"),
     "opd_random50": (0.5, "random"), "opd_random25": (0.25, "random"), "opd_random5": (0.05, "random"),

@@ -27,7 +27,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from opdgeom_utils.batches import roll_out
+from opdgeom_utils.diagnose.nulls import null_generator, shuffled_update
 from opdgeom_utils.learner import stream_seed
+from opdgeom_utils.linalg.factors import Factors
+from opdgeom_utils.linalg.gram import TallMatrix
 from opdgeom_utils.measures.long_table import cached_measures
 from opdgeom_utils.measures.paths import (
     KS,
@@ -42,12 +45,9 @@ from opdgeom_utils.measures.paths import (
     tagged,
     windows,
 )
-from opdgeom_utils.metrics.factors import Factors
-from opdgeom_utils.metrics.gram import TallMatrix
 from opdgeom_utils.metrics.sparsity import bf16_realised
 from opdgeom_utils.metrics.spectra import stable_rank_of
 from opdgeom_utils.models import load_model, load_tokenizer
-from opdgeom_utils.nulls import null_generator, shuffled_update
 from opdgeom_utils.projection import activation_moments
 from opdgeom_utils.rollouts import encode_pairs
 from opdgeom_utils.runs import Run

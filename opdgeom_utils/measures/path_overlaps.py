@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from opdgeom_utils.linalg.factors import Factors
 from opdgeom_utils.measures.long_table import as_measures, cached_measures
 from opdgeom_utils.measures.paths import (
     HEADLINE,
@@ -26,7 +27,6 @@ from opdgeom_utils.measures.paths import (
     similarity,
     tagged,
 )
-from opdgeom_utils.metrics.factors import Factors
 from opdgeom_utils.runs import Run, checkpoint_path
 
 BOTH_CHANGED = "opd_teacher_writes_full_vocab"  # the fourth of two by two, compared with those that change one thing

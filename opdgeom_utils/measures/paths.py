@@ -22,14 +22,14 @@ from torch import Tensor
 
 from opdgeom_utils import storage
 from opdgeom_utils.errors import MetricInputError
+from opdgeom_utils.linalg.factors import Factors, factorize
+from opdgeom_utils.linalg.gram import TallMatrix
 from opdgeom_utils.measures.long_table import as_measures, cached_measures, nearest
-from opdgeom_utils.metrics.factors import Factors, factorize
-from opdgeom_utils.metrics.gram import TallMatrix
 from opdgeom_utils.metrics.sparsity import bf16_realised
 from opdgeom_utils.metrics.spectra import stable_rank_from, stable_rank_of, tail_exponent
 from opdgeom_utils.models import load_model, stored_state
 from opdgeom_utils.runs import Run
-from opdgeom_utils.verdicts.matched import ATTENTION
+from opdgeom_utils.vocabulary import ATTENTION
 
 KS = (1, 2, 4, 8, 16)
 VARIANT_KS = (4, 16)
@@ -40,7 +40,7 @@ SIDES = ("right", "left")
 HEADLINE = ("sft", "opd", "rlvr", "control_sft")
 FIRST_LAYER_ONLY = ("smoke",)
 HERE = Path(__file__)
-SOURCES = (HERE, *sorted((HERE.parent.parent / "metrics").glob("*.py")))
+SOURCES = (HERE, *(p for d in ("metrics", "linalg") for p in sorted((HERE.parent.parent / d).glob("*.py"))))
 
 Key = tuple[str, str, int]  # quantity, side, k
 Curves = dict[Key, list[float]]

@@ -4,11 +4,11 @@ Every metric computes in float64 where singular values or spaces are involved, r
 mean nothing, and states its range and its source equation.
 """
 
-from .masks import low_magnitude_mask, mask_overlap, principal_mask
-from .second_moment import left_second_moment, moment_alignment, right_second_moment
-from .sparsity import update_mask, update_sparsity
-from .spectra import hill_estimator, normalized_spectral_shift, stable_rank
-from .subspaces import PrincipalAngles, principal_angles, subspace_similarity
+from opdgeom_utils.metrics.masks import low_magnitude_mask, mask_overlap, principal_mask
+from opdgeom_utils.metrics.second_moment import left_second_moment, moment_alignment, right_second_moment
+from opdgeom_utils.metrics.sparsity import update_mask, update_sparsity
+from opdgeom_utils.metrics.spectra import hill_estimator, normalized_spectral_shift, stable_rank
+from opdgeom_utils.metrics.subspaces import PrincipalAngles, principal_angles, subspace_similarity
 
 __all__ = [
     "PrincipalAngles",

@@ -14,8 +14,8 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from ..errors import MetricInputError
-from .codes import is_finite
+from opdgeom_utils.errors import MetricInputError
+from opdgeom_utils.linalg.bf16_bits import is_finite
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Bool, Float, Int16
 from torch import Tensor
 
-from .codes import MAGNITUDE, count_true, lowest, with_first_ties
-from .factors import Factors, factorize
-from .inputs import check_count, check_fraction, checked
+from opdgeom_utils.linalg.bf16_bits import MAGNITUDE, count_true, lowest, with_first_ties
+from opdgeom_utils.linalg.factors import Factors, factorize
+from opdgeom_utils.metrics.inputs import check_count, check_fraction, checked
 
 # Magnitudes closer than this part of the largest count as tied, so that rounding noise cannot decide a tie.
 TIE_GRID = 2.0**-40

@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import MetricInputError
-from .inputs import check_count, check_finite_tensor, check_fraction, checked
+from opdgeom_utils.errors import MetricInputError
+from opdgeom_utils.metrics.inputs import check_count, check_finite_tensor, check_fraction, checked
 
 SIDES = ("right", "left")
 

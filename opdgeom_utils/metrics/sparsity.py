@@ -4,9 +4,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..errors import MetricInputError
-from .codes import count_true, differing, is_finite
-from .inputs import check_fraction, checked
+from opdgeom_utils.errors import MetricInputError
+from opdgeom_utils.linalg.bf16_bits import count_true, differing, is_finite
+from opdgeom_utils.metrics.inputs import check_fraction, checked
 
 # Two different bf16 numbers, subnormal ones too, differ by at least this part of the larger.
 INERT_ETA = 2.0**-8

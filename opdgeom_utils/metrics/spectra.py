@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import MetricInputError
-from .factors import singular_values
-from .gram import TallMatrix, largest_eigenvalue
-from .inputs import check_count, checked
+from opdgeom_utils.errors import MetricInputError
+from opdgeom_utils.linalg.factors import singular_values
+from opdgeom_utils.linalg.gram import TallMatrix, largest_eigenvalue
+from opdgeom_utils.metrics.inputs import check_count, checked
 
 
 @checked(matrices=("w_ref", "w_new"))

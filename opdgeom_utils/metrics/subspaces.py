@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .factors import Factors, cholesky, factorize
-from .gram import eigenvalues, gram_of, sum_of_grams
-from .inputs import check_count, checked
+from opdgeom_utils.linalg.factors import Factors, cholesky, factorize
+from opdgeom_utils.linalg.gram import eigenvalues, gram_of, sum_of_grams
+from opdgeom_utils.metrics.inputs import check_count, checked
 
 # Squared sines above this part of 1 (or cosines, near 90 degrees) may be taken as differences from 1.
 SMALL = 1e-14

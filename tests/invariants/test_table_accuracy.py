@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from opdgeom_utils import diagnose_pair, metrics
-from opdgeom_utils.metrics.factors import MIN_GAP, factorize
+from opdgeom_utils.linalg.factors import MIN_GAP, factorize
 
 SHAPES = [(1, 1), (1, 30), (30, 1), (7, 7), (40, 12), (12, 40), (33, 33), (4096, 3), (2, 4096), (300, 64)]
 SPECTRA = ["flat", "steep", "very steep", "repeated", "low rank", "tiny gap", "heavy tail"]
@@ -175,7 +175,7 @@ def test_devices_agree(device):
 
 def test_the_road_of_other_devices_gives_the_same_numbers(monkeypatch):
     """Run the torch branches that an accelerator takes, on the CPU."""
-    from opdgeom_utils.metrics import gram
+    from opdgeom_utils.linalg import gram
 
     w = torch.randn(30, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     here = gram.gram_of(w), gram.eigenvalues(w.T @ w), gram.eigenpairs(w.T @ w)[0]

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Phi3Config, Phi3ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from opdgeom_utils.chapters.your_run import open_run
-from opdgeom_utils.checkpoint_forms.adapter_settings import KNOWN
 from opdgeom_utils.checkpoints import comparison_report, open_checkpoint
+from opdgeom_utils.checkpoints.adapter_settings import KNOWN
 from opdgeom_utils.diagnose import diagnose_pair
 from opdgeom_utils.errors import (
     CheckpointDamagedError,
@@ -152,7 +152,7 @@ def test_opening_an_adapter_reads_no_weights(base, tmp_path, monkeypatch):
     def refuse(*_):
         raise AssertionError("a tensor was read on opening")
 
-    monkeypatch.setattr("opdgeom_utils.checkpoint_forms.stored_tensors.StoredTensor.read_unchecked", refuse)
+    monkeypatch.setattr("opdgeom_utils.checkpoints.stored_tensors.StoredTensor.read_unchecked", refuse)
     open_checkpoint(folder)
 
 
@@ -242,7 +242,7 @@ def test_the_base_of_an_adapter_is_known_without_a_look(base, tmp_path, monkeypa
     def refuse(*_):
         raise AssertionError("a tensor was read to be compared with itself")
 
-    monkeypatch.setattr("opdgeom_utils.checkpoint_forms.stored_tensors.StoredTensor.read_unchecked", refuse)
+    monkeypatch.setattr("opdgeom_utils.checkpoints.stored_tensors.StoredTensor.read_unchecked", refuse)
     assert comparison_report(base, folder).complete
 
 

@@ -20,8 +20,9 @@ from opdgeom_utils.chapters.book_renderer import chart_description, static_spec
 from opdgeom_utils.charts.maps import MODULES
 from opdgeom_utils.charts.theme import PALETTE, VERDICT_COLOURS
 from opdgeom_utils.charts.world import wilson_interval
+from opdgeom_utils.claims import matching
 from opdgeom_utils.errors import MetricInputError
-from opdgeom_utils.verdicts import matched
+from opdgeom_utils.intervals import seed_interval
 from tests.chart_tables import (
     accuracy,
     card,
@@ -52,12 +53,12 @@ FIGURES: dict[str, Callable[[], alt.TopLevelMixin]] = {
     "localisation_mean": lambda: charts.localisation(geometry(), "low_magnitude_overlap", against="mean"),
     "matched_controls": lambda: charts.matched_controls(places(), "update_sparsity"),
     "matched_controls_log": lambda: charts.matched_controls(places(), "normalized_spectral_shift"),
-    "metric_against_norm": lambda: charts.metric_against_norm(matched.summarise(geometry()), "update_sparsity"),
+    "metric_against_norm": lambda: charts.metric_against_norm(matching.summarise(geometry()), "update_sparsity"),
     "metric_against_norm_log": lambda: charts.metric_against_norm(
-        matched.summarise(geometry()), "left_angle_mean_deg", norm="relative_norm"
+        matching.summarise(geometry()), "left_angle_mean_deg", norm="relative_norm"
     ),
     "rounding": lambda: charts.metric_against_norm(
-        matched.summarise(geometry()), "stable_rank", norm="relative_norm", null="bf16"
+        matching.summarise(geometry()), "stable_rank", norm="relative_norm", null="bf16"
     ),
     "eta_sweep": lambda: charts.eta_sweep(
         sweep(eta=(0.0, 1e-5, 1e-4, 1e-3, 3e-3, 0.0039, 0.005, 0.01, 0.02, 0.05, 0.1))
@@ -76,7 +77,7 @@ FIGURES: dict[str, Callable[[], alt.TopLevelMixin]] = {
     "scorecard_path": lambda: charts.scorecard(card("rq2")),
     "scorecard_control": lambda: charts.scorecard(card("rq3")),
     "hero": lambda: charts.hero(ends(), claims.load_reported()),
-    "run_trajectory": lambda: charts.run_trajectory(matched.summarise(geometry())),
+    "run_trajectory": lambda: charts.run_trajectory(matching.summarise(geometry())),
     "kept_by_space": lambda: charts.kept_by_space(held(), "accuracy"),
     "inside_shares": lambda: charts.inside_shares(held()),
     "kept_along": lambda: charts.kept_along(held().query("free == 'opd'"), "rank", "rank", "accuracy"),
@@ -273,7 +274,7 @@ def test_interval_is_the_students_t_interval() -> None:
     rows = rows_of(charts.sparsity_comparison(ends()).to_dict())
     own = rows.loc[(rows["series"] == "RLVR") & (rows["role"] == "mean")].iloc[0]
     table = ends()
-    expected = claims.seed_interval(table.loc[table["recipe"] == "rlvr", "update_sparsity"].to_numpy(float))
+    expected = seed_interval(table.loc[table["recipe"] == "rlvr", "update_sparsity"].to_numpy(float))
     assert (own["value"], own["low"], own["high"]) == pytest.approx((expected.mean, expected.low, expected.high))
 
 
@@ -467,7 +468,7 @@ def test_map_takes_other_kinds_of_matrix_and_refuses_an_empty_one() -> None:
 
 def test_trajectory_needs_a_number() -> None:
     with pytest.raises(MetricInputError, match="at least one"):
-        charts.run_trajectory(matched.summarise(geometry()), ["nothing"])
+        charts.run_trajectory(matching.summarise(geometry()), ["nothing"])
 
 
 def test_the_slider_shows_one_checkpoint_of_each_run_wherever_it_stands() -> None:

@@ -5,9 +5,8 @@ import re
 import pytest
 
 from opdgeom_utils import claims
-from opdgeom_utils.chapters import verdict_text
-from opdgeom_utils.verdicts import claim_ledger
-from opdgeom_utils.verdicts.measured import Tables
+from opdgeom_utils.chapters import claim_ledger, verdict_text
+from opdgeom_utils.claims.look_up import Tables
 from tests.claim_world import AGREEING, world
 from tests.measure_world import full_world
 
@@ -24,9 +23,7 @@ def test_each_claim_is_one_row_that_each_filter_can_reach() -> None:
         assert chosen
         offered = set(re.findall(r'<option value="([^"]+)"', chosen.group(1)))
         assert offered == {dict(re.findall(r'data-(\w+)="([^"]*)"', row))[name] for row in rows}
-    assert (
-        page.count("opdgeom_utils.verdicts.measure_statistics.kept_share") == (card["statistic"] == "kept_share").sum()
-    )
+    assert page.count("opdgeom_utils.claims.path_statistics.kept_share") == (card["statistic"] == "kept_share").sum()
 
 
 def test_text_of_a_claim_cannot_break_the_page() -> None:

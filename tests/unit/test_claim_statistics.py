@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from opdgeom_utils.verdicts import claim_statistics as statistics
-from opdgeom_utils.verdicts.claim_schema import ARGS, STATISTICS, load_claims
+from opdgeom_utils.claims import statistics
+from opdgeom_utils.claims.schema import ARGS, STATISTICS, load_claims
 from tests.claim_world import measured
 
 SPARSITY = "update_sparsity"

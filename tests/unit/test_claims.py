@@ -6,8 +6,8 @@ import dataclasses
 import pandas as pd
 import pytest
 
-from opdgeom_utils import claims
 from opdgeom_utils.claims import VERDICTS, load_claims, scorecard, verdict
+from opdgeom_utils.intervals import seed_interval
 from tests.claim_world import AGREEING, HandTables, world
 
 REPRODUCED, PARTLY, NOT, UNTESTABLE = VERDICTS
@@ -98,12 +98,12 @@ def test_the_scorecard_keeps_the_order_and_the_words_of_the_file() -> None:
 
 
 def test_one_number_has_no_interval() -> None:
-    interval = claims.seed_interval([0.5])
+    interval = seed_interval([0.5])
     assert (interval.mean, interval.n) == (0.5, 1)
     assert pd.isna(interval.low)
-    assert pd.isna(claims.seed_interval([]).mean)
+    assert pd.isna(seed_interval([]).mean)
 
 
 def test_a_confidence_outside_its_range_is_refused() -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
-        claims.seed_interval([0.0, 1.0], confidence=1.0)
+        seed_interval([0.0, 1.0], confidence=1.0)

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from opdgeom_utils.checkpoint_forms.comparison import aligned, compare_opened, matching_names
-from opdgeom_utils.checkpoint_forms.parameter_names import EMBEDDING, HEAD
-from opdgeom_utils.checkpoint_forms.stored_tensors import OpenCheckpoint, StoredTensor
 from opdgeom_utils.checkpoints import comparison_report
+from opdgeom_utils.checkpoints.comparison import aligned, compare_opened, matching_names
+from opdgeom_utils.checkpoints.parameter_names import EMBEDDING, HEAD
+from opdgeom_utils.checkpoints.stored_tensors import OpenCheckpoint, StoredTensor
 from opdgeom_utils.errors import CheckpointMismatchError
 
 

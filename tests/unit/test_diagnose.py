@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from opdgeom_utils import matrix_rows, metrics
-from opdgeom_utils.diagnose import diagnose_pair, diagnose_trajectory
+from opdgeom_utils import metrics
+from opdgeom_utils.diagnose import diagnose_pair, diagnose_trajectory, matrix_rows
+from opdgeom_utils.diagnose.nulls import null_generator, random_update, shuffled_update
 from opdgeom_utils.errors import CheckpointMismatchError, MetricInputError
-from opdgeom_utils.nulls import null_generator, random_update, shuffled_update
 
 Q, UP = "model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.up_proj.weight"
 EMBEDDING, NORM = "model.embed_tokens.weight", "model.layers.0.input_layernorm.weight"
@@ -232,7 +232,7 @@ def test_a_folder_of_verls_steps_is_a_trajectory(run, tmp_path):
 
 
 def test_the_reference_is_factorised_once(run, monkeypatch):
-    import opdgeom_utils.matrix_rows as rows
+    import opdgeom_utils.diagnose.matrix_rows as rows
 
     calls = []
     plain = rows.factorize
@@ -242,7 +242,7 @@ def test_the_reference_is_factorised_once(run, monkeypatch):
 
 
 def test_a_bad_checkpoint_stops_before_any_work(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("opdgeom_utils.fan_out.measure_checkpoints", None)
+    monkeypatch.setattr("opdgeom_utils.diagnose.fan_out.measure_checkpoints", None)
     save_file({Q: torch.ones(24, 24)}, tmp_path / "step_000020.safetensors")
     with pytest.raises(CheckpointMismatchError, match="step_000020"):
         diagnose_trajectory(

@@ -68,7 +68,7 @@ def test_the_folder_of_a_trainer_is_opened_with_its_configuration(folder, tmp_pa
 
 
 def test_opening_reads_no_chunk(folder, monkeypatch):
-    monkeypatch.setattr("opdgeom_utils.checkpoint_forms.distributed_folders.read_structure", None)
+    monkeypatch.setattr("opdgeom_utils.checkpoints.distributed_folders.read_structure", None)
     assert list(open_checkpoint(folder).tensors) == [W]
 
 

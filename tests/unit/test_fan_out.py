@@ -13,7 +13,8 @@ import threadpoolctl
 import torch
 from safetensors.torch import save_file
 
-from opdgeom_utils import diagnose_pair, diagnose_trajectory, fan_out, storage
+from opdgeom_utils import diagnose_pair, diagnose_trajectory, storage
+from opdgeom_utils.diagnose import fan_out
 from opdgeom_utils.errors import MetricInputError, RunLockedError, StorageError
 
 OPTIONS = {"k": 4, "rank": 3}
@@ -97,7 +98,7 @@ def test_other_code_never_mixes_its_rows_with_older_ones(pair, tmp_path, measure
 
 
 def test_the_digest_sees_every_measuring_file(tmp_path):
-    for name in ("fan_out.py", "matrix_rows.py", "nulls.py", "metrics/gram.py"):
+    for name in ("diagnose/fan_out.py", "diagnose/matrix_rows.py", "diagnose/nulls.py", "linalg/gram.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         digests = []
         for content in ("a = 1", "a = 2"):

@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from opdgeom_utils.checkpoint_forms.fused_attention import FUSED_ATTENTION
-from opdgeom_utils.checkpoint_forms.layouts import split
-from opdgeom_utils.checkpoint_forms.stored_tensors import StoredTensor
+from opdgeom_utils.checkpoints.fused_attention import FUSED_ATTENTION
+from opdgeom_utils.checkpoints.layouts import split
+from opdgeom_utils.checkpoints.stored_tensors import StoredTensor
 
 HEADS, SIZE = 4, 4
 SIZES = {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from opdgeom_utils.checkpoint_forms.inert_pickles import InertUnpickler
+from opdgeom_utils.checkpoints.inert_pickles import InertUnpickler
 
 LEVELS = 60  # 2 ** 60 parts
 SECONDS = 120  # for a process that imports torch and refuses all of them

@@ -4,9 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from opdgeom_utils.claims import load_claims
+from opdgeom_utils.claims import label_null, load_claims
 from opdgeom_utils.errors import MetricInputError
-from opdgeom_utils.verdicts import label_null
 from tests.claim_world import AGREEING, world
 
 

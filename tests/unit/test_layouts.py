@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM, AutoModelForTokenClassification
 
-from opdgeom_utils.checkpoint_forms.fused_attention import FUSED_ATTENTION
-from opdgeom_utils.checkpoint_forms.layouts import canonical_name, renamed, split
-from opdgeom_utils.checkpoint_forms.stored_tensors import StoredTensor
 from opdgeom_utils.checkpoints import open_checkpoint
+from opdgeom_utils.checkpoints.fused_attention import FUSED_ATTENTION
+from opdgeom_utils.checkpoints.layouts import canonical_name, renamed, split
+from opdgeom_utils.checkpoints.stored_tensors import StoredTensor
 from opdgeom_utils.diagnose import diagnose_pair
 from opdgeom_utils.errors import CheckpointDamagedError
 

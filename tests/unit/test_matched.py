@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from opdgeom_utils.claims import matching
 from opdgeom_utils.errors import MetricInputError
-from opdgeom_utils.verdicts import matched
 
 
 def run(recipe: str, steps: list[int], **columns: list[float]) -> pd.DataFrame:
@@ -26,25 +26,25 @@ def geometry(**columns: list[float]) -> pd.DataFrame:
 
 def test_sparsity_is_weighted_by_entries_where_it_is_defined() -> None:
     rows = geometry(n_entries=[1, 3, 100], update_sparsity=[1.0, 0.0, math.nan])
-    assert matched.summarise(rows)["update_sparsity"].tolist() == [0.25]
+    assert matching.summarise(rows)["update_sparsity"].tolist() == [0.25]
 
 
 def test_a_table_glued_together_with_repeated_labels_is_summed_once() -> None:
     rows = geometry(n_entries=[1, 3], update_sparsity=[1.0, 0.0])
     twice = pd.concat([rows, rows.assign(seed=1)])
-    assert matched.summarise(twice)["update_sparsity"].tolist() == [0.25, 0.25]
+    assert matching.summarise(twice)["update_sparsity"].tolist() == [0.25, 0.25]
 
 
 def test_no_matrix_of_the_kind_is_an_error_that_says_what_there_is() -> None:
     with pytest.raises(MetricInputError, match="q_proj"):
-        matched.summarise(geometry(n_entries=[1], update_sparsity=[1.0]), ["k_proj"])
+        matching.summarise(geometry(n_entries=[1], update_sparsity=[1.0]), ["k_proj"])
 
 
 def test_a_norm_that_a_run_does_not_reach_leaves_a_reason() -> None:
     rows = pd.concat(
         [run("opd", [1, 2], total_norm=[1.0, 4.0], x=[0.0, 1.0]), run("rlvr", [1], total_norm=[1.0], x=[5.0])]
     )
-    there = matched.at_equal_norm(rows, norm=2.0).set_index("recipe")
+    there = matching.at_equal_norm(rows, norm=2.0).set_index("recipe")
     assert there.loc["opd", "x"] == pytest.approx(0.5)
     assert math.isnan(there.loc["rlvr", "x"])
     assert "does not pass a norm of 2" in there.loc["rlvr", "reason"]
@@ -53,7 +53,7 @@ def test_a_norm_that_a_run_does_not_reach_leaves_a_reason() -> None:
 def test_a_norm_that_falls_back_counts_only_where_it_is_new() -> None:
     """Norms 1, 3, 2, 4: the third checkpoint is left out, so norm 2 lies between the first two."""
     rows = run("opd", [1, 2, 3, 4], total_norm=[1.0, 3.0, 2.0, 4.0], x=[0.0, 1.0, 50.0, 2.0])
-    found = matched.at_equal_norm(rows, norm=2.0)["x"].iloc[0]
+    found = matching.at_equal_norm(rows, norm=2.0)["x"].iloc[0]
     assert found == pytest.approx(np.log(2) / np.log(3))
 
 
@@ -62,7 +62,7 @@ def test_equal_accuracy_is_linear_in_the_running_best() -> None:
     table = pd.concat([
         accuracy("opd", [0, 1, 2, 3], [0.5, 0.5, 0.4, 0.7]), accuracy("rlvr", [0, 1, 2], [0.5, 0.5, 0.6]),
     ])  # fmt: skip
-    there = matched.at_equal_accuracy(summary, table).set_index("recipe")
+    there = matching.at_equal_accuracy(summary, table).set_index("recipe")
     assert there["matched_at"].tolist() == pytest.approx([0.1, 0.1])
     assert there.loc["opd", "x"] == pytest.approx(10.0)  # half way from gain 0 at step 1 to gain 0.2 at step 3
     assert there.loc["rlvr", "x"] == pytest.approx(4.0)
@@ -71,17 +71,17 @@ def test_equal_accuracy_is_linear_in_the_running_best() -> None:
 def test_without_a_gain_there_is_no_common_accuracy() -> None:
     summary = pd.concat([run("opd", [1], x=[1.0]), run("rlvr", [1], x=[1.0])])
     table = pd.concat([accuracy("opd", [0, 1], [0.5, 0.9]), accuracy("rlvr", [0, 1], [0.5, 0.4])])
-    there = matched.at_equal_accuracy(summary, table)
+    there = matching.at_equal_accuracy(summary, table)
     assert there["x"].isna().all()
     assert there["reason"].str.contains("no common accuracy").all()
 
 
 def test_equal_updates_is_the_end_of_the_shortest_run() -> None:
     rows = pd.concat([run("opd", [2, 8], x=[1.0, 2.0]), run("rlvr", [2, 8, 30], x=[3.0, 4.0, 5.0])])
-    assert matched.at_equal_updates(rows)["x"].tolist() == [2.0, 4.0]
-    assert matched.at_equal_updates(rows, ["rlvr"])["x"].tolist() == [5.0]
+    assert matching.at_equal_updates(rows)["x"].tolist() == [2.0, 4.0]
+    assert matching.at_equal_updates(rows, ["rlvr"])["x"].tolist() == [5.0]
 
 
 def test_unknown_recipes_are_named() -> None:
     with pytest.raises(MetricInputError, match=r"it holds \['opd'\]"):
-        matched.at_equal_updates(run("opd", [1], x=[1.0]), ["nothing"])
+        matching.at_equal_updates(run("opd", [1], x=[1.0]), ["nothing"])

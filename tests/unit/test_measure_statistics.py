@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 
 from opdgeom_utils.claims import VERDICTS, load_claims, scorecard
-from opdgeom_utils.verdicts.claim_schema import Claim
-from opdgeom_utils.verdicts.measure_statistics import OPERATIONS, STATISTICS, problem_of
-from opdgeom_utils.verdicts.measured import Measured
-from opdgeom_utils.verdicts.measured_cells import index_measures
+from opdgeom_utils.claims.cell_look_up import index_measures
+from opdgeom_utils.claims.look_up import Measured
+from opdgeom_utils.claims.path_statistics import OPERATIONS, STATISTICS, problem_of
+from opdgeom_utils.claims.schema import Claim
 from tests.claim_world import AGREEING, HandTables, world
 from tests.measure_world import agreeing, full_world
 

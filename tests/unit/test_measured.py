@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from opdgeom_utils.claims.look_up import Measured, Tables
 from opdgeom_utils.errors import MetricInputError
-from opdgeom_utils.verdicts.measured import Measured, Tables
 from tests.claim_world import HandTables, hand_tables
 
 SPARSITY = "update_sparsity"

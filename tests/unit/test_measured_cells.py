@@ -6,8 +6,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from opdgeom_utils.claims.cell_look_up import MeasuredCells, index_measures
 from opdgeom_utils.errors import MetricInputError
-from opdgeom_utils.verdicts.measured_cells import MeasuredCells, index_measures
 
 ROW = {"recipe": "opd", "scope": "attention", "side": "", "k": 0, "quantity": "x", "null": "", "other": ""}
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from opdgeom_utils.metrics import codes
-from opdgeom_utils.metrics.codes import differing, is_finite, lowest
+from opdgeom_utils.linalg import bf16_bits as codes
+from opdgeom_utils.linalg.bf16_bits import differing, is_finite, lowest
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from opdgeom_utils.metrics.factors import factorize, singular_values
+from opdgeom_utils.linalg.factors import factorize, singular_values
 
 
 def _awkward_matrices():

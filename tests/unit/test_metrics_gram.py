@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from opdgeom_utils.metrics import gram as module
-from opdgeom_utils.metrics.gram import TallMatrix, eigenvalues, frobenius_norm, gram_of, largest_eigenvalue
+from opdgeom_utils.linalg import gram as module
+from opdgeom_utils.linalg.gram import TallMatrix, eigenvalues, frobenius_norm, gram_of, largest_eigenvalue
 
 GENERATOR = torch.Generator().manual_seed(0)
 

@@ -73,7 +73,7 @@ def test_blocks_of_the_long_side_do_not_change_the_angles(shape, last, monkeypat
     before = (u * s) @ v.T
     after = before + 1e-8 * generator.normal(size=shape)
     whole = metrics.principal_angles(torch.from_numpy(before), torch.from_numpy(after), k=6)
-    monkeypatch.setattr("opdgeom_utils.metrics.gram.BLOCK_ENTRIES", 60)
+    monkeypatch.setattr("opdgeom_utils.linalg.gram.BLOCK_ENTRIES", 60)
     blocks = metrics.principal_angles(torch.from_numpy(before), torch.from_numpy(after), k=6)
     (u0, _, vh0), (u1, _, vh1) = (np.linalg.svd(w, full_matrices=False) for w in (before, after))
     for side, bases in (("left_deg", (u0[:, :6], u1[:, :6])), ("right_deg", (vh0[:6].T, vh1[:6].T))):

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from opdgeom_utils.diagnose.nulls import identical_angles, null_generator, random_update, shuffled_update
 from opdgeom_utils.errors import MetricInputError
+from opdgeom_utils.linalg.factors import factorize
 from opdgeom_utils.metrics import update_sparsity
-from opdgeom_utils.metrics.factors import factorize
-from opdgeom_utils.nulls import identical_angles, null_generator, random_update, shuffled_update
 
 DELTA = torch.arange(1.0, 13.0).reshape(3, 4)
 

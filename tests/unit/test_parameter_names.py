@@ -3,7 +3,7 @@
 import torch
 from safetensors.torch import save_file
 
-from opdgeom_utils.checkpoint_forms.parameter_names import kind_of, layer_of, module_of
+from opdgeom_utils.checkpoints.parameter_names import kind_of, layer_of, module_of
 from opdgeom_utils.diagnose import diagnose_pair
 
 

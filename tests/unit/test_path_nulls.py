@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from opdgeom_utils.diagnose.nulls import null_generator
 from opdgeom_utils.measures import path_nulls, paths
 from opdgeom_utils.measures.paths import UpdatePath
-from opdgeom_utils.nulls import null_generator
 from opdgeom_utils.runs import Run
 
 N = 120

@@ -7,8 +7,8 @@ from opdgeom_utils.chapters import plan
 from opdgeom_utils.chapters.plan import Rate, plan_comparison
 from opdgeom_utils.chapters.your_run import OpenedRun
 from opdgeom_utils.checkpoints import OpenCheckpoint, StoredTensor
+from opdgeom_utils.diagnose.matrix_rows import Settings
 from opdgeom_utils.errors import MetricInputError
-from opdgeom_utils.matrix_rows import Settings
 
 SETTINGS = Settings(eta=1e-3, alpha=0.3, rank=2, k=4, nulls=True, seed=0, device="cpu")
 SHAPES = {"wide": (8, 4), "small": (4, 4), "norm": (4,)}

@@ -8,11 +8,11 @@ import pytest
 
 from opdgeom_utils.chapters import caveats, reading
 from opdgeom_utils.chapters.your_run import OpenedRun
-from opdgeom_utils.checkpoint_forms.comparison import compare_opened
 from opdgeom_utils.checkpoints import OpenCheckpoint
+from opdgeom_utils.checkpoints.comparison import compare_opened
 from opdgeom_utils.claims import load_reported
+from opdgeom_utils.diagnose.matrix_rows import IDENTICAL
 from opdgeom_utils.errors import MetricInputError
-from opdgeom_utils.matrix_rows import IDENTICAL
 
 PAPERS = {
     "update_sparsity": (0.081, 0.516, 0.772),

@@ -9,8 +9,8 @@ import yaml
 from opdgeom_utils.chapters import run_tables
 from opdgeom_utils.chapters.parameters import has_type
 from opdgeom_utils.chapters.your_run import open_run
+from opdgeom_utils.claims.schema import load_reported
 from opdgeom_utils.errors import MetricInputError, NotebookParameterError
-from opdgeom_utils.verdicts.claim_schema import load_reported
 from tools.notebooks import parameters_of, read_parameters
 
 ROWS = pd.DataFrame(

@@ -8,9 +8,9 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 
-from opdgeom_utils.checkpoint_forms.scaled_weights import Scaled
-from opdgeom_utils.checkpoint_forms.stored_tensors import StoredTensor
 from opdgeom_utils.checkpoints import open_checkpoint
+from opdgeom_utils.checkpoints.scaled_weights import Scaled
+from opdgeom_utils.checkpoints.stored_tensors import StoredTensor
 from opdgeom_utils.diagnose import diagnose_pair
 from opdgeom_utils.errors import CheckpointDamagedError
 

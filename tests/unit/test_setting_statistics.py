@@ -9,11 +9,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from opdgeom_utils.claims import setting_statistics as statistics
 from opdgeom_utils.claims import verdict
+from opdgeom_utils.claims.look_up import Measured
+from opdgeom_utils.claims.schema import PAPER, load_claims
 from opdgeom_utils.errors import MetricInputError
-from opdgeom_utils.verdicts import setting_statistics as statistics
-from opdgeom_utils.verdicts.claim_schema import PAPER, load_claims
-from opdgeom_utils.verdicts.measured import Measured
 from tests.claim_world import HandTables, hand_tables
 
 SPARSITY, SHIFT = "update_sparsity", "normalized_spectral_shift"

@@ -1,0 +1,119 @@
+"""What an adapter's ``adapter_config.json`` says: whether its kind is merged here, and by how much a product counts.
+
+An adapter is merged over the base that it names, so its base must be that one. Some initialisations take the first
+product of the factors out of the base before training (PiSSA, OLoRA, CorDA, LoRA-GA, LoftQ), and KaSA truncates it:
+over the named base they would come out wrong without any sign. So what is known to be right is listed, and everything
+else is refused by name.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from opdgeom_utils.checkpoints.weight_files import read_json, shortened
+from opdgeom_utils.errors import CheckpointDamagedError, MetricInputError
+
+CONFIG = "adapter_config.json"
+STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")  # of training: these leave the base as it is
+USED = (
+    *("peft_type", "base_model_name_or_path", "revision", "init_lora_weights"),
+    *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "fan_in_fan_out"),
+)
+SEEN_IN_THE_WEIGHTS = (  # which tensors are there says the same
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
+    *("bias", "lora_bias", "ensure_weight_tying"),
+)
+WITHOUT_EFFECT = (  # on the weights, given how training started and that the variants are off
+    *("task_type", "auto_mapping", "peft_version", "inference_mode", "runtime_config", "lora_dropout"),
+    *("megatron_core", "qalora_group_size", "eva_config", "corda_config", "lora_ga_config", "loftq_config"),
+)
+KNOWN = frozenset(USED + SEEN_IN_THE_WEIGHTS + WITHOUT_EFFECT)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Say whether a folder holds an adapter and no model of its own."""
+    own = [folder / name for name in ("model.safetensors", "model.safetensors.index.json")]
+    return (folder / CONFIG).is_file() and not any(file.exists() for file in own)
+
+
+def adapter_settings(folder: Path) -> dict[str, Any]:
+    """Read ``adapter_config.json`` and prove that the adapter is of a kind that is merged here.
+
+    Raises
+    ------
+    CheckpointDamagedError
+        When it cannot be read.
+    MetricInputError
+        When it is not a LoRA adapter, a setting in it is not known, or its training started by changing the base.
+    """
+    file = folder / CONFIG
+    settings = read_json(file, "adapter configuration")
+    kind = settings.get("peft_type")
+    unknown = sorted(name for name, value in settings.items() if value and name not in KNOWN)
+    if kind != "LORA" or unknown:
+        with_these = f" with {shortened(unknown)}" if unknown else ""
+        raise MetricInputError(
+            f"{file}: an adapter of kind {kind}{with_these}, expected plain LoRA, rsLoRA or DoRA; merge it with PEFT "
+            "(merge_and_unload) and give the merged folder."
+        )
+    start = settings.get("init_lora_weights")
+    if (start.lower() if isinstance(start, str) else start) not in STARTS:
+        raise MetricInputError(
+            f"{file}: init_lora_weights is {start!r}, expected one of {', '.join(map(str, STARTS))}. Training that "
+            "starts otherwise first changes the base, and the adapter does not fit the one that it names. Save it as "
+            "plain LoRA (save_pretrained with path_initial_model_for_weight_conversion), or merge the trained model "
+            "with PEFT (merge_and_unload) and give the merged folder."
+        )
+    return settings
+
+
+def scaling_of(settings: Mapping[str, Any], module: str, rank: int, *, file: Path) -> float:
+    """Return the factor of ``B A`` for a module, after checking that the rank is the declared one.
+
+    Parameters
+    ----------
+    settings : Mapping of str to Any
+        As :func:`adapter_settings` returned them.
+    module : str
+        Plain name of the module.
+    rank : int
+        Rank of its factors.
+    file : Path
+        Where the settings lie, for messages.
+
+    Raises
+    ------
+    CheckpointDamagedError
+        When there is no rank or alpha, or another rank than the factors have.
+
+    Examples
+    --------
+    >>> settings = {"r": 4, "lora_alpha": 8, "alpha_pattern": {"q_proj": 2}}
+    >>> [scaling_of(settings, f"layers.0.{name}", 4, file=Path("x")) for name in ("q_proj", "k_proj")]
+    [0.5, 2.0]
+    """
+    declared, alpha = (
+        _for_module(settings, key, module) for key in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern"))
+    )
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (declared, alpha))
+    if not numbers or declared != rank or not math.isfinite(alpha):
+        raise CheckpointDamagedError(
+            f"{file}: rank {declared!r} and alpha {alpha!r} for {module}, whose factors have rank {rank}; the "
+            "configuration is not of these weights, copy both again."
+        )
+    return alpha / math.sqrt(rank) if settings.get("use_rslora") else alpha / rank
+
+
+def _for_module(settings: Mapping[str, Any], keys: tuple[str, str], module: str) -> Any:
+    """Return a setting of a module: the first pattern that its name ends with, else the common value."""
+    key, pattern_key = keys
+    patterns = settings.get(pattern_key)
+    for pattern, value in (patterns if isinstance(patterns, dict) else {}).items():
+        try:
+            if re.fullmatch(rf"(.*\.)?({pattern})", module):
+                return value
+        except re.error:
+            continue
+    return settings.get(key)

@@ -1,0 +1,224 @@
+"""What two checkpoints have in common, name by name, and everything that could not be compared."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from opdgeom_utils.checkpoints.adapter_bases import other_values
+from opdgeom_utils.checkpoints.layouts import text_config
+from opdgeom_utils.checkpoints.parameter_names import VOCABULARY
+from opdgeom_utils.checkpoints.stored_tensors import OpenCheckpoint, StoredTensor, part_of
+from opdgeom_utils.checkpoints.tied_embeddings import heads_beside_adapters
+from opdgeom_utils.checkpoints.weight_files import shortened
+from opdgeom_utils.errors import CheckpointMismatchError
+
+PADDING_AT_MOST = 1024  # rows; a larger difference of vocabularies is no padding
+
+
+@dataclass(frozen=True)
+class ComparisonReport:
+    """Which tensors of two checkpoints are compared, and which are not, and why.
+
+    Attributes
+    ----------
+    reference, tuned : str
+        What was opened.
+    compared : tuple of str
+        Names of the tensors that both hold in one shape.
+    only_in_reference, only_in_tuned : tuple of str
+        Names on one side only.
+    reshaped : tuple of str
+        Names with both shapes.
+    ambiguous : tuple of str
+        Names that two stored tensors claim.
+    padded : tuple of str
+        Vocabulary tensors of different lengths, compared on the rows that all of them have.
+    left_out : tuple of str
+        What is stored but is no weight: buffers, scales, the state of an optimiser.
+    notes : tuple of str
+        What else a reader should know: other architectures, an adapter's base, what stayed fused.
+    conflicts : tuple of str
+        Notes that forbid a comparison unless it is asked for with ``strict=False``.
+    """
+
+    reference: str
+    tuned: str
+    compared: tuple[str, ...]
+    only_in_reference: tuple[str, ...]
+    only_in_tuned: tuple[str, ...]
+    reshaped: tuple[str, ...]
+    ambiguous: tuple[str, ...]
+    padded: tuple[str, ...]
+    left_out: tuple[str, ...]
+    notes: tuple[str, ...]
+    conflicts: tuple[str, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every weight of both checkpoints is compared."""
+        return not self._problems()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as plain lists and strings, for ``DataFrame.attrs`` and JSON."""
+        return {name: value if isinstance(value, str) else list(value) for name, value in asdict(self).items()}
+
+    def raise_if_incomplete(self) -> None:
+        """Refuse a comparison that would leave something out.
+
+        Raises
+        ------
+        CheckpointMismatchError
+            When a name is on one side only, ambiguous, or of two shapes, or the checkpoints are of two architectures.
+        """
+        found = [f"{what}: {shortened(list(names))}" for what, names in self._problems()]
+        if found:
+            raise CheckpointMismatchError(
+                f"{self.reference} and {self.tuned} are not one architecture. {'; '.join(found)}. Expected the same "
+                "names and shapes; pass the model that this one was trained from, or strict=False to compare only "
+                "what matches."
+            )
+
+    def _problems(self) -> list[tuple[str, tuple[str, ...]]]:
+        problems = [  # pairs and no dict: both checkpoints may have one label
+            (f"only in {self.reference}", self.only_in_reference),
+            (f"only in {self.tuned}", self.only_in_tuned),
+            ("of another shape", self.reshaped),
+            ("ambiguous", self.ambiguous),
+            ("in conflict", self.conflicts),
+        ]
+        return [(what, names) for what, names in problems if names]
+
+
+def compare_opened(reference: OpenCheckpoint, tuned: OpenCheckpoint) -> ComparisonReport:
+    """Compare names and shapes; no weights are read, except to know an adapter's base.
+
+    What an adapter leaves alone is compared with the reference: vectors whole, and of matrices a few rows
+    (:mod:`opdgeom_utils.checkpoints.adapter_bases`). An adapter over a base whose embeddings are tied may untie
+    them; the other checkpoint's embedding is then its head too.
+
+    Examples
+    --------
+    >>> import torch
+    >>> def opened(label: str, **shapes: tuple[int, ...]) -> OpenCheckpoint:
+    ...     held = {n: StoredTensor(label, n, shape, torch.float32) for n, shape in shapes.items()}
+    ...     return OpenCheckpoint(label, held)
+    >>> report = compare_opened(opened("a", q=(2, 2), k=(2, 2)), opened("b", q=(2, 2), k=(1, 2), v=(1, 2)))
+    >>> report.compared, report.reshaped, report.only_in_tuned
+    (('q',), ('k is (2, 2) and (1, 2)',), ('v',))
+    """
+    reference, tuned = heads_beside_adapters(reference, tuned)
+    before, after = reference.tensors, tuned.tensors
+    both = [name for name in before if name in after]
+    differ = [name for name in both if before[name].shape != after[name].shape]
+    padded = [name for name in differ if _is_padding(name, before[name], after[name])]
+    forms = {name: f"{name} is {before[name].shape} and {after[name].shape}" for name in differ}
+    return ComparisonReport(
+        reference=reference.label,
+        tuned=tuned.label,
+        compared=tuple(name for name in both if name not in differ or name in padded),
+        only_in_reference=tuple(name for name in before if name not in after),
+        only_in_tuned=tuple(name for name in after if name not in before),
+        reshaped=tuple(text for name, text in forms.items() if name not in padded),
+        ambiguous=tuple(dict.fromkeys(reference.ambiguous + tuned.ambiguous)),
+        padded=tuple(forms[name] for name in padded),
+        left_out=tuple(dict.fromkeys(reference.left_out + tuned.left_out)),
+        notes=tuple(dict.fromkeys(reference.notes + tuned.notes)),
+        conflicts=_conflicts(reference, tuned),
+    )
+
+
+def matching_names(reference: OpenCheckpoint, tuned: OpenCheckpoint) -> list[str]:
+    """Names of the tensors that both checkpoints hold, after proving that they hold the same ones.
+
+    Raises
+    ------
+    CheckpointMismatchError
+        When a name is on one side only, ambiguous, or its shapes differ.
+
+    Examples
+    --------
+    >>> import torch
+    >>> one = OpenCheckpoint("a", {"w": StoredTensor("a", "w", (2, 2), torch.float32)})
+    >>> matching_names(one, one)
+    ['w']
+    """
+    report = compare_opened(reference, tuned)
+    report.raise_if_incomplete()
+    return [name for name in report.compared if name in reference.tensors and name in tuned.tensors]
+
+
+def aligned(
+    reference: OpenCheckpoint, tuned: Sequence[OpenCheckpoint], *, strict: bool
+) -> tuple[OpenCheckpoint, list[OpenCheckpoint], list[ComparisonReport]]:
+    """Cut a reference and its checkpoints down to what all of them have, and report each comparison.
+
+    Parameters
+    ----------
+    reference : OpenCheckpoint
+        The model before training.
+    tuned : sequence of OpenCheckpoint
+        Checkpoints to compare with it.
+    strict : bool
+        Whether anything that cannot be compared is an error.
+
+    Returns
+    -------
+    tuple
+        The reference and the checkpoints with the same names and shapes, and one report for each checkpoint.
+
+    Raises
+    ------
+    CheckpointMismatchError
+        When ``strict`` and something cannot be compared, or nothing can.
+    """
+    reference, *tuned = heads_beside_adapters(reference, *tuned)
+    reports = [compare_opened(reference, checkpoint) for checkpoint in tuned]
+    for report in reports:
+        if strict:
+            report.raise_if_incomplete()
+    names = [name for name in reference.tensors if all(name in report.compared for report in reports)]
+    if not names:
+        raise CheckpointMismatchError(
+            f"{reference.label} and {', '.join(report.tuned for report in reports)} have no tensor in common, expected "
+            "checkpoints of one model; check the paths."
+        )
+    everyone = [reference, *tuned]
+    rows = {
+        name: min(checkpoint.tensors[name].shape[0] for checkpoint in everyone)
+        for name in names
+        if name in VOCABULARY and reference.tensors[name].shape
+    }
+    cut = [replace(checkpoint, tensors=_common(checkpoint.tensors, names, rows)) for checkpoint in everyone]
+    return cut[0], cut[1:], [replace(report, compared=tuple(names)) for report in reports]
+
+
+def _common(
+    tensors: Mapping[str, StoredTensor], names: Sequence[str], rows: Mapping[str, int]
+) -> dict[str, StoredTensor]:
+    """Keep some tensors, and of the vocabulary's the first rows."""
+    return {
+        name: part_of(tensors[name], slice(0, rows[name]))
+        if name in rows and rows[name] < tensors[name].shape[0]
+        else tensors[name]
+        for name in names
+    }
+
+
+def _is_padding(name: str, one: StoredTensor, other: StoredTensor) -> bool:
+    """Say whether two tensors differ only in a few rows at the end of the vocabulary."""
+    same_width = len(one.shape) == len(other.shape) and one.shape[1:] == other.shape[1:]
+    return name in VOCABULARY and same_width and 0 < abs(one.shape[0] - other.shape[0]) < PADDING_AT_MOST
+
+
+def _conflicts(reference: OpenCheckpoint, tuned: OpenCheckpoint) -> tuple[str, ...]:
+    kinds = [text_config(checkpoint.config).get("model_type") for checkpoint in (reference, tuned)]
+    found = []
+    if all(isinstance(kind, str) for kind in kinds) and kinds[0] != kinds[1]:
+        found.append(f"model_type is {kinds[0]} and {kinds[1]}")
+    differing = other_values(reference, tuned) if tuned.adapted is not None else []
+    if differing:
+        found.append(
+            f"the adapter does not change {shortened(differing)}, but its base has other values there than "
+            f"{reference.label}: it was trained over another base"
+        )
+    return tuple(found)

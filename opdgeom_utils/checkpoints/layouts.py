@@ -1,0 +1,253 @@
+"""From the names that a trainer stored to plain ones: wrappers stripped, fused matrices split, experts apart.
+
+The rules, in order:
+
+1. ``_orig_mod.``, ``_fsdp_wrapped_module.`` and ``_checkpoint_wrapped_module.`` are dropped wherever they stand; so are
+   ``module.`` and ``base_model.model.`` at the start, as often as they stand there.
+2. ``model.language_model.`` and ``language_model.model.`` at the start become ``model.``; ``language_model.lm_head.``
+   becomes ``lm_head.``.
+3. ``block_sparse_moe.`` becomes ``mlp.``, and its experts' ``w1, w2, w3`` become ``gate_proj, down_proj, up_proj``; the
+   names that one architecture alone has on disk (GPT-NeoX's head, PhiMoE's router, GraniteMoE's experts) become those
+   that it has in memory.
+4. Queries, keys and values in one matrix (``qkv_proj``, ``query_key_value``, ``c_attn``, ``Wqkv``) are cut apart where
+   the order of rows is known (:mod:`opdgeom_utils.checkpoints.fused_attention`); ``gate_up_proj`` into two halves,
+   the gate first.
+5. ``experts.gate_up_proj`` and ``experts.down_proj`` of three dimensions are cut per expert, and turned into (out, in)
+   where their shape and the configuration's hidden size say that they are stored as (in, out).
+
+Rules 4 and 5 hold for the language model; what is fused in a vision or audio tower stays whole. No rule looks at the
+order of tensors. Two tensors that come to one name are ambiguous and left to the comparison to refuse. Whatever else is
+fused stays whole too, and the comparison's report says so.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from opdgeom_utils.checkpoints.fused_attention import FUSED_ATTENTION, attention_parts, first_number, outward
+from opdgeom_utils.checkpoints.parameter_names import tower_of
+from opdgeom_utils.checkpoints.stored_tensors import StoredTensor, part_of
+from opdgeom_utils.errors import CheckpointDamagedError
+
+WRAPPERS = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+OUTER = ("module.", "base_model.model.")
+INNER = {"model.language_model.": "model.", "language_model.model.": "model.", "language_model.lm_head.": "lm_head."}
+SPARSE = re.compile(r"\.block_sparse_moe\.(?:(experts\.\d+)\.(w[123])\.)?")
+SPARSE_NAMES = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+OWN_NAMES = {  # of one architecture on disk, and in memory
+    "gpt_neox": {r"^embed_out\.": "lm_head."},
+    "phimoe": {r"\.mlp\.gate(?=\.|$)": ".mlp.router"},
+    "granitemoe": {
+        r"\.mlp\.input_linear\.weight$": ".mlp.experts.gate_up_proj",
+        r"\.mlp\.output_linear\.weight$": ".mlp.experts.down_proj",
+        r"\.mlp\.router\.layer(?=\.|$)": ".mlp.router",
+    },
+}
+GATE_UP = re.compile(r"(?P<parent>.*)\.gate_up_proj\.(?P<kind>weight|bias)")
+PACKED = re.compile(r"(?P<parent>.*\.experts)\.(?P<packed>gate_up_proj|down_proj)(?P<bias>_bias)?")
+LEFT_WHOLE = ("in_proj_weight", "in_proj_qkv", "in_proj_qkvz")
+EXPERT_WIDTH = ("moe_hidden_size", "hidden_size")
+# How each type packs its experts, for where the shape fits both; qwen3_vl_moe is stored in both ways.
+IN_OUT_EXPERTS = ("llama4", "gpt_oss", "openai_privacy_filter", "aria")
+OUT_IN_EXPERTS = (
+    *("afmoe", "axk1", "axk2", "bailing_hybrid", "beam", "cohere2_moe", "deepseek_ocr2", "deepseek_v2", "deepseek_v3"),
+    *("deepseek_v32", "deepseek_v4", "diffusion_gemma", "dots1", "dots3_note", "ernie4_5_moe", "ernie4_5_vl_moe"),
+    *("exaone_moe", "flex_olmo", "flint", "gemma4", "glm4_moe", "glm4_moe_lite", "glm4v_moe", "glm5_next"),
+    *("glm_moe_dsa", "granitemoe", "granitemoe_swa", "granitemoehybrid", "granitemoeshared", "hunyuan_v1_moe", "hy_v3"),
+    *("hy_v4", "inkling", "inkling2", "jamba", "kimi_linear", "kolibri1", "laguna", "lfm2_moe", "longcat_flash"),
+    *("mellum", "mimo_v2_flash", "minimax", "minimax_m2", "minimax_m3_vl", "mistral4", "mistral_large4", "mixtral"),
+    *("muse_spark", "olmoe", "phimoe", "qwen2_moe", "qwen3_5_moe", "qwen3_moe", "qwen3_next", "qwen3_omni_moe"),
+    *("qwen4_exp", "solar_open", "step3p7", "unlimited_ocr", "zaya"),
+)
+INTERLEAVED_EXPERTS = ("gpt_oss",)  # gate and up in alternate columns
+
+
+@dataclass(frozen=True)
+class PlainTensors:
+    """What the rules made of a checkpoint's tensors.
+
+    Attributes
+    ----------
+    tensors : Mapping of str to StoredTensor
+        By plain name; a part of a fused or packed tensor reads only that part.
+    ambiguous : tuple of str
+        Names that several stored tensors came to, with those.
+    notes : tuple of str
+        What stayed fused, and why.
+    """
+
+    tensors: Mapping[str, StoredTensor]
+    ambiguous: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def canonical_name(name: str, kind: Any = None) -> str:
+    """Apply the rules for names, 1 to 3, for a model of some type.
+
+    Examples
+    --------
+    >>> canonical_name("module._orig_mod.model.language_model.layers.0.mlp.up_proj.weight")
+    'model.layers.0.mlp.up_proj.weight'
+    >>> canonical_name("base_model.model.model.layers.0.block_sparse_moe.experts.3.w1.weight")
+    'model.layers.0.mlp.experts.3.gate_proj.weight'
+    >>> canonical_name("model.layers.0.block_sparse_moe.gate.weight", "phimoe")
+    'model.layers.0.mlp.router.weight'
+    """
+    name = WRAPPERS.sub("", name)
+    while name.startswith(OUTER):
+        name = name.removeprefix("module.").removeprefix("base_model.model.")
+    for before, after in INNER.items():
+        if name.startswith(before):
+            name = after + name.removeprefix(before)
+    name = SPARSE.sub(lambda found: f".mlp.{found[1]}.{SPARSE_NAMES[found[2]]}." if found[2] else ".mlp.", name)
+    family = "granitemoe" if str(kind).startswith("granitemoe") else kind
+    for before, after in OWN_NAMES.get(family, {}).items():
+        name = re.sub(before, after, name)
+    return name
+
+
+def renamed(
+    tensors: Mapping[str, StoredTensor], config: Mapping[str, Any]
+) -> tuple[dict[str, StoredTensor], tuple[str, ...]]:
+    """Apply the rules for names; a name that two tensors come to is left out and reported.
+
+    Examples
+    --------
+    >>> import torch
+    >>> one = StoredTensor("memory", "w", (1,), torch.float32)
+    >>> found, ambiguous = renamed({"w": one, "module.w": one, "b": one}, {})
+    >>> list(found), ambiguous
+    (['b'], ('w is stored as w and as module.w',))
+    """
+    owners: dict[str, list[str]] = {}
+    kind = text_config(config).get("model_type")
+    for raw in tensors:
+        owners.setdefault(canonical_name(raw, kind), []).append(raw)
+    plain = {name: tensors[raw[0]] for name, raw in owners.items() if len(raw) == 1}
+    return plain, tuple(f"{name} is stored as {' and as '.join(raw)}" for name, raw in owners.items() if len(raw) > 1)
+
+
+def split(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any]) -> PlainTensors:
+    """Apply the rules for fused and packed tensors: 4 and 5.
+
+    Parameters
+    ----------
+    tensors : Mapping of str to StoredTensor
+        By name, after :func:`renamed`.
+    config : Mapping of str to Any
+        The model's configuration; what lies under ``text_config`` counts first.
+
+    Raises
+    ------
+    CheckpointDamagedError
+        When packed experts do not have the form that the configuration gives.
+    """
+    config = text_config(config)
+    plain: dict[str, StoredTensor] = {}
+    owners: dict[str, list[str]] = {}
+    notes: list[str] = []
+    for name, tensor in tensors.items():
+        for part_name, part in _parts(name, tensor, config, notes):
+            plain[part_name] = part
+            owners.setdefault(part_name, []).append(name)
+    twice = {name: found for name, found in owners.items() if len(found) > 1}
+    ambiguous = tuple(f"{name} is stored as {' and in '.join(found)}" for name, found in twice.items())
+    return PlainTensors({name: part for name, part in plain.items() if name not in twice}, ambiguous, tuple(notes))
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the configuration of the language model.
+
+    Examples
+    --------
+    >>> text_config({"hidden_size": 1, "text_config": {"hidden_size": 2}})["hidden_size"]
+    2
+    """
+    inner = config.get("text_config")
+    return {**config, **inner} if isinstance(inner, Mapping) else config
+
+
+def _parts(
+    name: str, tensor: StoredTensor, config: Mapping[str, Any], notes: list[str]
+) -> Iterator[tuple[str, StoredTensor]]:
+    """Yield the plain tensors in one stored tensor; the tensor itself if it is plain or has to stay whole."""
+    tensor = outward(name, tensor, config)
+    packed, halves, attention = PACKED.fullmatch(name), GATE_UP.fullmatch(name), FUSED_ATTENTION.fullmatch(name)
+    if packed:
+        yield from _experts(packed, tensor, config, notes)
+    elif (halves or attention) and _is_foreign(name):
+        if name.endswith("weight"):
+            notes.append(f"{name} stays fused: it is outside the language model, and its order of rows is not known")
+        yield name, tensor
+    elif attention:
+        yield from attention_parts(attention, tensor, config, notes)
+    elif halves and tensor.shape and tensor.shape[0] % 2 == 0:
+        half = tensor.shape[0] // 2
+        for module, cut in (("gate_proj", slice(0, half)), ("up_proj", slice(half, 2 * half))):
+            yield f"{halves['parent']}.{module}.{halves['kind']}", part_of(tensor, cut)
+    else:
+        if any(part in LEFT_WHOLE for part in name.split(".")) and not name.endswith("bias"):
+            notes.append(f"{name} stays fused: the order of its rows is this architecture's own")
+        elif len(tensor.shape) == 3 and min(tensor.shape) > 1 and "conv" not in name:
+            notes.append(f"{name} stays packed: only the sparsity of its shape {tensor.shape} is measured")
+        yield name, tensor
+
+
+def _experts(
+    packed: re.Match[str], tensor: StoredTensor, config: Mapping[str, Any], notes: list[str]
+) -> Iterator[tuple[str, StoredTensor]]:
+    """Cut a packed tensor per expert, and its gate and up halves apart."""
+    kind, bias = config.get("model_type"), bool(packed["bias"])
+    turned, why = _is_in_out(packed, tensor, config)
+    if why:
+        notes.append(f"{packed.string} stays packed: {why}")
+        yield packed.string, tensor
+        return
+    axis = 2 if turned else 1
+    if packed["packed"] == "down_proj":
+        cuts = {"down_proj": slice(None)}
+    elif kind in INTERLEAVED_EXPERTS:
+        cuts = {"gate_proj": slice(0, None, 2), "up_proj": slice(1, None, 2)}
+    else:
+        half = tensor.shape[axis] // 2
+        cuts = {"gate_proj": slice(0, half), "up_proj": slice(half, 2 * half)}
+    if packed["packed"] == "gate_up_proj" and tensor.shape[axis] % 2:
+        raise CheckpointDamagedError(
+            f"{tensor.where}: tensor {tensor.key} has shape {tensor.shape}, expected an even number of gate and up "
+            "rows; the configuration is not of these weights, copy both again."
+        )
+    for expert in range(tensor.shape[0]):
+        for module, cut in cuts.items():
+            index = (expert, slice(None), cut) if axis == 2 else (expert, cut)
+            name = f"{packed['parent']}.{expert}.{module}.{'bias' if bias else 'weight'}"
+            yield name, part_of(tensor, *index, transposed=turned)
+
+
+def _is_in_out(packed: re.Match[str], tensor: StoredTensor, config: Mapping[str, Any]) -> tuple[bool, str]:
+    """Say whether packed experts are stored as (expert, in, out), or why that is not known."""
+    kind, shape, bias = config.get("model_type"), tensor.shape, bool(packed["bias"])
+    if not isinstance(kind, str):
+        return False, "no model_type in a config.json"
+    if bias or len(shape) != 3:
+        return False, "" if bias and len(shape) == 2 else str(shape)
+    width = None if _is_foreign(packed.string) else first_number(config, EXPERT_WIDTH)
+    fits = [width in (None, shape[axis]) for axis in (1, 2)]
+    in_out, out_in = fits if packed["packed"] == "gate_up_proj" else reversed(fits)
+    if not in_out and not out_in:
+        raise CheckpointDamagedError(
+            f"{tensor.where}: tensor {tensor.key} has shape {shape}, expected {width}, the hidden size in its "
+            "config.json, in the second or third place; the configuration is not of these weights, copy both again."
+        )
+    if in_out != out_in:
+        return in_out, ""
+    family = kind.removesuffix("_text")
+    if family not in IN_OUT_EXPERTS + OUT_IN_EXPERTS:
+        return False, f"{kind} may store its shape {shape} as (in, out) or as (out, in)"
+    return family in IN_OUT_EXPERTS, ""
+
+
+def _is_foreign(name: str) -> bool:
+    """Say whether a tensor is of a tower that is not built as the language model is; further-token heads are."""
+    tower = tower_of(name)
+    return bool(tower) and not tower.startswith("mtp")

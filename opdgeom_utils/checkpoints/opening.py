@@ -1,0 +1,264 @@
+"""Open a checkpoint as named tensors that are read only when asked for.
+
+Understood: safetensors (one file, or shards with or without an index); a hub id (``name`` or ``name@revision``); a LoRA
+adapter, merged over its base; a folder of ``torch.distributed.checkpoint``; one file of DTensor shards for each rank;
+``pytorch_model.bin`` and ``adapter_model.bin`` when asked for; and a loaded ``torch.nn.Module``. Names are made plain
+by stated rules (:mod:`opdgeom_utils.checkpoints.layouts`), fused matrices are split, tied embeddings appear once,
+under the embedding's name, unless an adapter unties them. Nothing is guessed and no code is run: what is missing,
+damaged, unsafe or of another architecture stops with an error that names the file and the tensor.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from opdgeom_utils.checkpoints.adapter_settings import is_adapter
+from opdgeom_utils.checkpoints.adapters import merged_over, open_adapter
+from opdgeom_utils.checkpoints.comparison import ComparisonReport, compare_opened
+from opdgeom_utils.checkpoints.distributed_folders import distributed_folder, distributed_tensors
+from opdgeom_utils.checkpoints.hub_files import hub_folder
+from opdgeom_utils.checkpoints.layouts import canonical_name, renamed, split, text_config
+from opdgeom_utils.checkpoints.pickled_weights import ENDINGS, pickled_files, pickled_tensors
+from opdgeom_utils.checkpoints.rank_files import ACTOR, rank_folder, rank_tensors
+from opdgeom_utils.checkpoints.scaled_weights import unscaled
+from opdgeom_utils.checkpoints.stored_tensors import OpenCheckpoint, StoredTensor, in_layer_order, safetensors_of
+from opdgeom_utils.checkpoints.tied_embeddings import declared_tied, tied_once
+from opdgeom_utils.checkpoints.weight_files import check_index, contained, read_json, weight_files
+from opdgeom_utils.errors import CheckpointDamagedError, CheckpointNotFoundError, MetricInputError
+
+CheckpointSource = str | os.PathLike[str] | nn.Module | OpenCheckpoint
+
+CONFIG_PLACES = ("config.json", "huggingface/config.json", "../config.json", "../huggingface/config.json")
+
+
+@dataclass(frozen=True)
+class _Gathered:
+    """What a source stores, under canonical names, before anything fused is split."""
+
+    label: str
+    tensors: Mapping[str, StoredTensor]
+    config: Mapping[str, Any]
+    left_out: tuple[str, ...] = ()
+    ambiguous: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    adapted: frozenset[str] | None = None
+
+
+def open_checkpoint(
+    source: CheckpointSource,
+    *,
+    revision: str | None = None,
+    base: str | os.PathLike[str] | nn.Module | None = None,
+    allow_pickle: bool = False,
+) -> OpenCheckpoint:
+    """Open a checkpoint without reading its weights, except embeddings stored twice, to see whether they are tied.
+
+    Parameters
+    ----------
+    source : str, path, torch.nn.Module or OpenCheckpoint
+        A folder, a ``.safetensors`` file, a hub id (``name`` or ``name@revision``), a loaded module. What is open
+        already is returned as it is, so the result can be passed wherever a checkpoint is asked for.
+    revision : str, optional
+        Branch, tag or commit of a hub id.
+    base : str, path or torch.nn.Module, optional
+        The model that an adapter stands on; by default the one that its configuration names.
+    allow_pickle : bool
+        Whether to read ``pytorch_model.bin`` and ``adapter_model.bin``, with ``weights_only=True``. Code in them is
+        refused either way.
+
+    Returns
+    -------
+    OpenCheckpoint
+        Names, shapes and dtypes now; values when a tensor is read.
+
+    Raises
+    ------
+    CheckpointNotFoundError
+        When nothing is there, a shard is missing, or the hub cannot be reached.
+    CheckpointDamagedError
+        When a file is truncated, its header does not fit its content, or an index names what is not there.
+    CheckpointUnsafeError
+        When a pickle names code, a path leaves the folder, or a pickled file was not asked for.
+    CheckpointMismatchError
+        When an adapter does not fit its base.
+    MetricInputError
+        When the weights are quantised in a way that is not understood, or the source is of another type.
+
+    Examples
+    --------
+    >>> opened = open_checkpoint(nn.Linear(3, 2, bias=False))
+    >>> [(name, tensor.shape) for name, tensor in opened.tensors.items()]
+    [('weight', (2, 3))]
+    """
+    if isinstance(source, OpenCheckpoint):
+        return source
+    found = _gathered(source, revision=revision, base=base, allow_pickle=allow_pickle)
+    plain = split(found.tensors, found.config)
+    return OpenCheckpoint(
+        label=found.label,
+        tensors=in_layer_order(plain.tensors),
+        config=found.config,
+        left_out=found.left_out,
+        ambiguous=found.ambiguous + plain.ambiguous,
+        notes=found.notes + plain.notes,
+        adapted=found.adapted,
+    )
+
+
+def comparison_report(reference: CheckpointSource, tuned: CheckpointSource) -> ComparisonReport:
+    """Say what two checkpoints have in common and what not; of values, only an adapter's base is compared.
+
+    Parameters
+    ----------
+    reference, tuned : str, path, torch.nn.Module or OpenCheckpoint
+        As for :func:`open_checkpoint`.
+
+    Returns
+    -------
+    ComparisonReport
+        Names compared, missing, extra, reshaped, ambiguous and padded.
+
+    Raises
+    ------
+    CheckpointNotFoundError, CheckpointDamagedError, CheckpointUnsafeError
+        When one cannot be opened.
+
+    Examples
+    --------
+    >>> report = comparison_report(nn.Linear(2, 2), nn.Linear(2, 2, bias=False))
+    >>> report.compared, report.only_in_reference, report.complete
+    (('weight',), ('bias',), False)
+    """
+    return compare_opened(open_checkpoint(reference), open_checkpoint(tuned))
+
+
+def _gathered(
+    source: Any, *, revision: str | None, base: Any, allow_pickle: bool, below: str | None = None
+) -> _Gathered:
+    """Find what a source stores, whatever its form; ``below`` names the adapter that it is the base of."""
+    if isinstance(source, nn.Module):
+        return _plainly_named(_module_tensors(source))
+    if not isinstance(source, str | os.PathLike):
+        raise MetricInputError(
+            f"a checkpoint is a {type(source).__name__}, expected a folder, a .safetensors file, a hub id or a module."
+        )
+    path = Path(os.fspath(source)).expanduser().absolute()  # another folder may be the current one when it is read
+    if not str(source).strip() or not path.exists():
+        path = hub_folder(os.fspath(source), revision=revision, allow_pickle=allow_pickle)
+    if path.is_dir() and is_adapter(path):
+        if below is not None:
+            raise MetricInputError(
+                f"{below}: its base {source} is an adapter too; merge that one with PEFT and save it."
+            )
+        return _with_adapter(os.fspath(source), path, base=base, allow_pickle=allow_pickle)
+    if base is not None:
+        raise MetricInputError(f"{source}: a base is given, but there is no adapter in it; leave the base out.")
+    tensors, left_out = _file_tensors(path, allow_pickle=allow_pickle)
+    if not tensors:
+        raise CheckpointDamagedError(f"{path}: holds no floating tensors, expected a model's weights; save it again.")
+    config = _config(path if path.is_dir() else path.parent)
+    return _plainly_named(_Gathered(os.fspath(source), tensors, config, tuple(left_out)))
+
+
+def _file_tensors(path: Path, *, allow_pickle: bool) -> tuple[dict[str, StoredTensor], list[str]]:
+    """Gather the tensors of a file, or of a folder in the first form that is there."""
+    if path.is_file():
+        if path.suffix in ENDINGS:
+            return pickled_tensors([path], allow_pickle=allow_pickle)
+        return safetensors_of([path], path)
+    if any(path.glob("*.safetensors")) or any(path.glob("*.safetensors.index.json")):
+        tensors, buffers = safetensors_of(weight_files(path), path)
+        check_index(path, {name: Path(tensor.where).name for name, tensor in tensors.items()})
+        return tensors, buffers
+    distributed = distributed_folder(path)
+    if distributed is not None:
+        return distributed_tensors(distributed)
+    ranks = rank_folder(path)
+    if ranks is not None:
+        return rank_tensors(ranks)
+    pickles = pickled_files(path)
+    if pickles:
+        return pickled_tensors(pickles, allow_pickle=allow_pickle)
+    return safetensors_of(weight_files(path), path)  # says what it found instead
+
+
+def _plainly_named(found: _Gathered) -> _Gathered:
+    """Apply the rules for names, fold scales into their weights, and keep one of two tied embeddings."""
+    unmerged = next((name for name in found.tensors if ".lora_" in name), None)
+    if unmerged is not None:
+        raise MetricInputError(
+            f"{found.label}: tensor {unmerged} belongs to an adapter that is not merged and whose scaling is not "
+            "known here; merge it, or open the adapter's own folder, with its adapter_config.json, over the base."
+        )
+    tensors, ambiguous = renamed(found.tensors, found.config)
+    weights, scales = unscaled(tensors, found.config)
+    once = tied_once(weights, declared_tied(found.config))
+    return replace(found, tensors=once, ambiguous=found.ambiguous + ambiguous, left_out=found.left_out + tuple(scales))
+
+
+def _with_adapter(label: str, folder: Path, *, base: Any, allow_pickle: bool) -> _Gathered:
+    """Merge an adapter over its base, lazily."""
+    adapter = open_adapter(folder, allow_pickle=allow_pickle)
+    below = base if base is not None else _beside(folder, adapter.base)
+    if below is None:
+        raise CheckpointNotFoundError(
+            f"{folder}: its adapter_config.json names no base model; give it, open_checkpoint({label!r}, base=...) or "
+            "BASE=... of `make report`."
+        )
+    try:
+        stands_on = _gathered(below, revision=None, base=None, allow_pickle=allow_pickle, below=label)
+    except CheckpointNotFoundError as error:
+        raise CheckpointNotFoundError(
+            f"{folder}: the base of this adapter could not be opened. {error} Or give it, open_checkpoint({label!r}, "
+            "base=...) or BASE=... of `make report`."
+        ) from error
+    kind = text_config(stands_on.config).get("model_type")  # some types have names of their own
+    adapter = replace(
+        adapter,
+        low_rank={canonical_name(name, kind): parts for name, parts in adapter.low_rank.items()},
+        replaced={canonical_name(name, kind): tensor for name, tensor in adapter.replaced.items()},
+    )
+    tensors, changed, remarks = merged_over(stands_on.tensors, adapter, tied=declared_tied(stands_on.config))
+    names = frozenset(split({name: tensors[name] for name in changed}, stands_on.config).tensors)
+    note = f"{label} is an adapter over {stands_on.label}; its configuration names {adapter.base or 'no base'}"
+    return replace(stands_on, label=label, tensors=tensors, notes=(*stands_on.notes, note, *remarks), adapted=names)
+
+
+def _beside(folder: Path, base: str | None) -> str | None:
+    """Take a relative path to a base from the adapter's own folder; leave every other name as it is written."""
+    here = folder / base if base and not Path(base).is_absolute() else None
+    return str(here.resolve()) if here is not None and here.exists() else base
+
+
+def _module_tensors(module: nn.Module) -> _Gathered:
+    label = f"module {type(module).__name__}"
+    tensors = {}
+    for name, parameter in module.named_parameters():  # a tied parameter is listed once, under its first name
+        if parameter.is_meta:
+            plain = canonical_name(name)
+            raise CheckpointNotFoundError(
+                f"{label}: {plain} is on the meta device and has no values; load the weights."
+            )
+        if not parameter.is_floating_point():
+            raise MetricInputError(f"{label}: {name} has dtype {parameter.dtype}; dequantise the model first.")
+        tensors[name] = StoredTensor(label, name, tuple(parameter.shape), parameter.dtype, held=parameter.detach())
+    if not tensors:
+        raise CheckpointNotFoundError(f"{label} has no parameters, expected a loaded model.")
+    config = getattr(module, "config", None)
+    described: Any = config.to_dict() if config is not None and hasattr(config, "to_dict") else {}
+    return _Gathered(label, tensors, described)
+
+
+def _config(folder: Path) -> Mapping[str, Any]:
+    """Read the configuration beside the weights; in a folder inside a checkpoint it lies one up."""
+    inner = folder.name == ACTOR or distributed_folder(folder) == folder
+    for place in CONFIG_PLACES[: 4 if inner else 2]:
+        if (folder / place).is_file():
+            inside = place if ".." not in Path(place).parts else None
+            return read_json(contained(folder, inside) if inside else folder / place, "configuration")
+    actor = Path(ACTOR) / "huggingface" / "config.json"
+    return read_json(contained(folder, str(actor)), "configuration") if (folder / actor).is_file() else {}

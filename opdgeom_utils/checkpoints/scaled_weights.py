@@ -1,0 +1,145 @@
+"""Weights stored in 8 bits beside their scales: put back into float32 when they are read, one matrix at a time.
+
+What transformers writes: ``X.weight`` in fp8 with ``X.weight_scale_inv``, one scale for the whole matrix or for each
+block of ``quantization_config.weight_block_size`` entries; or with ``X.weight_scale``, one for the matrix or for each
+row, with or without a dimension of 1 at its end. A weight is its stored value times its scale, under either name.
+Packed experts have one more dimension in front.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opdgeom_utils.checkpoints.sharded_tensors import bounds_of, every_cut
+from opdgeom_utils.checkpoints.stored_tensors import Cut, StoredTensor
+from opdgeom_utils.errors import CheckpointDamagedError
+
+SCALES = ("_scale_inv", "_scale")
+OF_ACTIVATIONS = ("activation_scale", "input_scale", "input_scale_ub", "output_scale", "k_scale", "v_scale")
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Read a matrix and multiply it by its scales.
+
+    Attributes
+    ----------
+    stored, scale : StoredTensor
+        The weights as stored, and what to multiply them by.
+    block : tuple of int
+        Rows and columns that share a scale.
+    """
+
+    stored: StoredTensor
+    scale: StoredTensor
+    block: tuple[int, int]
+
+    def __call__(self) -> Tensor:
+        """Return the weights in float32."""
+        return self.read_part(())
+
+    def read_part(self, cuts: tuple[Cut, ...]) -> Tensor:
+        """Return a part of the weights in float32, after cutting both the stored values and their scales."""
+        shape = self.stored.shape
+        if torch.Size(self.scale.shape).numel() == 1:
+            return self.stored.read_part(cuts).float() * self.scale.read_unchecked().float().reshape(())
+        *outer, of_rows, of_columns = every_cut(cuts, shape)
+        first, last, rows = bounds_of(of_rows, shape[-2])
+        left, right, columns = bounds_of(of_columns, shape[-1])
+        high, wide = self.block
+        values = self.stored.read_part((*outer, slice(first, last), slice(left, right))).float()
+        across = (slice(left // wide, -(-right // wide)),) if len(self.scale.shape) == len(shape) else ()
+        scale = self.scale.read_part((*outer, slice(first // high, -(-last // high)), *across)).float()
+        scale = (scale if across else scale.unsqueeze(-1)).repeat_interleave(high, dim=-2)
+        scale = scale[..., first % high :, :][..., : last - first, :].repeat_interleave(wide, dim=-1)
+        return (values * scale[..., left % wide :][..., : right - left])[..., rows, columns]
+
+
+def unscaled(
+    tensors: Mapping[str, StoredTensor], config: Mapping[str, Any]
+) -> tuple[dict[str, StoredTensor], list[str]]:
+    """Fold each scale into the weight beside it.
+
+    Parameters
+    ----------
+    tensors : Mapping of str to StoredTensor
+        What is stored, by name.
+    config : Mapping of str to Any
+        The model's configuration.
+
+    Returns
+    -------
+    tuple of dict and list
+        The weights, and the names of the scales, which are no weights. Eight-bit weights without a scale keep their
+        values.
+
+    Raises
+    ------
+    CheckpointDamagedError
+        When a scale has no weight, a quantised weight no scale, or the two do not fit.
+    """
+    weights, scales = dict(tensors), []
+    for name, scale in tensors.items():
+        ending = next((ending for ending in SCALES if name.endswith(ending)), None)
+        if name.rsplit(".", 1)[-1] in OF_ACTIVATIONS:
+            del weights[name]
+            scales.append(name)
+        elif ending and (owner := name.removesuffix(ending)) in tensors and tensors[owner].dtype.itemsize == 1:
+            del weights[name]
+            scales.append(name)
+            weights[owner] = _scaled(tensors[owner], scale, config)
+        elif ending and scale.key.endswith(("weight_scale_inv", "weight_scale")):
+            raise CheckpointDamagedError(
+                f"{scale.where}: scale {scale.key} has no 8-bit weight; copy the checkpoint again."
+            )
+    quantised = isinstance(config.get("quantization_config"), Mapping)
+    for name, tensor in weights.items():
+        if tensor.dtype.itemsize == 1 and not isinstance(tensor.load, Scaled | Widened):
+            if quantised:
+                raise CheckpointDamagedError(
+                    f"{tensor.where}: tensor {tensor.key} is quantised, but no {name}_scale_inv or {name}_scale is "
+                    "there."
+                )
+            weights[name] = _plain(tensor)
+    return weights, scales
+
+
+@dataclass(frozen=True)
+class Widened:
+    """Read an 8-bit tensor as float32: the same values in a type that can be computed with."""
+
+    stored: StoredTensor
+
+    def __call__(self) -> Tensor:
+        """Return the values."""
+        return self.stored.read_unchecked().float()
+
+    def read_part(self, cuts: tuple[Cut, ...]) -> Tensor:
+        """Return a part of the values."""
+        return self.stored.read_part(cuts).float()
+
+
+def _plain(tensor: StoredTensor) -> StoredTensor:
+    return StoredTensor(tensor.where, tensor.key, tensor.shape, tensor.dtype, load=Widened(tensor))
+
+
+def _scaled(stored: StoredTensor, scale: StoredTensor, config: Mapping[str, Any]) -> StoredTensor:
+    shape, count = stored.shape, torch.Size(scale.shape).numel()
+    declared = config.get("quantization_config")
+    block = declared.get("weight_block_size") if isinstance(declared, Mapping) else None
+    if scale.key.endswith("_scale_inv") and isinstance(block, list) and len(block) == 2 and count != 1:
+        rows, columns = block
+    else:
+        rows, columns = 1, shape[-1] if shape else 1
+    whole = type(rows) is int and type(columns) is int and rows > 0 and columns > 0
+    fits = whole and len(shape) >= 2 and scale.shape == (*shape[:-2], -(-shape[-2] // rows), -(-shape[-1] // columns))
+    fits = fits or (len(shape) >= 2 and (rows, columns) == (1, shape[-1]) and scale.shape == shape[:-1])
+    if count != 1 and not fits:
+        raise CheckpointDamagedError(
+            f"{stored.where}: scale {scale.key} has shape {scale.shape}, which does not fit {stored.key} {shape} in "
+            f"blocks of {rows} x {columns}; copy the checkpoint with its config.json."
+        )
+    return StoredTensor(stored.where, stored.key, shape, stored.dtype, load=Scaled(stored, scale, (rows, columns)))

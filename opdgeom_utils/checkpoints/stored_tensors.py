@@ -1,0 +1,283 @@
+"""Tensors that know their form and read their values only when asked, and the checkpoint that they make up."""
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opdgeom_utils.checkpoints.weight_files import BUFFER_DTYPES, FLOAT_DTYPES, opened, tensor_forms
+from opdgeom_utils.errors import CheckpointDamagedError, MetricInputError
+from opdgeom_utils.linalg.bf16_bits import is_finite
+
+Cut = int | slice
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a checkpoint: its form now, its values when :meth:`read` is called.
+
+    Attributes
+    ----------
+    where : str
+        The file, or the class of the module, for messages.
+    key : str
+        The name it has there.
+    shape : tuple of int
+        Matrices are (out, in).
+    dtype : torch.dtype
+        As stored; for a merged adapter the dtype of the sum.
+    held : Tensor or None
+        The tensor itself when it came from a loaded module; None when it lies in a file.
+    load : callable or None
+        How to get the values when they are not simply the tensor ``key`` of the safetensors file ``where``. It can be
+        pickled, so that another process can read. If it has a method ``read_part(cuts)``, a part is read through that.
+    """
+
+    where: str
+    key: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    held: Tensor | None = None
+    load: Callable[[], Tensor] | None = None
+
+    def read(self) -> Tensor:
+        """Return the values, on the CPU for files, checked to be finite.
+
+        Raises
+        ------
+        CheckpointNotFoundError
+            When the file has gone since it was opened.
+        CheckpointDamagedError
+            When it can no longer be read, has changed, or holds NaN or infinite values.
+        """
+        values = self.read_unchecked()
+        flaw = self.flaw_of(values)
+        if flaw:
+            raise CheckpointDamagedError(
+                f"{flaw}, expected none; this checkpoint diverged or was damaged, use an earlier one."
+            )
+        return values
+
+    def read_unchecked(self) -> Tensor:
+        """Return the values, finite or not.
+
+        Raises
+        ------
+        CheckpointNotFoundError, CheckpointDamagedError
+            As for :meth:`read`, except for the values themselves.
+        """
+        if self.held is not None:
+            return self.held.detach()
+        values = self.load() if self.load is not None else read_safetensors(self.where, self.key)
+        if tuple(values.shape) != self.shape:
+            raise CheckpointDamagedError(
+                f"{self.where}: tensor {self.key} has shape {tuple(values.shape)}, it was {self.shape} when the "
+                "checkpoint was opened; do not write to a checkpoint while it is read."
+            )
+        return values
+
+    def read_part(self, cuts: tuple[Cut, ...]) -> Tensor:
+        """Return a part of the values, finite or not, without reading the rest where the form allows it.
+
+        Parameters
+        ----------
+        cuts : tuple of int or slice
+            The index of each leading dimension.
+
+        Raises
+        ------
+        CheckpointNotFoundError, CheckpointDamagedError
+            As for :meth:`read_unchecked`.
+        """
+        read = getattr(self.load, "read_part", None) if self.held is None else None
+        return read(cuts) if read is not None else self.read_unchecked()[cuts]
+
+    def flaw_of(self, values: Tensor) -> str:
+        """Say what is wrong with the values, in words that name the file and the tensor; empty if nothing is.
+
+        Examples
+        --------
+        >>> tensor = StoredTensor("x.safetensors", "w", (2,), torch.float32)
+        >>> tensor.flaw_of(torch.tensor([1.0, float("nan")]))
+        'x.safetensors: tensor w has 1 NaN or infinite values of 2'
+        >>> tensor.flaw_of(torch.tensor([1.0, 2.0]))
+        ''
+        """
+        if not values.numel():
+            return f"{self.where}: tensor {self.key} has no values"
+        if is_finite(values):
+            return ""
+        n_bad = int((~torch.isfinite(values)).sum())
+        return f"{self.where}: tensor {self.key} has {n_bad} NaN or infinite values of {values.numel()}"
+
+
+@dataclass(frozen=True)
+class OpenCheckpoint:
+    """A checkpoint's tensors by name, in layer order.
+
+    Attributes
+    ----------
+    label : str
+        What was opened, for messages.
+    tensors : Mapping of str to StoredTensor
+        Floating tensors only, under plain names; tied embeddings once.
+    config : Mapping of str to Any
+        The model's configuration, empty if there is none.
+    left_out : tuple of str
+        Names of what is stored but is no weight: buffers, scales, the state of an optimiser.
+    ambiguous : tuple of str
+        Plain names that two stored tensors claim, and which ones.
+    notes : tuple of str
+        What the reader of a comparison should know: what could not be split, which base an adapter stands on.
+    adapted : frozenset of str or None
+        For an adapter over its base, the names that it changes; else None.
+    """
+
+    label: str
+    tensors: Mapping[str, StoredTensor]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+    ambiguous: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    adapted: frozenset[str] | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """Read a part of another stored tensor.
+
+    Attributes
+    ----------
+    whole : StoredTensor
+        What it is a part of.
+    cuts : tuple of int or (start, stop, step)
+        The index of each leading dimension.
+    transposed : bool
+        Whether the part, a matrix, is stored as (in, out).
+    blocks : int
+        How many equal blocks of rows are cut alike; the part has the rows that are left of each.
+    """
+
+    whole: StoredTensor
+    cuts: tuple[Cut, ...]
+    transposed: bool = False
+    blocks: int = 1
+
+    def __call__(self) -> Tensor:
+        """Read the part; the whole only where its form knows no parts."""
+        part = self.whole.read_part(self.cuts) if self.blocks == 1 else self.of(self.whole.read_unchecked())
+        return part.T if self.transposed else part
+
+    def of(self, values: Tensor) -> Tensor:
+        """Cut values of the form of the whole."""
+        if self.blocks == 1:
+            return values[self.cuts]
+        return values.unflatten(0, (self.blocks, -1))[(slice(None), *self.cuts)].flatten(0, 1)
+
+
+def part_of(whole: StoredTensor, *cuts: Cut, transposed: bool = False, blocks: int = 1) -> StoredTensor:
+    """Describe a part of a stored tensor, without reading it.
+
+    Parameters
+    ----------
+    whole : StoredTensor
+        The fused or packed tensor.
+    *cuts : int or slice
+        The index of each leading dimension.
+    transposed : bool
+        Whether to turn the part, a matrix stored as (in, out), into (out, in).
+    blocks : int
+        Cut each of so many equal blocks of rows alike, and put together what is left of them.
+
+    Examples
+    --------
+    >>> whole = StoredTensor("memory", "qkv", (6, 2), torch.float32, held=torch.arange(12.0).reshape(6, 2))
+    >>> q = part_of(whole, slice(0, 2))
+    >>> q.key, q.shape, q.read().tolist()
+    ('qkv[0:2]', (2, 2), [[0.0, 1.0], [2.0, 3.0]])
+    >>> q = part_of(whole, slice(0, 1), blocks=2)
+    >>> q.key, q.shape, q.read().tolist()
+    ('qkv[0:1 of each of 2 blocks]', (2, 2), [[0.0, 1.0], [6.0, 7.0]])
+    """
+    load = Part(whole, cuts, transposed, blocks)
+    shape = load.of(torch.empty(whole.shape, device="meta")).shape
+    text = ", ".join(str(cut) if isinstance(cut, int) else _slice_text(cut) for cut in cuts)
+    text += f" of each of {blocks} blocks" if blocks > 1 else ""
+    return StoredTensor(
+        whole.where,
+        f"{whole.key}[{text}]",
+        tuple(reversed(shape)) if transposed else tuple(shape),
+        whole.dtype,
+        load=load,
+    )
+
+
+def in_layer_order(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Sort by name, with numbers in names compared as numbers."""
+
+    def key(name: str) -> list[tuple[int, str]]:
+        return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]
+
+    return {name: tensors[name] for name in sorted(tensors, key=key)}
+
+
+def is_weight(where: str, name: str, dtype: torch.dtype) -> bool:
+    """Say whether a tensor is a weight, from its type; position ids and masks are not.
+
+    Raises
+    ------
+    MetricInputError
+        When it is neither: whole numbers of other types are how weights are stored quantised.
+
+    Examples
+    --------
+    >>> is_weight("x.bin", "w", torch.bfloat16), is_weight("x.bin", "position_ids", torch.int64)
+    (True, False)
+    """
+    if dtype in FLOAT_DTYPES.values() or dtype in BUFFER_DTYPES.values():
+        return dtype in FLOAT_DTYPES.values()
+    raise MetricInputError(
+        f"{where}: tensor {name} is stored as {str(dtype).removeprefix('torch.')}, expected one of "
+        f"{', '.join(FLOAT_DTYPES)}; dequantise the model and save it again."
+    )
+
+
+def safetensors_of(files: Iterable[Path], of: Path) -> tuple[dict[str, StoredTensor], list[str]]:
+    """Gather the floating tensors of safetensors files, and the names of the others.
+
+    Raises
+    ------
+    CheckpointDamagedError
+        When two files hold one name, or a file cannot be read.
+    MetricInputError
+        When a tensor is stored quantised.
+    """
+    tensors: dict[str, StoredTensor] = {}
+    buffers: list[str] = []
+    for file in (file.absolute() for file in files):  # a relative path would mean another file after a chdir
+        for name, (shape, dtype) in tensor_forms(file).items():
+            if name in tensors:
+                raise CheckpointDamagedError(
+                    f"{of}: tensor {name} is in both {Path(tensors[name].where).name} and {file.name}, expected one "
+                    "checkpoint; pass the path of one file."
+                )
+            if not is_weight(os.fspath(file), name, dtype):
+                buffers.append(name)
+            else:
+                tensors[name] = StoredTensor(os.fspath(file), name, shape, dtype)
+    return tensors, buffers
+
+
+def read_safetensors(file: str, key: str) -> Tensor:
+    """Read one tensor from a memory-mapped safetensors file."""
+    with opened(Path(file)) as content:
+        return content.get_tensor(key)
+
+
+def _slice_text(cut: slice) -> str:
+    text = f"{'' if cut.start is None else cut.start}:{'' if cut.stop is None else cut.stop}"
+    return text if cut.step in (None, 1) else f"{text}:{cut.step}"

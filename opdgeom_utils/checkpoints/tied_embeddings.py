@@ -1,0 +1,136 @@
+"""Embeddings that input and output share: once in a checkpoint, and apart where an adapter changes one of them."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opdgeom_utils.checkpoints.layouts import text_config
+from opdgeom_utils.checkpoints.parameter_names import EMBEDDING, HEAD
+from opdgeom_utils.checkpoints.stored_tensors import OpenCheckpoint, StoredTensor
+
+BLOCK = 2**20  # entries compared at once
+TURNED = {"lora_embedding_A": "lora_B", "lora_embedding_B": "lora_A"}  # a product's factors, of the matrix turned
+
+
+def declared_tied(config: Mapping[str, Any]) -> bool | None:
+    """Return what a configuration says of its embeddings, None if nothing.
+
+    Examples
+    --------
+    >>> declared_tied({"text_config": {"tie_word_embeddings": True}}), declared_tied({})
+    (True, None)
+    """
+    tied = text_config(config).get("tie_word_embeddings")
+    return tied if isinstance(tied, bool) else None
+
+
+def tied_once(tensors: Mapping[str, StoredTensor], declared: bool | None) -> dict[str, StoredTensor]:
+    """Keep one of two equal embeddings, under the name of the input embedding.
+
+    Both are read, block by block, if both are stored in one form and not declared to be apart. Bits are compared, so
+    that NaN is equal to itself.
+
+    Examples
+    --------
+    >>> nan = torch.full((2, 1), float("nan"))
+    >>> both = {n: StoredTensor("x", n, (2, 1), nan.dtype, held=nan.clone()) for n in (EMBEDDING, HEAD)}
+    >>> list(tied_once(both, True)), list(tied_once(both, False))
+    (['model.embed_tokens.weight'], ['model.embed_tokens.weight', 'lm_head.weight'])
+    """
+    if HEAD not in tensors or declared is False:
+        return dict(tensors)
+    head = tensors[HEAD]
+    others = {name: tensor for name, tensor in tensors.items() if name != HEAD}
+    if EMBEDDING not in tensors:
+        return others | {EMBEDDING: head} if declared else dict(tensors)
+    embedding = tensors[EMBEDDING]
+    same_form = (head.shape, head.dtype) == (embedding.shape, embedding.dtype)
+    return others if same_form and same_bits(head.read_unchecked(), embedding.read_unchecked()) else dict(tensors)
+
+
+def with_own_head(tensors: Mapping[str, StoredTensor], declared: bool | None) -> dict[str, StoredTensor]:
+    """Give the head, where it is the embedding, an entry of its own with the same values.
+
+    Examples
+    --------
+    >>> one = {EMBEDDING: StoredTensor("x", "embedding", (2, 1), torch.float32)}
+    >>> with_own_head(one, True)["lm_head.weight"].key, list(with_own_head(one, False))
+    ('embedding', ['model.embed_tokens.weight'])
+    """
+    if HEAD in tensors or EMBEDDING not in tensors or declared is False:
+        return dict(tensors)
+    return {**tensors, HEAD: tensors[EMBEDDING]}
+
+
+def changed_alike(embedding: Mapping[str, StoredTensor], head: Mapping[str, StoredTensor]) -> bool:
+    """Say whether an adapter changes both embeddings in the same way; its own tensors of them are read.
+
+    Parameters
+    ----------
+    embedding, head : Mapping of str to StoredTensor
+        What it stores of each: factors, and under the full name what stands in place of the base's.
+
+    Examples
+    --------
+    >>> values = torch.tensor([[1.0, 2.0]])
+    >>> a, b = (StoredTensor("x", "w", tuple(v.shape), v.dtype, held=v) for v in (values, values.T))
+    >>> changed_alike({"lora_embedding_A": a, "lora_embedding_B": b}, {"lora_A": a, "lora_B": b})
+    True
+    >>> changed_alike({EMBEDDING: a}, {})
+    False
+    """
+    partners = {part: HEAD if part == EMBEDDING else TURNED.get(part, part) for part in embedding}
+    if set(partners.values()) != set(head):
+        return False
+    for part, partner in partners.items():
+        values = embedding[part].read_unchecked()
+        if not same_bits(values.T if part in TURNED else values, head[partner].read_unchecked()):
+            return False
+    return True
+
+
+def heads_beside_adapters(*checkpoints: OpenCheckpoint) -> list[OpenCheckpoint]:
+    """Give every checkpoint a head of its own if an adapter among them has untied its base.
+
+    Examples
+    --------
+    >>> embedding = StoredTensor("x", "embedding", (2, 1), torch.float32)
+    >>> untied = OpenCheckpoint("b", {EMBEDDING: embedding, HEAD: embedding}, adapted=frozenset({HEAD}))
+    >>> [list(one.tensors) for one in heads_beside_adapters(OpenCheckpoint("a", {EMBEDDING: embedding}), untied)]
+    [['model.embed_tokens.weight', 'lm_head.weight'], ['model.embed_tokens.weight', 'lm_head.weight']]
+    """
+    if not any(one.adapted is not None and HEAD in one.tensors for one in checkpoints):
+        return list(checkpoints)
+    return [_with_head(one) for one in checkpoints]
+
+
+def _with_head(checkpoint: OpenCheckpoint) -> OpenCheckpoint:
+    tensors = with_own_head(checkpoint.tensors, declared_tied(checkpoint.config))
+    adapted = checkpoint.adapted
+    if adapted is not None and HEAD not in checkpoint.tensors and EMBEDDING in adapted:
+        adapted |= {HEAD}
+    return replace(checkpoint, tensors=tensors, adapted=adapted)
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Say whether two tensors hold the same bits, a block of rows at a time; NaN is equal to itself.
+
+    Examples
+    --------
+    >>> nan = torch.tensor([1.0, float("nan")])
+    >>> same_bits(nan, nan.clone()), same_bits(nan, nan[:1]), same_bits(nan, nan.double())
+    (True, False, False)
+    """
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    if not one.ndim or not one.numel():
+        return _bytes_equal(one, other)
+    rows = max(1, BLOCK * len(one) // one.numel())
+    return all(_bytes_equal(*pair) for pair in zip(one.split(rows), other.split(rows), strict=True))
+
+
+def _bytes_equal(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(*(part.reshape(-1).contiguous().view(torch.uint8) for part in (one, other)))

@@ -1,0 +1,185 @@
+"""The paper's claims and ours, and the verdict that the tables give each of them.
+
+``data/paper/claims.yaml`` and its three companions were written before the runs they judge were measured. A verdict is
+computed from the tables by the rule in that file and is never typed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import pandas as pd
+
+from opdgeom_utils.claims.cell_look_up import Index, index_measures
+from opdgeom_utils.claims.look_up import Measured, Tables
+from opdgeom_utils.claims.schema import STATISTICS, Claim, Rule, load_claims
+from opdgeom_utils.claims.statistics import Comparison, Part
+from opdgeom_utils.intervals import Interval, seed_interval
+
+VERDICTS = ("reproduced", "partly", "not reproduced", "not testable at this scale")
+UNTESTABLE = VERDICTS[3]
+OF_CLAIM = (
+    "id", "question", "group", "diagnostic", "condition", "statement", "where", "refuted_by", "statistic",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the tables say about a claim. ``value`` and its interval belong to the comparison that decides."""
+
+    claim_id: str
+    verdict: str
+    value: float
+    low: float
+    high: float
+    null_value: float
+    null_name: str
+    unit: str
+    n_seeds: int
+    n_comparisons: int
+    n_hold: int
+    deciding: str
+    reason: str
+
+
+def verdict(claim: Claim, tables: Tables, index: Index | None = None) -> Verdict:
+    """Compute the verdict of one claim by its rule.
+
+    Parameters
+    ----------
+    claim
+        From :func:`load_claims`.
+    tables
+        Anything with ``geometry``, ``accuracy`` and ``measures`` of one profile, as ``results.load_tables`` returns it.
+    index
+        The measures, already grouped by :func:`~opdgeom_utils.claims.cell_look_up.index_measures`; None groups them
+        now.
+
+    Returns
+    -------
+    Verdict
+        One of the four words of :data:`VERDICTS`, the number that decides with its interval, and a computed sentence.
+    """
+    function = STATISTICS[claim.statistic]
+    index = index_measures(tables.measures) if index is None else index
+    real = Measured(tables, claim.scope, claim.seeds, index=index)
+    found = [_Judged(c, claim.rule, _level(claim)) for c in function(real, claim.args)]
+    null = Measured(tables, claim.scope, claim.seeds, suffix="_shuffled", index=index)
+    for judged, same in zip(found, function(null, claim.args), strict=True):
+        judged.null_value = seed_interval(same.parts[judged.weakest].values).mean
+        judged.null_name = null.null_name
+    word = _decide(found, claim.rule)
+    untested = [j for j in found if not j.testable]
+    if word == UNTESTABLE:
+        deciding = untested[0]
+    else:
+        tested = [j for j in found if j.testable]
+        deciding = (max if claim.rule.require == "any" else min)(tested, key=lambda j: j.clearance)
+    part, interval = deciding.part, deciding.interval
+    holds = sum(j.holds for j in found)
+    reason = _untestable(deciding, claim, real.problems) if word == UNTESTABLE else _reason(deciding, found, claim.rule)
+    return Verdict(
+        claim.id, word, interval.mean, interval.low, interval.high, deciding.null_value, deciding.null_name, part.unit,
+        interval.n, len(found), holds, part.label, reason,
+    )  # fmt: skip
+
+
+def scorecard(tables: Tables, claims: Sequence[Claim] | None = None) -> pd.DataFrame:
+    """Verdict of every claim, one row each, in the order of ``claims.yaml``.
+
+    Returns
+    -------
+    DataFrame
+        ``id, question, group, diagnostic, condition, statement, where, refuted_by, statistic, rule, threshold,
+        side`` of the claim, then ``verdict, value, low, high, null_value, null_name, unit, n_seeds, n_comparisons,
+        n_hold, deciding, reason``.
+    """
+    rows, index = [], index_measures(tables.measures)
+    for claim in load_claims() if claims is None else claims:
+        result = verdict(claim, tables, index)
+        row = {name: getattr(claim, name) for name in OF_CLAIM}
+        row |= {"rule": claim.rule.words, "threshold": claim.rule.threshold, "side": claim.rule.side}
+        rows.append(row | {f.name: getattr(result, f.name) for f in fields(result) if f.name != "claim_id"})
+    return pd.DataFrame(rows)
+
+
+class _Judged:
+    """A comparison with its intervals: whether it can be tested, whether it holds, and which part is the weakest."""
+
+    def __init__(self, comparison: Comparison, rule: Rule, confidence: float) -> None:
+        intervals = [seed_interval(part.values, confidence) for part in comparison.parts]
+        clearances = [
+            _clearance(interval, part, rule) for interval, part in zip(intervals, comparison.parts, strict=True)
+        ]
+        self.weakest = min(range(len(clearances)), key=clearances.__getitem__)
+        self.part, self.interval = comparison.parts[self.weakest], intervals[self.weakest]
+        self.clearance = clearances[self.weakest]
+        self.testable = all(interval.n >= rule.min_seeds for interval in intervals)
+        self.holds = self.testable and all(_holds(interval, rule) for interval in intervals)
+        self.null_value, self.null_name = math.nan, ""
+
+
+def _holds(interval: Interval, rule: Rule) -> bool:
+    if rule.side == "above":
+        return interval.low > rule.threshold
+    return interval.high < rule.threshold if rule.side == "below" else interval.mean >= rule.threshold
+
+
+def _clearance(interval: Interval, part: Part, rule: Rule) -> float:
+    """Distance of the mean from the threshold on the right side, in standard errors: comparable between metrics."""
+    if not math.isfinite(interval.mean):
+        return -math.inf
+    distance = (interval.mean - rule.threshold) * (-1 if rule.side == "below" else 1)
+    known = np.asarray(part.values)[np.isfinite(part.values)]
+    error = float(known.std(ddof=1)) / math.sqrt(len(known)) if len(known) > 1 else 0.0
+    return distance / error if error > 0 else math.copysign(math.inf, distance) if distance else 0.0
+
+
+def _decide(found: Sequence[_Judged], rule: Rule) -> str:
+    held = sum(j.holds for j in found)
+    if rule.require == "any" and held:
+        return VERDICTS[0]
+    if not all(j.testable for j in found):
+        return UNTESTABLE
+    if held == len(found):
+        return VERDICTS[0]
+    return VERDICTS[1] if held and rule.require == "all" else VERDICTS[2]
+
+
+def _level(claim: Claim) -> float:
+    """Confidence of each interval; where any one diagnostic is enough, they share the chance of a false alarm."""
+    share = len(claim.args.get("metrics") or claim.args["comparisons"]) if claim.rule.require == "any" else 1
+    return 1 - (1 - claim.rule.confidence) / share
+
+
+def _reason(deciding: _Judged, found: Sequence[_Judged], rule: Rule) -> str:
+    part, interval = deciding.part, deciding.interval
+    span = "" if rule.side == "at_least" else f", interval {_say(interval.low, part)} to {_say(interval.high, part)}"
+    need = f"needed: {rule.side.replace('_', ' ')} {_say(rule.threshold, part)}"
+    which = f"{sum(j.holds for j in found)} of {len(found)} comparisons hold. "
+    which += "Strongest: " if rule.require == "any" else "Weakest: "
+    which = which if len(found) > 1 else ""
+    null = ""
+    if math.isfinite(deciding.null_value):
+        null = f" The same number from {deciding.null_name} is {_say(deciding.null_value, part)}."
+    found_as = f"{part.label}, {_say(interval.mean, part)}{span} over {interval.n} {part.over}"
+    return f"{which}{found_as} ({need}).{null}"
+
+
+def _untestable(deciding: _Judged, claim: Claim, problems: Sequence[str]) -> str:
+    n, needed = deciding.interval.n, claim.rule.min_seeds
+    if problems or len(claim.seeds) >= needed:
+        shown = "; ".join(problems[:3]) or "its denominator or its value is undefined in the other seeds"
+    else:
+        shown = f"this is a sweep over one seed, which gives {_say(deciding.interval.mean, deciding.part)}"
+    over = deciding.part.over.removesuffix("s") if n == 1 else deciding.part.over
+    return f"{deciding.part.label}: {n} usable {over}, {needed} are needed; {shown}."
+
+
+def _say(value: float, part: Part) -> str:
+    if part.unit == "points":
+        return f"{100 * value:.2f} points"
+    return f"{value:.3g}" + (f" {part.unit}" if part.unit else "")

@@ -1,0 +1,128 @@
+"""What the scorecard finds by chance: claims about an order, judged after the runs' names were dealt at random.
+
+In each seed the names of the recipes are permuted among the runs, in the geometry and in the accuracy table alike. The
+numbers stay; what they are said to come from does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from opdgeom_utils.claims import VERDICTS, verdict
+from opdgeom_utils.claims.look_up import Tables
+from opdgeom_utils.claims.schema import Claim
+from opdgeom_utils.errors import MetricInputError
+
+ORDERS = "ordering"
+
+
+@dataclass(frozen=True)
+class Relabelled:
+    """Geometry and accuracy whose recipe names were dealt anew; no claim about an order reads the measures."""
+
+    geometry: pd.DataFrame
+    accuracy: pd.DataFrame
+    measures: None = None
+
+
+def order_claims_under_relabelling(
+    tables: Tables, claims: Sequence[Claim], *, n: int, seed: int
+) -> tuple[pd.Series, pd.DataFrame]:
+    """Judge all claims about an order with the true names and with random ones.
+
+    Parameters
+    ----------
+    tables
+        Geometry and accuracy of one profile.
+    claims
+        From :func:`opdgeom_utils.claims.load_claims`; those whose statistic is no plain order are left out. Names
+        are dealt among the recipes that these claims put into an order.
+    n
+        Number of random deals, 1 or more.
+    seed
+        Of the deals.
+
+    Returns
+    -------
+    tuple of Series and DataFrame
+        ``n_claims`` and the count of each verdict, with the true names and, one row each, for the deals.
+
+    Raises
+    ------
+    MetricInputError
+        If ``n`` is below 1.
+    """
+    if n < 1:
+        raise MetricInputError(f"n is {n}; expected at least one deal of the names")
+    rng = np.random.default_rng(seed)
+    orders = [claim for claim in claims if claim.statistic == ORDERS]
+    named = sorted({str(recipe) for claim in orders for recipe in claim.args["order"]})
+    geometry, accuracy = (pd.DataFrame(t[t["recipe"].isin(named)]) for t in (tables.geometry, tables.accuracy))
+    judged = Relabelled(geometry, accuracy)
+    deals = [_counts(relabel(judged, rng), orders) for _ in range(n)]
+    return pd.Series(_counts(judged, orders)), pd.DataFrame(deals)
+
+
+def relabel(tables: Tables, rng: np.random.Generator) -> Relabelled:
+    """Deal the recipe names anew, independently in each seed.
+
+    Parameters
+    ----------
+    tables
+        Geometry and accuracy, with the columns ``recipe`` and ``seed``.
+    rng
+        Source of the permutations.
+
+    Examples
+    --------
+    Two runs can only keep or trade their names.
+
+    >>> frame = pd.DataFrame({"recipe": ["opd", "sft"], "seed": 0, "x": [1.0, 2.0]})
+    >>> dealt = relabel(Relabelled(frame, frame), np.random.default_rng(0))
+    >>> sorted(dealt.geometry["recipe"]), dealt.geometry["x"].tolist()
+    (['opd', 'sft'], [1.0, 2.0])
+    """
+    names = sorted(tables.geometry["recipe"].unique())
+    dealt = {
+        (seed, name): new
+        for seed in sorted(tables.geometry["seed"].unique())
+        for name, new in zip(names, rng.permutation(names), strict=True)
+    }
+    geometry, accuracy = (
+        table.assign(recipe=[dealt[key] for key in zip(table["seed"], table["recipe"], strict=True)])
+        for table in (tables.geometry, tables.accuracy)
+    )
+    return Relabelled(geometry, accuracy)
+
+
+def in_words(true: pd.Series, relabelled: pd.DataFrame) -> str:
+    """Say how the true count of reproduced orders compares with the deals.
+
+    Parameters
+    ----------
+    true, relabelled
+        From :func:`order_claims_under_relabelling`.
+
+    Examples
+    --------
+    >>> in_words(pd.Series({"n_claims": 20, "reproduced": 6}), pd.DataFrame({"reproduced": [0, 1, 0, 0]}))
+    'No deal of the names in 4 reaches the 6 reproduced orders of the true names: they are not chance.'
+    """
+    found, n = int(true.to_dict()["reproduced"]), len(relabelled)
+    reached = sum(count >= found for count in relabelled["reproduced"].tolist())
+    if found == 0:
+        return "With the true names no order is reproduced, so there is nothing that chance would have to explain."
+    if reached == 0:
+        return (
+            f"No deal of the names in {n} reaches the {found} reproduced orders of the true names: they are not chance."
+        )
+    return f"{reached} of {n} deals of the names reach the {found} reproduced orders of the true names: may be chance."
+
+
+def _counts(tables: Tables, claims: Sequence[Claim]) -> dict[str, int]:
+    verdicts = [verdict(claim, tables).verdict for claim in claims]
+    return {"n_claims": len(claims)} | {word: verdicts.count(word) for word in VERDICTS}

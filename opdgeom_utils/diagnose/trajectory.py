@@ -1,0 +1,291 @@
+"""Checkpoints in, one tidy table of every metric and its nulls out.
+
+One row per matrix (and per step). Norms, biases and tensors that are not matrices get a row with their sparsity only.
+The reference's factors and masks are computed once per matrix and shared by all metrics, nulls and checkpoints.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, SupportsIndex, runtime_checkable
+
+import pandas as pd
+import torch
+
+from opdgeom_utils.checkpoints import CheckpointSource, layer_of, module_of, open_checkpoint
+from opdgeom_utils.checkpoints.comparison import aligned
+from opdgeom_utils.checkpoints.parameter_names import names_of_module
+from opdgeom_utils.diagnose.fan_out import Job, as_folder, fan_out
+from opdgeom_utils.diagnose.matrix_rows import Settings
+from opdgeom_utils.errors import MetricInputError
+from opdgeom_utils.storage import write_json
+
+STEP_IN_NAME = re.compile(r"(?:(?:global_)?step|checkpoint)[_-]?(\d+)", re.IGNORECASE)
+
+
+@runtime_checkable
+class SavedStep(Protocol):
+    """A checkpoint of a run: its update number and its file."""
+
+    @property
+    def step(self) -> int:
+        """Update number."""
+        ...
+
+    @property
+    def path(self) -> Path:
+        """Safetensors file or folder."""
+        ...
+
+
+Checkpoints = Iterable[str | os.PathLike[str] | SavedStep | tuple[SupportsIndex, CheckpointSource]]
+
+
+def diagnose_pair(
+    reference: CheckpointSource,
+    tuned: CheckpointSource,
+    *,
+    eta: float | int = 1e-3,
+    alpha: float | int = 0.3,
+    rank: int = 64,
+    k: int = 512,
+    modules: Sequence[str] | None = None,
+    device: str = "auto",
+    n_jobs: int = 1,
+    nulls: bool = True,
+    seed: int = 0,
+    strict: bool = True,
+    out: str | os.PathLike[str] | None = None,
+) -> pd.DataFrame:
+    """Measure where one checkpoint moved away from another, matrix by matrix.
+
+    Parameters
+    ----------
+    reference, tuned : str, path, torch.nn.Module or OpenCheckpoint
+        The model before and after: a folder, a ``.safetensors`` file, a hub id (``name@revision``), an adapter's
+        folder, a loaded module, or what :func:`~opdgeom_utils.checkpoints.open_checkpoint` returned.
+    eta : float
+        Relative tolerance of the bf16 comparison; inert below 0.0039.
+    alpha : float
+        Size of the two reference masks, 0 to 1.
+    rank : int
+        Rank of the reconstruction behind the principal mask; clipped to ``min(out, in)``.
+    k : int
+        Dimension of the singular spaces, and number of singular values for the Hill estimator; clipped likewise.
+    modules : sequence of str, optional
+        Keep only these, such as ``["q_proj", "k_proj"]``. A plain name also selects every expert's matrix of that name:
+        ``up_proj`` keeps ``expert_3.up_proj`` and ``shared_expert.up_proj`` too; ``expert_3.up_proj`` keeps that one.
+        What is outside the language model has a name of its own: ``vision_tower.q_proj``, ``mtp.q_proj``.
+    device : str
+        ``"auto"`` takes a GPU if there is one; everything is float64.
+    n_jobs : int
+        Processes over matrices, one thread each; -1 means one per core. The numbers do not depend on it. Inside
+        ``joblib.parallel_config(backend="dask")`` the same call uses that cluster (``"ray"`` too, after
+        ``ray.util.joblib.register_ray()``); its workers must see the checkpoints under the same paths.
+    nulls : bool
+        Whether to measure the shuffled, random and identical nulls too (about twice the time).
+    seed : int
+        Seed of the nulls; each matrix draws its own from it and its name.
+    strict : bool
+        Whether a tensor on one side only, of two shapes or with two claimants is an error; else it is left out.
+    out : path, optional
+        A folder that keeps each matrix as soon as it is measured. The same call after a kill measures only what is
+        missing; if a tensor or an option has changed, the matrices concerned are measured again.
+
+    Returns
+    -------
+    pd.DataFrame
+        One row per tensor, in layer order. First ``name, layer, module, shape, dtype, n_entries`` (layer -1 outside the
+        language model's layers). Then the metrics, under the names of :mod:`opdgeom_utils.metrics`: fractions 0 to 1,
+        angles in degrees, ``update_norm`` and ``reference_norm`` Frobenius norms, ``stable_rank_bf16`` of the update
+        that bf16 shows, and ``gap_at_k``, the reference's ``(s_k - s_{k+1}) / s_1``, and ``angles_defined``: False
+        where this gap, or the tuned matrix's, is below 1e-8. A top-k space is arbitrary there, and its angles are NaN.
+        ``note`` says in words what is odd about a row: NaN or infinite weights (then no metric is given), or no change
+        at all. Then the nulls. Undefined values are NaN; tensors that are not matrices have ``update_sparsity`` only.
+        In ``attrs["comparisons"]``, and with ``out`` in ``comparisons.json``: what was compared and what was not.
+
+    Raises
+    ------
+    CheckpointNotFoundError, CheckpointDamagedError, CheckpointUnsafeError, CheckpointMismatchError
+        When a checkpoint is missing, unreadable, not only tensors, or of another architecture.
+    MetricInputError
+        When an option is out of range or a module is unknown.
+
+    Notes
+    -----
+    The static diagnostics of arXiv 2606.07082, with nulls that the paper does not have. The paper uses alpha 0.3 in its
+    text and figure, rank 64, k 512, eta 1e-3. If ``dtype`` says that the tuned weights were stored in bf16, the
+    shuffled null of sparsity and overlaps is biased; see :func:`opdgeom_utils.diagnose.nulls.shuffled_update`.
+
+    Examples
+    --------
+    Only the second weight moves visibly: 1.001 is 1 in bf16.
+
+    >>> before, after = torch.nn.Linear(2, 1, bias=False), torch.nn.Linear(2, 1, bias=False)
+    >>> _ = before.weight.data.copy_(torch.tensor([[1.0, 2.0]])), after.weight.data.copy_(torch.tensor([[1.001, 2.5]]))
+    >>> table = diagnose_pair(before, after, nulls=False)
+    >>> table[["name", "shape", "update_sparsity", "stable_rank"]].values.tolist()
+    [['weight', '1x2', 0.5, 1.0]]
+    """
+    settings = Settings(eta=eta, alpha=alpha, rank=rank, k=k, nulls=nulls, seed=seed, device=_device(device))
+    table = _table(reference, [(0, tuned)], modules=modules, settings=settings, n_jobs=n_jobs, strict=strict, out=out)
+    return table.drop(columns="step")
+
+
+def diagnose_trajectory(
+    reference: CheckpointSource,
+    checkpoints: Checkpoints | str | os.PathLike[str],
+    *,
+    eta: float | int = 1e-3,
+    alpha: float | int = 0.3,
+    rank: int = 64,
+    k: int = 512,
+    modules: Sequence[str] | None = None,
+    device: str = "auto",
+    n_jobs: int = 1,
+    nulls: bool = True,
+    seed: int = 0,
+    strict: bool = True,
+    out: str | os.PathLike[str] | None = None,
+) -> pd.DataFrame:
+    """Measure a run's checkpoints against one reference: :func:`diagnose_pair` for each, sharing the reference's work.
+
+    Parameters
+    ----------
+    reference : str, path or torch.nn.Module
+        The model before training.
+    checkpoints : iterable, or a folder
+        Paths whose names hold the step (``step_000050.safetensors``, ``checkpoint-50``, ``global_step_50``), pairs
+        ``(step, checkpoint)``, objects with ``.step`` and ``.path``, or a folder of such files.
+    eta, alpha, rank, k, modules, device, n_jobs, nulls, seed, strict, out
+        As for :func:`diagnose_pair`. A matrix keeps one null seed over all steps.
+
+    Returns
+    -------
+    pd.DataFrame
+        The columns of :func:`diagnose_pair` after ``step``; one row per step and tensor, steps ascending.
+
+    Raises
+    ------
+    CheckpointNotFoundError, CheckpointDamagedError, CheckpointMismatchError
+        When a checkpoint is missing, unreadable, or is of another architecture.
+    MetricInputError
+        When there are no checkpoints, a step is missing or given twice, or an option is out of range.
+
+    Examples
+    --------
+    >>> before, after = torch.nn.Linear(2, 1, bias=False), torch.nn.Linear(2, 1, bias=False)
+    >>> _ = before.weight.data.copy_(torch.tensor([[1.0, 2.0]])), after.weight.data.copy_(torch.tensor([[1.0, 3.0]]))
+    >>> diagnose_trajectory(before, [(0, before), (5, after)], nulls=False)[["step", "update_norm"]].values.tolist()
+    [[0.0, 0.0], [5.0, 1.0]]
+    """
+    settings = Settings(eta=eta, alpha=alpha, rank=rank, k=k, nulls=nulls, seed=seed, device=_device(device))
+    return _table(
+        reference, _steps(checkpoints), modules=modules, settings=settings, n_jobs=n_jobs, strict=strict, out=out
+    )
+
+
+def _table(
+    reference: CheckpointSource,
+    steps: list[tuple[int, CheckpointSource]],
+    *,
+    modules: Sequence[str] | None,
+    settings: Settings,
+    n_jobs: int,
+    strict: bool,
+    out: str | os.PathLike[str] | None,
+) -> pd.DataFrame:
+    """Check every checkpoint before computing anything, then measure each matrix at all steps."""
+    opened = open_checkpoint(reference)
+    before, after, reports = aligned(opened, [open_checkpoint(source) for _, source in steps], strict=strict)
+    numbers = tuple(step for step, _ in steps)
+    jobs = [
+        Job(
+            identity={"name": name, "layer": layer_of(name), "module": module_of(name)},
+            steps=numbers,
+            before=before.tensors[name],
+            after=[checkpoint.tensors[name] for checkpoint in after],
+        )
+        for name in _selected(list(before.tensors), modules)
+    ]
+    folder = as_folder(out)
+    table = fan_out(jobs, settings, n_jobs=n_jobs, out=folder)
+    measured = {job.identity["name"] for job in jobs}
+    comparisons = [
+        {"step": step} | _of_the_table(report.as_dict(), set(before.tensors), measured, list(opened.tensors))
+        for step, report in zip(numbers, reports, strict=True)
+    ]
+    table.attrs["comparisons"] = comparisons
+    if folder is not None:
+        write_json(folder / "comparisons.json", comparisons)
+    return table
+
+
+def _of_the_table(report: dict[str, Any], kept: set[str], measured: set[str], names: Sequence[str]) -> dict[str, Any]:
+    """Bring a report to what the table holds: what ``modules`` left out, and what another checkpoint lacks, apart.
+
+    ``names`` are all of the reference, ``kept`` those that every checkpoint has.
+    """
+    said = " ".join(str(entry) for value in report.values() if isinstance(value, list) for entry in value).split()
+    elsewhere = [name for name in names if name not in kept and name not in said] + [
+        name for name in report["compared"] if name not in kept
+    ]
+    return report | {
+        "compared": [name for name in report["compared"] if name in measured],
+        "not_selected": [name for name in report["compared"] if name in kept - measured],
+        "missing_at_another_step": sorted(set(elsewhere)),
+    }
+
+
+def _selected(names: list[str], modules: Sequence[str] | None) -> list[str]:
+    if modules is None:
+        return names
+    if isinstance(modules, str):
+        raise MetricInputError(f"modules is the string {modules!r}, expected a list; write [{modules!r}].")
+    known = sorted({part for name in names for part in names_of_module(name)})
+    unknown = sorted(set(modules) - set(known))
+    if unknown or not modules:
+        raise MetricInputError(f"modules are {list(modules)}, expected some of {known}.")
+    return [name for name in names if not names_of_module(name).isdisjoint(modules)]
+
+
+def _steps(checkpoints: Checkpoints | str | os.PathLike[str]) -> list[tuple[int, CheckpointSource]]:
+    if isinstance(checkpoints, str | os.PathLike):
+        folder = Path(checkpoints)
+        if not folder.is_dir():
+            raise MetricInputError(
+                f"checkpoints is {checkpoints}, expected a folder of steps or a list of checkpoints."
+            )
+        files = (path for path in folder.iterdir() if path.suffix != ".sha256")  # our runs keep a checksum beside each
+        checkpoints = [path for path in files if STEP_IN_NAME.fullmatch(path.name.split(".")[0])]
+    steps = sorted((_step_and_source(item) for item in checkpoints), key=lambda pair: pair[0])
+    numbers = [step for step, _ in steps]
+    if not steps or len(set(numbers)) < len(numbers):
+        raise MetricInputError(f"checkpoints have steps {numbers}, expected at least one, and each step once.")
+    return steps
+
+
+def _step_and_source(item: Any) -> tuple[int, Any]:
+    if isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], SupportsIndex):
+        return int(item[0]), item[1]
+    if isinstance(item, SavedStep):
+        return int(item.step), item.path
+    found = STEP_IN_NAME.findall(Path(item).name) if isinstance(item, str | os.PathLike) else []
+    if not found:
+        raise MetricInputError(
+            f"checkpoint {item!r} has no step, expected a name such as step_000050.safetensors, or a pair (step, path)."
+        )
+    return int(found[-1]), item
+
+
+def _device(device: str) -> str:
+    if device == "auto":
+        return device  # decided where the work is done
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device).item()
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise MetricInputError(
+            f"device {device!r} cannot be used here with float64 ({str(error).splitlines()[0]}); use 'cpu' or 'auto'."
+        ) from error
+    return device
