@@ -219,7 +219,7 @@ def criticism_answers(tables: Tables) -> dict[int, str]:
         ),
         3: (
             "Below 1/256 not at all: two different bf16 numbers are never closer than that, relative to the larger "
-            "one. Chapter 2 sweeps the tolerance."
+            "one. Chapter 3 sweeps the tolerance."
         ),
         8: f"Rounding to bf16 multiplies the stable rank of the update ({inflated}). Spectra are measured in fp32.",
     }

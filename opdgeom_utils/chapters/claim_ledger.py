@@ -13,7 +13,6 @@ from functools import cache
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from opdgeom_utils.charts.theme import VERDICT_MARKS
 from opdgeom_utils.claims import UNTESTABLE, VERDICTS, path_statistics, setting_statistics, statistics
@@ -42,11 +41,11 @@ MATCHES = {
     "distinct": "survives",
 }
 CHAPTERS = {
-    5: ("projection", "projection_nulls", "projection_sweep"),
-    7: ("mixing", "mix_scale", "moments", "moments_seen"),
+    6: ("projection", "projection_nulls", "projection_sweep"),
+    8: ("mixing", "mix_scale", "moments", "moments_seen"),
     9: ("domain_sweep",),
 }
-OF_QUESTION = {"rq1": 2, "rq2": 4, "rq3": 6, "variants": 9}
+OF_QUESTION = {"rq1": 3, "rq2": 5, "rq3": 7, "variants": 9}
 WRONG_SIDE, UNDECIDED = "the opposite is shown", "not decided"
 
 
@@ -54,31 +53,18 @@ def chapter_of(question: str, condition: str) -> int:
     """Return the number of the chapter that measures a claim.
 
     >>> chapter_of("rq1", "equal_norm"), chapter_of("rq2", "paper_path"), chapter_of("rq3", "moments")
-    (3, 4, 7)
+    (4, 5, 8)
     """
     if condition in MATCHES:
-        return 3
+        return 4
     return next((n for n, own in CHAPTERS.items() if condition in own), OF_QUESTION[question])
-
-
-@cache
-def number_in_book(chapter: int) -> int:
-    """Return the number that the built book prints before a chapter's title: its place among the numbered ones.
-
-    >>> number_in_book(7), number_in_book(9)  # there is no file 08
-    (7, 8)
-    """
-    parts = yaml.safe_load((PROJECT / "_toc.yml").read_text(encoding="utf-8"))["parts"]
-    pages = [page["file"] for part in parts if part.get("numbered") for page in part["chapters"]]
-    found = [n for n, page in enumerate(pages, start=1) if page.startswith(f"notebooks/{chapter:02d}_")]
-    return found[0] if found else chapter
 
 
 def link_of(question: str, condition: str, diagnostic: str) -> str:
     """Address of the section that treats a claim, as seen from the scorecard; empty for a chapter not in the book.
 
     >>> link_of("rq1", "equal_norm", "rotation"), link_of("rq1", "null_opd", "rotation")
-    ('03_rq1_is_it_only_step_size.html#matches', '02_rq1_where_opd_lies.html#diag-angles')
+    ('04_rq1_is_it_only_step_size.html#matches', '03_rq1_where_opd_lies.html#diag-angles')
     """
     page = _page(chapter_of(question, condition))
     if not page or question != "rq1":
@@ -161,7 +147,7 @@ def ledger(card: pd.DataFrame) -> str:
     choices = {
         "verdict": {v: f"{VERDICT_MARKS[v]} {v}" for v in VERDICTS if v in found["verdict"]},
         "question": {q: words for q, words in QUESTIONS.items() if q in found["question"]},
-        "chapter": {str(n): f"chapter {number_in_book(n)}" for n in chapters},
+        "chapter": {str(n): f"chapter {n}" for n in chapters},
         "group": {g: words for g, words in GROUPS.items() if g in found["group"]},
     }
     selects = "".join(_select(name, options) for name, options in choices.items())
@@ -189,9 +175,7 @@ def _row(row: Mapping[str, Any]) -> str:
     }
     items = "".join(f"<p><strong>{html.escape(k)}.</strong> {html.escape(v)}</p>" for k, v in facts.items())
     where = (
-        f'<a href="{link}">chapter {number_in_book(chapter)}</a>'
-        if link
-        else f"chapter {chapter}, which this book does not have yet"
+        f'<a href="{link}">chapter {chapter}</a>' if link else f"chapter {chapter}, which this book does not have yet"
     )
     data = {"verdict": row["verdict"], "question": row["question"], "chapter": chapter, "group": row["group"]}
     attributes = " ".join(f'data-{name}="{html.escape(str(value))}"' for name, value in data.items())
