@@ -1,8 +1,9 @@
-"""One number per seed, folded: the mean and its interval."""
+"""Numbers in words, and one number per seed folded to a mean and its interval."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,31 @@ class Interval:
     low: float
     high: float
     n: int
+
+    def text(self, shown: str = "", unit: str = "", *, over: str = "") -> str:
+        """Write the mean with its interval, as :func:`number` writes numbers.
+
+        Parameters
+        ----------
+        shown, unit
+            As for :func:`number`; the unit follows the mean alone.
+        over
+            What ``n`` counts (``"seeds"``), to be said beside the interval; nothing where a heading says it.
+
+        Examples
+        --------
+        >>> Interval(0.5, 0.4, 0.6, 5).text(".1%"), Interval(0.5, 0.4, 0.6, 5).text(unit="degrees", over="seeds")
+        ('50.0% (40.0% to 60.0%)', '0.5 degrees (95% interval 0.4 to 0.6, 5 seeds)')
+        >>> Interval(6.21, math.nan, math.nan, 1).text(".1f"), seed_interval([]).text()
+        ('6.2 (one value)', 'undefined')
+        """
+        if not self.n or math.isnan(self.mean):
+            return number(math.nan)
+        mean = number(self.mean, shown, unit)
+        if math.isnan(self.low) or self.n < 2:
+            return f"{mean} (one {over.removesuffix('s') or 'value'})"
+        span = " to ".join(number(end, shown, unit).removesuffix(f" {unit}") for end in (self.low, self.high))
+        return f"{mean} (95% interval {span}, {self.n} {over})" if over else f"{mean} ({span})"
 
 
 def seed_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -> Interval:
@@ -50,3 +76,35 @@ def seed_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95
     reach = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * float(known.std(ddof=1)) / math.sqrt(n)
     mean = float(known.mean())
     return Interval(mean, mean - reach, mean + reach, n)
+
+
+def number(value: float, shown: str = "", unit: str = "") -> str:
+    """Write a number so that what is not zero never prints as zero, and what is not all never as 100%.
+
+    Parameters
+    ----------
+    value
+        Any number; ``nan`` is written as undefined.
+    shown
+        Python's format; by default three significant digits, for points two decimals.
+    unit
+        Written behind the number. ``points`` takes a share, 0 to 1, and writes percentage points.
+
+    Examples
+    --------
+    >>> number(0.1234), number(0.1234, ".1%"), number(0.1234, unit="points"), number(1.5, unit="degrees")
+    ('0.123', '12.3%', '12.34 points', '1.5 degrees')
+    >>> number(0.0000123, ".3f"), number(0.0000123, ".1%"), number(0.99996, ".1%"), number(math.nan)
+    ('1.2e-05', '0.0012%', '99.996%', 'undefined')
+    """
+    if math.isnan(value):
+        return "undefined"
+    scaled = 100 * value if unit == "points" else value
+    shown = shown or (".2f" if unit == "points" else ".3g")
+    text = f"{scaled:{shown}}"
+    percent = shown.endswith("%")
+    if scaled and not re.search("[1-9]", text):
+        text = f"{100 * value:.2g}%" if percent else f"{scaled:.2g}"
+    elif percent and 0 < 1 - value < 1e-3 and float(text[:-1]) == 100:
+        text = f"{100 * value:.{math.ceil(-math.log10(100 * (1 - value)))}f}%"
+    return f"{text} {unit}" if unit else text
