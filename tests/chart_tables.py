@@ -141,7 +141,8 @@ def long_table() -> pd.DataFrame:
     draw, rows = np.random.default_rng(1), []
     for (i, recipe), seed, step in itertools.product(enumerate(RECIPES), range(5), STEPS):
         part, key = (step / 100) ** 0.5, {"profile": "toy", "recipe": recipe, "seed": seed, "step": step}
-        key |= {"scope": "attention", "side": "", "k": 0, "null": "", "other": ""}
+        key |= {"scope": "attention", "side": "", "k": 0, "null": ""}
+        key |= {"other_recipe": "", "other_seed": -1, "other_step": -1}
         rank = 6.0 + i + float(draw.normal(scale=0.1))
         rows += [key | {"quantity": "stable_rank", "value": rank}, key | {"quantity": "update_norm", "value": part}]
         rows += [key | {"quantity": "stable_rank_bf16", "value": rank * (2 - part)}]
@@ -153,8 +154,8 @@ def long_table() -> pd.DataFrame:
             own = key | {"side": side, "k": 4, "null": null}
             rows.append(own | {"quantity": "sim_to_end", "value": high + float(draw.normal(scale=0.01))})
             rows.append(own | {"quantity": "captured_share", "value": high / 2})
-        for other, seen in ((f"opd:{(seed + 1) % 5}@100", 0.5), (f"rlvr:{seed}@100", 0.3), (f"sft:{seed}@100", 0.2)):
-            pair = key | {"quantity": "overlap", "k": 4, "other": other}
+        for other, there, seen in (("opd", (seed + 1) % 5, 0.5), ("rlvr", seed, 0.3), ("sft", seed, 0.2)):
+            pair = key | {"other_recipe": other, "other_seed": there, "other_step": 100, "quantity": "overlap", "k": 4}
             rows += [pair | {"side": side, "value": seen + 0.01 * seed} for side in ("right", "left")]
     return pd.DataFrame(rows)
 

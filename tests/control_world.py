@@ -47,13 +47,14 @@ def overlaps(recipe: str, seed: int) -> list[dict[str, Any]]:
         "step": 50 if recipe == "rlvr" else 40,
         "scope": "attention",
     }
-    others = [f"rlvr:{seed}@50", *(f"opd:{s}@40" for s in range(3) if recipe == "opd" or s == seed)]
+    others = [("rlvr", seed, 50), *(("opd", s, 40) for s in range(3) if recipe == "opd" or s == seed)]
     if recipe == "opd_teacher_writes_full_vocab":
-        others += [f"opd_full_vocab:{seed}@40", f"opd_teacher_writes:{seed}@40"]
-    others = [o for o in others if o.split("@")[0] != f"{recipe}:{seed}"]
+        others += [("opd_full_vocab", seed, 40), ("opd_teacher_writes", seed, 40)]
+    columns = ("other_recipe", "other_seed", "other_step")
+    others = [dict(zip(columns, o, strict=True)) for o in others if o[:2] != (recipe, seed)]
     level = {"right": 0.6, "left": 0.3}
     return [
-        keep | {"quantity": "overlap", "k": 4, "side": side, "other": other, "value": level[side] + 0.01 * seed}
+        keep | {"quantity": "overlap", "k": 4, "side": side, "value": level[side] + 0.01 * seed} | other
         for side in ("right", "left")
         for other in others
     ]
@@ -64,19 +65,20 @@ def moments() -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for side in ("right", "left"):
         for k in (4, 16):
-            keep = {"step": 0, "side": side, "k": k, "other": "opd"}
+            keep = {"step": 0, "side": side, "k": k, "other_recipe": "opd"}
             for recipe in ("rlvr", *TOKENS, *WRITERS, *RAW, *EQUAL):
                 for quantity in ("moment_alignment", "moment_alignment_independent"):
                     rows.append(keep | {"recipe": recipe, "quantity": quantity, "value": 0.8})
                     if recipe in RAW or recipe in EQUAL:
-                        rows.append(keep | {"recipe": recipe, "quantity": quantity, "other": "rlvr", "value": 0.5})
+                        with_rlvr = keep | {"other_recipe": "rlvr", "recipe": recipe, "quantity": quantity}
+                        rows.append(with_rlvr | {"value": 0.5})
             for null, value in {"half_batches": 0.7, "random_credit": 0.6, "random": k / 192}.items():
                 rows.append(keep | {"recipe": "opd", "quantity": "moment_alignment", "null": null, "value": value})
             rows.append(
                 keep
                 | {"recipe": "opd", "quantity": "moment_alignment_independent", "null": "random_credit", "value": 0.5}
             )
-        keep = {"step": 0, "side": side, "other": "opd"}
+        keep = {"step": 0, "side": side, "other_recipe": "opd"}
         for recipe in ("rlvr", *TOKENS, *WRITERS):
             for quantity in (
                 "moment_fit",
@@ -96,10 +98,10 @@ def moments() -> list[dict[str, Any]]:
             for other, value in {"opd+rlvr+cross": 1.0, "opd+rlvr": 0.8}.items():
                 for quantity in ("moment_fit", "moment_fit_independent"):
                     rows.append(
-                        keep | {"recipe": f"mix_{number}", "quantity": quantity, "other": other, "value": value}
+                        keep | {"recipe": f"mix_{number}", "quantity": quantity, "other_recipe": other, "value": value}
                     )
     opd = {"step": 0, "recipe": "opd"}
-    rows.append(opd | {"quantity": "gradient_ratio", "other": "rlvr", "value": 6.0})
-    rows.append(opd | {"quantity": "gradient_cosine", "other": "opd", "null": "other_batch", "value": 0.1})
-    rows.append({"step": 0, "recipe": "rlvr", "quantity": "gradient_cosine", "other": "opd", "value": 0.5})
+    rows.append(opd | {"quantity": "gradient_ratio", "other_recipe": "rlvr", "value": 6.0})
+    rows.append(opd | {"quantity": "gradient_cosine", "other_recipe": "opd", "null": "other_batch", "value": 0.1})
+    rows.append({"step": 0, "recipe": "rlvr", "quantity": "gradient_cosine", "other_recipe": "opd", "value": 0.5})
     return rows

@@ -75,6 +75,14 @@ def _overlap(recipe: str, other: str) -> float:
     return 0.8
 
 
+def others_of(wanted: str, seed: int) -> list[tuple[str, int, int]]:
+    """What a cell's ``other`` means to one seed: ``opd:{rest}@40`` is OPD of every other seed at update 40."""
+    recipe, _, place = wanted.partition(":")
+    if not place:
+        return [(recipe, -1, -1)]
+    return [(recipe, s, int(place.split("@")[1])) for s in SEEDS if (s == seed) == place.startswith("{seed}")]
+
+
 def measures_for(
     claims: tuple[Claim, ...], value: Callable[[str, str, str, str, int], float] = agreeing
 ) -> pd.DataFrame:
@@ -84,15 +92,13 @@ def measures_for(
         for cell in cells_of(claim.args.get("comparisons", [])):
             null, wanted = cell.get("null", ""), cell.get("other", "")
             for seed in SEEDS:
-                others = (
-                    [wanted.replace("{rest}", str(s)) for s in SEEDS if s != seed] if "{rest}" in wanted else [wanted]
-                )
-                for other in (o.replace("{seed}", str(seed)) for o in others):
+                for other in others_of(wanted, seed):
                     for step in STEPS.get(cell["recipe"], VARIANT):
                         key = (cell["recipe"], seed, step, cell.get("scope", claim.scope), cell.get("side", ""))
-                        number = value(cell["recipe"], cell["quantity"], null, other, step) * (1 + 0.0005 * seed)
-                        rows[*key, cell.get("k", 0), cell["quantity"], null, other] = number
-    columns = ["recipe", "seed", "step", "scope", "side", "k", "quantity", "null", "other"]
+                        number = value(cell["recipe"], cell["quantity"], null, other[0], step) * (1 + 0.0005 * seed)
+                        rows[*key, cell.get("k", 0), cell["quantity"], null, *other] = number
+    columns = ["recipe", "seed", "step", "scope", "side", "k", "quantity", "null"]
+    columns += ["other_recipe", "other_seed", "other_step"]
     table = pd.DataFrame(list(rows), columns=columns)
     return table.assign(profile="toy", value=list(rows.values()))
 

@@ -82,7 +82,7 @@ def path_table(
         there is one panel, of the two alone.
     """
     until = place_of(measures)
-    rows = pick(measures, quantity=quantity, null=null, scope="attention", other="")
+    rows = pick(measures, quantity=quantity, null=null, scope="attention", other_recipe="")
     rows = pd.DataFrame(rows.loc[rows["step"] <= until])
     held = set(rows["recipe"])
     here = [name for name in recipes if name in held]
@@ -109,7 +109,7 @@ def path_gaps(measures: pd.DataFrame, recipes: Iterable[str], quantity: str = "s
         ``row, panel, kind, seed, value``; ``kind`` is ``variant`` or ``null``.
     """
     until = place_of(measures)
-    rows = pick(measures, quantity=quantity, null="", scope="attention", other="").sort_values("step")
+    rows = pick(measures, quantity=quantity, null="", scope="attention", other_recipe="").sort_values("step")
     paths: dict[tuple[str, int], dict[int, float]] = {}
     for recipe, seed, step, value in rows.filter(items=["recipe", "seed", "step", "value"]).itertuples(index=False):
         if step <= until or recipe == "rlvr":
@@ -168,11 +168,10 @@ def overlap_table(
     """
     rows = pick(measures, quantity="overlap", k=k, side=list(panels), null="", scope="attention")
     rows = pd.DataFrame(rows.loc[rows["step"] == place_of(measures)])
-    partner = rows["other"].str.extract(r"^(\w+):(\d+)@")
-    rows = rows.assign(partner=partner[0], same=partner[1] == rows["seed"].astype(str))
-    own = rows["recipe"].isin(recipes) & (rows["partner"] == "opd") & rows["same"]
-    seeds = (rows["recipe"] == "opd") & (rows["partner"] == "opd") & ~rows["same"]
-    against = (rows["recipe"] == "opd") & (rows["partner"] == "rlvr") & rows["same"]
+    same = rows["other_seed"] == rows["seed"]
+    own = rows["recipe"].isin(recipes) & (rows["other_recipe"] == "opd") & same
+    seeds = (rows["recipe"] == "opd") & (rows["other_recipe"] == "opd") & ~same
+    against = (rows["recipe"] == "opd") & (rows["other_recipe"] == "rlvr") & same
     parts = [
         rows[own].assign(row=rows["recipe"].map(words_of), kind="variant"),
         rows[seeds].assign(row=OTHER_SEED, kind="null"),
@@ -263,11 +262,11 @@ def two_by_two(measures: pd.DataFrame, *, side: str = "left", k: int = K) -> pd.
     corners = ["opd", "opd_full_vocab", "opd_teacher_writes", "opd_teacher_writes_full_vocab"]
     rows = pick(measures, recipe=corners, quantity="overlap", side=side, k=k, null="", scope="attention")
     rows = pd.DataFrame(rows.loc[rows["step"] == place_of(measures)])
-    partner = rows["other"].str.extract(r"^(\w+):(\d+)@")
-    rows = rows.assign(partner=partner[0])[(partner[1] == rows["seed"].astype(str)) & partner[0].isin(corners)]
-    means = rows.groupby(["recipe", "partner"]).agg(value=("value", "mean"), seeds=("seed", "nunique")).reset_index()
-    means = pd.DataFrame(means.loc[means["recipe"] != means["partner"]])
-    pairs = list(zip(means["recipe"], means["partner"], strict=True))
+    rows = rows[(rows["other_seed"] == rows["seed"]) & rows["other_recipe"].isin(corners)]
+    pairs = rows.groupby(["recipe", "other_recipe"])
+    means = pairs.agg(value=("value", "mean"), seeds=("seed", "nunique")).reset_index()
+    means = pd.DataFrame(means.loc[means["recipe"] != means["other_recipe"]])
+    pairs = list(zip(means["recipe"], means["other_recipe"], strict=True))
     names = {"one": [words_of(a) for a, _ in pairs], "other": [words_of(b) for _, b in pairs]}
     differ = [
         [word for word, mark in (("writer", "teacher_writes"), ("loss", "full_vocab")) if (mark in a) != (mark in b)]

@@ -19,7 +19,7 @@ def moment_table(
     A quantity that ends in ``_independent`` has the same nulls: two halves are independent batches already.
     """
     plain = quantity.removesuffix("_independent").removesuffix("_noise")
-    cell: dict[str, Any] = {"other": other, "k": k, "step": step, "side": ["right", "left"]}
+    cell: dict[str, Any] = {"other_recipe": other, "k": k, "step": step, "side": ["right", "left"]}
     own = pick(measures, recipe=list(recipes), quantity=quantity, null="", **cell)
     names = {"half_batches": "other batches of OPD", "random_credit": "random credit", "random": "chance"}
     nulls = pd.concat(
@@ -44,7 +44,7 @@ def say_easy_bar(measures: pd.DataFrame, masks: Sequence[str], k: int, *, side: 
     Each number is an overlap with OPD's leading directions over the overlap of two halves of OPD's own batches; above 1
     is nearer than OPD is to itself.
     """
-    cell: dict[str, Any] = {"other": "opd", "k": k, "step": 0, "side": side}
+    cell: dict[str, Any] = {"other_recipe": "opd", "k": k, "step": 0, "side": side}
     bar = pick(measures, recipe="opd", quantity="moment_alignment", null="half_batches", **cell)["value"].mean()
     said = []
     for words, quantity in (("same batches", "moment_alignment"), ("other batches", "moment_alignment_independent")):
@@ -63,7 +63,7 @@ def fit_summary(measures: pd.DataFrame, recipes: Sequence[str], *, step: int = 0
         "moment_fit": "fit", "moment_fit_low": "low", "moment_fit_high": "high", "moment_fit_noise": "with noise",
         "moment_fit_independent": "other batches", "moment_scale": "scale c",
     }  # fmt: skip
-    cell = {"other": "opd", "step": step, "side": ["right", "left"], "quantity": list(columns)}
+    cell = {"other_recipe": "opd", "step": step, "side": ["right", "left"], "quantity": list(columns)}
     own = pick(measures, recipe=list(recipes), null="", **cell)
     table = pd.concat([own, pick(measures, recipe="opd", null="random_credit", **cell).assign(recipe="random_credit")])
     wide = table.pivot_table(index=["side", "recipe"], columns="quantity", values="value", sort=False)
@@ -83,8 +83,8 @@ def mixture_summary(measures: pd.DataFrame, *, step: int = 0) -> pd.DataFrame:
         ("moment_fit_independent", "opd+rlvr"): "without, others",
     }
     rows = pick(measures, recipe=list(RAW), quantity=["moment_fit", "moment_fit_independent"], step=step, null="")
-    rows = rows[rows["other"].str.startswith("opd+rlvr")]
-    wide = rows.pivot_table(index=["side", "recipe"], columns=["quantity", "other"], values="value")
+    rows = rows[rows["other_recipe"].str.startswith("opd+rlvr")]
+    wide = rows.pivot_table(index=["side", "recipe"], columns=["quantity", "other_recipe"], values="value")
     keys = [(side, name) for side in ("right", "left") for name in RAW]
     wide = wide.reindex([key for key in keys if key in wide.index]).reindex(columns=list(heads))
     names = pd.MultiIndex.from_tuples([(side, words_of(name)) for side, name in wide.index], names=["side", "mixture"])
@@ -95,9 +95,8 @@ def mixed_alignment(
     measures: pd.DataFrame, places: Mapping[str, tuple[str, str]], *, k: int = K, side: str = "left", step: int = 0
 ) -> pd.DataFrame:
     """Overlap of the mixed gradients' second moment with OPD's and with RLVR's, over the weight, as curves."""
-    rows = pick(
-        measures, recipe=[*RAW, *EQUAL], quantity="moment_alignment", other=["opd", "rlvr"], k=k, side=side, step=step,
-        null="",
-    )  # fmt: skip
-    rows = rows.assign(row=rows["recipe"].map(words_of), panel="with " + rows["other"].map(label), kind="variant")
+    cell: dict[str, Any] = {"other_recipe": ["opd", "rlvr"], "k": k, "side": side, "step": step, "null": ""}
+    rows = pick(measures, recipe=[*RAW, *EQUAL], quantity="moment_alignment", **cell)
+    panels = "with " + rows["other_recipe"].map(label)
+    rows = rows.assign(row=rows["recipe"].map(words_of), panel=panels, kind="variant")
     return sweep(rows.filter(items=STRIP), places)

@@ -73,12 +73,12 @@ def path_curves(
     Examples
     --------
     >>> row = {"recipe": "opd", "seed": 0, "scope": "attention", "side": "", "k": 0, "quantity": "hill", "null": ""}
-    >>> table = pd.DataFrame([row | {"step": step, "value": 2.0} for step in (4, 8)]).assign(other="")
+    >>> table = pd.DataFrame([row | {"step": step, "value": 2.0} for step in (4, 8)]).assign(other_recipe="")
     >>> path_curves(table, "hill")[["series", "share"]].values.tolist()
     [['OPD', 0.5], ['OPD', 1.0]]
     """
     chosen = (measures["quantity"] == quantity) & (measures["side"] == side) & (measures["k"] == k)
-    chosen &= (measures["scope"] == scope) & measures["null"].isin(list(nulls)) & (measures["other"] == "")
+    chosen &= (measures["scope"] == scope) & measures["null"].isin(list(nulls)) & (measures["other_recipe"] == "")
     rows = measures.loc[chosen & measures["recipe"].isin(list(recipes))]
     last = measures.groupby("recipe")["step"].max()
     own, null = rows["recipe"].map(label), rows["null"].map(PATH_NULLS)
@@ -165,8 +165,7 @@ def shared_rows(measures: pd.DataFrame, side: str, k: int, recipe: str = "opd") 
         & (measures["scope"] == "attention") & (measures["recipe"] == recipe)
     ]  # fmt: skip
     rows = rows.loc[rows["step"] == rows["step"].max()]
-    found = rows.assign(other=rows["other"].str.split(":").str[0])
-    for other, own in found.groupby("other", sort=False):
+    for other, own in rows.groupby("other_recipe", sort=False):
         kind = "other seeds" if other == recipe else f"{label(str(other))}, same seed"
         means = own.groupby("seed").agg({"value": "mean"}).reset_index()
         parts.append(means.assign(kind=kind, series=label(str(other))))

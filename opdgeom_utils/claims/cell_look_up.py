@@ -30,7 +30,9 @@ class Measure(NamedTuple):
     scope: str
     side: str
     k: int
-    other: str
+    other_recipe: str
+    other_seed: int
+    other_step: int
     value: float
 
 
@@ -43,12 +45,13 @@ def index_measures(measures: pd.DataFrame | None) -> Index | None:
     Parameters
     ----------
     measures
-        ``recipe, seed, step, scope, side, k, quantity, null, other, value``, one row per number.
+        ``recipe, seed, step, scope, side, k, quantity, null, other_recipe, other_seed,
+        other_step, value``, one row per number.
 
     Examples
     --------
     >>> row = {"recipe": "opd", "seed": 0, "step": 8, "scope": "", "side": "", "k": 0, "quantity": "accuracy"}
-    >>> index = index_measures(pd.DataFrame([row | {"null": "", "other": "", "value": 0.5}]))
+    >>> index = index_measures(pd.DataFrame([row | {"null": "", "other_recipe": "", "value": 0.5}]))
     >>> index["opd", "accuracy", ""][0].value
     0.5
     """
@@ -133,13 +136,12 @@ class MeasuredCells:
             return False
         if row.side != cell.get("side", row.side) or row.k != cell.get("k", row.k):
             return False
-        wanted = cell.get("other", "")
-        if REST not in wanted:
-            return row.other == wanted.replace(SEED, str(row.seed))
-        before, after = wanted.split(REST)
-        middle = row.other[len(before) : len(row.other) - len(after)]
-        whole = row.other == f"{before}{middle}{after}"
-        return whole and middle.isdigit() and int(middle) != row.seed
+        recipe, _, place = cell.get("other", "").partition(":")
+        if not place:
+            return row.other_recipe == recipe
+        seed, _, step = place.partition("@")
+        same = seed == SEED
+        return (row.other_recipe, row.other_step, row.other_seed == row.seed) == (recipe, int(step), same)
 
     def _at(self, path: Path, cell: Cell) -> float:
         at = cell.get("at", "end")

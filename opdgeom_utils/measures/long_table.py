@@ -3,8 +3,9 @@
 ``profile, recipe, seed, step`` say which weights; ``scope`` which matrices (``attention``: q, k, v and o of every
 layer; ``all``: these and the three of the MLP; unweighted mean), ``side`` whether right or left singular spaces, ``k``
 their dimension, ``quantity`` what was measured. ``null`` is empty for the run itself, or names the process without
-learning that gave the number. ``other`` names what the run is compared with. ``value`` is a float64; NaN where
-undefined.
+learning that gave the number. ``other_recipe, other_seed, other_step`` say which weights the run is compared with; the
+seed and the step are -1 where only a recipe is meant, and the recipe is empty where there is no other. ``value`` is a
+float64; NaN where undefined.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from opdgeom_utils.errors import MetricInputError
 
 COLUMNS = {
     "profile": "str", "recipe": "str", "seed": "int64", "step": "int64", "scope": "str", "side": "str", "k": "int64",
-    "quantity": "str", "null": "str", "other": "str", "value": "float64",
+    "quantity": "str", "null": "str", "other_recipe": "str", "other_seed": "int64", "other_step": "int64",
+    "value": "float64",
 }  # fmt: skip
-DEFAULTS = {"scope": "", "side": "", "k": 0, "null": "", "other": ""}
+DEFAULTS = {"scope": "", "side": "", "k": 0, "null": "", "other_recipe": "", "other_seed": -1, "other_step": -1}
 
 
 def as_measures(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
@@ -55,6 +57,7 @@ def cached_measures(
     folder: Path, name: str, sources: Sequence[Path], make: Callable[[], pd.DataFrame], *inputs: object
 ) -> pd.DataFrame:
     """Return the table that an earlier call left in ``folder``, or make it; sources and inputs decide its age."""
+    inputs = (list(COLUMNS), *inputs)  # a table kept with other columns is made anew
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources) + repr(inputs).encode()).hexdigest()[:12]
     path = folder / f"{name}-{digest}.parquet"
     if not path.is_file():

@@ -1,13 +1,13 @@
 """Gradients in, rows of the long table out: alignments, fits, norms and cosines, with nulls and bootstrap intervals.
 
-Quantities, each the unweighted mean over the attention matrices; ``other`` is what the recipe is compared with:
+Quantities, each the unweighted mean over the attention matrices; ``other_recipe`` is what the recipe is compared with:
 
 ``moment_alignment``
     Overlap (0 to 1) of the leading ``k`` directions of two second moments, both from all batches. Nulls:
     ``half_batches`` (two halves of OPD's own batches), ``random_credit`` (OPD beside credit drawn at random),
     ``random`` (chance).
 ``moment_fit``
-    Explained share of the recipe's moment: by the best multiple of ``other``'s, or, for a mixture, by the formula with
+    Explained share of the recipe's moment: by the best multiple of the other's, or, for a mixture, by the formula with
     (``opd+rlvr+cross``) or without (``opd+rlvr``) its cross term. Nulls: as above, and ``identity`` (the best multiple
     of the identity). ``moment_scale`` is the fitted multiple.
 ``moment_fit_noise``
@@ -18,8 +18,8 @@ Quantities, each the unweighted mean over the attention matrices; ``other`` is w
 ``..._low``, ``..._high``
     Ends of the 95% bootstrap interval over batches: 1.96 standard deviations of the replicates on either side.
 ``gradient_norm``, ``gradient_cosine``, ``gradient_ratio``
-    Mean over batches: norm over all attention matrices, cosine with ``other``'s gradient on the same batch, norm over
-    ``other``'s. Null ``other_batch``: cosine of OPD's own gradients on different batches.
+    Mean over batches: norm over all attention matrices, cosine with the other's gradient on the same batch, norm over
+    the other's. Null ``other_batch``: cosine of OPD's own gradients on different batches.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def moment_rows(gradients: Gradients, *, replicates: int) -> list[Row]:
         mine = {name: by[matrix] for name, by in whole.items()}
         for side in SIDES:
             parts += [row | {"side": side} for row in _of_matrix(mine, side, replicates)]
-    keys = ["recipe", "side", "k", "quantity", "null", "other"]
+    keys = ["recipe", "side", "k", "quantity", "null", "other_recipe"]
     frame = pd.DataFrame(parts).groupby(keys, sort=False).agg({"value": "mean"}).reset_index()
     return [*({str(k): v for k, v in row.items()} for row in frame.to_dict("records")), *gradient_rows(gradients)]
 
@@ -133,7 +133,7 @@ def _alignments(moments: Products) -> Iterator[Row]:
             ) / 2
             yield from _rows(name, other, "moment_alignment", same, apart, k=k)
         own = spaces["opd"]
-        keep = {"recipe": "opd", "other": "opd", "quantity": "moment_alignment", "k": k}
+        keep = {"recipe": "opd", "other_recipe": "opd", "quantity": "moment_alignment", "k": k}
         yield keep | {"null": "half_batches", "value": float(space_overlap(own[1], own[2]))}
         yield keep | {"null": "random", "value": k / own.shape[-2]}
 
@@ -151,9 +151,9 @@ def _fits(moments: Products) -> Iterator[Row]:
         own = moments[name]
         for quantity, noise in (("moment_fit", False), ("moment_fit_noise", True)):
             yield from _rows(name, "opd", quantity, *_explained(own, opd, _fitted(noise)))
-        keep = {"recipe": name, "null": "", "other": "opd", "k": 0} | _null_of(name)
+        keep = {"recipe": name, "null": "", "other_recipe": "opd", "k": 0} | _null_of(name)
         yield keep | {"quantity": "moment_scale", "value": fit_moment(own[0], opd[0]).scale}
-    keep = {"recipe": "opd", "other": "opd", "quantity": "moment_fit", "k": 0}
+    keep = {"recipe": "opd", "other_recipe": "opd", "quantity": "moment_fit", "k": 0}
     _, halves = _explained(opd, opd, _fitted(noise=False))
     yield keep | {"null": "half_batches", "value": halves}
     eye = torch.eye(opd.shape[-1], dtype=torch.float64)
@@ -184,7 +184,7 @@ def _explained(own: Tensor, other: Tensor, share: Callable[[Tensor, Tensor], flo
 
 def _rows(name: str, other: str, quantity: str, same: Tensor, apart: Tensor | float, *, k: int = 0) -> Iterator[Row]:
     """Rows of one number: itself, on independent batches, and the ends of its bootstrap interval."""
-    keep = {"recipe": name, "other": other, "null": "", "k": k} | _null_of(name)
+    keep = {"recipe": name, "other_recipe": other, "null": "", "k": k} | _null_of(name)
     yield keep | {"quantity": quantity, "value": float(same[0])}
     yield keep | {"quantity": f"{quantity}_independent", "value": float(apart)}
     if len(same) > 4:
@@ -207,8 +207,8 @@ def gradient_rows(gradients: Gradients) -> list[Row]:
     norms = {name: value.norm(dim=1) for name, value in flat.items()}
     opd, rows = flat["opd"], []
     for name, value in flat.items():
-        keep = {"recipe": name, "k": 0, "side": "", "null": "", "other": "opd"} | _null_of(name)
-        rows.append(keep | {"quantity": "gradient_norm", "other": "", "value": float(norms[name].mean())})
+        keep = {"recipe": name, "k": 0, "side": "", "null": "", "other_recipe": "opd"} | _null_of(name)
+        rows.append(keep | {"quantity": "gradient_norm", "other_recipe": "", "value": float(norms[name].mean())})
         if name == "opd":
             continue
         cosine = (value * opd).sum(1) / (norms[name] * norms["opd"])
@@ -217,18 +217,19 @@ def gradient_rows(gradients: Gradients) -> list[Row]:
         if name == "rlvr":
             ratio = ratio[norms[name] > 0]
             value = float(ratio.mean()) if len(ratio) else math.nan
-            rows.append(keep | {"recipe": "opd", "other": "rlvr", "quantity": "gradient_ratio", "value": value})
+            rows.append(keep | {"recipe": "opd", "other_recipe": "rlvr", "quantity": "gradient_ratio", "value": value})
     unit = opd / norms["opd"][:, None]
     apart = (unit @ unit.T)[~torch.eye(len(unit), dtype=torch.bool)]
-    null = {"recipe": "opd", "k": 0, "side": "", "null": "other_batch", "other": "opd"}
+    null = {"recipe": "opd", "k": 0, "side": "", "null": "other_batch", "other_recipe": "opd"}
     return [*rows, null | {"quantity": "gradient_cosine", "value": float(apart.mean())}]
 
 
 def tagged(rows: list[Row], **words: object) -> pd.DataFrame:
     """Make the long table of one seed and step; ``words`` are its profile, seed and step.
 
-    >>> row = {"recipe": "opd", "side": "left", "k": 4, "quantity": "moment_alignment", "null": "", "other": "rlvr"}
-    >>> tagged([row | {"value": 0.5}], profile="toy", seed=0, step=40)[["step", "scope", "value"]].values.tolist()
+    >>> row = {"recipe": "opd", "side": "left", "k": 4, "quantity": "moment_alignment", "null": ""}
+    >>> table = tagged([row | {"other_recipe": "rlvr", "value": 0.5}], profile="toy", seed=0, step=40)
+    >>> table[["step", "scope", "value"]].values.tolist()
     [[40, 'attention', 0.5]]
     """
     return as_measures([row | words | {"scope": "attention"} for row in rows])

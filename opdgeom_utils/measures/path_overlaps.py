@@ -49,8 +49,8 @@ def overlap_measures(runs: Sequence[Run], others: Sequence[Run] = ()) -> pd.Data
     Returns
     -------
     DataFrame
-        Rows of the long table: quantity ``overlap`` (Sim_K, 0 to 1), ``step`` of the run itself, ``other`` written
-        ``recipe:seed@step``; right and left, attention matrices and all. It is kept in each run's folder.
+        Rows of the long table: quantity ``overlap`` (Sim_K, 0 to 1), ``step`` of the run itself, ``other_...`` of
+        its counterpart; right and left, attention matrices and all. It is kept in each run's folder.
     """
     held = {(run.recipe.name, run.seed): run for run in (*others, *runs)}
     spaces: dict[Place, Spaces] = {}
@@ -134,8 +134,8 @@ def _measure(
             name: {("overlap", side, k): [similarity(f, there[name], side, k)] for side in SIDES for k in ks}
             for name, f in own.items()
         }
-        other = f"{place[0]}:{place[1]}@{place[2]}"
-        rows += [row | {"other": other} for row in scope_rows(curves, [step])]
+        other = dict(zip(("other_recipe", "other_seed", "other_step"), place, strict=True))
+        rows += [row | other for row in scope_rows(curves, [step])]
     return tagged(run, rows)
 
 

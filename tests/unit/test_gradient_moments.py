@@ -86,7 +86,7 @@ def test_rows_of_gradients_whose_moments_are_known() -> None:
     generator = torch.Generator().manual_seed(0)
     opd = {"a": torch.randn(6, 20, 24, generator=generator)}
     rows = moment_rows({"opd": opd, "rlvr": {"a": 2 * opd["a"]}}, replicates=5)
-    table = pd.DataFrame(rows).set_index(["recipe", "quantity", "side", "k", "other", "null"])["value"]
+    table = pd.DataFrame(rows).set_index(["recipe", "quantity", "side", "k", "other_recipe", "null"])["value"]
     for side in ("right", "left"):
         assert table["rlvr", "moment_alignment", side, 4, "opd", ""] == pytest.approx(1)
         assert table["rlvr", "moment_fit", side, 0, "opd", ""] == pytest.approx(1)

@@ -21,7 +21,7 @@ X, Y = {"recipe": "opd", "quantity": "x"}, {"recipe": "rlvr", "quantity": "x"}
 
 def look(paths: dict[str, dict[int, float]], null: str = "", suffix: str = "") -> Measured:
     """One seed with a path of ``x`` for each recipe."""
-    words = {"seed": 0, "scope": "", "side": "", "k": 0, "quantity": "x", "null": null, "other": ""}
+    words = {"seed": 0, "scope": "", "side": "", "k": 0, "quantity": "x", "null": null, "other_recipe": ""}
     rows = [words | {"recipe": r, "step": s, "value": v} for r, path in paths.items() for s, v in path.items()]
     return Measured(world(AGREEING), "attention", (0,), suffix=suffix, index=index_measures(pd.DataFrame(rows)))
 

@@ -9,7 +9,8 @@ import pytest
 from opdgeom_utils.claims.cell_look_up import MeasuredCells, index_measures
 from opdgeom_utils.errors import MetricInputError
 
-ROW = {"recipe": "opd", "scope": "attention", "side": "", "k": 0, "quantity": "x", "null": "", "other": ""}
+ROW = {"recipe": "opd", "scope": "attention", "side": "", "k": 0, "quantity": "x", "null": ""}
+ROW |= {"other_recipe": "", "other_seed": -1, "other_step": -1}
 
 
 def cells(*rows: dict[str, Any], seeds: tuple[int, ...] = (0, 1)) -> MeasuredCells:
@@ -52,14 +53,17 @@ def test_seeds_keep_their_order_and_can_be_shifted() -> None:
 
 def test_another_run_is_the_same_seed_or_the_mean_of_the_rest() -> None:
     rows = [
-        {"seed": seed, "step": 8, "other": f"opd:{other}@8", "value": 10.0 * seed + other}
+        {"seed": seed, "step": 8, "value": 10.0 * seed + other + 100 * (step == 80)}
+        | {"other_recipe": "opd", "other_seed": other, "other_step": step}
         for seed in range(3)
         for other in range(3)
+        for step in (8, 80)
     ]
     look = cells(*rows, seeds=(0, 1, 2))
     cell = {"recipe": "opd", "quantity": "x"}
     assert look.value(cell | {"other": "opd:{seed}@8"}).tolist() == [0.0, 11.0, 22.0]
     assert look.value(cell | {"other": "opd:{rest}@8"}).tolist() == [1.5, 11.0, 20.5]
+    assert look.value(cell | {"other": "opd:{seed}@80"}).tolist() == [100.0, 111.0, 122.0]
 
 
 def test_a_row_without_a_scope_fits_any_and_another_scope_fits_none() -> None:

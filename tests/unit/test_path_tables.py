@@ -81,7 +81,7 @@ def test_the_space_of_the_inputs_is_read_at_the_end_of_each_run() -> None:
     cell = {"recipe": "opd", "scope": "attention", "side": "right", "k": 4, "quantity": "overlap_activations"}
     values = {("", 40): 0.1, ("", 80): 0.3, ("adam_random", 80): 0.02}
     rows = [
-        cell | {"null": null, "step": step, "value": value, "seed": seed, "other": ""}
+        cell | {"null": null, "step": step, "value": value, "seed": seed, "other_recipe": ""}
         for (null, step), value in values.items()
         for seed in (0, 1)
     ]

@@ -92,9 +92,13 @@ def test_every_measure_of_a_whole_run(world: World, monkeypatch: pytest.MonkeyPa
     )
     assert set(null.loc[null["null"] == "", "quantity"]) == {"overlap_activations"}
     mine = shared.loc[(shared["recipe"] == "opd") & (shared["seed"] == 0)]
-    assert set(mine["other"]) == {"opd:1@2", "opd:1@4", "rlvr:0@2", "rlvr:0@4"}
-    there = shared.loc[(shared["recipe"] == "rlvr") & (shared["other"] == "opd:0@4"), "value"]
-    assert mine.loc[mine["other"] == "rlvr:0@4", "value"].to_list() == pytest.approx(there.to_list())
+    other = ["other_recipe", "other_seed", "other_step"]
+    assert set(mine[other].itertuples(index=False, name=None)) == {
+        ("opd", 1, 2), ("opd", 1, 4), ("rlvr", 0, 2), ("rlvr", 0, 4)
+    }  # fmt: skip
+    by_pair = shared.set_index(["recipe", "seed", *other])["value"].sort_index()
+    here, there = by_pair.loc["opd", 0, "rlvr", 0, 4], by_pair.loc["rlvr", 0, "opd", 0, 4]
+    assert here.to_list() == pytest.approx(there.to_list())
     kept = sorted(p.name.rsplit("-", 1)[0] for p in runs[0].path.glob("*.parquet"))
     assert kept == ["overlaps", "path", "path_nulls"]
     assert paths.path_measures(runs[0]).equals(own)
