@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from opdgeom_utils.chapters.control_tables import ALPHAS, EQUAL, RAW, TOKENS, VARIANTS, WRITERS
+from opdgeom_utils.chapters.control import ALPHAS, EQUAL, RAW, TOKENS, VARIANTS, WRITERS
 from opdgeom_utils.measures.long_table import as_measures
 
 STEPS = (2, 4, 8, 12, 16, 20, 26, 32, 40)

@@ -9,8 +9,8 @@ from pathlib import Path
 import vl_convert
 
 from opdgeom_utils import charts, storage
-from opdgeom_utils.chapters.book_tables import PUBLISHED
-from opdgeom_utils.chapters.chapter_tables import at_place
+from opdgeom_utils.chapters.committed_tables import PUBLISHED
+from opdgeom_utils.chapters.where import at_place
 from opdgeom_utils.claims import load_reported
 from opdgeom_utils.errors import CheckpointNotFoundError
 from opdgeom_utils.fingerprints import fingerprint

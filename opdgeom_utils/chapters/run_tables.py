@@ -117,7 +117,7 @@ def among(own: pd.DataFrame, toy: pd.DataFrame) -> pd.DataFrame:
     own
         From :func:`along_run`.
     toy
-        One row per run, from :func:`opdgeom_utils.chapters.chapter_tables.at_place`.
+        One row per run, from :func:`opdgeom_utils.chapters.where.at_place`.
 
     Examples
     --------

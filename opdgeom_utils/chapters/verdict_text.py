@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from opdgeom_utils.chapters.chapter_tables import PLACES
+from opdgeom_utils.chapters.where import PLACES
 from opdgeom_utils.charts.theme import VERDICT_MARKS
 from opdgeom_utils.claims import UNTESTABLE, VERDICTS
 from opdgeom_utils.claims.schema import Claim

@@ -17,7 +17,7 @@ def settings_against_seeds(ranges: pd.DataFrame) -> Figure:
     Parameters
     ----------
     ranges
-        From :func:`opdgeom_utils.chapters.setting_tables.in_seed_ranges`: settings first, OPD's own seeds after them.
+        From :func:`opdgeom_utils.chapters.settings.in_seed_ranges`: settings first, OPD's own seeds after them.
     """
     need(ranges, ["run", "metric", "value", "distance", "inside"])
     runs, metrics = (list(ranges.loc[:, c].drop_duplicates()) for c in ("run", "metric"))

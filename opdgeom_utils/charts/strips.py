@@ -129,7 +129,7 @@ def matched_controls(places: pd.DataFrame, metric: str, null: str = "shuffled") 
     ----------
     places
         One row per (place, run): ``place`` in words, ``recipe, seed``, the metric and its null; for instance the
-        pieces of :func:`opdgeom_utils.chapters.chapter_tables.at_place`, one below the other. Places keep their order.
+        pieces of :func:`opdgeom_utils.chapters.where.at_place`, one below the other. Places keep their order.
     metric
         Column to draw.
     null

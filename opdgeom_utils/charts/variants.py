@@ -21,7 +21,7 @@ def variant_paths(table: pd.DataFrame, metric: str = "stable_rank") -> Figure:
     Parameters
     ----------
     table
-        ``panel, recipe, seed, step, value``, from :func:`opdgeom_utils.chapters.control_tables.path_table`.
+        ``panel, recipe, seed, step, value``, from :func:`opdgeom_utils.chapters.control.path_table`.
     metric
         What ``value`` is: names the axis.
     """
@@ -57,7 +57,7 @@ def variant_strips(table: pd.DataFrame, metric: str, *, title: str | None = None
     Parameters
     ----------
     table
-        ``row, panel, kind, seed, value``, as the functions of :mod:`opdgeom_utils.chapters.control_tables` return it.
+        ``row, panel, kind, seed, value``, as the functions of :mod:`opdgeom_utils.chapters.control` return it.
     metric
         What ``value`` is: decides how numbers are printed.
     title
@@ -100,7 +100,7 @@ def setting_sweep(
     Parameters
     ----------
     table
-        ``setting, series, panel, seed, value``, from :func:`opdgeom_utils.chapters.control_tables.sweep`.
+        ``setting, series, panel, seed, value``, from :func:`opdgeom_utils.chapters.control.sweep`.
     metric
         What ``value`` is: names the axis.
     setting

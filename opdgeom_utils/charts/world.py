@@ -69,7 +69,7 @@ def credit_per_token(credit: pd.DataFrame) -> Figure:
     Parameters
     ----------
     credit
-        From :func:`opdgeom_utils.chapters.worked_example.credit_table`: ``objective, position, token, credit,
+        From :func:`opdgeom_utils.chapters.token_credit.credit_table`: ``objective, position, token, credit,
         mistake``.
     """
     need(credit, ["objective", "position", "token", "credit", "mistake"])

@@ -14,8 +14,7 @@ import pytest
 import vl_convert
 
 from opdgeom_utils import charts, claims
-from opdgeom_utils.chapters import control_tables as control
-from opdgeom_utils.chapters import moment_tables, path_tables
+from opdgeom_utils.chapters import control, moments, update_path
 from opdgeom_utils.chapters.book_renderer import chart_description, static_spec
 from opdgeom_utils.charts.maps import MODULES
 from opdgeom_utils.charts.theme import PALETTE, VERDICT_COLOURS
@@ -68,7 +67,7 @@ FIGURES: dict[str, Callable[[], alt.TopLevelMixin]] = {
     "variant_paths": lambda: charts.variant_paths(control.path_table(measures(), control.WRITERS)),
     "variant_strips": lambda: charts.variant_strips(control.overlap_table(measures(), [*control.WRITERS]), "overlap"),
     "setting_sweep": lambda: charts.setting_sweep(
-        moment_tables.mixed_alignment(measures(), {w: (w[6:], "raw") for w in control.RAW.values()}),
+        moments.mixed_alignment(measures(), {w: (w[6:], "raw") for w in control.RAW.values()}),
         "overlap",
         setting="alpha",
         order=["0.75", "0.5", "0.25", "0.05", "0.01"],
@@ -83,15 +82,15 @@ FIGURES: dict[str, Callable[[], alt.TopLevelMixin]] = {
     "kept_along": lambda: charts.kept_along(held().query("free == 'opd'"), "rank", "rank", "accuracy"),
     "kept_along_share": lambda: charts.kept_along(held().query("free == 'opd'"), "share", "part", "accuracy"),
     "update_paths": lambda: charts.update_paths(
-        {q: path_tables.path_curves(long_table(), q) for q in ("stable_rank", "update_norm")}
+        {q: update_path.path_curves(long_table(), q) for q in ("stable_rank", "update_norm")}
     ),
-    "against_nulls": lambda: charts.against_nulls(path_tables.both_sides(long_table(), "sim_to_end", 4), "sim_to_end"),
-    "rounding_floor": lambda: charts.rounding_floor(path_tables.rounding_panels(long_table())),
+    "against_nulls": lambda: charts.against_nulls(update_path.both_sides(long_table(), "sim_to_end", 4), "sim_to_end"),
+    "rounding_floor": lambda: charts.rounding_floor(update_path.rounding_panels(long_table())),
     "shared_spaces": lambda: charts.shared_spaces(
-        {side: path_tables.shared_rows(long_table(), side, 4) for side in ("right", "left")}
+        {side: update_path.shared_rows(long_table(), side, 4) for side in ("right", "left")}
     ),
     "path_slider": lambda: charts.path_slider(
-        path_tables.spectra(long_table()), {"stable rank": path_tables.path_curves(long_table(), "stable_rank")}
+        update_path.spectra(long_table()), {"stable rank": update_path.path_curves(long_table(), "stable_rank")}
     ),
     "settings_against_seeds": lambda: charts.settings_against_seeds(seed_ranges()),
 }

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from opdgeom_utils import charts, models
-from opdgeom_utils.chapters import setting_tables as tables
+from opdgeom_utils.chapters import settings as tables
 from opdgeom_utils.claims import load_reported
 from tests.unit.test_setting_statistics import place, world
 

@@ -7,9 +7,8 @@ import pandas as pd
 import pytest
 
 from opdgeom_utils import charts
-from opdgeom_utils.chapters import book_measures, moment_tables
-from opdgeom_utils.chapters import control_tables as control
-from opdgeom_utils.chapters.book_tables import PUBLISHED, BookTables
+from opdgeom_utils.chapters import control, moments
+from opdgeom_utils.chapters.committed_tables import PUBLISHED, BookTables, measures_for
 from opdgeom_utils.charts.theme import LABELS
 from opdgeom_utils.errors import MetricInputError, StaleResultsError
 from opdgeom_utils.measures.long_table import as_measures
@@ -58,7 +57,7 @@ def test_levels_of_the_nulls_run_along_a_sweep() -> None:
 
 
 def test_the_easy_bar_in_words() -> None:
-    said = moment_tables.say_easy_bar(measures(), ["opd_top25"], 4)
+    said = moments.say_easy_bar(measures(), ["opd_top25"], 4)
     assert said.startswith("On the same batches, left: masks ")
     assert "RLVR" in said
 
@@ -99,15 +98,15 @@ def test_a_sweep_over_one_seed_is_called_one() -> None:
 
 
 def test_moments_beside_their_nulls() -> None:
-    table = moment_tables.moment_table(measures(), ["opd_top25"], "moment_alignment_independent", k=4)
+    table = moments.moment_table(measures(), ["opd_top25"], "moment_alignment_independent", k=4)
     right = table[table["panel"] == "right moment"].groupby("row", sort=False)["value"].mean()
     assert right.round(3).to_dict() == {
         "top 25%": 0.8, "other batches of OPD": 0.7, "random credit": 0.5, "chance": 0.021,
     }  # fmt: skip
-    summary = moment_tables.fit_summary(measures(), ["opd_top25", "rlvr"])
+    summary = moments.fit_summary(measures(), ["opd_top25", "rlvr"])
     assert list(summary.index[:2]) == [("right", "top 25%"), ("right", "RLVR")]
     assert summary["fit"].iloc[0] == pytest.approx(0.9)
-    mixed = moment_tables.mixture_summary(measures())
+    mixed = moments.mixture_summary(measures())
     assert len(mixed) == 10
     assert mixed["with cross"].tolist() == pytest.approx([1.0] * 10)
     assert mixed["without"].tolist() == pytest.approx([0.8] * 10)
@@ -126,8 +125,8 @@ def test_the_committed_measures_or_an_error() -> None:
     frame = pd.DataFrame({"recipe": ["opd"], "seed": [0]})
     tables = BookTables(frame, frame, frame, PUBLISHED, (0, 2), "")
     with pytest.raises(StaleResultsError, match="make runs"):
-        book_measures.measures_for(tables, ["opd"])
-    assert book_measures.measures_for(replace(tables, measures=measures()), ["opd"]) is measures()
+        measures_for(tables, ["opd"])
+    assert measures_for(replace(tables, measures=measures()), ["opd"]) is measures()
 
 
 def test_figures_say_what_they_show() -> None:

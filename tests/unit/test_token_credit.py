@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from opdgeom_utils.chapters import worked_example
-from opdgeom_utils.chapters.worked_example import WorkedPrompt
+from opdgeom_utils.chapters import token_credit
+from opdgeom_utils.chapters.token_credit import WorkedPrompt
 from opdgeom_utils.errors import RecipeError
 from opdgeom_utils.models import build_model, build_tokenizer
 from opdgeom_utils.rollouts import Rollouts
@@ -27,7 +27,7 @@ def hand_made() -> WorkedPrompt:
 
 
 def test_credit_table_matches_the_paper_and_pencil_case() -> None:
-    credit = worked_example.credit_table(hand_made(), 0)
+    credit = token_credit.credit_table(hand_made(), 0)
     table = credit.pivot(index="position", columns="objective", values="credit")
     assert table["sft"].tolist() == [1.0] * 6
     assert table["rlvr"].to_numpy() == pytest.approx([-math.sqrt(0.5)] * 6, abs=1e-4)
@@ -37,7 +37,7 @@ def test_credit_table_matches_the_paper_and_pencil_case() -> None:
 
 
 def test_survey_finds_the_mistake_and_all_of_the_credit_on_it() -> None:
-    survey = worked_example.credit_survey([hand_made()])
+    survey = token_credit.credit_survey([hand_made()])
     row = survey.iloc[0]
     assert len(survey) == 1
     assert (row["mistake"], row["lowest"], row["hit"], row["share"]) == (4, 4, 1.0, pytest.approx(1.0))
@@ -46,23 +46,23 @@ def test_survey_finds_the_mistake_and_all_of_the_credit_on_it() -> None:
 
 
 def test_sentence_says_what_the_table_says() -> None:
-    sentence = worked_example.where_the_credit_falls(worked_example.credit_table(hand_made(), 0))
+    sentence = token_credit.where_the_credit_falls(token_credit.credit_table(hand_made(), 0))
     assert "lowest credit is on token 4, `4`" in sentence
     assert "Here they are the same token." in sentence
 
 
 def test_a_completion_that_stops_early_leaves_the_solution_at_its_end() -> None:
     example = make_example("sum", "47+8-5")
-    assert worked_example.mistake_position(example, "55;50$") == 0
-    assert worked_example.mistake_position(example, "55;50") == 6
-    assert worked_example.mistake_position(example, "55;50$$") == 7
+    assert token_credit.mistake_position(example, "55;50$") == 0
+    assert token_credit.mistake_position(example, "55;50") == 6
+    assert token_credit.mistake_position(example, "55;50$$") == 7
 
 
 def test_teacher_equal_to_student_gives_no_credit_and_same_seed_same_text() -> None:
     model, tokenizer = build_model("tiny", seed=0).eval(), build_tokenizer()
     examples = held_out_set({"sum": [1], "gcd": [1]}, 2)
-    first = worked_example.work_through(model, model, tokenizer, examples, group_size=3, seed=1)
-    second = worked_example.work_through(model, model, tokenizer, examples, group_size=3, seed=1)
+    first = token_credit.work_through(model, model, tokenizer, examples, group_size=3, seed=1)
+    second = token_credit.work_through(model, model, tokenizer, examples, group_size=3, seed=1)
     assert [w.texts for w in first] == [w.texts for w in second]
     for worked in first:
         mask = worked.rollouts.mask[0]
@@ -72,4 +72,4 @@ def test_teacher_equal_to_student_gives_no_credit_and_same_seed_same_text() -> N
 def test_a_hopeless_student_is_told_so() -> None:
     model, tokenizer = build_model("tiny", seed=0).eval(), build_tokenizer()
     with pytest.raises(RecipeError, match="choose another level"):
-        worked_example.first_mixed_prompt(model, model, tokenizer, "sum", 6, group_size=2, tries=2)
+        token_credit.first_mixed_prompt(model, model, tokenizer, "sum", 6, group_size=2, tries=2)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from opdgeom_utils.chapters.book_tables import PUBLISHED, BookTables, only_seeds, tables_for
+from opdgeom_utils.chapters.committed_tables import PUBLISHED, BookTables, only_seeds, tables_for
 from opdgeom_utils.chapters.model_cards import model_facts
 from opdgeom_utils.charts.theme import label, metric_title, number_format
 from opdgeom_utils.claims import matching
@@ -82,7 +82,7 @@ def tables_with_settings(profile: str, seeds: Sequence[int]) -> BookTables:
     Parameters
     ----------
     profile
-        As for :func:`opdgeom_utils.chapters.book_tables.tables_for`.
+        As for :func:`opdgeom_utils.chapters.committed_tables.tables_for`.
     seeds
         Which seeds, each one of the profile's own.
     """

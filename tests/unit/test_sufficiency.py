@@ -6,15 +6,16 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from opdgeom_utils.chapters import functional_tables, functional_text
-from opdgeom_utils.chapters.book_tables import PUBLISHED, BookTables
-from opdgeom_utils.chapters.functional_tables import (
+from opdgeom_utils.chapters import sufficiency
+from opdgeom_utils.chapters.committed_tables import PUBLISHED, BookTables
+from opdgeom_utils.chapters.sufficiency import (
     inside_table,
     kept_table,
     progress,
     ruler_table,
+    say_basis,
+    say_starts,
 )
-from opdgeom_utils.chapters.functional_text import say_basis, say_starts
 from opdgeom_utils.errors import MetricInputError, StaleResultsError
 from opdgeom_utils.measures.long_table import as_measures
 
@@ -52,16 +53,16 @@ def kept_of(recipe: str, quantity: str) -> list[float]:
 
 def test_the_early_space_against_others_on_common_seeds() -> None:
     table = progress(rows(), "toy")
-    none = functional_tables.early_against(table, "teacher_distance")
-    assert functional_text.say_early_against(none) == "- No other space was tried."
+    none = sufficiency.early_against(table, "teacher_distance")
+    assert sufficiency.say_early_against(none) == "- No other space was tried."
     random = table[table["recipe"] == "opd_project_early"].assign(space="random space", kept=lambda t: t["kept"] - 0.2)
-    both = functional_tables.early_against(pd.concat([table, random]), "accuracy")
+    both = sufficiency.early_against(pd.concat([table, random]), "accuracy")
     assert both["seeds"].tolist() == [1]  # the free run of seed 1 gains nothing
     assert both["difference"].tolist() == ["+20%"]
-    assert "one seed" in functional_text.say_early_against(both)
+    assert "one seed" in sufficiency.say_early_against(both)
     three = pd.concat([random.assign(seed=s, kept=random["kept"] + s / 100) for s in (0, 2, 3)])
     early = three.assign(space="early space", kept=three["kept"] + 0.3)
-    sure = functional_tables.early_against(pd.concat([early, three]), "teacher_distance")
+    sure = sufficiency.early_against(pd.concat([early, three]), "teacher_distance")
     assert sure["verdict"].tolist() == ["more"]
     assert sure["difference"].tolist() == ["+30% (+30% to +30%)"]
 
@@ -115,9 +116,9 @@ def test_the_basis_counts_runs_of_one_seed() -> None:
 def test_the_smallest_share_of_an_update_stands_for_frozen_matrices() -> None:
     kept = progress(rows(), "toy").assign(space="random space, update held")
     inside = pd.DataFrame({"space": ["random space, update held", "early space"], "inside": [0.02, 0.001]})
-    said = functional_text.say_nearly_frozen(inside, kept)
+    said = sufficiency.say_nearly_frozen(inside, kept)
     assert "*random space, update held*: of each update of a matrix 2.0% of the squared norm" in said
-    assert functional_text.say_nearly_frozen(inside.tail(1), kept) == "No run here has its update held."
+    assert sufficiency.say_nearly_frozen(inside.tail(1), kept) == "No run here has its update held."
 
 
 def test_the_table_counts_the_seeds_that_have_a_share() -> None:
@@ -153,10 +154,10 @@ def test_committed_rows_are_cut_to_seeds_and_quantities() -> None:
     frame = pd.DataFrame({"recipe": ["opd"], "seed": [0]})
     tables = BookTables(frame, frame, frame, PUBLISHED, (0,), "")
     with pytest.raises(StaleResultsError, match="make runs"):
-        functional_tables.function_table(tables)
+        sufficiency.function_table(tables)
     measures = pd.concat([rows(), rows().iloc[:1].assign(quantity="stable_rank")])
-    found = functional_tables.function_table(replace(tables, measures=measures))
+    found = sufficiency.function_table(replace(tables, measures=measures))
     assert set(found["seed"]) == {0}
     assert set(found["quantity"]) == {"accuracy", "teacher_distance", "update_inside"}
     with pytest.raises(StaleResultsError, match=r"seeds \[7\]"):
-        functional_tables.function_table(replace(tables, measures=measures, seeds=(7,)))
+        sufficiency.function_table(replace(tables, measures=measures, seeds=(7,)))

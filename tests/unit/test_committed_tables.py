@@ -5,7 +5,7 @@ import math
 import pandas as pd
 import pytest
 
-from opdgeom_utils.chapters import book_tables
+from opdgeom_utils.chapters import committed_tables
 from opdgeom_utils.errors import NotebookParameterError, UnknownProfileError
 from opdgeom_utils.results import Tables
 
@@ -16,7 +16,7 @@ def tables() -> Tables:
 
 
 def test_only_the_seeds_asked_for_stay_in_every_table() -> None:
-    kept = book_tables.only_seeds(tables(), "toy", [2, 0], "committed tables")
+    kept = committed_tables.only_seeds(tables(), "toy", [2, 0], "committed tables")
     assert kept.seeds == (0, 2)
     assert sorted(set(kept.geometry["seed"])) == [0, 2]
     assert [len(t) for t in (kept.geometry, kept.training, kept.accuracy)] == [4, 4, 4]
@@ -24,24 +24,24 @@ def test_only_the_seeds_asked_for_stay_in_every_table() -> None:
 
 
 def test_smoke_says_that_it_is_no_evidence() -> None:
-    assert book_tables.only_seeds(tables(), "smoke", [1], "runs measured live").source.endswith("not evidence.")
+    assert committed_tables.only_seeds(tables(), "smoke", [1], "runs measured live").source.endswith("not evidence.")
 
 
 @pytest.mark.parametrize("seeds", [[], [99], [0, 99]])
 def test_a_seed_that_the_profile_lacks_is_an_error(seeds: list[int]) -> None:
     with pytest.raises(NotebookParameterError, match=r"has \[0, 1, 2\]"):
-        book_tables.tables_for("smoke", seeds)
+        committed_tables.tables_for("smoke", seeds)
 
 
 def test_unknown_profile_is_named() -> None:
     with pytest.raises(UnknownProfileError, match="Known"):
-        book_tables.tables_for("no-such-profile", [1])
+        committed_tables.tables_for("no-such-profile", [1])
 
 
 def test_intervals_keep_the_order_of_the_groups() -> None:
     rows = pd.DataFrame({"recipe": ["sft", "opd", "opd"], "gain": [0.5, 0.0, 2.0]})
-    folded = book_tables.with_interval(rows, ["gain"])
+    folded = committed_tables.with_interval(rows, ["gain"])
     assert folded["recipe"].tolist() == ["sft", "opd"]
     assert math.isnan(folded["low"][0])
     assert (folded["low"][1] + folded["high"][1]) / 2 == pytest.approx(folded["mean"][1])
-    assert book_tables.say_interval(0.25, 0.2, 0.3, percent=True) == "25.0% (20.0 to 30.0)"
+    assert committed_tables.say_interval(0.25, 0.2, 0.3, percent=True) == "25.0% (20.0 to 30.0)"

@@ -7,8 +7,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from opdgeom_utils.chapters.book_measures import measures_for
-from opdgeom_utils.chapters.book_tables import BookTables, say_interval, tables_for
+from opdgeom_utils.chapters.committed_tables import BookTables, measures_for, say_interval, tables_for
 from opdgeom_utils.charts.series import listed
 from opdgeom_utils.charts.theme import PATH_NULLS, RESCALED, ROUNDED, in_order, label, metric_title
 from opdgeom_utils.errors import StaleResultsError

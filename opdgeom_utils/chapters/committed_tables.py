@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from opdgeom_utils.errors import NotebookParameterError
+from opdgeom_utils.errors import NotebookParameterError, StaleResultsError
 from opdgeom_utils.intervals import seed_interval
+from opdgeom_utils.measures.run_measures import OVERLAPS, PARTS, measures_of
 from opdgeom_utils.recipes import load_recipe, recipe_names
 from opdgeom_utils.results import HEADLINE, Tables, load_tables, tables_of
 from opdgeom_utils.runs import load_or_train
@@ -94,6 +95,35 @@ def only_seeds(tables: Tables, profile: str, seeds: Sequence[int], origin: str) 
     long = tables.measures
     measures = None if long is None else long.loc[long["seed"].isin(kept)].reset_index(drop=True)
     return BookTables(*parts, profile=profile, seeds=kept, source=words, measures=measures)
+
+
+def measures_for(tables: BookTables, recipes: Sequence[str], parts: Sequence[str] = (*PARTS, OVERLAPS)) -> pd.DataFrame:
+    """Return the measures of the profile and the seeds of ``tables``.
+
+    Parameters
+    ----------
+    tables
+        The chapter's result tables. Where they hold measures, these are the answer.
+    recipes
+        Runs to open, or train first, where nothing is committed; those that the profile has not are left out.
+    parts
+        What to measure of them; ``path, nulls, function, moments, overlaps``. What was measured before is read.
+
+    Raises
+    ------
+    StaleResultsError
+        If the published profile's measures have not been made.
+    """
+    if tables.measures is not None:
+        return tables.measures
+    if tables.profile == PUBLISHED:
+        raise StaleResultsError(
+            f"measures.parquet is not in data/results, expected the measures of {PUBLISHED}. Run `make runs`"
+        )
+    names = [name for name in recipe_names(tables.profile) if name in recipes]
+    wanted = [(name, seed) for name in names for seed in load_recipe(name, tables.profile).seeds]
+    runs = [load_or_train(n, seed=s, profile=tables.profile) for n, s in wanted if s in tables.seeds]
+    return measures_of(runs, parts)
 
 
 def with_interval(rows: pd.DataFrame, values: Sequence[str], by: str = "recipe") -> pd.DataFrame:
