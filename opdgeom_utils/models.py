@@ -34,6 +34,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 MODELS = PROJECT / "data" / "models"
 STARTS = PROJECT / "_build" / "starts"  # models as surgery leaves them, before they are mended
 DERIVED = "derived:"
+UNTRAINED = "untrained:"
 PAD = "<pad>"
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {

@@ -1,25 +1,60 @@
-"""Where a run's numbers come from: commit, versions, device and command."""
+"""What decides a run's numbers, as one checksum, and where they come from: commit, versions, device and command."""
 
 from __future__ import annotations
 
 import datetime
+import hashlib
 import importlib.metadata
+import json
 import platform
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from opdgeom_utils.models import PROJECT
+from opdgeom_utils import kept
+from opdgeom_utils.models import PROJECT, UNTRAINED, resolve_model
+from opdgeom_utils.recipes import RUN_SPACE, Recipe, load_recipe
 from opdgeom_utils.training import TRAINING_VERSION
 
 
-def provenance(fingerprint: str, device: str) -> dict[str, Any]:
+def fingerprint(recipe: Recipe, seed: int) -> str:
+    """Return the sha256 over all that decides the run's numbers: recipe, seed, training source, starting weights.
+
+    The recipe's list of seeds is left out: asking for one seed more is no change. A run that is projected onto another
+    run's space depends on that run too.
+    """
+    said = [recipe.settings(), recipe.held_out, recipe.on_policy, seed, TRAINING_VERSION, training_source(recipe)]
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    for name in (recipe.start, recipe.teacher, recipe.anchor, *([recipe.writer] if recipe.writer else [])):
+        if name is None or name.startswith(UNTRAINED):
+            continue
+        folder = Path(resolve_model(name))
+        files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+        digest.update(b"".join(hashlib.sha256(f.read_bytes()).digest() for f in files) or name.encode())
+    found = RUN_SPACE.fullmatch(recipe.projection_space)
+    if found:
+        digest.update(fingerprint(load_recipe(found["recipe"], recipe.profile), seed).encode())
+    return digest.hexdigest()
+
+
+def training_source(recipe: Recipe) -> str:
+    """Return the sha256 of the code of the loop and of the evaluation; and of the models, where one is made anew.
+
+    The recipe's values stand in the fingerprint themselves, so that a new field makes no run stale that has no use for
+    it.
+    """
+    made = ("models",) if recipe.start.startswith(UNTRAINED) else ()
+    return kept.digest("training", "evaluation", *made, given=("recipes",))
+
+
+def provenance(recipe: Recipe, seed: int, device: str) -> dict[str, Any]:
     """Where a run's numbers come from; times are left out of the fingerprint and of the tables."""
     packages = ("torch", "transformers", "safetensors", "tokenizers", "numpy")
     return {
-        "fingerprint": fingerprint,
+        "fingerprint": fingerprint(recipe, seed),
         "training_version": TRAINING_VERSION,
+        "training_source": training_source(recipe),
         "commit": _commit(),
         "command": " ".join(Path(a).name for a in sys.argv[:1]) + " " + " ".join(sys.argv[1:]),
         "device": device,

@@ -1,8 +1,9 @@
-"""The committed tables: runs in, three parquet files and their provenance out, and back in again with a check.
+"""The committed tables: runs in, four parquet files and their provenance out, and back in again with a check.
 
 ``geometry`` has one row per (profile, recipe, seed, step, matrix), ``training`` one per update, ``accuracy`` one per
-(checkpoint, family). The book reads them, so its numbers travel with it; :func:`load_tables` refuses tables that were
-made by another recipe, other weights or another training version than today's.
+(checkpoint, family), ``measures`` one per number of paths, function and gradients. The book reads them, so its numbers
+travel with it; :func:`load_tables` refuses tables that were made by another recipe, other weights or another training
+version than today's.
 """
 
 from __future__ import annotations
@@ -17,25 +18,16 @@ from typing import Any
 import pandas as pd
 from scipy import stats
 
-from opdgeom_utils import storage
+from opdgeom_utils import kept, storage
 from opdgeom_utils.diagnose import diagnose_trajectory
+from opdgeom_utils.diagnose.matrix_rows import COLUMNS, NULL_COLUMNS
 from opdgeom_utils.errors import StaleResultsError
-from opdgeom_utils.fingerprints import UNTRAINED
-from opdgeom_utils.models import PROJECT, resolve_model
+from opdgeom_utils.models import PROJECT, UNTRAINED, resolve_model
 from opdgeom_utils.recipes import Recipe, deciding_settings, load_recipe, recipe_names
 from opdgeom_utils.runs import Run
 from opdgeom_utils.training import TRAINING_VERSION
 
 RESULTS = PROJECT / "data" / "results"
-GEOMETRY_SOURCES = (
-    "diagnose/nulls.py",
-    "diagnose/trajectory.py",
-    "diagnose/matrix_rows.py",
-    "linalg/*.py",
-    "metrics/*.py",
-    "checkpoints/opening.py",
-    "checkpoints/weight_files.py",
-)
 HEADLINE = ("sft", "opd", "rlvr", "control_sft")
 RunKey = tuple[str, str, int]  # profile, recipe, seed
 KEYS = ["profile", "recipe", "seed", "step"]
@@ -67,15 +59,12 @@ def geometry_of(run: Run) -> pd.DataFrame:
 
     Variants of the headline recipes are measured at their end only; their paths are in the measures.
     """
-    options = json.dumps(DIAGNOSE_OPTIONS, sort_keys=True).encode()
-    sources = [path for pattern in GEOMETRY_SOURCES for path in sorted(Path(__file__).parent.glob(pattern))]
-    digest = hashlib.sha256(options + b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
-    path = run.path / f"geometry-{digest}.parquet"
-    if not path.is_file():
-        points = run.checkpoints if run.recipe.name in HEADLINE else run.checkpoints[-1:]
-        table = diagnose_trajectory(run.reference, points, **DIAGNOSE_OPTIONS)
-        storage.write_atomic(path, storage.parquet_bytes(table))
-    return pd.read_parquet(path)
+    points = run.checkpoints if run.recipe.name in HEADLINE else run.checkpoints[-1:]
+    return kept.table(
+        run.path, "geometry", lambda: diagnose_trajectory(run.reference, points, **DIAGNOSE_OPTIONS),
+        "diagnose.trajectory", given=("vocabulary",),
+        inputs=([point.step for point in points], DIAGNOSE_OPTIONS, COLUMNS, NULL_COLUMNS),
+    )  # fmt: skip
 
 
 def _tagged(run: Run, table: pd.DataFrame) -> pd.DataFrame:

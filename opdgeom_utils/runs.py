@@ -23,10 +23,10 @@ from tqdm.auto import tqdm
 from opdgeom_utils import storage, training
 from opdgeom_utils.errors import CheckpointDamagedError, CheckpointNotFoundError, RecipeError
 from opdgeom_utils.evaluation import accuracy_table
-from opdgeom_utils.fingerprints import UNTRAINED, fingerprint
 from opdgeom_utils.learner import Learner
 from opdgeom_utils.models import (
     PROJECT,
+    UNTRAINED,
     build_model,
     build_tokenizer,
     keep_freed_memory,
@@ -37,7 +37,7 @@ from opdgeom_utils.models import (
     resolve_model,
     stored_state,
 )
-from opdgeom_utils.provenance import provenance
+from opdgeom_utils.provenance import fingerprint, provenance
 from opdgeom_utils.recipes import RUN_SPACE, Recipe, load_recipe
 
 WAIT_SECONDS = 6 * 3600.0
@@ -175,7 +175,7 @@ def _train(run: Run, device: str) -> None:
             _store(run, learner, logs, accuracy)
             bar.set_postfix(sampled=f"{_mean(accuracy, learner.step):.2f}", loss=f"{log['loss']:.3f}")
     bar.close()
-    origin = provenance(fingerprint(recipe, run.seed), str(learner.device))
+    origin = provenance(recipe, run.seed, str(learner.device))
     storage.write_json(path / "provenance.json", origin)
     files = [c.path for c in run.checkpoints] + [path / "log.jsonl", path / "accuracy.jsonl"]
     storage.write_json(

@@ -8,21 +8,18 @@ import io
 import json
 import os
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 
 from opdgeom_utils.errors import CheckpointDamagedError, CheckpointNotFoundError, RunLockedError, StorageError
-
-if os.name == "posix":
-    import fcntl
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -107,27 +104,22 @@ def locked(folder: Path, *, wait_seconds: float, note: Callable[[str], Any] = pr
     StorageError
         If the folder cannot be made or written to.
     """
+    lock = FileLock(folder / ".lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            note(f"{folder.name}: another process is training this run; waiting for it")
+            lock.acquire(timeout=wait_seconds, poll_interval=0.2)
+    except Timeout:
+        raise RunLockedError(f"{folder} has been in use by another process for {wait_seconds:.0f} s") from None
     except OSError as error:
         raise StorageError(f"could not write to {folder}: {error.strerror or error}; choose another folder") from error
-    with lock as file:
-        deadline, told = time.monotonic() + wait_seconds, False
-        while os.name == "posix":
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise RunLockedError(
-                        f"{folder} has been in use by another process for {wait_seconds:.0f} s"
-                    ) from None
-                if not told:
-                    note(f"{folder.name}: another process is training this run; waiting for it")
-                    told = True
-                time.sleep(0.2)
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def parquet_bytes(table: pd.DataFrame) -> bytes:

@@ -18,8 +18,8 @@ import torch
 import yaml
 
 from opdgeom_utils import runs, storage, training
-from opdgeom_utils.fingerprints import fingerprint
 from opdgeom_utils.models import stored_state
+from opdgeom_utils.provenance import fingerprint, training_source
 from opdgeom_utils.recipes import RUN_SPACE, Recipe, deciding_settings, load_recipe, recipe_names
 
 
@@ -72,7 +72,7 @@ def adopt(old: runs.Run, new: runs.Run) -> None:
     path: Path = old.path / "provenance.json"
     origin = json.loads(path.read_text(encoding="utf-8"))
     origin["trained_as"] = origin.get("trained_as", origin["fingerprint"])
-    origin["fingerprint"] = fingerprint(new.recipe, new.seed)
+    origin |= {"fingerprint": fingerprint(new.recipe, new.seed), "training_source": training_source(new.recipe)}
     storage.write_json(path, origin)
     old.path.rename(new.path)
 

@@ -19,11 +19,11 @@ from transformers import PreTrainedModel
 
 from opdgeom_utils import storage
 from opdgeom_utils.evaluation import accuracy_table
-from opdgeom_utils.fingerprints import UNTRAINED
 from opdgeom_utils.model_surgery import write_start
 from opdgeom_utils.models import (
     DERIVED,
     MODELS,
+    UNTRAINED,
     build_model,
     build_tokenizer,
     load_model,

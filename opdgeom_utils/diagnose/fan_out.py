@@ -8,7 +8,6 @@ measuring code that made it, so a second call measures what is missing or has ch
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import io
 import json
@@ -28,13 +27,11 @@ from joblib.parallel import BACKENDS, DEFAULT_BACKEND, get_active_backend
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
+from opdgeom_utils import kept
 from opdgeom_utils.checkpoints import StoredTensor
 from opdgeom_utils.diagnose.matrix_rows import COLUMNS, NULL_COLUMNS, Settings, measure_checkpoints
 from opdgeom_utils.errors import MetricInputError
 from opdgeom_utils.storage import locked, write_atomic
-
-# What decides the numbers, given the values: a part made by other code than this is measured again.
-ENGINE_SOURCES = ("diagnose/fan_out.py", "diagnose/matrix_rows.py", "diagnose/nulls.py", "linalg/*.py", "metrics/*.py")
 
 WAIT_SECONDS = 6 * 3600.0  # for another call that works into the same folder
 
@@ -215,7 +212,7 @@ def _measured(job: Job, settings: Settings, known: str | None, keyed: bool) -> t
 def _key(job: Job, settings: Settings) -> str:
     """Sha256 of everything the rows depend on: values, dtypes, shapes, steps, settings, code."""
     described = [
-        engine_digest(Path(__file__).parent.parent),
+        _engine_digest(),
         job.identity,
         job.steps,
         {**dataclasses.asdict(settings), "device": ""},
@@ -228,18 +225,9 @@ def _key(job: Job, settings: Settings) -> str:
     return digest.hexdigest()[:24]
 
 
-@functools.cache
-def engine_digest(package: Path) -> str:
-    """Sha256 of the measuring code in a package's folder; comments count too, so mending one measures again.
-
-    Examples
-    --------
-    >>> len(engine_digest(Path(__file__).parent.parent))
-    64
-    """
-    sources = [path for pattern in ENGINE_SOURCES for path in sorted(package.glob(pattern))]
-    named = [f"{path.relative_to(package).as_posix()}:".encode() + path.read_bytes() for path in sources]
-    return hashlib.sha256(b"".join(hashlib.sha256(source).digest() for source in named)).hexdigest()
+def _engine_digest() -> str:
+    """Sha256 of the measuring code, given the values: a part made by other code is measured again."""
+    return kept.digest("diagnose.matrix_rows", given=("checkpoints", "vocabulary"), inputs=(COLUMNS, NULL_COLUMNS))
 
 
 def _frame(rows: list[Row], settings: Settings) -> pd.DataFrame:

@@ -18,7 +18,6 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -27,7 +26,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from opdgeom_utils import objectives, storage
-from opdgeom_utils.measures.long_table import as_measures, cached_measures, nearest
+from opdgeom_utils.measures.long_table import as_measures, kept_measures, nearest
 from opdgeom_utils.models import load_model, load_stored_state, load_tokenizer
 from opdgeom_utils.projection import projected_layers
 from opdgeom_utils.recipes import Recipe, load_recipe, recipe_names
@@ -39,8 +38,6 @@ SAMPLES = 1
 TEXTS = 2  # the anchor writes for every second prompt
 BATCH = 256
 PROJECTED = "_project_"
-PACKAGE = Path(__file__).parent.parent
-SOURCES = (Path(__file__), *(PACKAGE / f"{name}.py" for name in ("rollouts", "objectives", "tasks", "families")))
 
 
 def free_run_of(name: str) -> str:
@@ -177,7 +174,10 @@ def function_measures(run: Run) -> pd.DataFrame:
         folder.
     """
     points = points_of(run.recipe)
-    return cached_measures(run.path, "function", SOURCES, lambda: _measured(run, points), SAMPLES, points)
+    ruler = load_recipe("opd", run.recipe.profile)  # what it starts from and its teacher are the yardstick's
+    return kept_measures(
+        run.path, "function", lambda: _measured(run, points), __name__, SAMPLES, points, ruler.start, ruler.teacher
+    )
 
 
 def _measured(run: Run, points: Sequence[int]) -> pd.DataFrame:

@@ -10,15 +10,15 @@ float64; NaN where undefined.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from opdgeom_utils import storage
+from opdgeom_utils import kept
 from opdgeom_utils.errors import MetricInputError
+from opdgeom_utils.vocabulary import ATTENTION
 
 COLUMNS = {
     "profile": "str", "recipe": "str", "seed": "int64", "step": "int64", "scope": "str", "side": "str", "k": "int64",
@@ -53,16 +53,15 @@ def as_measures(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     return table
 
 
-def cached_measures(
-    folder: Path, name: str, sources: Sequence[Path], make: Callable[[], pd.DataFrame], *inputs: object
+def kept_measures(
+    folder: Path, name: str, make: Callable[[], pd.DataFrame], module: str, *inputs: object
 ) -> pd.DataFrame:
-    """Return the table that an earlier call left in ``folder``, or make it; sources and inputs decide its age."""
-    inputs = (list(COLUMNS), *inputs)  # a table kept with other columns is made anew
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources) + repr(inputs).encode()).hexdigest()[:12]
-    path = folder / f"{name}-{digest}.parquet"
-    if not path.is_file():
-        storage.write_atomic(path, storage.parquet_bytes(make()))
-    return pd.read_parquet(path)
+    """Return the table that an earlier call left in a run's folder, or make it: its age is decided by :mod:`kept`.
+
+    The folder's name stands for the run; of the vocabulary one set of matrices decides numbers.
+    """
+    given = ("runs", "recipes", "vocabulary")
+    return kept.table(folder, name, make, module, given=given, inputs=(ATTENTION, *inputs))
 
 
 def nearest(steps: Sequence[int], place: float | int) -> int:

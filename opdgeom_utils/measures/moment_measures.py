@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pandas as pd
 
 from opdgeom_utils import runs, storage
-from opdgeom_utils.fingerprints import source_without_prose
-from opdgeom_utils.measures import gradient_moments, moment_rows
+from opdgeom_utils.measures import moment_rows
 from opdgeom_utils.measures.gradient_moments import MomentPlan, collect_gradients
-from opdgeom_utils.measures.long_table import cached_measures, nearest
-from opdgeom_utils.metrics import second_moment
+from opdgeom_utils.measures.long_table import kept_measures, nearest
 from opdgeom_utils.models import load_stored_state
 
 FULL = MomentPlan()
@@ -39,16 +36,10 @@ def moment_measures(run: runs.Run, *, plan: MomentPlan | None = None) -> pd.Data
     plan = plan or (FULL if run.recipe.prompts_per_update >= FULL.prompts else SMALL)
     halved = replace(plan, batches=max(2, plan.batches // 2), replicates=0)
     tables = [
-        cached_measures(run.path, f"moments-{step}", [], partial(_measure, run, step, own), own, *_source())
+        kept_measures(run.path, f"moments-{step}", partial(_measure, run, step, own), __name__, own)
         for step, own in ((0, plan), (nearest(run.recipe.checkpoints, run.recipe.steps / 2), halved))
     ]
     return pd.concat(tables, ignore_index=True)
-
-
-def _source() -> list[str]:
-    """Return the code that decides the numbers, without its prose."""
-    files = (gradient_moments.__file__, second_moment.__file__, moment_rows.__file__)
-    return [source_without_prose(Path(str(file))) for file in files]
 
 
 def _measure(run: runs.Run, step: int, plan: MomentPlan) -> pd.DataFrame:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,10 +30,9 @@ from opdgeom_utils.diagnose.nulls import null_generator, shuffled_update
 from opdgeom_utils.learner import stream_seed
 from opdgeom_utils.linalg.factors import Factors
 from opdgeom_utils.linalg.gram import TallMatrix
-from opdgeom_utils.measures.long_table import cached_measures
+from opdgeom_utils.measures.long_table import kept_measures
 from opdgeom_utils.measures.paths import (
     KS,
-    SOURCES,
     Curves,
     UpdatePath,
     factor,
@@ -266,7 +264,7 @@ def path_null_measures(run: Run) -> pd.DataFrame:
         ``shuffled_time``; ``sim_consecutive`` too for the two optimisers); ``stable_rank`` and ``stable_rank_bf16``
         under ``rounding``; ``overlap_activations`` of the run itself (``null`` empty) and of the two optimisers.
     """
-    return cached_measures(run.path, "path_nulls", (*SOURCES, Path(__file__)), lambda: _measure_nulls(run))
+    return kept_measures(run.path, "path_nulls", lambda: _measure_nulls(run), __name__)
 
 
 def _measure_nulls(run: Run) -> pd.DataFrame:

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import pandas as pd
 
 from opdgeom_utils.linalg.factors import Factors
-from opdgeom_utils.measures.long_table import as_measures, cached_measures
+from opdgeom_utils.measures.long_table import as_measures, kept_measures
 from opdgeom_utils.measures.paths import (
     HEADLINE,
     KS,
     SIDES,
-    SOURCES,
     VARIANT_KS,
     factor,
     read_path,
@@ -58,12 +57,9 @@ def overlap_measures(runs: Sequence[Run], others: Sequence[Run] = ()) -> pd.Data
     for run in runs:
         pairs = [(own, place) for own, place in counterparts(run, held) if _stored(held, place)]
         names = [(step, held[recipe, seed].path.name, there) for step, (recipe, seed, there) in pairs]
-        tables.append(
-            cached_measures(
-                run.path, "overlaps", (*SOURCES, Path(__file__)),
-                lambda run=run, pairs=pairs: _measure(run, pairs, held, spaces), names,
-            )
-        )  # fmt: skip
+        ks = KS if run.recipe.name in HEADLINE else VARIANT_KS
+        made = partial(_measure, run, pairs, ks, held, spaces)
+        tables.append(kept_measures(run.path, "overlaps", made, __name__, names, ks))
     return pd.concat(tables, ignore_index=True) if tables else as_measures([])
 
 
@@ -123,11 +119,11 @@ def _stored(held: Mapping[tuple[str, int], Run], place: Place) -> bool:
 def _measure(
     run: Run,
     pairs: Sequence[tuple[int, Place]],
+    ks: Sequence[int],
     held: Mapping[tuple[str, int], Run],
     spaces: dict[Place, Spaces],
 ) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
-    ks = KS if run.recipe.name in HEADLINE else VARIANT_KS
     for step, place in pairs:
         own, there = (_spaces(held, p, spaces) for p in ((run.recipe.name, run.seed, step), place))
         curves = {

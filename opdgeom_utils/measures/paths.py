@@ -11,7 +11,6 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from opdgeom_utils import storage
 from opdgeom_utils.errors import MetricInputError
 from opdgeom_utils.linalg.factors import Factors, factorize
 from opdgeom_utils.linalg.gram import TallMatrix
-from opdgeom_utils.measures.long_table import as_measures, cached_measures, nearest
+from opdgeom_utils.measures.long_table import as_measures, kept_measures, nearest
 from opdgeom_utils.metrics.sparsity import bf16_realised
 from opdgeom_utils.metrics.spectra import stable_rank_from, stable_rank_of, tail_exponent
 from opdgeom_utils.models import load_model, stored_state
@@ -39,8 +38,6 @@ SPECTRUM = 32
 SIDES = ("right", "left")
 HEADLINE = ("sft", "opd", "rlvr", "control_sft")
 FIRST_LAYER_ONLY = ("smoke",)
-HERE = Path(__file__)
-SOURCES = (HERE, *(p for d in ("metrics", "linalg") for p in sorted((HERE.parent.parent / d).glob("*.py"))))
 
 Key = tuple[str, str, int]  # quantity, side, k
 Curves = dict[Key, list[float]]
@@ -268,11 +265,12 @@ def path_measures(run: Run) -> pd.DataFrame:
         Quantities ``stable_rank, stable_rank_bf16, update_norm, hill, sim_to_end, sim_consecutive, captured_share``
         and ``singular_value`` (``k`` is its index from 1, attention matrices).
     """
-    return cached_measures(run.path, "path", SOURCES, lambda: _measure_path(run))
+    headline = run.recipe.name in HEADLINE
+    return kept_measures(run.path, "path", lambda: _measure_path(run, headline), __name__, headline)
 
 
-def _measure_path(run: Run) -> pd.DataFrame:
-    path, headline = read_path(run), run.recipe.name in HEADLINE
+def _measure_path(run: Run, headline: bool) -> pd.DataFrame:
+    path = read_path(run)
     curves: dict[str, Curves] = {}
     for name, stack in path.updates.items():
         own = matrix_curves(stack, path.early, KS if headline else VARIANT_KS)

@@ -18,7 +18,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from opdgeom_utils import fingerprints, load_or_train, runs, storage, training
+from opdgeom_utils import load_or_train, runs, storage, training
 from opdgeom_utils.batches import Batch
 from opdgeom_utils.errors import (
     CheckpointNotFoundError,
@@ -28,9 +28,9 @@ from opdgeom_utils.errors import (
     UnknownProfileError,
     UnknownRecipeError,
 )
-from opdgeom_utils.fingerprints import fingerprint, source_without_prose
 from opdgeom_utils.learner import Learner
 from opdgeom_utils.models import PROJECT
+from opdgeom_utils.provenance import fingerprint, training_source
 from opdgeom_utils.recipes import load_recipe
 from opdgeom_utils.runs import Run, checkpoint_path, runs_folder
 from tests.tiny_world import DEFAULTS, RECIPES, World
@@ -126,6 +126,7 @@ def test_a_run_has_all_that_the_contract_says(world: World) -> None:
     assert set(run.accuracy) == {"step", "domain", "family", "greedy", "sampled", "n_prompts"}
     assert yaml.safe_load((run.path / "recipe.yaml").read_text())["learning_rate"] == run.recipe.learning_rate
     assert run.provenance["fingerprint"] == digest
+    assert run.provenance["training_source"] == training_source(run.recipe)
     assert run.provenance["training_version"] == training.TRAINING_VERSION
     assert set(run.provenance["versions"]) >= {"torch", "transformers"}
     assert {p.name for p in run.path.iterdir()} == {
@@ -448,37 +449,3 @@ def test_fingerprint_follows_the_weights(
     assert fingerprint(recipe, 0) == before
     flip_a_byte(folder / name / "model.safetensors")
     assert fingerprint(recipe, 0) != before
-
-
-@pytest.fixture
-def copied_source(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the training source, which the fingerprint reads instead of the package."""
-    folder = tmp_path / "source"
-    folder.mkdir()
-    for name in fingerprints.SOURCES:
-        shutil.copy(Path(fingerprints.__file__).parent / f"{name}.py", folder)
-    monkeypatch.setattr(fingerprints, "__file__", str(folder / "fingerprints.py"))
-    return folder
-
-
-@pytest.mark.parametrize("name", fingerprints.SOURCES)
-def test_fingerprint_follows_code_but_not_prose(name: str, world: World, copied_source: Path) -> None:
-    recipe, file = load_recipe("opd", "tiny"), copied_source / f"{name}.py"
-    before, text = fingerprint(recipe, 0), file.read_text(encoding="utf-8")
-    prose = text.replace('"""', '"""Another sentence. ', 1).replace("\n\n\n", "\n\n\n# a comment\n\n\n")
-    assert prose.count("# a comment") > 0
-    file.write_text(prose, encoding="utf-8")
-    assert fingerprint(recipe, 0) == before
-    file.write_text(text + "\n\nEXTRA = 1\n", encoding="utf-8")
-    assert fingerprint(recipe, 0) != before
-
-
-def test_prose_is_left_out_everywhere_and_strings_are_not(tmp_path: Path) -> None:
-    first, second, third = (tmp_path / f"{name}.py" for name in "abc")
-    first.write_text(
-        '"""M."""\nclass A:\n    """C."""\n    def f(self):\n        """F."""\n        return "x"  # why\n'
-    )
-    second.write_text('class A:\n    def f(self):\n        # because\n        return ("x")\n')
-    third.write_text('class A:\n    def f(self):\n        return "y"\n')
-    assert source_without_prose(first) == source_without_prose(second)
-    assert source_without_prose(second) != source_without_prose(third)

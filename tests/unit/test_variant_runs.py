@@ -10,11 +10,11 @@ import pytest
 import torch
 import yaml
 
-from opdgeom_utils import fingerprints, load_or_train, runs, training
+from opdgeom_utils import kept, load_or_train, runs, training
 from opdgeom_utils.batches import Batch
 from opdgeom_utils.errors import RecipeError
-from opdgeom_utils.fingerprints import fingerprint
 from opdgeom_utils.learner import Learner
+from opdgeom_utils.provenance import fingerprint
 from opdgeom_utils.recipes import load_recipe
 from opdgeom_utils.runs import Run
 from tests.tiny_world import DEFAULTS, RECIPES, World
@@ -132,8 +132,8 @@ def test_a_writer_s_weights_are_part_of_the_run_s_name(
 @pytest.fixture
 def rewritten(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Give every run another fingerprint, as a change of the source would."""
-    inner = fingerprints.source_without_prose
-    return lambda: monkeypatch.setattr(fingerprints, "source_without_prose", lambda path: inner(path) + "#")
+    inner = kept.digest
+    return lambda: monkeypatch.setattr(kept, "digest", lambda *a, **k: inner(*a, **k) + "#")
 
 
 def adopt(monkeypatch: pytest.MonkeyPatch) -> None:
