@@ -286,12 +286,12 @@ ROUNDED = "as bf16 shows it"  # no null: the same update, after rounding
 RESCALED = "last update, rescaled"
 
 
-def metric(name: str) -> Metric:
+def metric_of(name: str) -> Metric:
     """Record of a column; one that no record names has its name for words.
 
-    >>> metric("left_angle_mean_deg").title, metric("update_sparsity").title, metric("top_share").title
-    ('left mean angle (degrees)', 'update sparsity', 'top share')
-    >>> format(0.1234, metric("update_sparsity").shown), format(0.1234, metric("stable_rank").shown)
+    >>> [metric_of(name).title for name in ("left_angle_mean_deg", "update_sparsity", "top_share")]
+    ['left mean angle (degrees)', 'update sparsity', 'top share']
+    >>> format(0.1234, metric_of("update_sparsity").shown), format(0.1234, metric_of("stable_rank").shown)
     ('12.3%', '0.123')
     """
     return METRICS.get(name, Metric(name, name.replace("_", " ")))

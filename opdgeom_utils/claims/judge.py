@@ -17,7 +17,7 @@ from opdgeom_utils.claims.cell_look_up import Index, index_measures
 from opdgeom_utils.claims.look_up import Measured, Tables
 from opdgeom_utils.claims.schema import STATISTICS, Claim, Rule, load_claims
 from opdgeom_utils.claims.statistics import Comparison, Part
-from opdgeom_utils.intervals import Interval, seed_interval
+from opdgeom_utils.intervals import Interval, number, seed_interval
 
 VERDICTS = ("reproduced", "partly", "not reproduced", "not testable at this scale")
 UNTESTABLE = VERDICTS[3]
@@ -157,15 +157,16 @@ def _level(claim: Claim) -> float:
 
 def _reason(deciding: _Judged, found: Sequence[_Judged], rule: Rule) -> str:
     part, interval = deciding.part, deciding.interval
-    span = "" if rule.side == "at_least" else f", interval {_say(interval.low, part)} to {_say(interval.high, part)}"
-    need = f"needed: {rule.side.replace('_', ' ')} {_say(rule.threshold, part)}"
+    low, mean, high = (number(value, unit=part.unit) for value in (interval.low, interval.mean, interval.high))
+    span = "" if rule.side == "at_least" else f", interval {low} to {high}"
+    need = f"needed: {rule.side.replace('_', ' ')} {number(rule.threshold, unit=part.unit)}"
     which = f"{sum(j.holds for j in found)} of {len(found)} comparisons hold. "
     which += "Strongest: " if rule.require == "any" else "Weakest: "
     which = which if len(found) > 1 else ""
     null = ""
     if math.isfinite(deciding.null_value):
-        null = f" The same number from {deciding.null_name} is {_say(deciding.null_value, part)}."
-    found_as = f"{part.label}, {_say(interval.mean, part)}{span} over {interval.n} {part.over}"
+        null = f" The same number from {deciding.null_name} is {number(deciding.null_value, unit=part.unit)}."
+    found_as = f"{part.label}, {mean}{span} over {interval.n} {part.over}"
     return f"{which}{found_as} ({need}).{null}"
 
 
@@ -174,12 +175,6 @@ def _untestable(deciding: _Judged, claim: Claim, problems: Sequence[str]) -> str
     if problems or len(claim.seeds) >= needed:
         shown = "; ".join(problems[:3]) or "its denominator or its value is undefined in the other seeds"
     else:
-        shown = f"this is a sweep over one seed, which gives {_say(deciding.interval.mean, deciding.part)}"
+        shown = f"this is a sweep over one seed, which gives {number(deciding.interval.mean, unit=deciding.part.unit)}"
     over = deciding.part.over.removesuffix("s") if n == 1 else deciding.part.over
     return f"{deciding.part.label}: {n} usable {over}, {needed} are needed; {shown}."
-
-
-def _say(value: float, part: Part) -> str:
-    if part.unit == "points":
-        return f"{100 * value:.2f} points"
-    return f"{value:.3g}" + (f" {part.unit}" if part.unit else "")

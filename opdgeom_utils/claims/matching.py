@@ -13,16 +13,9 @@ import numpy as np
 import pandas as pd
 
 from opdgeom_utils.errors import MetricInputError
-from opdgeom_utils.vocabulary import ATTENTION
+from opdgeom_utils.vocabulary import ATTENTION, compared
 
-METRICS = (
-    "update_sparsity",
-    "left_angle_mean_deg",
-    "right_angle_mean_deg",
-    "normalized_spectral_shift",
-    "principal_overlap",
-    "low_magnitude_overlap",
-)
+METRICS = compared()
 RUN = ["profile", "recipe", "seed"]
 CHECKPOINT = [*RUN, "step"]
 MIN_GAIN = 0.01

@@ -16,9 +16,9 @@ from scipy import stats
 
 from opdgeom_utils.claims import matching
 from opdgeom_utils.claims.look_up import Measured
-from opdgeom_utils.claims.statistics import PLAIN, WORDS, Comparison, Part
+from opdgeom_utils.claims.statistics import Comparison, Part
 from opdgeom_utils.errors import MetricInputError
-from opdgeom_utils.vocabulary import SCOPES
+from opdgeom_utils.vocabulary import SCOPES, label, metric_of
 
 PAPER_STEPS = 1023 / 299  # updates of the paper's RLVR for each of its OPD
 Runs = Mapping[tuple[str, int], pd.DataFrame]
@@ -109,7 +109,7 @@ def settings_in_order(measured: Measured, args: Mapping[str, Any]) -> list[Compa
         sign = -1 if metric in args.get("descending", ()) else 1
         return _truth(sign * low < sign * setting.own(metric) < sign * high, low, setting.own(metric), high)
 
-    return _shares(measured, args, holds, "between " + " and ".join(str(WORDS.get(r, r)) for r in args["order"]))
+    return _shares(measured, args, holds, "between " + " and ".join(label(str(r)) for r in args["order"]))
 
 
 def settings_near(measured: Measured, args: Mapping[str, Any]) -> list[Comparison]:
@@ -193,7 +193,8 @@ def _shares(measured: Measured, args: Mapping[str, Any], holds: Holds, words: st
     out = []
     for metric in args["metrics"]:
         values = tuple(float("nan") if setting is None else holds(setting, metric) for setting in settings)
-        out.append(Comparison((Part(f"share of settings {words}, {PLAIN[metric]}", values, over="settings"),)))
+        named = f"share of settings {words}, {metric_of(metric).words}"
+        out.append(Comparison((Part(named, values, over="settings"),)))
     return out
 
 

@@ -15,17 +15,7 @@ from typing import Any
 import numpy as np
 
 from opdgeom_utils.claims.look_up import Measured
-
-WORDS = {"sft": "SFT", "opd": "OPD", "rlvr": "RLVR", "control_sft": "control SFT"}
-PLAIN = {
-    "update_sparsity": "update sparsity",
-    "left_angle_mean_deg": "left mean angle",
-    "right_angle_mean_deg": "right mean angle",
-    "normalized_spectral_shift": "normalized spectral shift",
-    "principal_overlap": "principal-mask overlap",
-    "low_magnitude_overlap": "low-magnitude overlap",
-}
-FRACTIONS = ("update_sparsity", "principal_overlap", "low_magnitude_overlap")
+from opdgeom_utils.vocabulary import label, metric_of
 
 
 @dataclass(frozen=True)
@@ -58,7 +48,7 @@ def ordering(measured: Measured, args: Mapping[str, Any]) -> list[Comparison]:
         order = _direction(args, metric)
         found = {r: _less_null(measured, args, metric, r) for r in order}
         for low, high in pairwise(order):
-            out.append(_one(f"{_w(high)} minus {_w(low)}, {PLAIN[metric]}", found[high] - found[low], metric))
+            out.append(_one(f"{label(high)} minus {label(low)}", found[high] - found[low], metric))
     return out
 
 
@@ -70,14 +60,14 @@ def log10_steps(measured: Measured, args: Mapping[str, Any]) -> list[Comparison]
         for low, high in pairwise(args["order"]):
             with np.errstate(divide="ignore", invalid="ignore"):
                 decades = np.log10(found[high]) - np.log10(found[low])
-            out.append(_one(f"decades between {_w(low)} and {_w(high)}, {PLAIN[metric]}", decades))
+            out.append(_one(f"decades between {label(low)} and {label(high)}", decades, metric, bare=True))
     return out
 
 
 def against_level(measured: Measured, args: Mapping[str, Any]) -> list[Comparison]:
     """Metric minus a fixed level (chance), per recipe."""
     return [
-        _one(f"{_w(r)} minus {args['level']:g}, {PLAIN[m]}", measured.values(m, r, args["at"]) - args["level"], m)
+        _one(f"{label(r)} minus {args['level']:g}", measured.values(m, r, args["at"]) - args["level"], m)
         for m in args["metrics"]
         for r in args["recipes"]
     ]
@@ -91,7 +81,7 @@ def off_principal(measured: Measured, args: Mapping[str, Any]) -> list[Compariso
             sign = -1 if metric == "principal_overlap" else 1
             way = "below" if sign < 0 else "above"
             distance = sign * (measured.values(metric, recipe, args["at"]) - args["level"])
-            out.append(_one(f"{_w(recipe)} {way} {args['level']:g}, {PLAIN[metric]}", distance, metric))
+            out.append(_one(f"{label(recipe)} {way} {args['level']:g}", distance, metric))
     return out
 
 
@@ -103,7 +93,7 @@ def off_principal_against_null(measured: Measured, args: Mapping[str, Any]) -> l
             sign = -1 if metric == "principal_overlap" else 1
             distance = sign * (measured.values(metric, recipe, args["at"]) - _null(measured, args, metric, recipe))
             way = "below" if sign < 0 else "above"
-            out.append(_one(f"{_w(recipe)} {way} its {args['against']} null, {PLAIN[metric]}", distance, metric))
+            out.append(_one(f"{label(recipe)} {way} its {args['against']} null", distance, metric))
     return out
 
 
@@ -111,7 +101,7 @@ def against_null(measured: Measured, args: Mapping[str, Any]) -> list[Comparison
     """Metric minus its null, per recipe."""
     return [
         _one(
-            f"{_w(r)} minus its {args['against']} null, {PLAIN[m]}",
+            f"{label(r)} minus its {args['against']} null",
             measured.values(m, r, args["at"]) - _null(measured, args, m, r),
             m,
         )
@@ -126,7 +116,7 @@ def ratio_to_null(measured: Measured, args: Mapping[str, Any]) -> list[Compariso
     for metric in args["metrics"]:
         for recipe in args["recipes"]:
             ratio = _divide(measured.values(metric, recipe, args["at"]), _null(measured, args, metric, recipe))
-            out.append(_one(f"{_w(recipe)} divided by its {args['against']} null, {PLAIN[metric]}", ratio))
+            out.append(_one(f"{label(recipe)} divided by its {args['against']} null", ratio, metric, bare=True))
     return out
 
 
@@ -137,7 +127,7 @@ def order_in_each_seed(measured: Measured, args: Mapping[str, Any]) -> list[Comp
         order = _direction(args, metric)
         found = np.stack([measured.values(metric, r, args["at"], order) for r in order])
         holds = np.where(np.isnan(found).any(axis=0), np.nan, (np.diff(found, axis=0) > 0).all(axis=0).astype(float))
-        out.append(_one(f"share of seeds in the paper's order, {PLAIN[metric]}", holds))
+        out.append(_one("share of seeds in the paper's order", holds, metric, bare=True))
     return out
 
 
@@ -149,8 +139,8 @@ def between_ends(measured: Measured, args: Mapping[str, Any]) -> list[Comparison
         ends = {r: measured.values(metric, r, args["at"]) for r in (low, high)}
         for recipe in args["recipes"]:
             own = measured.values(metric, recipe, args["at"])
-            out.append(_one(f"{_w(recipe)} minus {_w(low)}, {PLAIN[metric]}", own - ends[low], metric))
-            out.append(_one(f"{_w(high)} minus {_w(recipe)}, {PLAIN[metric]}", ends[high] - own, metric))
+            out.append(_one(f"{label(recipe)} minus {label(low)}", own - ends[low], metric))
+            out.append(_one(f"{label(high)} minus {label(recipe)}", ends[high] - own, metric))
     return out
 
 
@@ -163,7 +153,7 @@ def surviving_share(measured: Measured, args: Mapping[str, Any]) -> list[Compari
             low_values = measured.values(metric, low, at, (low, high))
             gaps.append(measured.values(metric, high, at, (low, high)) - low_values)
         share = _divide(gaps[0], np.where(gaps[1] > 0, gaps[1], np.nan))
-        out.append(_one(f"share of the gap that survives, {PLAIN[metric]}", share))
+        out.append(_one("share of the gap that survives", share, metric, bare=True))
     return out
 
 
@@ -176,8 +166,8 @@ def objective_outweighs_length(measured: Measured, args: Mapping[str, Any]) -> l
         sign = -1 if metric in args.get("descending", ()) else 1
         short, equal = (measured.values(metric, r, "equal_updates", order) for r in order)
         later = np.abs(measured.values(metric, longer, "final") - equal)
-        label = f"{_w(longer)} minus {_w(order[0])} at equal updates, less {_w(longer)}'s later change, {PLAIN[metric]}"
-        out.append(_one(label, sign * (equal - short) - later, metric))
+        compared = f"{label(longer)} minus {label(order[0])} at equal updates, less {label(longer)}'s later change"
+        out.append(_one(compared, sign * (equal - short) - later, metric))
     return out
 
 
@@ -190,7 +180,7 @@ def outside_interval(measured: Measured, args: Mapping[str, Any]) -> list[Compar
         own = measured.values(metric, middle, args["at"], among)
         gaps = {end: own - measured.values(metric, end, args["at"], among) for end in args["ends"]}
         for sign, way in ((1, "above"), (-1, "below")):
-            labels = {end: f"{_w(middle)} {way} {_w(end)}, {PLAIN[metric]}" for end in gaps}
+            labels = {end: f"{label(middle)} {way} {label(end)}, {metric_of(metric).words}" for end in gaps}
             out.append(Comparison(tuple(Part(labels[e], tuple(sign * g), _unit(metric)) for e, g in gaps.items())))
     return out
 
@@ -223,13 +213,12 @@ def _divide(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
     return top / np.where(bottom == 0, np.nan, bottom)
 
 
-def _one(label: str, values: np.ndarray, metric: str = "") -> Comparison:
-    return Comparison((Part(label, tuple(float(v) for v in values), _unit(metric)),))
+def _one(words: str, values: np.ndarray, metric: str, *, bare: bool = False) -> Comparison:
+    """Make a comparison of one part, named after its metric and in its unit; ``bare`` numbers have none."""
+    named = f"{words}, {metric_of(metric).words}"
+    return Comparison((Part(named, tuple(float(v) for v in values), "" if bare else _unit(metric)),))
 
 
 def _unit(metric: str) -> str:
-    return "points" if metric in FRACTIONS else "degrees" if metric.endswith("_deg") else ""
-
-
-def _w(recipe: str) -> str:
-    return WORDS.get(recipe, recipe)
+    found = metric_of(metric)
+    return "points" if found.percent else found.unit
