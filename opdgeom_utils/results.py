@@ -25,10 +25,10 @@ from opdgeom_utils.errors import StaleResultsError
 from opdgeom_utils.models import PROJECT, UNTRAINED, resolve_model
 from opdgeom_utils.recipes import Recipe, deciding_settings, load_recipe, recipe_names
 from opdgeom_utils.runs import Run
+from opdgeom_utils.scopes import HEADLINE
 from opdgeom_utils.training import TRAINING_VERSION
 
 RESULTS = PROJECT / "data" / "results"
-HEADLINE = ("sft", "opd", "rlvr", "control_sft")
 RunKey = tuple[str, str, int]  # profile, recipe, seed
 KEYS = ["profile", "recipe", "seed", "step"]
 DIAGNOSE_OPTIONS: dict[str, Any] = {"eta": 1e-3, "alpha": 0.3, "rank": 64, "k": 16}

@@ -1,4 +1,4 @@
-"""What the book's things are called, once: metrics, objectives, nulls, and the sets of matrices behind a number.
+"""What the book's things are called, once: metrics, objectives and nulls.
 
 A metric, its column, its entry in the glossary and its axis are the same words, from one record. To add one, write its
 :class:`Metric` here and, where a pair of matrices has it, its function in
@@ -8,9 +8,6 @@ A metric, its column, its entry in the glossary and its axis are the same words,
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")  # the matrices of the paper's trajectory figures
-SCOPES: dict[str, tuple[str, ...] | None] = {"attention": ATTENTION, "all": None}
 
 
 @dataclass(frozen=True)
@@ -264,7 +261,6 @@ OBJECTIVES: dict[str, Objective] = {
         ),
     )
 }  # fmt: skip
-HEADLINE = tuple(OBJECTIVES)
 NULLS: dict[str, Null] = {
     null.name: null
     for null in (

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from opdgeom_utils import claims
-from opdgeom_utils.charts.maps import MODULES
 from opdgeom_utils.claims import matching
+from opdgeom_utils.scopes import MODULES
 
 RECIPES = {"sft": (0.1, 12.0), "opd": (0.5, 2.0), "rlvr": (0.75, 1.0), "control_sft": (0.45, 2.2)}
 STEPS = (2, 10, 40, 100)

@@ -16,8 +16,9 @@ from opdgeom_utils.errors import NotebookParameterError, StaleResultsError
 from opdgeom_utils.intervals import seed_interval
 from opdgeom_utils.measures.run_measures import OVERLAPS, PARTS, measures_of
 from opdgeom_utils.recipes import load_recipe, recipe_names
-from opdgeom_utils.results import HEADLINE, Tables, load_tables, tables_of
+from opdgeom_utils.results import Tables, load_tables, tables_of
 from opdgeom_utils.runs import load_or_train
+from opdgeom_utils.scopes import HEADLINE
 
 PUBLISHED = "toy"
 SMOKE_LABEL = "smoke test, not evidence"

@@ -10,14 +10,13 @@ import pandas as pd
 import yaml
 
 from opdgeom_utils.chapters.your_run import OpenedRun
-from opdgeom_utils.charts.maps import MODULES
 from opdgeom_utils.checkpoints.comparison import ComparisonReport
 from opdgeom_utils.checkpoints.parameter_names import kind_of
 from opdgeom_utils.claims import matching
 from opdgeom_utils.claims.schema import load_reported
 from opdgeom_utils.errors import MetricInputError
 from opdgeom_utils.models import PROJECT
-from opdgeom_utils.vocabulary import ATTENTION
+from opdgeom_utils.scopes import ATTENTION, MODULES
 
 PARAMETER_FILES = PROJECT / "notebooks" / "params"
 SPARSITY = "update_sparsity"

@@ -19,7 +19,7 @@ from opdgeom_utils.models import MODELS, resolve_model
 from opdgeom_utils.recipes import load_recipe, recipe_names
 from opdgeom_utils.results import tables_of
 from opdgeom_utils.runs import load_or_train
-from opdgeom_utils.vocabulary import ATTENTION
+from opdgeom_utils.scopes import ATTENTION
 
 SETTINGS = {
     "opd_teacher_small": "teacher of two layers",

@@ -12,8 +12,9 @@ from opdgeom_utils.charts.series import listed
 from opdgeom_utils.charts.theme import PATH_NULLS, RESCALED, ROUNDED, in_order, label, metric_title
 from opdgeom_utils.errors import StaleResultsError
 from opdgeom_utils.intervals import seed_interval
-from opdgeom_utils.measures.paths import EARLY, HEADLINE, SIDES
+from opdgeom_utils.measures.paths import EARLY, SIDES
 from opdgeom_utils.measures.run_measures import OVERLAPS
+from opdgeom_utils.scopes import HEADLINE
 
 LEARNED_AND_NULLS = ("", *[null for null in PATH_NULLS if null != "rounding"])
 

@@ -20,7 +20,7 @@ from opdgeom_utils.errors import MetricInputError
 from opdgeom_utils.intervals import seed_interval
 from opdgeom_utils.results import DIAGNOSE_OPTIONS, Tables, check_live
 from opdgeom_utils.runs import Run
-from opdgeom_utils.vocabulary import ATTENTION
+from opdgeom_utils.scopes import ATTENTION
 
 PLACES = {
     "final": "the paper's steps",

@@ -16,8 +16,8 @@ from opdgeom_utils.charts.theme import (
     number_format,
 )
 from opdgeom_utils.errors import MetricInputError
+from opdgeom_utils.scopes import MODULES
 
-MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 WORDS_FOR = {"mean": "mean", **NULLS}
 CELL = 26
 SHORT = "replace(datum.label, '_proj', '')"

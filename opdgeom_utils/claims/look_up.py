@@ -13,7 +13,7 @@ import pandas as pd
 from opdgeom_utils.claims import matching
 from opdgeom_utils.claims.cell_look_up import Index, MeasuredCells
 from opdgeom_utils.errors import MetricInputError
-from opdgeom_utils.vocabulary import SCOPES
+from opdgeom_utils.scopes import SCOPES
 
 
 @runtime_checkable

@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from opdgeom_utils.errors import MetricInputError
-from opdgeom_utils.vocabulary import ATTENTION, compared
+from opdgeom_utils.scopes import ATTENTION
+from opdgeom_utils.vocabulary import compared
 
 METRICS = compared()
 RUN = ["profile", "recipe", "seed"]

@@ -12,7 +12,7 @@ import yaml
 
 from opdgeom_utils.claims import path_statistics, setting_statistics, statistics
 from opdgeom_utils.errors import OpdGeomError
-from opdgeom_utils.vocabulary import SCOPES
+from opdgeom_utils.scopes import SCOPES
 
 STATISTICS = statistics.STATISTICS | path_statistics.STATISTICS | setting_statistics.STATISTICS
 FILES = {

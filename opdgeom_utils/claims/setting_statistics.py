@@ -18,7 +18,8 @@ from opdgeom_utils.claims import matching
 from opdgeom_utils.claims.look_up import Measured
 from opdgeom_utils.claims.statistics import Comparison, Part
 from opdgeom_utils.errors import MetricInputError
-from opdgeom_utils.vocabulary import SCOPES, label, metric_of
+from opdgeom_utils.scopes import SCOPES
+from opdgeom_utils.vocabulary import label, metric_of
 
 PAPER_STEPS = 1023 / 299  # updates of the paper's RLVR for each of its OPD
 Runs = Mapping[tuple[str, int], pd.DataFrame]

@@ -6,7 +6,7 @@ update, the shuffled one and the random one in the same way.
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,33 +24,21 @@ from opdgeom_utils.metrics.masks import low_magnitude_mask, principal_mask, prin
 from opdgeom_utils.metrics.sparsity import bf16_realised, visible_changes
 from opdgeom_utils.metrics.spectra import spectral_shift, stable_rank_from, stable_rank_of, tail_exponent
 from opdgeom_utils.metrics.subspaces import PrincipalAngles, angles_between
+from opdgeom_utils.vocabulary import null_columns, per_matrix
 
 CACHED_ENTRIES = 2**18  # a block of this size stays in the cache while it is compared and counted
 
 ANGLES = ["left_angle_max_deg", "left_angle_mean_deg", "right_angle_max_deg", "right_angle_mean_deg"]
-METRICS = [
-    "update_sparsity",
-    "update_norm",
-    *ANGLES,
-    "normalized_spectral_shift",
-    "principal_overlap",
-    "low_magnitude_overlap",
-    "stable_rank",
-    "hill",
-]
-WITH_NULLS = [metric for metric in METRICS if metric not in ("update_norm", "hill")]
 COLUMNS = [
     *("name", "layer", "module", "shape", "dtype", "n_entries"),
-    *METRICS,
-    *("stable_rank_bf16", "reference_norm", "gap_at_k", "angles_defined", "note"),
+    *per_matrix(),
+    *("reference_norm", "gap_at_k", "angles_defined", "note"),
 ]
+NULL_COLUMNS = null_columns()
 IDENTICAL = "identical to the reference"
 NO_MASK = "no gap at the principal mask's rank: the mask is arbitrary, no overlap is given"
 TOO_LARGE = "measured on the processor: the device's memory was too small"
 BF16_MAX = torch.finfo(torch.bfloat16).max
-NULL_COLUMNS = [f"{metric}_{null}" for null in ("shuffled", "random") for metric in WITH_NULLS] + [
-    f"{angle}_identical" for angle in ANGLES
-]
 
 
 @dataclass(frozen=True)
@@ -217,9 +205,7 @@ def measure_matrix(
     row["update_norm"] = float(spectrum.norm()) * delta.scale
     row["stable_rank"] = stable_rank_from(spectrum)
     row["hill"] = tail_exponent(spectrum, k=settings.k, largest_side=max(w_new.shape))
-    row["stable_rank_bf16"] = row["stable_rank"]
-    if not reference.w.dtype == w_new.dtype == torch.bfloat16:
-        row["stable_rank_bf16"] = stable_rank_of(TallMatrix.of(bf16_realised(w_new), minus=bf16_realised(reference.w)))
+    row |= {column: measure(reference.w, w_new, row) for column, measure in FURTHER.items()}
     if settings.nulls:
         for null in ("shuffled", "random"):
             generator = null_generator(settings.seed, f"{name}:{null}")
@@ -229,6 +215,19 @@ def measure_matrix(
                 update = random_of_norm(tuple(w_new.shape), row["update_norm"], generator=generator)
             row |= _named(_null_row(reference, update, settings), null)
     return row
+
+
+def _stable_rank_bf16(
+    w_ref: Float[Tensor, "out in"], w_new: Float[Tensor, "out in"], measured: Mapping[str, Any]
+) -> float:
+    """Stable rank of the update as bf16 shows it."""
+    if w_ref.dtype == w_new.dtype == torch.bfloat16:
+        return measured["stable_rank"]
+    return stable_rank_of(TallMatrix.of(bf16_realised(w_new), minus=bf16_realised(w_ref)))
+
+
+#: What is measured once all else is, by column: a function of ``w_ref``, ``w_new`` and the row so far.
+FURTHER: dict[str, Callable[[Tensor, Tensor, Mapping[str, Any]], float]] = {"stable_rank_bf16": _stable_rank_bf16}
 
 
 def _null_row(reference: ReferenceMatrix, update: Float[Tensor, "out in"], settings: Settings) -> dict[str, Any]:

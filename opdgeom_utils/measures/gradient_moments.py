@@ -22,8 +22,8 @@ from opdgeom_utils import objectives
 from opdgeom_utils.batches import length_groups, reward_of, roll_out
 from opdgeom_utils.learner import Learner, stream_seed
 from opdgeom_utils.rollouts import Rollouts, completion_logits
+from opdgeom_utils.scopes import ATTENTION
 from opdgeom_utils.tasks import Example, draw_examples
-from opdgeom_utils.vocabulary import ATTENTION
 
 KEPT = {
     "opd_top50": (0.5, "top"), "opd_top25": (0.25, "top"), "opd_top5": (0.05, "top"),

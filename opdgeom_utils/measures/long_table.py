@@ -18,7 +18,7 @@ import pandas as pd
 
 from opdgeom_utils import kept
 from opdgeom_utils.errors import MetricInputError
-from opdgeom_utils.vocabulary import ATTENTION
+from opdgeom_utils.scopes import ATTENTION
 
 COLUMNS = {
     "profile": "str", "recipe": "str", "seed": "int64", "step": "int64", "scope": "str", "side": "str", "k": "int64",

@@ -16,7 +16,6 @@ import pandas as pd
 from opdgeom_utils.linalg.factors import Factors
 from opdgeom_utils.measures.long_table import as_measures, kept_measures
 from opdgeom_utils.measures.paths import (
-    HEADLINE,
     KS,
     SIDES,
     VARIANT_KS,
@@ -27,6 +26,7 @@ from opdgeom_utils.measures.paths import (
     tagged,
 )
 from opdgeom_utils.runs import Run, checkpoint_path
+from opdgeom_utils.scopes import HEADLINE
 
 BOTH_CHANGED = "opd_teacher_writes_full_vocab"  # the fourth of two by two, compared with those that change one thing
 CORNERS = ("opd_full_vocab", "opd_teacher_writes")

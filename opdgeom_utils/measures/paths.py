@@ -28,7 +28,7 @@ from opdgeom_utils.metrics.sparsity import bf16_realised
 from opdgeom_utils.metrics.spectra import stable_rank_from, stable_rank_of, tail_exponent
 from opdgeom_utils.models import load_model, stored_state
 from opdgeom_utils.runs import Run
-from opdgeom_utils.vocabulary import ATTENTION
+from opdgeom_utils.scopes import ATTENTION, HEADLINE
 
 KS = (1, 2, 4, 8, 16)
 VARIANT_KS = (4, 16)
@@ -36,7 +36,6 @@ EARLY = 0.2
 HILL_K = 16
 SPECTRUM = 32
 SIDES = ("right", "left")
-HEADLINE = ("sft", "opd", "rlvr", "control_sft")
 FIRST_LAYER_ONLY = ("smoke",)
 
 Key = tuple[str, str, int]  # quantity, side, k

@@ -13,8 +13,8 @@ from opdgeom_utils.measures.path_nulls import path_null_measures
 from opdgeom_utils.measures.path_overlaps import overlap_measures
 from opdgeom_utils.measures.paths import path_measures
 from opdgeom_utils.recipes import load_recipe, recipe_names
-from opdgeom_utils.results import HEADLINE
 from opdgeom_utils.runs import Run
+from opdgeom_utils.scopes import HEADLINE
 
 
 def variant_seeds(profile: str) -> set[int]:

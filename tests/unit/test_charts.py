@@ -16,12 +16,12 @@ import vl_convert
 from opdgeom_utils import charts, claims
 from opdgeom_utils.chapters import control, moments, update_path
 from opdgeom_utils.chapters.book_renderer import chart_description, static_spec
-from opdgeom_utils.charts.maps import MODULES
 from opdgeom_utils.charts.theme import PALETTE, VERDICT_COLOURS
 from opdgeom_utils.charts.world import wilson_interval
 from opdgeom_utils.claims import matching
 from opdgeom_utils.errors import MetricInputError
 from opdgeom_utils.intervals import seed_interval
+from opdgeom_utils.scopes import MODULES
 from tests.chart_tables import (
     accuracy,
     card,

@@ -1,0 +1,8 @@
+"""Which runs and which matrices stand behind a number. Words are the vocabulary's; a change here measures again."""
+
+from __future__ import annotations
+
+HEADLINE = ("sft", "opd", "rlvr", "control_sft")  # recipes of which every checkpoint is measured
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")  # the matrices of the paper's trajectory figures
+MODULES = (*ATTENTION, "gate_proj", "up_proj", "down_proj")  # as the data flows through a layer
+SCOPES: dict[str, tuple[str, ...] | None] = {"attention": ATTENTION, "all": None}
