@@ -1,14 +1,14 @@
 """Where a chapter's numbers come from: the committed tables of the published profile, live runs for any other.
 
 A chapter asks once, ``tables_for(profile, seeds)``, and gets the three result tables with a sentence that says what
-they are. Under ``smoke`` the sentence says that the numbers are no evidence.
+they are; :func:`with_measures` adds the long table. Under ``smoke`` the sentence says that the numbers are no evidence.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
@@ -17,7 +17,7 @@ from opdgeom_utils.intervals import seed_interval
 from opdgeom_utils.measures.run_measures import OVERLAPS, PARTS, measures_of
 from opdgeom_utils.recipes import load_recipe, recipe_names
 from opdgeom_utils.results import Tables, load_tables, tables_of
-from opdgeom_utils.runs import load_or_train
+from opdgeom_utils.runs import Run, load_or_train
 from opdgeom_utils.scopes import HEADLINE
 
 PUBLISHED = "toy"
@@ -37,16 +37,18 @@ class BookTables:
     measures: pd.DataFrame | None = None
 
 
-def tables_for(profile: str, seeds: Sequence[int]) -> BookTables:
-    """Return the result tables of a profile for some seeds of every recipe.
+def tables_for(profile: str, seeds: Sequence[int], recipes: Sequence[str] = HEADLINE) -> BookTables:
+    """Return the result tables of a profile for some seeds.
 
     Parameters
     ----------
     profile
-        ``toy``: the committed tables are read, and checked against today's recipes. Any other profile: its runs are
-        opened, or trained first, and measured now.
+        ``toy``: the committed tables of every recipe are read, and checked against today's recipes. Any other profile:
+        its runs are opened, or trained first, and measured now.
     seeds
         Which seeds, each one of the profile's own.
+    recipes
+        Which runs to open where nothing is committed; those that the profile has not are left out.
 
     Raises
     ------
@@ -65,14 +67,53 @@ def tables_for(profile: str, seeds: Sequence[int]) -> BookTables:
         raise NotebookParameterError(
             f"parameter seeds is {list(seeds)}; profile {profile!r} has {sorted(held)}. Choose one or more of these"
         )
-    return only_seeds(tables or live_tables(profile, seeds), profile, seeds, origin)
+    return only_seeds(tables or tables_of(_runs(profile, seeds, recipes)), profile, seeds, origin)
 
 
-def live_tables(profile: str, seeds: Sequence[int], recipes: Sequence[str] = HEADLINE) -> Tables:
-    """Open or train some recipes of a profile, those of RQ1 unless others are named, and measure all of them."""
-    recipes_here = [load_recipe(name, profile) for name in recipe_names(profile) if name in recipes]
-    wanted = [(recipe.name, seed) for recipe in recipes_here for seed in recipe.seeds if seed in seeds]
-    return tables_of([load_or_train(name, seed=seed, profile=profile) for name, seed in wanted])
+def with_measures(
+    tables: BookTables,
+    recipes: Sequence[str],
+    parts: Sequence[str] = (*PARTS, OVERLAPS),
+    quantities: Sequence[str] = (),
+) -> BookTables:
+    """Return the same tables with their measures: those that they hold, or those of runs opened or trained now.
+
+    Parameters
+    ----------
+    tables
+        The chapter's result tables. Where they hold measures, these stay.
+    recipes
+        Runs to open, or train first, where nothing is committed; those that the profile has not are left out.
+    parts
+        What to measure of them; ``path, nulls, function, moments, overlaps``. What was measured before is read.
+    quantities
+        One of these at least must be among the measures; empty asks for nothing.
+
+    Raises
+    ------
+    StaleResultsError
+        If the published profile's measures have not been made, or hold none of ``quantities``.
+    """
+    measures = tables.measures
+    if measures is None:
+        if tables.profile == PUBLISHED:
+            raise StaleResultsError(
+                f"measures.parquet is not in data/results, expected the measures of {PUBLISHED}. Run `make runs`"
+            )
+        measures = measures_of(_runs(tables.profile, tables.seeds, recipes), parts)
+    if quantities and not set(quantities) & set(measures["quantity"]):
+        raise StaleResultsError(
+            f"the measures of profile {tables.profile}, seeds {list(tables.seeds)}, have no {' or '.join(quantities)}. "
+            "Run `make runs`"
+        )
+    return replace(tables, measures=measures)
+
+
+def _runs(profile: str, seeds: Sequence[int], recipes: Sequence[str]) -> list[Run]:
+    """Open or train some recipes of a profile, in the order of its file."""
+    found = [load_recipe(name, profile) for name in recipe_names(profile) if name in recipes]
+    wanted = [(recipe.name, seed) for recipe in found for seed in recipe.seeds if seed in seeds]
+    return [load_or_train(name, seed=seed, profile=profile) for name, seed in wanted]
 
 
 def only_seeds(tables: Tables, profile: str, seeds: Sequence[int], origin: str) -> BookTables:
@@ -86,66 +127,21 @@ def only_seeds(tables: Tables, profile: str, seeds: Sequence[int], origin: str) 
     (2, (0,), 'Profile smoke, 2 recipes, 1 seed, runs measured live: smoke test, not evidence.')
     """
     kept = tuple(sorted(set(seeds)))
-    whole = (tables.geometry, tables.training, tables.accuracy)
-    parts = [table.loc[table["seed"].isin(kept)].reset_index(drop=True) for table in whole]
-    n_recipes = tables.accuracy["recipe"].nunique()
-    label = f": {SMOKE_LABEL}" if profile == "smoke" else ""
-    words = (
-        f"Profile {profile}, {n_recipes} recipes, {len(kept)} {'seed' if len(kept) == 1 else 'seeds'}, {origin}{label}."
-    )
+    parts = [
+        t.loc[t["seed"].isin(kept)].reset_index(drop=True) for t in (tables.geometry, tables.training, tables.accuracy)
+    ]
     long = tables.measures
     measures = None if long is None else long.loc[long["seed"].isin(kept)].reset_index(drop=True)
-    return BookTables(*parts, profile=profile, seeds=kept, source=words, measures=measures)
-
-
-def measures_for(tables: BookTables, recipes: Sequence[str], parts: Sequence[str] = (*PARTS, OVERLAPS)) -> pd.DataFrame:
-    """Return the measures of the profile and the seeds of ``tables``.
-
-    Parameters
-    ----------
-    tables
-        The chapter's result tables. Where they hold measures, these are the answer.
-    recipes
-        Runs to open, or train first, where nothing is committed; those that the profile has not are left out.
-    parts
-        What to measure of them; ``path, nulls, function, moments, overlaps``. What was measured before is read.
-
-    Raises
-    ------
-    StaleResultsError
-        If the published profile's measures have not been made.
-    """
-    if tables.measures is not None:
-        return tables.measures
-    if tables.profile == PUBLISHED:
-        raise StaleResultsError(
-            f"measures.parquet is not in data/results, expected the measures of {PUBLISHED}. Run `make runs`"
-        )
-    names = [name for name in recipe_names(tables.profile) if name in recipes]
-    wanted = [(name, seed) for name in names for seed in load_recipe(name, tables.profile).seeds]
-    runs = [load_or_train(n, seed=s, profile=tables.profile) for n, s in wanted if s in tables.seeds]
-    return measures_of(runs, parts)
+    n_recipes = tables.accuracy["recipe"].nunique()
+    label = f": {SMOKE_LABEL}" if profile == "smoke" else ""
+    words = f"{len(kept)} {'seed' if len(kept) == 1 else 'seeds'}"
+    source = f"Profile {profile}, {n_recipes} recipes, {words}, {origin}{label}."
+    return BookTables(*parts, profile=profile, seeds=kept, source=source, measures=measures)
 
 
 def with_interval(rows: pd.DataFrame, values: Sequence[str], by: str = "recipe") -> pd.DataFrame:
-    """Fold one row per seed into mean and 95% t-interval, in long form.
+    """Fold one row per seed into mean and 95% t-interval: ``<by>, quantity, mean, low, high, n``.
 
-    Parameters
-    ----------
-    rows
-        One row for each (group, seed).
-    values
-        Columns to fold.
-    by
-        The column that names the groups; their first appearance decides the order.
-
-    Returns
-    -------
-    DataFrame
-        ``<by>, quantity, mean, low, high, n``; ``low`` and ``high`` are ``nan`` where there is one value only.
-
-    Examples
-    --------
     Two seeds, 0 and 2: mean 1, standard error 1, and the t-value of one degree of freedom is 12.706.
 
     >>> rows = pd.DataFrame({"recipe": ["opd", "opd"], "seed": [0, 1], "gain": [0.0, 2.0]})

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
-from opdgeom_utils.chapters.committed_tables import PUBLISHED, BookTables, only_seeds, tables_for
 from opdgeom_utils.chapters.model_cards import model_facts
 from opdgeom_utils.charts.theme import label, metric_title, number_format
 from opdgeom_utils.claims import matching
 from opdgeom_utils.claims.look_up import Tables
 from opdgeom_utils.claims.setting_statistics import PAPER_STEPS, Runs, Setting, runs_of, seed_range, value_at
 from opdgeom_utils.models import MODELS, resolve_model
-from opdgeom_utils.recipes import load_recipe, recipe_names
-from opdgeom_utils.results import tables_of
-from opdgeom_utils.runs import load_or_train
 from opdgeom_utils.scopes import ATTENTION
 
 SETTINGS = {
@@ -74,29 +69,6 @@ def say_trained(held: Sequence[str]) -> str:
         )
     names, verb = ", ".join(SETTINGS[name] for name in held), "is" if len(held) == 1 else "are"
     return f"**{len(held)} of {len(SETTINGS)} settings {verb} in these tables**, one seed each: {names}."
-
-
-def tables_with_settings(profile: str, seeds: Sequence[int]) -> BookTables:
-    """Return the tables of a profile with the settings that it has: committed ones, or measured live.
-
-    Parameters
-    ----------
-    profile
-        As for :func:`opdgeom_utils.chapters.committed_tables.tables_for`.
-    seeds
-        Which seeds, each one of the profile's own.
-    """
-    tables = tables_for(profile, seeds)
-    known = [name for name in recipe_names(profile) if name in SETTINGS and name not in set(tables.geometry["recipe"])]
-    wanted = [(name, seed) for name in known for seed in load_recipe(name, profile).seeds if seed in seeds]
-    if profile == PUBLISHED or not wanted:
-        return tables
-    live = only_seeds(tables_of([load_or_train(n, seed=s, profile=profile) for n, s in wanted]), profile, seeds, "live")
-    parts = {
-        part: pd.concat([getattr(tables, part), getattr(live, part)], ignore_index=True)
-        for part in ("geometry", "training", "accuracy")
-    }
-    return replace(tables, **parts)
 
 
 def setting_rows(tables: Tables) -> pd.DataFrame:

@@ -3,44 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 
 import pandas as pd
 
-from opdgeom_utils.chapters.committed_tables import BookTables, measures_for, say_interval, tables_for
+from opdgeom_utils.chapters.committed_tables import say_interval
 from opdgeom_utils.charts.series import listed
 from opdgeom_utils.charts.theme import PATH_NULLS, RESCALED, ROUNDED, in_order, label, metric_title
-from opdgeom_utils.errors import StaleResultsError
 from opdgeom_utils.intervals import seed_interval
 from opdgeom_utils.measures.paths import EARLY, SIDES
-from opdgeom_utils.measures.run_measures import OVERLAPS
 from opdgeom_utils.scopes import HEADLINE
 
 LEARNED_AND_NULLS = ("", *[null for null in PATH_NULLS if null != "rounding"])
-
-
-def path_tables(profile: str, seeds: Sequence[int]) -> BookTables:
-    """Return the tables of a profile with the measures of its paths.
-
-    Parameters
-    ----------
-    profile
-        ``toy``: the committed tables. Any other: the headline runs are opened, or trained first, and measured now.
-    seeds
-        Which seeds, each one of the profile's own.
-
-    Raises
-    ------
-    StaleResultsError
-        If the committed measures are missing, or hold no path.
-    NotebookParameterError
-        If no seed is given, or one that the profile does not have.
-    """
-    tables = tables_for(profile, seeds)
-    measures = measures_for(tables, HEADLINE, ["path", "nulls", OVERLAPS])
-    if "sim_to_end" not in set(measures["quantity"]):
-        raise StaleResultsError(f"data/results holds no paths of profile {profile}. Run `make runs`")
-    return replace(tables, measures=measures)
 
 
 def path_curves(

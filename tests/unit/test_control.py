@@ -1,16 +1,14 @@
 """The tables of the chapters on control, on a long table whose numbers are known, and the figures made of them."""
 
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 import pytest
 
 from opdgeom_utils import charts
 from opdgeom_utils.chapters import control, moments
-from opdgeom_utils.chapters.committed_tables import PUBLISHED, BookTables, measures_for
+from opdgeom_utils.chapters.committed_tables import PUBLISHED
 from opdgeom_utils.charts.theme import LABELS
-from opdgeom_utils.errors import MetricInputError, StaleResultsError
+from opdgeom_utils.errors import MetricInputError
 from opdgeom_utils.measures.long_table import as_measures
 from opdgeom_utils.recipes import recipe_names
 from tests.control_world import measures
@@ -119,14 +117,6 @@ def test_paths_have_opd_and_rlvr_in_each_panel(recipes: list[str]) -> None:
     assert len(drawn) == max(1, len(recipes))
     assert all({"OPD", "RLVR"} <= names for names in drawn)
     assert table["step"].max() == 40
-
-
-def test_the_committed_measures_or_an_error() -> None:
-    frame = pd.DataFrame({"recipe": ["opd"], "seed": [0]})
-    tables = BookTables(frame, frame, frame, PUBLISHED, (0, 2), "")
-    with pytest.raises(StaleResultsError, match="make runs"):
-        measures_for(tables, ["opd"])
-    assert measures_for(replace(tables, measures=measures()), ["opd"]) is measures()
 
 
 def test_figures_say_what_they_show() -> None:
