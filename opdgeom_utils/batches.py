@@ -4,8 +4,6 @@ Nothing random is carried from one update to the next: the prompts, the sampling
 come from its own number and the run's seed.
 """
 
-# pyright: reportArgumentType=false
-# (a tokenizer may lack an end token, ours has one)
 from __future__ import annotations
 
 import math
@@ -14,12 +12,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from opdgeom_utils import objectives
 from opdgeom_utils.learner import Learner, stream_seed
 from opdgeom_utils.recipes import Recipe
-from opdgeom_utils.rollouts import Rollouts, completion_logits, decode_completions, encode_pairs, encode_prompts, sample
+from opdgeom_utils.rollouts import Rollouts, completion_logits, decode_completions, encode_pairs, roll_out
 from opdgeom_utils.tasks import Example, draw_examples, verify
 
 
@@ -39,34 +37,20 @@ def make_batches(learner: Learner) -> list[Batch]:
     recipe = learner.recipe
     n = recipe.prompts_per_update * recipe.updates_per_rollout
     examples = draw_examples(recipe.mixture, n, seed=f"{learner.seed}:{learner.step}", weights=recipe.weights)
+    prompts = [e.prompt for e in examples]
     if not recipe.on_policy:
-        pairs = encode_pairs(
-            learner.tokenizer, [e.prompt for e in examples], [e.completion for e in examples], learner.device
-        )
+        pairs = encode_pairs(learner.tokenizer, prompts, [e.completion for e in examples], learner.device)
         return [Batch(pairs, objectives.sft_advantages(pairs.mask), torch.ones(pairs.mask.shape[:2]))]
     generator = torch.Generator(learner.device).manual_seed(stream_seed("rollout", learner.seed, learner.step))
-    rollouts = roll_out(learner.writer or learner.student, learner.tokenizer, examples, recipe, generator)
+    rollouts = roll_out(
+        learner.writer or learner.student, learner.tokenizer, prompts,
+        group_size=recipe.group_size, max_new_tokens=recipe.max_new_tokens, generator=generator,
+    )  # fmt: skip
     if learner.writer is not None:  # ratios are taken against the student, whoever wrote
         rollouts = replace(rollouts, log_probs=student_log_probs(learner, rollouts))
     rewards = reward_of(learner.tokenizer, examples, rollouts)
     size = recipe.prompts_per_update
     return [score(learner, rollouts.select(range(i, i + size)), rewards[i : i + size]) for i in range(0, n, size)]
-
-
-def roll_out(
-    student: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    examples: Sequence[Example],
-    recipe: Recipe,
-    generator: torch.Generator | None,
-) -> Rollouts:
-    """Let the student write ``group_size`` completions for each prompt."""
-    device = next(student.parameters()).device
-    ids, mask = encode_prompts(tokenizer, [e.prompt for e in examples], device)
-    return sample(
-        student, ids, mask, group_size=recipe.group_size, max_new_tokens=recipe.max_new_tokens, generator=generator,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
 
 
 @torch.no_grad()

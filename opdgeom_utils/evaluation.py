@@ -1,14 +1,12 @@
 """Held-out accuracy per family: what a checkpoint can do, greedy and sampled at temperature 1."""
 
-# pyright: reportArgumentType=false
-# (a tokenizer may lack an end token, ours has one)
 from __future__ import annotations
 
 import pandas as pd
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from opdgeom_utils.rollouts import decode_completions, encode_prompts, sample
+from opdgeom_utils.rollouts import decode_completions, roll_out
 from opdgeom_utils.tasks import Example, Mixture, held_out_set, verify
 
 BATCH = 256
@@ -24,14 +22,10 @@ def rewards_on(
     """Reward of one completion per example, in order; greedy when ``generator`` is None."""
     order = sorted(range(len(examples)), key=lambda i: (len(examples[i].prompt), i))
     rewards = [0.0] * len(examples)
-    device = next(model.parameters()).device
     for start in range(0, len(order), BATCH):
         rows = order[start : start + BATCH]
-        ids, mask = encode_prompts(tokenizer, [examples[i].prompt for i in rows], device)
-        rollouts = sample(
-            model, ids, mask, group_size=1, max_new_tokens=max_new_tokens, generator=generator,
-            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-        )  # fmt: skip
+        prompts = [examples[i].prompt for i in rows]
+        rollouts = roll_out(model, tokenizer, prompts, max_new_tokens=max_new_tokens, generator=generator)
         for i, (text,) in zip(rows, decode_completions(tokenizer, rollouts), strict=True):
             rewards[i] = verify(examples[i].prompt, text)
     return rewards

@@ -4,6 +4,9 @@ The gradient of all of them is ``g = sum_t a_t * grad log p(y_t | x, y_<t)`` (ar
 only in ``a_t`` and in who wrote ``y``. So each objective here is a small function that returns ``a_t``, and
 :func:`policy_loss` turns advantages into a loss. Everything is a pure function of tensors.
 
+To add an objective, write its credit here, call it in :func:`opdgeom_utils.batches.score`, and give its name to
+:data:`opdgeom_utils.recipes.OBJECTIVES`; a recipe of it is a few lines in ``data/recipes/<profile>.yaml``.
+
 Axes: ``B`` prompts, ``G`` completions a prompt, ``T`` tokens, ``V`` vocabulary. Log-probabilities are natural
 logarithms (nats). ``mask`` is true on the tokens of a completion, its end token included.
 
@@ -203,9 +206,9 @@ def policy_loss(
     log_ratio = torch.where(mask, log_probs - old_log_probs, torch.zeros_like(log_probs))
     ratio = log_ratio.exp()
     free = ratio * advantages
-    held = ratio.clamp(1.0 - clip_low, 1.0 + clip_high) * advantages
-    loss = token_mean(-torch.minimum(free, held), mask, total)
-    return PolicyLoss(loss, token_mean((held < free).float(), mask, total).detach())
+    clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high) * advantages
+    loss = token_mean(-torch.minimum(free, clipped), mask, total)
+    return PolicyLoss(loss, token_mean((clipped < free).float(), mask, total).detach())
 
 
 def sft_loss(

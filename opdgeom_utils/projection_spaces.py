@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 
 import torch
 from transformers import PreTrainedModel
 
-from opdgeom_utils.batches import roll_out
 from opdgeom_utils.learner import Learner, stream_seed
 from opdgeom_utils.projection import Projector, activation_moments, leading_space, projected_layers, random_space
-from opdgeom_utils.rollouts import Rollouts, encode_pairs
+from opdgeom_utils.rollouts import Rollouts, encode_pairs, roll_out
 from opdgeom_utils.tasks import draw_examples
 
 
@@ -39,8 +37,8 @@ def _start_and_its_batch(learner: Learner) -> tuple[PreTrainedModel, list[Rollou
         for parameter, value in zip(start.parameters(), learner.start_weights, strict=True):
             parameter.copy_(value)
     examples = draw_examples(recipe.mixture, 256, seed=f"activations:{learner.seed}", weights=recipe.weights)
+    prompts, longest = [e.prompt for e in examples], recipe.max_new_tokens
     if not recipe.on_policy:
-        prompts, completions = [e.prompt for e in examples], [e.completion for e in examples]
-        return start, [encode_pairs(learner.tokenizer, prompts, completions, learner.device)]
+        return start, [encode_pairs(learner.tokenizer, prompts, [e.completion for e in examples], learner.device)]
     generator = torch.Generator(learner.device).manual_seed(stream_seed("activations", learner.seed))
-    return start, [roll_out(start, learner.tokenizer, examples, replace(recipe, group_size=1), generator)]
+    return start, [roll_out(start, learner.tokenizer, prompts, max_new_tokens=longest, generator=generator)]

@@ -6,7 +6,8 @@ once, in sampling and in scoring alike: ``P + G * T`` tokens instead of ``G * (P
 """
 
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportOptionalSubscript=false
-# (the cache layers of transformers are typed more loosely than they are)
+# pyright: reportArgumentType=false
+# (the cache layers of transformers are typed more loosely than they are; a tokenizer may lack an end token, ours not)
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -117,24 +118,24 @@ def completion_logits(model: PreTrainedModel, rollouts: Rollouts) -> Float[Tenso
 
 
 @torch.no_grad()
-def sample(
+def roll_out(
     model: PreTrainedModel,
-    prompt_ids: Int[Tensor, "B P"],
-    prompt_mask: Bool[Tensor, "B P"],
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[str],
     *,
-    group_size: int,
+    group_size: int = 1,
     max_new_tokens: int,
     generator: torch.Generator | None,
-    eos_token_id: int,
-    pad_token_id: int,
 ) -> Rollouts:
-    """Sample ``group_size`` completions per prompt at temperature 1; greedy when ``generator`` is None.
+    """Let a model write ``group_size`` completions for each prompt at temperature 1; greedy without a ``generator``.
 
-    A completion ends with its end token, which is part of it. Rows that have ended leave the batch. The result is the
-    same on every call with a generator in the same state.
+    A completion ends with the tokenizer's end token, which is part of it. Rows that have ended leave the batch. The
+    result is the same on every call with a generator in the same state.
     """
-    n, device = prompt_ids.shape[0] * group_size, prompt_ids.device
-    out = torch.full((n, max_new_tokens), pad_token_id, dtype=torch.long, device=device)
+    device = next(model.parameters()).device
+    prompt_ids, prompt_mask = encode_prompts(tokenizer, prompts, device)
+    n = len(prompts) * group_size
+    out = torch.full((n, max_new_tokens), tokenizer.pad_token_id, dtype=torch.long, device=device)
     log_probs = torch.zeros((n, max_new_tokens), device=device)
     length = torch.full((n,), max_new_tokens, device=device)
     step = model(
@@ -152,7 +153,7 @@ def sample(
     for t in range(max_new_tokens):
         token, log_prob = _choose(logits, generator)
         out[rows, t], log_probs[rows, t] = token, log_prob
-        ended = token == eos_token_id
+        ended = token == tokenizer.eos_token_id
         length[rows[ended]] = t + 1
         if bool(ended.all()) or t + 1 == max_new_tokens:
             break
@@ -170,7 +171,7 @@ def sample(
         logits, cache = step.logits[:, -1], step.past_key_values
     end = int(length.max())
     keep = torch.arange(end, device=device) < length[:, None]
-    shape = (prompt_ids.shape[0], group_size)
+    shape = (len(prompts), group_size)
     return Rollouts(
         prompt_ids,
         prompt_mask,

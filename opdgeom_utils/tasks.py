@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import string
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -127,12 +127,8 @@ def held_out_set(mixture: Mixture, per_family: int, seed: int = 0) -> list[Examp
 
 
 def _draw_one(rng: random.Random, family: str, level: int, split: Split) -> Example:
-    for args in _candidates(rng, family, level):
+    for _ in range(10_000):
+        args = FAMILIES[family].draw(rng, level)
         if split_of(f"{family} {args}=") == split:
             return make_example(family, args, level)
     raise RecipeError(f"no {split} prompt found for family {family!r} at level {level}; its prompt space is too small")
-
-
-def _candidates(rng: random.Random, family: str, level: int) -> Iterator[str]:
-    for _ in range(10_000):
-        yield FAMILIES[family].draw(rng, level)

@@ -65,30 +65,11 @@ def train(learner: Learner) -> Iterator[Log]:
 def apply_update(learner: Learner, batch: Batch) -> Log:
     """Differentiate the loss of one batch and take one optimiser step; return the log row."""
     recipe, student = learner.recipe, learner.student
-    counted, kept = counting_part(recipe, batch)
-    total = float(kept.sum())
-    log: Log = {"loss": 0.0, "clip_rate": 0.0, "entropy": 0.0}
     student.train()
     learner.optimizer.zero_grad(set_to_none=True)
     if recipe.projection_space and learner.step >= recipe.projection_from and learner.projector is None:
         learner.projector = make_projector(learner)
-    apart = TermGradients(list(student.parameters())) if batch.terms else None
-    for rows in length_groups(counted.rollouts, recipe.micro_batches):
-        part = counted.rollouts.select(rows)
-        width = part.mask.shape[-1]
-        logits = completion_logits(student, part).float()
-        if apart is None:
-            loss, clipped = _loss(recipe, counted, part, logits, rows, kept[rows, :, :width], total)
-            loss.backward()
-        else:
-            loss, clipped = _mixed_losses(recipe, counted, part, logits, rows, total, apart)
-        log["loss"] += float(loss.detach())
-        log["clip_rate"] += clipped
-        log["entropy"] += float((objectives.entropy(logits.detach()) * part.mask).sum()) / float(
-            counted.rollouts.mask.sum()
-        )
-    if apart is not None:
-        log.update(apart.mix(recipe.alpha))
+    log = _differentiate(learner, batch)
     layers = dict(projected_layers(student)) if learner.projector else {}
     if learner.projector and recipe.projection_of == "gradient":
         learner.projector.project_gradients(layers)
@@ -120,40 +101,49 @@ def apply_update(learner: Learner, batch: Batch) -> Log:
     return log
 
 
-def _loss(
+def _differentiate(learner: Learner, batch: Batch) -> Log:
+    """Set every parameter's gradient, summed over micro-batches; return loss, clip rate and entropy."""
+    recipe = learner.recipe
+    counted, kept = counting_part(recipe, batch)
+    total, written = float(kept.sum()), float(counted.rollouts.mask.sum())
+    log: Log = {"loss": 0.0, "clip_rate": 0.0, "entropy": 0.0}
+    apart = TermGradients(list(learner.student.parameters())) if batch.terms else None
+    for rows in length_groups(counted.rollouts, recipe.micro_batches):
+        part = counted.rollouts.select(rows)
+        logits = completion_logits(learner.student, part).float()
+        losses = _losses(recipe, counted, part, logits, rows, kept, total)
+        if apart is None:
+            losses[0].loss.backward()
+        else:
+            apart.add(*(term.loss for term in losses))
+        for name in ("loss", "clip_rate"):
+            opd, *rlvr = (getattr(term, name).detach() for term in losses)
+            log[name] += float(recipe.alpha * opd + (1 - recipe.alpha) * rlvr[0] if rlvr else opd)
+        log["entropy"] += float((objectives.entropy(logits.detach()) * part.mask).sum()) / written
+    if apart is not None:
+        log.update(apart.mix(recipe.alpha))
+    return log
+
+
+def _losses(
     recipe: Recipe, batch: Batch, part: Rollouts, logits: Tensor, rows: list[int], kept: Tensor, total: float
-) -> tuple[Tensor, float]:
-    log_probs = objectives.token_log_probs(logits, part.completion_ids)
-    if recipe.objective == "sft":
-        return objectives.sft_loss(log_probs, kept, total=total), 0.0
+) -> list[objectives.PolicyLoss]:
+    """Loss and clip rate of one micro-batch; two of each, OPD's and RLVR's, where their gradients are taken apart."""
     width = part.mask.shape[-1]
+    kept, log_probs = kept[rows, :, :width], objectives.token_log_probs(logits, part.completion_ids)
+    if recipe.objective == "sft":
+        return [objectives.PolicyLoss(objectives.sft_loss(log_probs, kept, total=total), torch.zeros(()))]
     if recipe.objective == "opd" and recipe.estimator == "full_vocab":
         assert batch.teacher_logits is not None
         exact = objectives.reverse_kl_full_vocab(logits, batch.teacher_logits[rows, :, :width])
-        return objectives.token_mean(exact, kept, total), 0.0
-    result = objectives.policy_loss(
-        log_probs, part.log_probs, batch.advantages[rows, :, :width], kept,
-        clip_low=recipe.clip_low, clip_high=recipe.clip_high, total=total,
-    )  # fmt: skip
-    return result.loss, float(result.clip_rate)
-
-
-def _mixed_losses(
-    recipe: Recipe, batch: Batch, part: Rollouts, logits: Tensor, rows: list[int], total: float, apart: TermGradients
-) -> tuple[Tensor, float]:
-    """Differentiate the losses of OPD and of RLVR apart; return their mixture's value and clip rate."""
-    assert batch.terms is not None
-    log_probs = objectives.token_log_probs(logits, part.completion_ids)
-    opd, rlvr = (
+        return [objectives.PolicyLoss(objectives.token_mean(exact, kept, total), torch.zeros(()))]
+    return [
         objectives.policy_loss(
-            log_probs, part.log_probs, term[rows, :, : part.mask.shape[-1]], part.mask,
+            log_probs, part.log_probs, credit[rows, :, :width], kept,
             clip_low=recipe.clip_low, clip_high=recipe.clip_high, total=total,
         )
-        for term in batch.terms
-    )  # fmt: skip
-    apart.add(opd.loss, rlvr.loss)
-    share = (recipe.alpha, 1 - recipe.alpha)
-    return share[0] * opd.loss + share[1] * rlvr.loss, float(share[0] * opd.clip_rate + share[1] * rlvr.clip_rate)
+        for credit in batch.terms or (batch.advantages,)
+    ]  # fmt: skip
 
 
 @torch.no_grad()

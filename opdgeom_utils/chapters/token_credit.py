@@ -19,7 +19,7 @@ from opdgeom_utils import objectives
 from opdgeom_utils.errors import RecipeError
 from opdgeom_utils.intervals import seed_interval
 from opdgeom_utils.models import PAD
-from opdgeom_utils.rollouts import Rollouts, completion_logits, decode_completions, encode_prompts, sample
+from opdgeom_utils.rollouts import Rollouts, completion_logits, decode_completions, roll_out
 from opdgeom_utils.tasks import END, Example, held_out_set, verify
 
 MAX_NEW_TOKENS = 40
@@ -67,11 +67,9 @@ def work_through(
         Of the sampling; the same arguments give the same completions.
     """
     generator = torch.Generator().manual_seed(seed)
-    vocabulary = tokenizer.get_vocab()
-    ids, mask = encode_prompts(tokenizer, [e.prompt for e in examples])
-    rollouts = sample(
-        student, ids, mask, group_size=group_size, max_new_tokens=MAX_NEW_TOKENS, generator=generator,
-        eos_token_id=vocabulary[END], pad_token_id=vocabulary[PAD],
+    rollouts = roll_out(
+        student, tokenizer, [e.prompt for e in examples],
+        group_size=group_size, max_new_tokens=MAX_NEW_TOKENS, generator=generator,
     )  # fmt: skip
     logits = completion_logits(teacher, rollouts)
     teacher_log_probs = objectives.token_log_probs(logits, rollouts.completion_ids)

@@ -10,12 +10,10 @@ Measured are the last checkpoint of every run; of a free run also its start and 
 projected variants begin and end.
 """
 
-# pyright: reportArgumentType=false, reportOptionalMemberAccess=false
-# (a tokenizer may lack an end token, ours has one; a profile's OPD has a teacher)
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -26,17 +24,17 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from opdgeom_utils import objectives, storage
+from opdgeom_utils.evaluation import BATCH, rewards_on
 from opdgeom_utils.measures.long_table import as_measures, kept_measures, nearest
 from opdgeom_utils.models import load_model, load_stored_state, load_tokenizer
 from opdgeom_utils.projection import projected_layers
 from opdgeom_utils.recipes import Recipe, load_recipe, recipe_names
-from opdgeom_utils.rollouts import Rollouts, completion_logits, decode_completions, encode_prompts, sample
+from opdgeom_utils.rollouts import Rollouts, completion_logits, roll_out
 from opdgeom_utils.runs import Run, checkpoint_path
-from opdgeom_utils.tasks import Example, held_out_set, verify
+from opdgeom_utils.tasks import Example, held_out_set
 
-SAMPLES = 1
+SAMPLES = 1  # completions of each held-out prompt that the accuracy rests on
 TEXTS = 2  # the anchor writes for every second prompt
-BATCH = 256
 PROJECTED = "_project_"
 
 
@@ -74,10 +72,10 @@ def _own_start(recipe: Recipe) -> list[int]:
 
 @dataclass(frozen=True)
 class Yardstick:
-    """Held-out prompts, what the anchor wrote for them, and what the teacher thinks of every token of that."""
+    """Held-out prompts, what the anchor wrote for half of them, and what the teacher thinks of every token of that."""
 
     tokenizer: PreTrainedTokenizerFast
-    batches: list[list[Example]]
+    examples: list[Example]
     texts: list[Rollouts]
     teacher_logits: list[Tensor]
 
@@ -93,36 +91,19 @@ def yardstick_of(recipe: Recipe) -> Yardstick:
 def _yardstick(writer: str, teacher: str, held_out: str, per_family: int, max_new_tokens: int) -> Yardstick:
     tokenizer, author, judge = load_tokenizer(writer), load_model(writer).eval(), load_model(teacher).eval()
     examples = sorted(held_out_set(json.loads(held_out), per_family), key=lambda e: len(e.prompt))
-    batches = [examples[i : i + BATCH] for i in range(0, len(examples), BATCH)]
-    texts = list(_written(author, tokenizer, [batch[::TEXTS] for batch in batches], 1, max_new_tokens))
+    prompts, generator = [e.prompt for e in examples], torch.Generator().manual_seed(0)
+    batches = [prompts[i : i + BATCH : TEXTS] for i in range(0, len(prompts), BATCH)]
+    texts = [roll_out(author, tokenizer, b, max_new_tokens=max_new_tokens, generator=generator) for b in batches]
     with torch.no_grad():
         logits = [completion_logits(judge, text) for text in texts]
-    return Yardstick(tokenizer, batches, texts, logits)
+    return Yardstick(tokenizer, examples, texts, logits)
 
 
-def _written(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, batches: list[list[Example]], samples: int, longest: int
-) -> Iterator[Rollouts]:
-    generator = torch.Generator().manual_seed(0)  # the same stream for every model
-    for batch in batches:
-        ids, mask = encode_prompts(tokenizer, [e.prompt for e in batch])
-        yield sample(
-            model, ids, mask, group_size=samples, max_new_tokens=longest, generator=generator,
-            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-        )  # fmt: skip
-
-
-def sampled_accuracy(
-    model: PreTrainedModel, yardstick: Yardstick, *, samples: int = SAMPLES, longest: int = 40
-) -> float:
-    """Share (0 to 1) of right answers over ``samples`` completions of every prompt, at temperature 1."""
-    right = total = 0.0
-    rollouts = _written(model, yardstick.tokenizer, yardstick.batches, samples, longest)
-    for batch, written in zip(yardstick.batches, rollouts, strict=True):
-        for example, texts in zip(batch, decode_completions(yardstick.tokenizer, written), strict=True):
-            right += sum(verify(example.prompt, text) for text in texts)
-            total += len(texts)
-    return right / total
+def sampled_accuracy(model: PreTrainedModel, yardstick: Yardstick, *, longest: int = 40) -> float:
+    """Share (0 to 1) of right answers, one completion of every prompt at temperature 1, the same stream each time."""
+    generator = torch.Generator().manual_seed(0)
+    rewards = rewards_on(model, yardstick.tokenizer, yardstick.examples, generator, longest)
+    return sum(rewards) / len(rewards)
 
 
 @torch.no_grad()
@@ -176,7 +157,7 @@ def function_measures(run: Run) -> pd.DataFrame:
     points = points_of(run.recipe)
     ruler = load_recipe("opd", run.recipe.profile)  # what it starts from and its teacher are the yardstick's
     return kept_measures(
-        run.path, "function", lambda: _measured(run, points), __name__, SAMPLES, points, ruler.start, ruler.teacher
+        run.path, "function", lambda: _measured(run, points), __name__, points, ruler.start, ruler.teacher
     )
 
 

@@ -19,9 +19,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from opdgeom_utils import objectives
-from opdgeom_utils.batches import length_groups, reward_of, roll_out
+from opdgeom_utils.batches import length_groups, reward_of
 from opdgeom_utils.learner import Learner, stream_seed
-from opdgeom_utils.rollouts import Rollouts, completion_logits
+from opdgeom_utils.rollouts import Rollouts, completion_logits, roll_out
 from opdgeom_utils.scopes import ATTENTION
 from opdgeom_utils.tasks import Example, draw_examples
 
@@ -98,7 +98,11 @@ def _of_one_batch(
 
 def _written_by(writer: PreTrainedModel, learner: Learner, examples: list[Example], number: int) -> Rollouts:
     generator = torch.Generator(learner.device).manual_seed(stream_seed("moments", learner.seed, number))
-    return roll_out(writer, learner.tokenizer, examples, learner.recipe, generator)
+    prompts, recipe = [e.prompt for e in examples], learner.recipe
+    return roll_out(
+        writer, learner.tokenizer, prompts,
+        group_size=recipe.group_size, max_new_tokens=recipe.max_new_tokens, generator=generator,
+    )  # fmt: skip
 
 
 def _differentiate(

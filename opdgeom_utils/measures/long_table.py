@@ -18,7 +18,6 @@ import pandas as pd
 
 from opdgeom_utils import kept
 from opdgeom_utils.errors import MetricInputError
-from opdgeom_utils.scopes import ATTENTION
 
 COLUMNS = {
     "profile": "str", "recipe": "str", "seed": "int64", "step": "int64", "scope": "str", "side": "str", "k": "int64",
@@ -58,10 +57,9 @@ def kept_measures(
 ) -> pd.DataFrame:
     """Return the table that an earlier call left in a run's folder, or make it: its age is decided by :mod:`kept`.
 
-    The folder's name stands for the run; of the vocabulary one set of matrices decides numbers.
+    The folder's name stands for the run and its recipe.
     """
-    given = ("runs", "recipes", "vocabulary")
-    return kept.table(folder, name, make, module, given=given, inputs=(ATTENTION, *inputs))
+    return kept.table(folder, name, make, module, given=("runs", "recipes"), inputs=inputs)
 
 
 def nearest(steps: Sequence[int], place: float | int) -> int:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from opdgeom_utils.batches import roll_out
 from opdgeom_utils.diagnose.nulls import null_generator, shuffled_update
 from opdgeom_utils.learner import stream_seed
 from opdgeom_utils.linalg.factors import Factors
@@ -47,7 +45,7 @@ from opdgeom_utils.metrics.sparsity import bf16_realised
 from opdgeom_utils.metrics.spectra import stable_rank_of
 from opdgeom_utils.models import load_model, load_tokenizer
 from opdgeom_utils.projection import activation_moments
-from opdgeom_utils.rollouts import encode_pairs
+from opdgeom_utils.rollouts import encode_pairs, roll_out
 from opdgeom_utils.runs import Run
 from opdgeom_utils.tasks import draw_examples
 from opdgeom_utils.training import learning_rate_at
@@ -167,11 +165,12 @@ def input_pool(run: Run, batches: int = POOL, prompts: int = POOL_PROMPTS) -> li
     start, tokenizer = load_model(recipe.start), load_tokenizer(recipe.start)
     for i in range(batches):
         examples = draw_examples(recipe.mixture, prompts, seed=f"inputs:{run.seed}:{i}", weights=recipe.weights)
+        written, longest = [e.prompt for e in examples], recipe.max_new_tokens
         if recipe.on_policy:
             generator = torch.Generator().manual_seed(stream_seed("inputs", run.seed, i))
-            batch = roll_out(start, tokenizer, examples, replace(recipe, group_size=1), generator)
+            batch = roll_out(start, tokenizer, written, max_new_tokens=longest, generator=generator)
         else:
-            batch = encode_pairs(tokenizer, [e.prompt for e in examples], [e.completion for e in examples])
+            batch = encode_pairs(tokenizer, written, [e.completion for e in examples])
         pool.append(activation_moments(start, [batch]))
     return pool
 

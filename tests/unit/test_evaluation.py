@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from opdgeom_utils import evaluation
@@ -28,15 +27,13 @@ def tiny(tiny_models: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
 
 
 @pytest.fixture
-def known_writer(monkeypatch: pytest.MonkeyPatch, tiny: tuple[PreTrainedModel, PreTrainedTokenizerFast]) -> None:
+def known_writer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Completions that are right for the prompts it knows, whatever the model says."""
-    tokenizer = tiny[1]
 
-    def written(_: PreTrainedModel, ids: Tensor, mask: Tensor, **__: object) -> Rollouts:
-        prompts = ["".join(tokenizer.convert_ids_to_tokens(r[m].tolist())) for r, m in zip(ids, mask, strict=True)]
+    def written(_: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: list[str], **__: object) -> Rollouts:
         return encode_pairs(tokenizer, prompts, [answer_to(prompt) for prompt in prompts])
 
-    monkeypatch.setattr(evaluation, "sample", written)
+    monkeypatch.setattr(evaluation, "roll_out", written)
 
 
 def answer_to(prompt: str) -> str:

@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
-from opdgeom_utils import load_or_train
+from opdgeom_utils import evaluation, load_or_train
 from opdgeom_utils.measures import functional
 from opdgeom_utils.measures.functional import (
     Yardstick,
@@ -24,7 +24,6 @@ from opdgeom_utils.models import load_model
 from opdgeom_utils.projection import Projector, random_space
 from opdgeom_utils.recipes import load_recipe
 from opdgeom_utils.rollouts import Rollouts, encode_pairs
-from opdgeom_utils.tasks import make_example
 from tests.tiny_world import DEFAULTS, RECIPES, World
 
 
@@ -63,22 +62,16 @@ def test_the_text_is_the_anchor_s_whichever_run_asks(yardstick: Yardstick) -> No
 
 
 def test_accuracy_is_the_share_of_right_completions(yardstick: Yardstick, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A writer whose first completion of every prompt is right and whose other three are not: a quarter."""
-    tokenizer = yardstick.tokenizer
+    """A writer that is right on the first, the fourth, the seventh... prompt: a third, rounded up."""
+    right = {e.prompt: e.completion for e in yardstick.examples[::3]}
 
-    def written(_: object, ids: Tensor, mask: Tensor, *, group_size: int, **__: object) -> Rollouts:
-        prompts = ["".join(tokenizer.convert_ids_to_tokens(r[m].tolist())) for r, m in zip(ids, mask, strict=True)]
-        right = [make_example(p.split(" ")[0], p.split(" ", 1)[1].removesuffix("=")).completion for p in prompts]
-        parts = [
-            encode_pairs(tokenizer, [p] * group_size, [r, "0;x$", "$", "0"])
-            for p, r in zip(prompts, right, strict=True)
-        ]
-        part = parts[0]
-        return Rollouts(ids, mask, part.completion_ids[None, :, 0], part.mask[None, :, 0], part.log_probs[None, :, 0])
+    def written(_: object, tokenizer: PreTrainedTokenizerFast, prompts: list[str], **__: object) -> Rollouts:
+        return encode_pairs(tokenizer, prompts, [right.get(p, "0;x$") for p in prompts])
 
-    single = Yardstick(tokenizer, [[e] for batch in yardstick.batches for e in batch], [], [])
-    monkeypatch.setattr(functional, "sample", written)
-    assert sampled_accuracy(load_model("anchor"), single, samples=4) == 0.25
+    monkeypatch.setattr(evaluation, "roll_out", written)
+    shares = [e.prompt in right for e in yardstick.examples]
+    assert sampled_accuracy(load_model("anchor"), yardstick) == sum(shares) / len(shares)
+    assert 0 < sum(shares) < len(shares)
 
 
 def test_the_same_numbers_on_every_call(yardstick: Yardstick) -> None:

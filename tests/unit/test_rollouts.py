@@ -14,7 +14,7 @@ from opdgeom_utils.rollouts import (
     decode_completions,
     encode_pairs,
     encode_prompts,
-    sample,
+    roll_out,
 )
 
 PROMPTS = ["sum 47+8-5=", "gcd 84,36=", "sort 31="]
@@ -43,12 +43,10 @@ def draw(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Sampler
     def drawn(
         prompts: list[str] = PROMPTS, seed: int | None = 0, group_size: int = 16, max_new_tokens: int = 9
     ) -> Rollouts:
-        ids, mask = encode_prompts(tokenizer, prompts)
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        return sample(
-            model, ids, mask, group_size=group_size, max_new_tokens=max_new_tokens, generator=generator,
-            eos_token_id=END, pad_token_id=0,
-        )  # fmt: skip
+        return roll_out(
+            model, tokenizer, prompts, group_size=group_size, max_new_tokens=max_new_tokens, generator=generator
+        )
 
     return drawn
 
