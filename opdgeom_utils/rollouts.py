@@ -6,7 +6,7 @@ once, in sampling and in scoring alike: ``P + G * T`` tokens instead of ``G * (P
 """
 
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportOptionalSubscript=false
-# pyright: reportArgumentType=false
+# pyright: reportArgumentType=false, reportCallIssue=false
 # (the cache layers of transformers are typed more loosely than they are; a tokenizer may lack an end token, ours not)
 from __future__ import annotations
 
