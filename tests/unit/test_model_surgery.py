@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, Qwen3ForCausalLM, Qwen3MoeForCaus
 
 from opdgeom_utils import model_surgery, models
 from opdgeom_utils.errors import RecipeError
-from opdgeom_utils.rollouts import Rollouts, completion_logits, sample
+from opdgeom_utils.rollouts import Rollouts, completion_logits, roll_out
 from tools import build_models
 
 IDS = torch.tensor([[3, 4, 5, 6], [7, 8, 9, 10]])
@@ -82,9 +82,9 @@ def test_scoring_a_mixture_equals_a_plain_forward(moe: Qwen3MoeForCausalLM) -> N
 
 def test_a_mixture_can_write(moe: Qwen3MoeForCausalLM) -> None:
     drawn = [
-        sample(
-            moe, IDS, torch.ones(2, 4, dtype=torch.bool), group_size=2, max_new_tokens=3,
-            generator=torch.Generator().manual_seed(0), eos_token_id=1, pad_token_id=0,
+        roll_out(
+            moe, models.build_tokenizer(), ["sum 1+2=", "gcd 8,4="], group_size=2, max_new_tokens=3,
+            generator=torch.Generator().manual_seed(0),
         ).completion_ids
         for _ in range(2)
     ]  # fmt: skip
