@@ -16,11 +16,8 @@ from torch import Tensor
 
 from opdgeom_utils.errors import MetricInputError
 from opdgeom_utils.linalg.factors import Factors
-from opdgeom_utils.linalg.gram import frobenius_norm
 from opdgeom_utils.metrics.inputs import checked
 from opdgeom_utils.metrics.subspaces import PrincipalAngles, angles_between
-
-SUFFIXES = ("_shuffled", "_random", "_identical")
 
 
 def null_generator(seed: int, name: str) -> torch.Generator:
@@ -123,42 +120,10 @@ def _random_order(n: int, generator: torch.Generator) -> Tensor:
     return torch.randperm(n, generator=generator, dtype=torch.int32 if n < 2**31 else torch.int64)
 
 
-@checked(tensors=("delta_w",))
-def random_update(delta_w: Float[Tensor, "*shape"], *, generator: torch.Generator) -> Float[Tensor, "*shape"]:
-    """Draw a Gaussian update with the Frobenius norm of a given one.
-
-    Parameters
-    ----------
-    delta_w : Float[Tensor, "*shape"]
-        The update whose norm, shape and device are kept.
-    generator : torch.Generator
-        A CPU generator, such as :func:`null_generator`.
-
-    Returns
-    -------
-    Float[Tensor, "*shape"]
-        Independent normal entries, rescaled to the norm, float64.
-
-    Raises
-    ------
-    MetricInputError
-        For anything but a finite, non-empty floating tensor.
-
-    Notes
-    -----
-    What drift without direction would give for every static diagnostic of the paper (arXiv 2606.07082).
-
-    Examples
-    --------
-    >>> drift = random_update(torch.tensor([[3.0, 0.0], [0.0, 4.0]]), generator=null_generator(0, "w"))
-    >>> round(float(drift.norm()), 12)
-    5.0
-    """
-    return random_of_norm(tuple(delta_w.shape), frobenius_norm(delta_w), generator=generator).to(delta_w.device)
-
-
 def random_of_norm(shape: tuple[int, ...], norm: float, *, generator: torch.Generator) -> Float[Tensor, "*shape"]:
     """Draw a Gaussian update of a given Frobenius norm, in float64, on the CPU.
+
+    It is what drift without direction would give for every static diagnostic of the paper (arXiv 2606.07082).
 
     Examples
     --------

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from opdgeom_utils import diagnose_pair, metrics
+from opdgeom_utils.linalg import gram, symmetric_eigen
 from opdgeom_utils.linalg.factors import MIN_GAP, factorize
 
 SHAPES = [(1, 1), (1, 30), (30, 1), (7, 7), (40, 12), (12, 40), (33, 33), (4096, 3), (2, 4096), (300, 64)]
@@ -158,13 +159,18 @@ DEVICES = ["cpu", *[d for d in ("cuda", "xpu") if getattr(torch, d).is_available
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_devices_agree(device):
+def test_devices_agree(device, monkeypatch):
+    """The processor is asked to go the road of the others: Gram matrices and eigenvalues by torch."""
     generator = torch.Generator().manual_seed(0)
     before, after = (nn.Linear(48, 96, bias=False) for _ in range(2))
     before.weight.data.copy_(torch.randn(96, 48, generator=generator))
     after.weight.data.copy_(before.weight.data + 0.01 * torch.randn(96, 48, generator=generator))
     here = diagnose_pair(before, after, k=8, rank=8, device="cpu").iloc[0]
+    asked = []
+    for module in (gram, symmetric_eigen) if device == "cpu" else ():
+        monkeypatch.setattr(module, "on_cpu", lambda tensor: bool(asked.append(tensor)))
     there = diagnose_pair(before, after, k=8, rank=8, device=device).iloc[0]
+    assert asked or device != "cpu"
     exact = [column for column in here.index if "sparsity" in column or "overlap" in column]
     assert here[exact].tolist() == there[exact].tolist()
     for column in (
@@ -175,8 +181,6 @@ def test_devices_agree(device):
 
 def test_the_road_of_other_devices_gives_the_same_numbers(monkeypatch):
     """Run the torch branches that an accelerator takes, on the CPU."""
-    from opdgeom_utils.linalg import gram
-
     w = torch.randn(30, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     here = gram.gram_of(w), gram.eigenvalues(w.T @ w), gram.eigenpairs(w.T @ w)[0]
     with monkeypatch.context() as patch:

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 
 from tools.notebooks import parameters_of, read_source, tagged
-from tools.pair import derived_path, stale_pairs
+from tools.pair import stale_pairs
 
 MAX_CODE_CELLS, MAX_CODE_LINES, MAX_CELL_LINES = 30, 150, 20
 MIN_WORDS, MAX_WORDS = 1000, 2000
@@ -94,14 +94,6 @@ def _prose_around(cells: list[nbformat.NotebookNode], place: int) -> bool:
 
 def test_pairs_are_one_notebook(book_root: Path) -> None:
     assert stale_pairs(book_root) == [], "run `.venv/bin/python -m tools.pair`"
-
-
-def test_pair_cell_for_cell_without_outputs(source: Path) -> None:
-    """Told apart from the test above: a stale pair says here which cell differs."""
-    derived = nbformat.read(derived_path(source), as_version=4)
-    expected = [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in read_source(source).cells]
-    assert [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in derived.cells] == expected
-    assert [cell for cell in derived.cells if cell.get("outputs") or cell.get("execution_count")] == []
 
 
 def test_chapters_and_notebooks_agree(book_root: Path) -> None:

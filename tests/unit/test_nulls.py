@@ -3,12 +3,16 @@
 import pytest
 import torch
 
-from opdgeom_utils.diagnose.nulls import identical_angles, null_generator, random_update, shuffled_update
+from opdgeom_utils.diagnose.nulls import identical_angles, null_generator, random_of_norm, shuffled_update
 from opdgeom_utils.errors import MetricInputError
 from opdgeom_utils.linalg.factors import factorize
 from opdgeom_utils.metrics import update_sparsity
 
 DELTA = torch.arange(1.0, 13.0).reshape(3, 4)
+
+
+def drift_like(update, *, generator):
+    return random_of_norm(tuple(update.shape), float(update.norm()), generator=generator)
 
 
 def test_shuffled_keeps_entries_and_moves_them():
@@ -41,20 +45,20 @@ def test_shuffled_is_uniform_over_the_places():
 
 
 def test_random_keeps_the_norm_and_only_the_norm():
-    drift = random_update(DELTA, generator=null_generator(0, "w"))
-    assert float(drift.norm()) == pytest.approx(float(DELTA.double().norm()), rel=1e-14)
+    drift = random_of_norm((3, 4), float(DELTA.norm()), generator=null_generator(0, "w"))
+    assert float(drift.norm()) == pytest.approx(float(DELTA.norm()), rel=1e-14)
     assert drift.dtype == torch.float64
     assert (drift < 0).any()
-    assert not torch.any(random_update(torch.zeros(2, 2), generator=null_generator(0, "w")))
+    assert not torch.any(random_of_norm((2, 2), 0.0, generator=null_generator(0, "w")))
 
 
 def test_random_is_gaussian():
-    drift = random_update(torch.ones(200, 200), generator=null_generator(0, "big")).flatten()
+    drift = random_of_norm((200, 200), 200.0, generator=null_generator(0, "big")).flatten()
     assert float(drift.mean()) == pytest.approx(0.0, abs=0.02)
     assert float((drift.abs() < 1.0).double().mean()) == pytest.approx(0.6827, abs=0.01)
 
 
-@pytest.mark.parametrize("draw", [shuffled_update, random_update])
+@pytest.mark.parametrize("draw", [shuffled_update, drift_like])
 def test_draws_depend_on_seed_and_name_alone(draw):
     first = draw(DELTA, generator=null_generator(7, "layers.0.q_proj"))
     assert torch.equal(first, draw(DELTA, generator=null_generator(7, "layers.0.q_proj")))
@@ -73,7 +77,7 @@ def test_the_global_generator_is_left_alone():
     expected = torch.rand(1)
     torch.manual_seed(0)
     shuffled_update(DELTA, generator=null_generator(0, "w"))
-    random_update(DELTA, generator=null_generator(0, "w"))
+    drift_like(DELTA, generator=null_generator(0, "w"))
     assert torch.equal(torch.rand(1), expected)
 
 
