@@ -4,6 +4,32 @@ Each class inherits from :class:`OpdGeomError` and from the standard exception a
 ``except ValueError`` keeps working. Messages say what was found, what was expected, and what to do.
 """
 
+#: How an option is given by each of those who may read an error: of the command, of make, of a chapter, in Python.
+WAYS = {
+    "allow_pickle": (
+        "--allow-pickle",
+        "ALLOW_PICKLE=1",
+        "-p allow_pickle True",
+        "allow_pickle=True of open_checkpoint",
+    ),
+    "base": ("--base MODEL", "BASE=MODEL", "-p base MODEL", "base=MODEL of open_checkpoint"),
+    "modules": ("--modules q_proj", "MODULES=q_proj", "-y 'modules: [q_proj]'", 'modules=["q_proj"]'),
+    "out": ("--out FILE", "OUT=FILE", "-p out FOLDER", "out=FOLDER"),
+    "strict": ("--no-strict", "STRICT=0", "-p strict False", "strict=False"),
+}
+
+
+def ways(option: str) -> str:
+    """Say how to give an option from wherever the reader of an error is.
+
+    Examples
+    --------
+    >>> ways("strict")
+    '--no-strict (opdgeom), STRICT=0 (make report), -p strict False (papermill) or strict=False (Python)'
+    """
+    command, make, chapter, python = WAYS[option]
+    return f"{command} (opdgeom), {make} (make report), {chapter} (papermill) or {python} (Python)"
+
 
 class OpdGeomError(Exception):
     """Root of the package's errors: ``except OpdGeomError`` catches every deliberate failure."""
@@ -69,6 +95,10 @@ class StaleResultsError(OpdGeomError, RuntimeError):
 
 class NotebookParameterError(OpdGeomError, ValueError):
     """A papermill parameter that the notebook does not declare, or of the wrong type."""
+
+
+class NotebookFailedError(OpdGeomError, RuntimeError):
+    """A notebook stopped with an error; the message holds the cell and the end of the traceback."""
 
 
 class ChartDescriptionError(OpdGeomError, ValueError):

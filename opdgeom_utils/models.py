@@ -28,9 +28,9 @@ from transformers import (
 )
 
 from opdgeom_utils.errors import CheckpointDamagedError, CheckpointNotFoundError, RecipeError
+from opdgeom_utils.project_files import PROJECT
 from opdgeom_utils.tasks import CHARACTERS, END
 
-PROJECT = Path(__file__).resolve().parent.parent
 MODELS = PROJECT / "data" / "models"
 STARTS = PROJECT / "_build" / "starts"  # models as surgery leaves them, before they are mended
 DERIVED = "derived:"

@@ -16,9 +16,10 @@ from typing import Any
 import yaml
 
 from opdgeom_utils.errors import RecipeError, UnknownProfileError, UnknownRecipeError
+from opdgeom_utils.project_files import PROJECT
 from opdgeom_utils.tasks import check_mixture
 
-RECIPES = Path(__file__).resolve().parent.parent / "data" / "recipes"
+RECIPES = PROJECT / "data" / "recipes"
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same loader in C, ten times as fast, where it was built
 OBJECTIVES = ("sft", "opd", "rlvr", "mixed")
 KEEP_BY = ("top", "random")

@@ -23,15 +23,14 @@ from typing import Any
 import yaml
 from filelock import FileLock
 
-from opdgeom_utils.errors import NotebookParameterError
+from opdgeom_utils.errors import NotebookFailedError, NotebookParameterError
+from opdgeom_utils.report.papermill_run import read_parameters
 from tools.notebooks import (
     Executed,
-    NotebookFailedError,
     depended_files,
     digest_of,
     execute,
     notebook_sources,
-    read_parameters,
 )
 from tools.vendor import VendorError, vendor
 

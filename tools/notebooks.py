@@ -8,9 +8,7 @@ file. While the key stands, the notebook is not run again.
 import hashlib
 import json
 import os
-import re
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -20,18 +18,10 @@ from typing import Any
 
 import jupytext
 import nbformat
-import yaml
 from filelock import FileLock
 
-from opdgeom_utils.chapters.parameters import check_names, declared_parameters
-
-#: Longest time, in seconds, that one cell may take.
-CELL_SECONDS = 1800
-ANSI = re.compile(r"\x1b\[[0-9;]*m")
-
-
-class NotebookFailedError(RuntimeError):
-    """A notebook stopped with an error; the message holds the cell and the end of the traceback."""
+from opdgeom_utils.chapters.parameters import check_given, declared_parameters
+from opdgeom_utils.report.papermill_run import run_papermill, tagged
 
 
 @dataclass(frozen=True)
@@ -57,23 +47,10 @@ def read_source(source: Path) -> nbformat.NotebookNode:
     return notebook
 
 
-def tagged(notebook: nbformat.NotebookNode, tag: str) -> list[nbformat.NotebookNode]:
-    """Cells of a notebook that carry a tag."""
-    return [cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])]
-
-
 def parameters_of(source: Path) -> dict[str, str]:
     """Names and annotations that a notebook's parameters cell declares (none: an empty dict)."""
     cells = tagged(read_source(source), "parameters")
     return declared_parameters(cells[0].source) if cells else {}
-
-
-def read_parameters(path: Path) -> dict[str, Any]:
-    """Read a parameter file, such as ``notebooks/params/smoke.yaml``."""
-    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected `name: value` lines, found {type(values).__name__}")
-    return values
 
 
 def depended_files(root: Path) -> list[Path]:
@@ -118,7 +95,7 @@ def execute(source: Path, root: Path, build: Path, parameters: Mapping[str, Any]
     NotebookFailedError
         If a cell raises.
     """
-    check_names(parameters, parameters_of(source), source.stem)
+    check_given(parameters, parameters_of(source), source.stem)
     given = json.dumps(dict(parameters), sort_keys=True)
     key = digest_of([source], given, shared, sys.version)
     kept = build / "executed" / f"{source.stem}-{key}.ipynb"
@@ -148,54 +125,6 @@ def keep(out: Path, kept: Path, parameters: dict[str, Any]) -> None:
         if json.loads(old.read_text(encoding="utf-8"))["metadata"].get("parameters") == parameters:
             old.unlink()
     partial.replace(kept)
-
-
-def run_papermill(
-    raw: Path,
-    out: Path,
-    parameters: Path,
-    root: Path,
-    log: Path,
-    *,
-    offline: bool = True,
-    cell_seconds: int | None = CELL_SECONDS,
-) -> None:
-    """Run papermill in its own process, single-threaded; raise with the failing cell if it stops.
-
-    ``offline`` forbids the hub's network; without ``cell_seconds`` a cell may take as long as it needs.
-    """
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
-        "PYTHONHASHSEED": "0",
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-        "OMP_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    if offline:
-        environment["HF_HUB_OFFLINE"] = "1"
-    command = [sys.executable, "-m", "papermill", str(raw), str(out), "-k", "python3", "-f", str(parameters)]
-    command += ["--cwd", str(root / "notebooks"), "--no-progress-bar", "--log-output"]
-    if cell_seconds is not None:
-        command += ["--execution-timeout", str(cell_seconds)]
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w", encoding="utf-8") as stream:
-        status = subprocess.run(command, env=environment, stdout=stream, stderr=stream, check=False).returncode
-    if status:
-        raise NotebookFailedError(failure_report(out, log))
-
-
-def failure_report(out: Path, log: Path, lines: int = 25) -> str:
-    """Say which cell failed and how: its source, the error, the end of the traceback; else the end of the log."""
-    cells = nbformat.read(out, as_version=4).cells if out.exists() else []
-    for number, cell in enumerate((c for c in cells if c.cell_type == "code"), start=1):
-        for output in cell.get("outputs", []):
-            if output.output_type == "error":
-                trace = ANSI.sub("", "\n".join(output.traceback)).splitlines()[-lines:]
-                tail = "\n".join(trace)
-                return f"code cell {number} stopped:\n{cell.source}\n\n{tail}\n(whole log: {log})"
-    tail = ANSI.sub("", log.read_text(encoding="utf-8", errors="replace")).splitlines()[-lines:]
-    return "\n".join(tail) + f"\n(whole log: {log})"
 
 
 def without_run_details(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-import vl_convert
+from opdgeom_utils.report.page import vega_script
 
 DONE = "complete"
 
@@ -115,11 +115,6 @@ def unpack(archive: Archive, content: bytes, target: Path) -> None:
     missing = set(archive.files) - seen
     if missing:
         raise VendorError(f"{archive.name} {archive.version} has no {sorted(missing)}")
-
-
-def vega_script() -> str:
-    """Return Vega and its companions as one classic script (a module would not load from ``file://``)."""
-    return "(() => {\n" + vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;") + "\n})();\n"
 
 
 def vendor_key() -> str:

@@ -2,14 +2,17 @@
 
 papermill only warns about a parameter that the notebook does not declare, and then runs with the defaults. Two checks
 stop that here. Inside the notebook, the cell after the parameters calls :func:`check_parameters`; it reads the history
-of executed cells, where papermill's injected cell stands. Outside, the build reads the parameters cell with
-:func:`declared_parameters` and refuses before it executes anything.
+of executed cells, where papermill's injected cell stands. Outside, the build and the report read the parameters cell
+with :func:`declared_parameters`, and :func:`check_given` refuses before anything is executed.
 """
 
 import ast
+import contextlib
 import types
 from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin
+
+import yaml
 
 from opdgeom_utils.errors import NotebookParameterError
 
@@ -149,38 +152,66 @@ def check_parameters(namespace: Mapping[str, Any]) -> None:
     declared: dict[str, Any] = dict(namespace.get("__annotations__", {}))
     if not declared:
         raise NotebookParameterError("no declared parameters: run the parameters cell before check_parameters()")
-    unknown = [name for name in injected_names(list(namespace.get("In", []))) if name not in declared]
-    if unknown:
-        raise NotebookParameterError(_unknown(unknown, list(declared)))
+    _refuse_unknown(injected_names(list(namespace.get("In", []))), list(declared))
     for name, annotation in declared.items():
-        if not has_type(namespace.get(name), annotation):
-            value = namespace.get(name)
-            wanted = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-            wanted = str(annotation) if get_args(annotation) else wanted
-            raise NotebookParameterError(
-                f"parameter {name} is {value!r} ({type(value).__name__}), expected {wanted}. {HOW_TO_PASS}"
-            )
+        _check_type(name, namespace.get(name), annotation)
 
 
-def check_names(given: Mapping[str, object], declared: Mapping[str, str], notebook: str) -> None:
-    """Stop before anything runs if a parameter is given that a notebook does not declare.
+def check_given(given: Mapping[str, object], declared: Mapping[str, str], notebook: str) -> None:
+    """Stop before anything runs if a parameter is given that a notebook does not declare, or in another type.
+
+    Parameters
+    ----------
+    given
+        Values by name.
+    declared
+        From :func:`declared_parameters`.
+    notebook
+        Its name, for the message.
 
     Examples
     --------
-    >>> check_names({"profile": "smoke"}, {"profile": "str"}, "01_toy_world")
-    >>> check_names({"profil": "smoke"}, {"profile": "str"}, "01_toy_world")
+    >>> check_given({"profile": "smoke"}, {"profile": "str"}, "01_toy_world")
+    >>> check_given({"profil": "smoke"}, {"profile": "str"}, "01_toy_world")
     Traceback (most recent call last):
         ...
     opdgeom_utils.errors.NotebookParameterError: 01_toy_world: unknown parameter: profil. This notebook declares: ...
     """
+    try:
+        _refuse_unknown(list(given), list(declared))
+        for name, value in given.items():
+            _check_type(name, value, eval(declared[name], {"Literal": Literal}))
+    except NotebookParameterError as error:
+        raise NotebookParameterError(f"{notebook}: {error}") from None
+
+
+def _check_type(name: str, value: object, annotation: Any) -> None:
+    if not has_type(value, annotation):
+        plain = isinstance(annotation, type) and not get_args(annotation)
+        wanted = annotation.__name__ if plain else str(annotation)
+        found = f"parameter {name} is {value!r} ({type(value).__name__}), expected {wanted}"
+        raise NotebookParameterError(f"{found}. {_how_to_pass(name, value, annotation)}")
+
+
+def _how_to_pass(name: str, value: object, annotation: Any) -> str:
+    """Say how the value that was probably meant is written."""
+    if isinstance(value, bool | int | float) and has_type(str(value), annotation):
+        return f'It is text, so tell papermill -r {name} {value} (not -p), or quote it in YAML: {name}: "{value}".'
+    if isinstance(value, str) and has_type([value], annotation):
+        return f"It is a list, so tell papermill -y '{name}: [{value}]', or give it in a file of parameters."
+    with contextlib.suppress(yaml.YAMLError):
+        if isinstance(value, str) and has_type(yaml.safe_load(value), annotation):
+            return f"It is no text, so tell papermill -p {name} {value} (not -r), or leave the quotes out in YAML."
+    return HOW_TO_PASS
+
+
+def _refuse_unknown(given: list[str], declared: list[str]) -> None:
     unknown = [name for name in given if name not in declared]
     if unknown:
-        raise NotebookParameterError(f"{notebook}: {_unknown(unknown, list(declared))}")
-
-
-def _unknown(unknown: list[str], declared: list[str]) -> str:
-    names = "parameter" if len(unknown) == 1 else "parameters"
-    return f"unknown {names}: {', '.join(unknown)}. This notebook declares: {', '.join(declared)}. {HOW_TO_PASS}"
+        names = "parameter" if len(unknown) == 1 else "parameters"
+        raise NotebookParameterError(
+            f"unknown {names}: {', '.join(unknown)}. This notebook declares: {', '.join(declared)}. {HOW_TO_PASS}"
+        )
 
 
 def _is_literal(node: ast.expr) -> bool:

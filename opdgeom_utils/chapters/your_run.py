@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+from opdgeom_utils.charts.series import listed
 from opdgeom_utils.charts.theme import NULLS, PALETTE, label
 from opdgeom_utils.checkpoints import OpenCheckpoint, module_of, open_checkpoint
 from opdgeom_utils.checkpoints.comparison import ComparisonReport, aligned
-from opdgeom_utils.checkpoints.pickled_weights import ENDINGS
-from opdgeom_utils.diagnose import STEP_IN_NAME
-from opdgeom_utils.errors import CheckpointNotFoundError, MetricInputError, NotebookParameterError
+from opdgeom_utils.checkpoints.opening import holds_weights
+from opdgeom_utils.diagnose.steps import checkpoints_inside, numbered
+from opdgeom_utils.diagnose.trajectory import selected
+from opdgeom_utils.errors import CheckpointNotFoundError, MetricInputError, NotebookParameterError, ways
 from opdgeom_utils.models import resolve_model
 
 TO_FILL_IN = "FILL-IN"
 LONGEST_LABEL = 40
 PAPER_K, LARGEST_SHARE = 512, 8
-WEIGHTS = (".safetensors", *ENDINGS)
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ def open_run(
     modules: Sequence[str] | None = None,
     label: str = "your run",
     strict: bool = True,
+    allow_pickle: bool = False,
 ) -> OpenedRun:
     """Open what a report compares; no matrix is read, except a few rows to know the base of an adapter.
 
@@ -62,7 +65,8 @@ def open_run(
     reference : str
         A shipped model's name (``base``), a folder, a file, or a hub name (``name`` or ``name@revision``).
     tuned : str or list of str
-        The same; or a folder of steps (``step_000050.safetensors``, ``checkpoint-50``); or a list of checkpoints.
+        The same; or a run's folder, whose steps may lie deeper (``checkpoint-50``, ``global_step_50/actor``,
+        ``epoch_1/step_50``); or a list of checkpoints, in any order where their names hold steps.
     revision : str, optional
         Branch, tag or commit of every hub name in ``tuned`` that does not carry its own after an ``@``.
     base : str, optional
@@ -73,15 +77,17 @@ def open_run(
         Name of the run in figures and sentences.
     strict : bool
         Whether anything that cannot be compared is an error.
+    allow_pickle : bool
+        Whether to read ``pytorch_model.bin`` and its like, tensors only.
 
     Raises
     ------
     NotebookParameterError
-        When a name was not filled in, a list is empty, the label is taken, or steps are missing or given twice.
+        When a name was not filled in, a list is empty, or the label is taken.
     CheckpointNotFoundError, CheckpointDamagedError, CheckpointUnsafeError, CheckpointMismatchError
         When a checkpoint is missing, unreadable, not only tensors, or of another architecture.
     MetricInputError
-        When a module is unknown, or nothing that is left is a matrix.
+        When steps are missing or given twice, a module is unknown, or nothing that is left is a matrix.
 
     Examples
     --------
@@ -93,17 +99,20 @@ def open_run(
     names, remarks = _checkpoints_named(tuned)
     for name in [reference, *names]:
         _check_filled_in(name)
-    steps = _steps_of(names)
-    opened = sorted(
-        ((step, _open(name, revision, base)) for step, name in zip(steps, names, strict=True)), key=lambda pair: pair[0]
+    steps, remark = numbered(names)
+    if remark and len(names) > 1:
+        remarks.append(remark)
+    shown = _distinct([reference, *names])
+    opening = partial(_open, revision=revision, base=base, allow_pickle=allow_pickle)
+    opened = [opening(name, shown[name]) for name in names]
+    before, after, reports = aligned(
+        _open(reference, shown[reference], allow_pickle=allow_pickle),
+        [checkpoint for _, checkpoint in sorted(zip(steps, opened, strict=True), key=lambda pair: pair[0])],
+        strict=strict,
     )
-    before, after, reports = aligned(_open(reference), [checkpoint for _, checkpoint in opened], strict=strict)
     keep = _kept(before, modules)
     before, *after = (only(one, keep) for one in (before, *after))
-    if len(names) > 1 and not any(_step_in(name) for name in names):
-        remarks.append("No name holds a step: the checkpoints are numbered in the order in which they were given.")
-    pairs = tuple((step, checkpoint) for (step, _), checkpoint in zip(opened, after, strict=True))
-    return OpenedRun(label, before, pairs, tuple(reports), tuple(remarks))
+    return OpenedRun(label, before, tuple(zip(sorted(steps), after, strict=True)), tuple(reports), tuple(remarks))
 
 
 def only(checkpoint: OpenCheckpoint, names: Sequence[str]) -> OpenCheckpoint:
@@ -136,32 +145,36 @@ def matching_k(reference: OpenCheckpoint) -> int:
     return min(PAPER_K, 2 ** max(0, (widest // LARGEST_SHARE).bit_length() - 1))
 
 
-def shown_name(name: str) -> str:
-    """Name of a checkpoint as a page shows it: hub names as they are, of an absolute path only the last part.
+def _distinct(names: Sequence[str]) -> dict[str, str]:
+    """Name checkpoints as a page shows them: hub names as they are, of paths as few last parts as tell them apart."""
+    paths = {name: Path(name).expanduser().absolute() for name in names if Path(name).expanduser().exists()}
+    for n in range(1, 1 + max((len(path.parts) for path in paths.values()), default=0)):
+        shown = {name: "/".join(path.parts[-n:]) for name, path in paths.items()}
+        if len(set(shown.values())) == len(set(paths.values())):
+            return {name: name for name in names} | shown
+    return {name: name for name in names}
 
-    Examples
-    --------
-    >>> shown_name("/home/me/runs/checkpoint-50"), shown_name("Qwen/Qwen3-8B-Base")
-    ('checkpoint-50', 'Qwen/Qwen3-8B-Base')
-    """
-    return Path(name).name if Path(name).is_absolute() else name
 
-
-def _open(name: str, revision: str | None = None, base: str | None = None) -> OpenCheckpoint:
+def _open(
+    name: str, shown: str, *, revision: str | None = None, base: str | None = None, allow_pickle: bool
+) -> OpenCheckpoint:
     """Open a shipped model, a local checkpoint or a hub name; only the last has revisions."""
-    below = None if base is None else resolve_model(base)
-    is_local = Path(name).expanduser().exists()
-    if not is_local:
-        name_alone, _, own = name.partition("@")
-        try:
-            resolved = resolve_model(name_alone)
-        except CheckpointNotFoundError:
-            resolved = name_alone
-        if resolved == name_alone:
-            opened = open_checkpoint(name, revision=None if own else revision, base=below)
-            return replace(opened, label=name if own or not revision else f"{name}@{revision}")
-        return replace(open_checkpoint(resolved, base=below), label=name)
-    return replace(open_checkpoint(Path(name).expanduser(), base=below), label=shown_name(name))
+    source = _found(name)
+    own = revision if source == name and not Path(name).exists() and "@" not in name else None
+    below = None if base is None else _found(base)
+    opened = open_checkpoint(source, revision=own, base=below, allow_pickle=allow_pickle)
+    return replace(opened, label=f"{name}@{own}" if own else shown)
+
+
+def _found(name: str) -> str:
+    """Return the path of what is here, the folder of a shipped model, or the name itself, for the hub."""
+    path = Path(name).expanduser()
+    if path.exists():
+        return str(path)
+    try:
+        return resolve_model(name)
+    except CheckpointNotFoundError:
+        return name
 
 
 def _checkpoints_named(tuned: str | list[str]) -> tuple[list[str], list[str]]:
@@ -171,50 +184,33 @@ def _checkpoints_named(tuned: str | list[str]) -> tuple[list[str], list[str]]:
             raise NotebookParameterError("tuned is an empty list; expected a name, a folder or a list of checkpoints.")
         return list(tuned), []
     folder = Path(tuned).expanduser()
-    if not folder.is_dir():
+    if not tuned.strip() or not folder.is_dir():
         return [tuned], []
-    stems = {path: path.name.split(".")[0] for path in folder.iterdir()}
-    steps = sorted(path for path, stem in stems.items() if STEP_IN_NAME.fullmatch(stem))
-    inside = [path for path in steps if path.is_dir() or path.suffix in WEIGHTS]  # no checksums that lie beside them
-    if not inside:
-        return [tuned], []
-    has_weights = any(folder.glob("*.safetensors")) and any(path.is_dir() for path in inside)
-    if has_weights:
+    steps, others = checkpoints_inside(folder)
+    folders = [path for path in steps if path.is_dir()]
+    if folders and holds_weights(folder):
         return [tuned], [
-            f"{shown_name(tuned)} holds weights of its own and {len(inside)} earlier steps, which are not looked at; "
+            f"{folder.name} holds weights of its own and {len(folders)} earlier steps, which are not looked at; "
             "give them as a list to see the trajectory."
         ]
-    return [str(path) for path in inside], []
-
-
-def _step_in(name: str) -> str | None:
-    found = STEP_IN_NAME.findall(Path(name).name)
-    return found[-1] if found else None
-
-
-def _steps_of(names: Sequence[str]) -> list[int]:
-    found = [_step_in(name) for name in names]
-    if not any(found):
-        return [0] if len(names) == 1 else list(range(1, len(names) + 1))
-    steps = [-1 if step is None else int(step) for step in found]
-    if -1 in steps or len(set(steps)) < len(steps):
+    if steps:
+        names = listed([path.name for path in others])
+        return [str(path) for path in steps], [f"Left out, for it names no step: {names}."] if others else []
+    if len(others) > 1 and not holds_weights(folder):
         raise NotebookParameterError(
-            f"tuned names the steps {['none' if s < 0 else s for s in steps]}; expected each name to hold its own step "
-            "(checkpoint-50, step_000050.safetensors), or none of them."
+            f"{tuned} holds several checkpoints and none names a step: {listed([str(path) for path in others])}. Name "
+            "one of them, or several in their order."
         )
-    return steps
+    return [str(others[0])] if others and not holds_weights(folder) else [tuned], []
 
 
 def _kept(reference: OpenCheckpoint, modules: Sequence[str] | None) -> list[str]:
-    known = sorted({module_of(name) for name in reference.tensors})
-    unknown = sorted(set(modules or []) - set(known))
-    if unknown or (modules is not None and not modules):
-        raise MetricInputError(f"modules are {list(modules or [])}, expected some of {known}.")
-    keep = [name for name in reference.tensors if modules is None or module_of(name) in modules]
+    keep = selected(list(reference.tensors), modules)
     if not any(len(reference.tensors[name].shape) == 2 for name in keep):
         raise MetricInputError(
             f"nothing that is left to compare is a matrix ({', '.join(sorted({module_of(n) for n in keep}))}); "
-            f"expected at least one. Choose modules among {known}."
+            f"expected at least one. Choose among {sorted({module_of(name) for name in reference.tensors})}: "
+            f"{ways('modules')}."
         )
     return keep
 

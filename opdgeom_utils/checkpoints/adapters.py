@@ -20,7 +20,7 @@ from torch import Tensor
 from opdgeom_utils.checkpoints.adapter_settings import CONFIG, adapter_settings, scaling_of
 from opdgeom_utils.checkpoints.layouts import canonical_name
 from opdgeom_utils.checkpoints.parameter_names import EMBEDDING, HEAD
-from opdgeom_utils.checkpoints.pickled_weights import OPENING, pickled_tensors
+from opdgeom_utils.checkpoints.pickled_weights import pickled_tensors
 from opdgeom_utils.checkpoints.stored_tensors import StoredTensor, safetensors_of
 from opdgeom_utils.checkpoints.tied_embeddings import changed_alike, with_own_head
 from opdgeom_utils.checkpoints.weight_files import contained, shortened
@@ -29,6 +29,7 @@ from opdgeom_utils.errors import (
     CheckpointMismatchError,
     CheckpointNotFoundError,
     MetricInputError,
+    ways,
 )
 
 WEIGHTS, PICKLED = "adapter_model.safetensors", "adapter_model.bin"
@@ -167,7 +168,7 @@ def _weights(folder: Path, *, allow_pickle: bool) -> tuple[Path, dict[str, Store
         others = shortened(sorted(path.name for path in folder.iterdir()))
         raise CheckpointNotFoundError(
             f"{folder}: no {WEIGHTS}, found {others}; copy the adapter's weights too. From a hub {PICKLED}, which is a "
-            f"pickle, is fetched only on request: {OPENING}."
+            f"pickle, is fetched only on request: {ways('allow_pickle')}."
         )
     if found.name == PICKLED:
         return found, pickled_tensors([found], allow_pickle=allow_pickle)[0]

@@ -10,7 +10,7 @@ from opdgeom_utils.checkpoints.parameter_names import VOCABULARY
 from opdgeom_utils.checkpoints.stored_tensors import OpenCheckpoint, StoredTensor, part_of
 from opdgeom_utils.checkpoints.tied_embeddings import heads_beside_adapters
 from opdgeom_utils.checkpoints.weight_files import shortened
-from opdgeom_utils.errors import CheckpointMismatchError
+from opdgeom_utils.errors import CheckpointMismatchError, ways
 
 PADDING_AT_MOST = 1024  # rows; a larger difference of vocabularies is no padding
 
@@ -74,8 +74,8 @@ class ComparisonReport:
         if found:
             raise CheckpointMismatchError(
                 f"{self.reference} and {self.tuned} are not one architecture. {'; '.join(found)}. Expected the same "
-                "names and shapes; pass the model that this one was trained from, or strict=False to compare only "
-                "what matches."
+                f"names and shapes; pass the model that this one was trained from, or compare only what matches: "
+                f"{ways('strict')}."
             )
 
     def _problems(self) -> list[tuple[str, tuple[str, ...]]]:

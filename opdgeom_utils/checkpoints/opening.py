@@ -28,7 +28,7 @@ from opdgeom_utils.checkpoints.scaled_weights import unscaled
 from opdgeom_utils.checkpoints.stored_tensors import OpenCheckpoint, StoredTensor, in_layer_order, safetensors_of
 from opdgeom_utils.checkpoints.tied_embeddings import declared_tied, tied_once
 from opdgeom_utils.checkpoints.weight_files import check_index, contained, read_json, weight_files
-from opdgeom_utils.errors import CheckpointDamagedError, CheckpointNotFoundError, MetricInputError
+from opdgeom_utils.errors import CheckpointDamagedError, CheckpointNotFoundError, MetricInputError, ways
 
 CheckpointSource = str | os.PathLike[str] | nn.Module | OpenCheckpoint
 
@@ -136,6 +136,14 @@ def comparison_report(reference: CheckpointSource, tuned: CheckpointSource) -> C
     return compare_opened(open_checkpoint(reference), open_checkpoint(tuned))
 
 
+def holds_weights(folder: Path) -> bool:
+    """Whether a folder holds something to open, in any of the forms above; nothing is read."""
+    named = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json")
+    if any(any(folder.glob(pattern)) for pattern in named):
+        return True
+    return bool(distributed_folder(folder) or rank_folder(folder) or pickled_files(folder))
+
+
 def _gathered(
     source: Any, *, revision: str | None, base: Any, allow_pickle: bool, below: str | None = None
 ) -> _Gathered:
@@ -206,15 +214,13 @@ def _with_adapter(label: str, folder: Path, *, base: Any, allow_pickle: bool) ->
     below = base if base is not None else _beside(folder, adapter.base)
     if below is None:
         raise CheckpointNotFoundError(
-            f"{folder}: its adapter_config.json names no base model; give it, open_checkpoint({label!r}, base=...) or "
-            "BASE=... of `make report`."
+            f"{folder}: its adapter_config.json names no base model; give it: {ways('base')}."
         )
     try:
         stands_on = _gathered(below, revision=None, base=None, allow_pickle=allow_pickle, below=label)
     except CheckpointNotFoundError as error:
         raise CheckpointNotFoundError(
-            f"{folder}: the base of this adapter could not be opened. {error} Or give it, open_checkpoint({label!r}, "
-            "base=...) or BASE=... of `make report`."
+            f"{folder}: the base of this adapter could not be opened. {error} Or give another: {ways('base')}."
         ) from error
     kind = text_config(stands_on.config).get("model_type")  # some types have names of their own
     adapter = replace(

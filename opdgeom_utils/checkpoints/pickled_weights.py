@@ -20,11 +20,10 @@ from opdgeom_utils.checkpoints.inert_pickles import DAMAGE
 from opdgeom_utils.checkpoints.stored_tensors import StoredTensor, is_weight
 from opdgeom_utils.checkpoints.torch_files import FileTensor, read_structure, require_regular
 from opdgeom_utils.checkpoints.weight_files import contained, indexed_files
-from opdgeom_utils.errors import CheckpointDamagedError, CheckpointUnsafeError
+from opdgeom_utils.errors import CheckpointDamagedError, CheckpointUnsafeError, ways
 
 ENDINGS = (".bin", ".pt", ".pth")
 INDEX = "pytorch_model.bin.index.json"
-OPENING = "open_checkpoint(..., allow_pickle=True)"
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def pickled_tensors(files: list[Path], *, allow_pickle: bool) -> tuple[dict[str,
     if not allow_pickle:
         raise CheckpointUnsafeError(
             f"{files[0]}: is a pickle, a format that can hold code. Convert it to safetensors, or, to have its "
-            f"tensors read with weights_only=True, write {OPENING} and pass what it returns."
+            f"tensors read with weights_only=True, give {ways('allow_pickle')}."
         )
     tensors: dict[str, StoredTensor] = {}
     left_out: dict[str, None] = {}  # by full path: a model and what stands beside it may share a name

@@ -12,6 +12,7 @@ import yaml
 
 from opdgeom_utils.claims import path_statistics, setting_statistics, statistics
 from opdgeom_utils.errors import OpdGeomError
+from opdgeom_utils.project_files import PROJECT
 from opdgeom_utils.scopes import SCOPES
 
 STATISTICS = statistics.STATISTICS | path_statistics.STATISTICS | setting_statistics.STATISTICS
@@ -21,7 +22,7 @@ FILES = {
     "rq3": "claims_rq3.yaml",
     "variants": "claims_variants.yaml",
 }
-PAPER = Path(__file__).resolve().parents[2] / "data" / "paper"
+PAPER = PROJECT / "data" / "paper"
 SIDES = ("above", "below", "at_least")
 ARGS = {
     "settings_in_order": "settings metrics order at [descending]",

@@ -5,7 +5,6 @@ The reference's factors and masks are computed once per matrix and shared by all
 """
 
 import os
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
@@ -18,10 +17,9 @@ from opdgeom_utils.checkpoints.comparison import aligned
 from opdgeom_utils.checkpoints.parameter_names import names_of_module
 from opdgeom_utils.diagnose.fan_out import Job, as_folder, fan_out
 from opdgeom_utils.diagnose.matrix_rows import Settings
+from opdgeom_utils.diagnose.steps import IN_ORDER, checkpoints_inside, numbered
 from opdgeom_utils.errors import MetricInputError
 from opdgeom_utils.storage import write_json
-
-STEP_IN_NAME = re.compile(r"(?:(?:global_)?step|checkpoint)[_-]?(\d+)", re.IGNORECASE)
 
 
 @runtime_checkable
@@ -207,7 +205,7 @@ def _table(
             before=before.tensors[name],
             after=[checkpoint.tensors[name] for checkpoint in after],
         )
-        for name in _selected(list(before.tensors), modules)
+        for name in selected(list(before.tensors), modules)
     ]
     folder = as_folder(out)
     table = fan_out(jobs, settings, n_jobs=n_jobs, out=folder)
@@ -238,7 +236,14 @@ def _of_the_table(report: dict[str, Any], kept: set[str], measured: set[str], na
     }
 
 
-def _selected(names: list[str], modules: Sequence[str] | None) -> list[str]:
+def selected(names: list[str], modules: Sequence[str] | None) -> list[str]:
+    """Keep the names of some kinds of tensor, as ``modules`` of :func:`diagnose_pair` says them.
+
+    Raises
+    ------
+    MetricInputError
+        When there is no such kind, or none is asked for.
+    """
     if modules is None:
         return names
     if isinstance(modules, str):
@@ -252,31 +257,33 @@ def _selected(names: list[str], modules: Sequence[str] | None) -> list[str]:
 
 def _steps(checkpoints: Checkpoints | str | os.PathLike[str]) -> list[tuple[int, CheckpointSource]]:
     if isinstance(checkpoints, str | os.PathLike):
-        folder = Path(checkpoints)
+        folder = Path(checkpoints).expanduser()
         if not folder.is_dir():
             raise MetricInputError(
                 f"checkpoints is {checkpoints}, expected a folder of steps or a list of checkpoints."
             )
-        files = (path for path in folder.iterdir() if path.suffix != ".sha256")  # our runs keep a checksum beside each
-        checkpoints = [path for path in files if STEP_IN_NAME.fullmatch(path.name.split(".")[0])]
-    steps = sorted((_step_and_source(item) for item in checkpoints), key=lambda pair: pair[0])
+        checkpoints = checkpoints_inside(folder)[0]
+    given = list(checkpoints)
+    paths = [os.fspath(item) for item in given if isinstance(item, str | os.PathLike)]
+    found, remark = numbered(paths) if paths else ([], "")
+    of_path = {} if remark == IN_ORDER else dict(zip(paths, found, strict=True))
+    steps = sorted((_step_and_source(item, of_path) for item in given), key=lambda pair: pair[0])
     numbers = [step for step, _ in steps]
     if not steps or len(set(numbers)) < len(numbers):
         raise MetricInputError(f"checkpoints have steps {numbers}, expected at least one, and each step once.")
     return steps
 
 
-def _step_and_source(item: Any) -> tuple[int, Any]:
+def _step_and_source(item: Any, of_path: dict[str, int]) -> tuple[int, Any]:
     if isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], SupportsIndex):
         return int(item[0]), item[1]
     if isinstance(item, SavedStep):
         return int(item.step), item.path
-    found = STEP_IN_NAME.findall(Path(item).name) if isinstance(item, str | os.PathLike) else []
-    if not found:
+    if not isinstance(item, str | os.PathLike) or os.fspath(item) not in of_path:
         raise MetricInputError(
             f"checkpoint {item!r} has no step, expected a name such as step_000050.safetensors, or a pair (step, path)."
         )
-    return int(found[-1]), item
+    return of_path[os.fspath(item)], item
 
 
 def _device(device: str) -> str:

@@ -12,11 +12,13 @@ import yaml
 from opdgeom_utils.chapters.book_renderer import render_chart
 from opdgeom_utils.chapters.your_run import open_run
 from opdgeom_utils.diagnose import diagnose_trajectory
+from opdgeom_utils.models import MODELS
+from opdgeom_utils.report import write
+from opdgeom_utils.report.page import BOOK_ONLY, report_page
 from tools import make_report
 from tools.build_book import Plan
 from tools.look import Visit
 from tools.notebooks import depended_files, digest_of, execute
-from tools.report_page import BOOK_ONLY, report_page
 
 pytestmark = pytest.mark.xdist_group("browser")
 CHAPTER = "10_your_model"
@@ -51,7 +53,7 @@ def test_report_is_one_sound_file(
 
 
 def test_report_has_the_reading_and_nothing_of_the_book_alone(chapter: nbformat.NotebookNode) -> None:
-    page = report_page(chapter, title="x", leave_out=(BOOK_ONLY, make_report.TRAJECTORY))
+    page = report_page(chapter, title="x", leave_out=(BOOK_ONLY, write.TRAJECTORY))
     article = page.partition("<article")[2].partition("</article>")[0]
     for heading in ("The plan", "The map", "The reading", "What this does not show"):
         assert f"<h2>{heading}</h2>" in article
@@ -91,7 +93,7 @@ def papermill(chapter: nbformat.NotebookNode, monkeypatch: pytest.MonkeyPatch) -
         diagnose_trajectory(opened.reference, opened.checkpoints, k=4, nulls=False, out=given["out"])
         nbformat.write(chapter, out)
 
-    monkeypatch.setattr(make_report, "run_papermill", run)
+    monkeypatch.setattr(write, "run_papermill", run)
     return calls
 
 
@@ -133,9 +135,9 @@ def test_options_win_over_the_file_and_paths_become_absolute(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "p.yaml").write_text("reference: base\ntuned: base\nmodules: [k_proj]\nlabel: file\n")
-    anchor = make_report.ROOT / "data/models/anchor"
+    anchor = MODELS / "anchor"
     (tmp_path / "run").symlink_to(anchor)
     arguments = ["--parameters", "p.yaml", "--tuned", "run", "--out", "r.html"]
     assert make_report.main(arguments) == 0
     (call,) = papermill
-    assert (call["reference"], call["tuned"], call["label"]) == ("base", str(anchor), "file")
+    assert (call["reference"], call["tuned"], call["label"]) == ("base", str(tmp_path / "run"), "file")

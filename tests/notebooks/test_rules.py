@@ -106,6 +106,6 @@ def test_chapters_and_notebooks_agree(book_root: Path) -> None:
 
 @pytest.mark.parametrize("name", ["smoke"])
 def test_parameter_files_are_mappings(book_root: Path, name: str) -> None:
-    from tools.notebooks import read_parameters
+    from opdgeom_utils.report.papermill_run import read_parameters
 
     assert read_parameters(book_root / f"notebooks/params/{name}.yaml")["profile"] == name

@@ -5,15 +5,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from opdgeom_utils.errors import NotebookParameterError
+from opdgeom_utils.errors import NotebookFailedError, NotebookParameterError
+from opdgeom_utils.report.papermill_run import run_papermill
 from tools.build_book import smoke_plan
-from tools.notebooks import (
-    NotebookFailedError,
-    depended_files,
-    digest_of,
-    execute,
-    run_papermill,
-)
+from tools.notebooks import depended_files, digest_of, execute
 
 CELLS = (
     'profile: str = "toy"\nseeds: list[int] = [0, 1]',

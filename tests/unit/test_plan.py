@@ -3,11 +3,10 @@
 import pytest
 import torch
 
-from opdgeom_utils.chapters import plan
-from opdgeom_utils.chapters.plan import Rate, plan_comparison
-from opdgeom_utils.chapters.your_run import OpenedRun
 from opdgeom_utils.checkpoints import OpenCheckpoint, StoredTensor
+from opdgeom_utils.diagnose import plan
 from opdgeom_utils.diagnose.matrix_rows import Settings
+from opdgeom_utils.diagnose.plan import plan_comparison
 from opdgeom_utils.errors import MetricInputError
 
 SETTINGS = Settings(eta=1e-3, alpha=0.3, rank=2, k=4, nulls=True, seed=0, device="cpu")
@@ -18,16 +17,14 @@ def opened(dtype: torch.dtype) -> OpenCheckpoint:
     return OpenCheckpoint(str(dtype), {n: StoredTensor("", n, shape, dtype) for n, shape in SHAPES.items()})
 
 
-@pytest.fixture
-def run() -> OpenedRun:
-    return OpenedRun("mine", opened(torch.bfloat16), ((1, opened(torch.float32)), (2, opened(torch.float32))), ())
+REFERENCE, CHECKPOINTS = opened(torch.bfloat16), [opened(torch.float32), opened(torch.float32)]
 
 
 @pytest.mark.parametrize(("n_jobs", "seconds"), [(1, 2 * (3 * 1.0 + 128 + 64)), (2, 2 * (1.0 + 128))])
-def test_counts_bytes_and_time(run: OpenedRun, monkeypatch: pytest.MonkeyPatch, n_jobs: int, seconds: float) -> None:
+def test_counts_bytes_and_time(monkeypatch: pytest.MonkeyPatch, n_jobs: int, seconds: float) -> None:
     """Two workers cannot be faster than the largest matrix: 8 x 4 entries times 4, at both checkpoints."""
-    monkeypatch.setattr(plan, "measured_rate", lambda side, settings: Rate(1.0, 1.0))
-    made = plan_comparison(run, SETTINGS, n_jobs=n_jobs)
+    monkeypatch.setattr(plan, "measured_rate", lambda side, settings: (1.0, 1.0))
+    made = plan_comparison(REFERENCE, CHECKPOINTS, SETTINGS, n_jobs=n_jobs)
     assert (made.n_checkpoints, made.n_matrices, made.n_vectors, made.n_entries) == (2, 2, 1, 52)
     assert (made.n_bytes, made.largest) == (52 * 2 + 2 * 52 * 4, "8 x 4")
     assert made.seconds == seconds
@@ -44,21 +41,20 @@ def test_rate_is_measured_on_the_real_measurement(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(plan, "measure_checkpoints", measured)
     monkeypatch.setattr(plan.time, "perf_counter", lambda: now[0])
-    rate = plan.measured_rate(64, SETTINGS)
-    assert (rate.seconds_each, rate.seconds_per_unit) == (5.0, 1.0)
+    assert plan.measured_rate(64, SETTINGS) == (5.0, 1.0)
 
 
-def test_plan_is_words_for_a_reader(run: OpenedRun) -> None:
-    table = plan_comparison(run, SETTINGS).table().set_index("planned")["value"]
+def test_plan_is_words_for_a_reader() -> None:
+    table = plan_comparison(REFERENCE, CHECKPOINTS, SETTINGS).table().set_index("planned")["value"]
     assert table["to read"] == "520 B"
     assert table["matrices, each with every metric and its nulls"] == "2"
     assert table.str.len().gt(0).all()
 
 
 @pytest.mark.parametrize("n_jobs", [0, -2])
-def test_number_of_processes_is_checked(run: OpenedRun, n_jobs: int) -> None:
+def test_number_of_processes_is_checked(n_jobs: int) -> None:
     with pytest.raises(MetricInputError, match="n_jobs is"):
-        plan_comparison(run, SETTINGS, n_jobs=n_jobs)
+        plan_comparison(REFERENCE, CHECKPOINTS, SETTINGS, n_jobs=n_jobs)
 
 
 def test_duration_must_be_finite() -> None:

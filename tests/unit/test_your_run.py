@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from opdgeom_utils.chapters import your_run
-from opdgeom_utils.chapters.your_run import matching_k, open_run, shown_name
+from opdgeom_utils.chapters.your_run import matching_k, open_run
 from opdgeom_utils.checkpoints import OpenCheckpoint, StoredTensor
 from opdgeom_utils.errors import CheckpointMismatchError, MetricInputError, NotebookParameterError
 
@@ -56,15 +56,15 @@ def test_list_without_steps_is_numbered_in_its_order(before: str, tmp_path: Path
 @pytest.mark.parametrize(
     ("tuned", "message"),
     [
-        (["a/checkpoint-3", "b/checkpoint-3"], "tuned names the steps"),
-        (["a/checkpoint-3", "b/final"], "tuned names the steps"),
+        (["a/checkpoint-3", "b/checkpoint-3"], "hold the steps"),
+        (["a/checkpoint-3", "b/final"], "hold the steps"),
         ([], "empty list"),
         ("FILL-IN/Klear-Reasoner-8B", "in place of FILL-IN"),
         (" ", "is empty"),
     ],
 )
 def test_names_that_say_too_little_are_refused(before: str, tuned: str | list[str], message: str) -> None:
-    with pytest.raises(NotebookParameterError, match=message):
+    with pytest.raises((NotebookParameterError, MetricInputError), match=message):
         open_run(before, tuned)
 
 
@@ -78,8 +78,8 @@ def test_revision_is_for_hub_names_without_their_own(before: str, monkeypatch: p
     asked: list[tuple[str, str | None]] = []
     real = your_run.open_checkpoint
 
-    def opened(source: str | Path, *, revision: str | None = None, base: str | None = None) -> OpenCheckpoint:
-        assert base is None
+    def opened(source: str | Path, *, revision: str | None, base: str | None, allow_pickle: bool) -> OpenCheckpoint:
+        assert (base, allow_pickle) == (None, False)
         if Path(source).exists():
             return real(source)
         asked.append((str(source), revision))
@@ -116,4 +116,12 @@ def test_k_follows_the_width(side: int, k: int) -> None:
 
 def test_pages_do_not_show_where_a_folder_lies(before: str) -> None:
     assert open_run(before, before).reference.label == "before.safetensors"
-    assert shown_name("runs/mine") == "runs/mine"
+
+
+def test_labels_are_distinct(before: str, tmp_path: Path) -> None:
+    names = [f"global_step_{n}/actor/huggingface/before.safetensors" for n in (5, 6)]
+    run = open_run(before, [save(tmp_path / name, q_proj=(4, 4), norm=(4,)) for name in names])
+    labels = [run.reference.label, *(opened.label for _, opened in run.checkpoints)]
+    assert labels[1:] == names
+    assert len(set(labels)) == 3
+    assert not any(str(tmp_path.parent) in label for label in labels)

@@ -11,7 +11,6 @@ import joblib
 import pandas as pd
 import torch
 
-from opdgeom_utils.chapters.your_run import OpenedRun
 from opdgeom_utils.checkpoints import OpenCheckpoint, StoredTensor
 from opdgeom_utils.diagnose.matrix_rows import Settings, measure_checkpoints
 from opdgeom_utils.errors import MetricInputError
@@ -26,24 +25,6 @@ UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 @dataclass(frozen=True)
-class Rate:
-    """Time of a tensor on this machine: ``seconds_each + seconds_per_unit * entries * small side``."""
-
-    seconds_each: float
-    seconds_per_unit: float
-
-    def seconds(self, tensor: StoredTensor) -> float:
-        """Time for one tensor at one checkpoint; vectors cost the overhead only.
-
-        Examples
-        --------
-        >>> Rate(1.0, 0.5).seconds(StoredTensor("", "w", (2, 3), torch.float32))
-        7.0
-        """
-        return self.seconds_each + self.seconds_per_unit * _work(tensor)
-
-
-@dataclass(frozen=True)
 class Plan:
     """What will be compared, and what it will take.
 
@@ -51,16 +32,12 @@ class Plan:
     ----------
     n_checkpoints, n_matrices, n_vectors : int
         Checkpoints, and for each of them the matrices with every metric and the vectors with their sparsity only.
-    n_entries : int
-        Weights of the reference that are compared.
-    n_bytes : int
-        Bytes to read: these weights of the reference and of every checkpoint.
+    n_entries, n_bytes : int
+        Weights of the reference that are compared; bytes to read, of the reference and of every checkpoint.
     largest : str
         Shape of the largest matrix.
-    k : int
-        Dimension of the singular spaces.
-    n_workers : int
-        Processes at once.
+    k, n_workers : int
+        Dimension of the singular spaces; processes at once.
     seconds, memory : float
         Estimated time, and peak memory in bytes.
     device : str
@@ -96,13 +73,15 @@ class Plan:
         return pd.DataFrame({"planned": list(rows), "value": list(rows.values())})
 
 
-def plan_comparison(run: OpenedRun, settings: Settings, *, n_jobs: int = 1) -> Plan:
+def plan_comparison(
+    reference: OpenCheckpoint, checkpoints: Sequence[OpenCheckpoint], settings: Settings, *, n_jobs: int = 1
+) -> Plan:
     """Say what measuring a run will take, after timing two small matrices on this machine.
 
     Parameters
     ----------
-    run : OpenedRun
-        From :func:`opdgeom_utils.chapters.your_run.open_run`.
+    reference, checkpoints : OpenCheckpoint, sequence of OpenCheckpoint
+        Opened, and cut down to the tensors that all of them have.
     settings : Settings
         As for the measurement.
     n_jobs : int
@@ -121,68 +100,51 @@ def plan_comparison(run: OpenedRun, settings: Settings, *, n_jobs: int = 1) -> P
 
     Examples
     --------
-    >>> from opdgeom_utils.chapters.your_run import open_run
+    >>> w = OpenCheckpoint("a", {"w": StoredTensor("a", "w", (64, 32), torch.bfloat16)})
     >>> options = Settings(eta=1e-3, alpha=0.3, rank=64, k=16, nulls=False, seed=0, device="cpu")
-    >>> plan = plan_comparison(open_run("base", "anchor", modules=["q_proj"]), options)
-    >>> plan.n_matrices, plan.n_bytes, plan.largest
-    (4, 589824, '192 x 192')
+    >>> plan = plan_comparison(w, [w, w], options)
+    >>> plan.n_checkpoints, plan.n_matrices, plan.n_bytes, plan.largest
+    (2, 1, 12288, '64 x 32')
     """
     if n_jobs == 0 or n_jobs < -1:
         raise MetricInputError(f"n_jobs is {n_jobs}, expected a number of processes, or -1 for one per core.")
-    tensors = list(run.reference.tensors.values())
+    tensors = list(reference.tensors.values())
     matrices = [tensor for tensor in tensors if len(tensor.shape) == 2]
     largest = max(matrices, key=lambda tensor: math.prod(tensor.shape))
     n_workers = min(joblib.cpu_count() if n_jobs == -1 else n_jobs, len(tensors))
     widest = max(min(tensor.shape) for tensor in matrices)
     side = min(LARGEST_SIDE, widest)
-    rate = measured_rate(side, replace(settings, k=max(1, settings.k * side // widest)))
-    each = [rate.seconds(tensor) * len(run.checkpoints) for tensor in tensors]
+    seconds_each, seconds_per_unit = measured_rate(side, replace(settings, k=max(1, settings.k * side // widest)))
+    each = [(seconds_each + seconds_per_unit * _work(tensor)) * len(checkpoints) for tensor in tensors]
+    stored = [tensor for one in (reference, *checkpoints) for tensor in one.tensors.values()]
+    needs = sorted((8 * (MATRICES * math.prod(m.shape) + GRAMS * min(m.shape) ** 2) for m in matrices), reverse=True)
     return Plan(
-        n_checkpoints=len(run.checkpoints),
+        n_checkpoints=len(checkpoints),
         n_matrices=len(matrices),
         n_vectors=len(tensors) - len(matrices),
         n_entries=sum(math.prod(tensor.shape) for tensor in tensors),
-        n_bytes=sum(stored_bytes(one) for one in (run.reference, *(one for _, one in run.checkpoints))),
+        n_bytes=sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in stored),
         largest=" x ".join(map(str, largest.shape)),
         k=settings.k,
         n_workers=n_workers,
         seconds=max(sum(each) / n_workers, *each, 0.0),
-        memory=float(peak_memory(matrices, n_workers)),
+        memory=float(sum(need + WORK_SPACE for need in needs[:n_workers])),
         device=settings.device,
     )
 
 
-def measured_rate(side: int, settings: Settings) -> Rate:
-    """Time the real measurement on a small and a ``side`` x ``side`` matrix of random numbers, the best of three."""
+def measured_rate(side: int, settings: Settings) -> tuple[float, float]:
+    """Time the real measurement on a small and a ``side`` x ``side`` matrix of random numbers, the best of three.
+
+    Returns
+    -------
+    tuple of float
+        Seconds for each tensor, and seconds for each entry times small side; vectors cost the first alone.
+    """
     small, large = (_random_pair(n) for n in (SMALL_SIDE, max(side, SMALL_SIDE + 1)))
     seconds = [_best_time(pair, settings) for pair in (small, large)]
     per_unit = max(seconds[1] - seconds[0], 0.0) / (_work(large[0]) - _work(small[0]))
-    return Rate(max(seconds[0] - per_unit * _work(small[0]), 0.0), per_unit)
-
-
-def stored_bytes(checkpoint: OpenCheckpoint) -> int:
-    """Bytes of a checkpoint's tensors, as stored.
-
-    Examples
-    --------
-    >>> stored_bytes(OpenCheckpoint("a", {"w": StoredTensor("a", "w", (2, 3), torch.bfloat16)}))
-    12
-    """
-    return sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in checkpoint.tensors.values())
-
-
-def peak_memory(matrices: Sequence[StoredTensor], n_workers: int) -> int:
-    """Bytes that the workers hold at worst, above what the libraries take: the ``n_workers`` largest matrices at once.
-
-    Examples
-    --------
-    >>> peak_memory([StoredTensor("", "w", (2, 2), torch.float32), StoredTensor("", "v", (1, 2), torch.float32)], 1)
-    150000224
-    """
-    needs = sorted(
-        (8 * (MATRICES * math.prod(tensor.shape) + GRAMS * min(tensor.shape) ** 2) for tensor in matrices), reverse=True
-    )
-    return sum(need + WORK_SPACE for need in needs[:n_workers])
+    return max(seconds[0] - per_unit * _work(small[0]), 0.0), per_unit
 
 
 def say_bytes(count: float | int) -> str:

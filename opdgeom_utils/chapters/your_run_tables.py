@@ -10,17 +10,17 @@ import pandas as pd
 import yaml
 
 from opdgeom_utils.chapters.your_run import OpenedRun
-from opdgeom_utils.checkpoints.comparison import ComparisonReport
 from opdgeom_utils.checkpoints.parameter_names import kind_of
 from opdgeom_utils.claims import matching
 from opdgeom_utils.claims.schema import load_reported
 from opdgeom_utils.errors import MetricInputError
-from opdgeom_utils.models import PROJECT
+from opdgeom_utils.intervals import number
+from opdgeom_utils.project_files import PROJECT
 from opdgeom_utils.scopes import ATTENTION, MODULES
+from opdgeom_utils.vocabulary import metric_of
 
 PARAMETER_FILES = PROJECT / "notebooks" / "params"
 SPARSITY = "update_sparsity"
-WIDE = ("float32", "float64")
 NOT_COMPARED = {
     "only_in_reference": "only in the reference",
     "only_in_tuned": "only in the checkpoint",
@@ -60,28 +60,8 @@ def matrices_of(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def last_step(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the last checkpoint.
-
-    Examples
-    --------
-    >>> last_step(pd.DataFrame({"step": [1, 2]}))["step"].tolist()
-    [2]
-    """
+    """Rows of the last checkpoint."""
     return table.loc[table["step"] == table["step"].max()]
-
-
-def stored_narrow(rows: pd.DataFrame) -> bool:
-    """Whether any of the tuned weights were stored in fewer than 32 bits.
-
-    Examples
-    --------
-    >>> (
-    ...     stored_narrow(pd.DataFrame({"dtype": ["bfloat16->float32"]})),
-    ...     stored_narrow(pd.DataFrame({"dtype": ["x->float16"]})),
-    ... )
-    (False, True)
-    """
-    return not set(rows["dtype"].str.partition("->")[2]) <= set(WIDE)
 
 
 def along_run(table: pd.DataFrame, label: str) -> pd.DataFrame:
@@ -151,7 +131,7 @@ def path_of(own: pd.DataFrame, geometry: pd.DataFrame, example: str = "opd") -> 
     return matching.summarise(rows), "one checkpoint only, so the toy OPD runs, as an example"
 
 
-def cells_of(table: pd.DataFrame, label: str) -> pd.DataFrame:
+def cells_of(table: pd.DataFrame, label: str) -> tuple[pd.DataFrame, list[str]]:
     """Rows for a map by layer and kind of matrix at the last checkpoint: experts of a layer averaged under one kind.
 
     Parameters
@@ -163,64 +143,55 @@ def cells_of(table: pd.DataFrame, label: str) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame
-        ``recipe, seed, step, layer, module`` and the mean of every number. Matrices outside the layers are left out;
-        where no matrix is in a layer, all stand in layer 0.
+    tuple
+        ``recipe, seed, step, layer, module`` and the mean of every number: matrices outside the layers are left out;
+        where no matrix is in a layer, all stand in layer 0. Then the kinds in the order of the map: as the data flows
+        through a layer, then others by name.
     """
-    last = table.loc[(table["step"] == table["step"].max()) & (table["shape"].str.count("x") == 1)]
+    last = last_step(table)
+    last = last.loc[last["shape"].str.count("x") == 1]
     inside = last.loc[last["layer"] >= 0]
     rows = inside if len(inside) else last.assign(layer=0)
     rows = rows.assign(module=[kind_of(name) for name in rows["name"]])
     keys = ["step", "layer", "module"]
     means = rows.groupby(keys, sort=False)[list(rows.select_dtypes("number").columns.difference(keys))].mean()
-    return means.reset_index().assign(recipe=label, seed=0)
-
-
-def kinds_of(cells: pd.DataFrame) -> list[str]:
-    """Return the kinds of matrix in the order of a map: as the data flows through a layer, then others by name.
-
-    Examples
-    --------
-    >>> kinds_of(pd.DataFrame({"module": ["up_proj", "c_attn", "q_proj"]}))
-    ['q_proj', 'up_proj', 'c_attn']
-    """
-    found = set(cells["module"])
-    return [kind for kind in MODULES if kind in found] + sorted(found - set(MODULES))
+    found = set(rows["module"])
+    kinds = [kind for kind in MODULES if kind in found] + sorted(found - set(MODULES))
+    return means.reset_index().assign(recipe=label, seed=0), kinds
 
 
 def by_kind(table: pd.DataFrame, metrics: Sequence[str] = (SPARSITY, "normalized_spectral_shift")) -> pd.DataFrame:
-    """How strongly each kind of matrix moved, at the last checkpoint, largest relative norm first.
+    """How strongly each kind of matrix moved, at the last checkpoint, largest relative norm first, as text.
 
     Parameters
     ----------
     table
         One row per (step, tensor).
     metrics
-        Columns to average beside the norm.
-
-    Returns
-    -------
-    DataFrame
-        ``kind, matrices, relative_norm`` (norm of the update over that of the weights, all matrices of the kind
-        together) and the mean of each metric.
+        Columns to average beside the norm of the update over that of the weights, all matrices of the kind together.
 
     Examples
     --------
-    >>> rows = pd.DataFrame({"name": ["a.q.weight", "b.q.weight"], "step": 0, "shape": "1x1", "x": [0.0, 1.0]})
-    >>> by_kind(rows.assign(update_norm=3.0, reference_norm=[30.0, 40.0]), ["x"]).round(3).values.tolist()
-    [['q', 2, 0.085, 0.5]]
+    >>> rows = pd.DataFrame({"name": ["a.q.weight", "b.q.weight"], "step": 0, "shape": "1x1", "x": [0.0, 1e-5]})
+    >>> by_kind(rows.assign(update_norm=3.0, reference_norm=[30.0, 40.0]), ["x"]).values.tolist()
+    [['q', 2, '0.0849', '5e-06']]
     """
-    rows = table.loc[(table["step"] == table["step"].max()) & (table["shape"].str.count("x") == 1)]
+    rows = last_step(table)
+    rows = rows.loc[rows["shape"].str.count("x") == 1]
     rows = rows.assign(
         kind=[kind_of(name) for name in rows["name"]],
         moved=rows["update_norm"] ** 2,
-        weights=rows["reference_norm"] ** 2,
+        weights=rows["reference_norm"].where(rows["update_norm"].notna()) ** 2,
     )
     groups = rows.groupby("kind", sort=False)
-    folded = groups[list(metrics)].mean()
-    folded.insert(0, "relative_norm", (groups["moved"].sum() / groups["weights"].sum()) ** 0.5)
-    folded.insert(0, "matrices", groups.size())
-    return folded.sort_values("relative_norm", ascending=False).reset_index()
+    relative = (groups["moved"].sum(min_count=1) / groups["weights"].sum(min_count=1)) ** 0.5
+    order = relative.sort_values(ascending=False, na_position="last").index
+    numbers = {"relative_norm": relative} | {metric: groups[metric].mean() for metric in metrics}
+    text = {
+        metric_of(name).title: [number(value, metric_of(name).shown) for value in values.reindex(order)]
+        for name, values in numbers.items()
+    }
+    return pd.DataFrame({"kind": list(order), "matrices": groups.size().reindex(order).tolist(), **text})
 
 
 def compared_table(run: OpenedRun) -> pd.DataFrame:
@@ -239,11 +210,14 @@ def compared_table(run: OpenedRun) -> pd.DataFrame:
     rows = []
     for (step, checkpoint), report in zip(run.checkpoints, run.reports, strict=True):
         kept = len(checkpoint.tensors)
-        rows.append((step, report.tuned, f"compared with {report.reference}", kept, "all" if kept else "none"))
+        found = [(f"compared with {report.reference}", kept, "all" if kept else "none")]
         unasked = len(report.compared) - kept
         if unasked:
-            rows.append((step, report.tuned, "in common, but not among the modules asked for", unasked, ""))
-        rows += [(step, report.tuned, *found) for found in _not_compared(report)]
+            found.append(("in common, but not among the modules asked for", unasked, ""))
+        for field, words in NOT_COMPARED.items():
+            names = list(getattr(report, field))
+            found += [(words, len(names), "; ".join(without_numbers(names)[:8]))] if names else []
+        rows += [(step, report.tuned, *entry) for entry in found]
     return pd.DataFrame(rows, columns=["step", "checkpoint", "what", "count", "names"])
 
 
@@ -289,8 +263,3 @@ def published_pairs(folder: Path = PARAMETER_FILES) -> pd.DataFrame:
         rows.append((path.name, *pair, row["algorithm"], f"{row['reported']}%", " and ".join(blank) or "nothing"))
     columns = ["file", "reference", "tuned", "objective", "sparsity in the paper", "owner to fill in"]
     return pd.DataFrame(rows, columns=columns)
-
-
-def _not_compared(report: ComparisonReport) -> list[tuple[str, int, str]]:
-    found = [(words, list(getattr(report, field))) for field, words in NOT_COMPARED.items()]
-    return [(words, len(names), "; ".join(without_numbers(names)[:8])) for words, names in found if names]

@@ -8,16 +8,15 @@ import base64
 import html
 import re
 from collections.abc import Collection, Iterable
-from pathlib import Path
 from typing import Any
 
 import nbformat
+import vl_convert
 from markdown_it import MarkdownIt
 
-from tools.vendor import vega_script
+from opdgeom_utils.project_files import PROJECT
 
-ROOT = Path(__file__).resolve().parent.parent
-STATIC = ROOT / "book" / "_static"
+STATIC = PROJECT / "book" / "_static"
 BOOK_ONLY = "book-only"
 ROLE = re.compile(r"\{(\w[\w:-]*)\}`([^`]*)`")
 TARGET = re.compile(r"^\([\w-]+\)=\n", re.MULTILINE)
@@ -84,8 +83,8 @@ def report_page(notebook: nbformat.NotebookNode, *, title: str, leave_out: Colle
     str
         The HTML text.
     """
-    numbers = figure_numbers(notebook, leave_out)
-    parts = [part for cell in shown_cells(notebook, leave_out) for part in _cell_html(cell, numbers)]
+    numbers = _figure_numbers(notebook, leave_out)
+    parts = [part for cell in _shown(notebook, leave_out) for part in _cell_html(cell, numbers)]
     style = FACE.sub("", (STATIC / "book.css").read_text(encoding="utf-8"))
     return PAGE.format(
         title=html.escape(title),
@@ -98,14 +97,19 @@ def report_page(notebook: nbformat.NotebookNode, *, title: str, leave_out: Colle
     )
 
 
-def shown_cells(notebook: nbformat.NotebookNode, leave_out: Collection[str]) -> list[nbformat.NotebookNode]:
+def vega_script() -> str:
+    """Return Vega and its companions as one classic script (a module would not load from ``file://``)."""
+    return "(() => {\n" + vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;") + "\n})();\n"
+
+
+def _shown(notebook: nbformat.NotebookNode, leave_out: Collection[str]) -> list[nbformat.NotebookNode]:
     """Cells that the page shows: none with a tag that is left out."""
     return [cell for cell in notebook.cells if not set(leave_out) & set(cell.metadata.get("tags", []))]
 
 
-def figure_numbers(notebook: nbformat.NotebookNode, leave_out: Collection[str] = (BOOK_ONLY,)) -> dict[str, int]:
+def _figure_numbers(notebook: nbformat.NotebookNode, leave_out: Collection[str] = (BOOK_ONLY,)) -> dict[str, int]:
     """Give each figure of the shown cells its number, from 1."""
-    names = [_figure(cell).get("name") for cell in shown_cells(notebook, leave_out)]
+    names = [_figure(cell).get("name") for cell in _shown(notebook, leave_out)]
     return {name: number for number, name in enumerate(filter(None, names), start=1)}
 
 

@@ -6,13 +6,14 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from opdgeom_utils.chapters import caveats, reading
+from opdgeom_utils.chapters import your_run_text as text
 from opdgeom_utils.chapters.your_run import OpenedRun
 from opdgeom_utils.checkpoints import OpenCheckpoint
 from opdgeom_utils.checkpoints.comparison import compare_opened
 from opdgeom_utils.claims import load_reported
 from opdgeom_utils.diagnose.matrix_rows import IDENTICAL
 from opdgeom_utils.errors import MetricInputError
+from opdgeom_utils.vocabulary import compared
 
 PAPERS = {
     "update_sparsity": (0.081, 0.516, 0.772),
@@ -22,6 +23,9 @@ PAPERS = {
     "principal_overlap": (0.2966, 0.2731, 0.2665),
     "low_magnitude_overlap": (0.3188, 0.5359, 0.7348),
 }
+
+
+MOVED = pd.DataFrame({"step": [1], "note": [""]})
 
 
 def rows(metric: str, own: list[float], null: list[float], dtype: str = "float32->float32") -> pd.DataFrame:
@@ -45,29 +49,29 @@ def rows(metric: str, own: list[float], null: list[float], dtype: str = "float32
     ],
 )
 def test_rule_of_the_null(metric: str, own: list[float], null: list[float], word: str) -> None:
-    assert reading.against_null(rows(metric, own, null), metric).word == word
+    assert text.against_null(rows(metric, own, null), metric).word == word
 
 
 def test_rounded_weights_take_the_null_from_what_looks_through_bf16() -> None:
     for metric, word in (("update_sparsity", "not judged"), ("normalized_spectral_shift", "more")):
-        found = reading.against_null(rows(metric, [0.9] * 4, [0.5] * 4, "bfloat16->bfloat16"), metric)
+        found = text.against_null(rows(metric, [0.9] * 4, [0.5] * 4, "bfloat16->bfloat16"), metric)
         assert found.word == word
-    assert "not judged" in reading.null_words(reading.AgainstNull(0.9, 0.5, 4, 4, 0, "not judged"), "update_sparsity")
+    assert "not judged" in text.null_words(text.AgainstNull(0.9, 0.5, 4, 4, 0, "not judged"), "update_sparsity")
 
 
 @pytest.mark.parametrize(("column", "objective"), list(enumerate(["SFT", "OPD", "RLVR"])))
 def test_a_run_on_a_papers_point_is_nearest_to_it(column: int, objective: str) -> None:
     own = {metric: [float(values[column])] for metric, values in PAPERS.items()}
-    found = reading.nearest(pd.DataFrame({"recipe": ["mine"], **own}), "mine", load_reported())
-    assert found == dict.fromkeys(reading.READ, objective)
+    found = text.nearest(MOVED, pd.DataFrame({"recipe": ["mine"], **own}), "mine", load_reported())
+    assert found == dict.fromkeys(compared(), objective)
 
 
 def test_each_ruler_has_its_item_and_bounds_are_said() -> None:
     own = {metric: [float(values[0]) * 1.01] for metric, values in PAPERS.items()}
     ends = pd.DataFrame({"recipe": ["opd", "mine"], **{m: [0.01, *v] for m, v in own.items()}})
-    table = pd.concat([rows(m, [1.0], [1.0]) for m in reading.READ], ignore_index=True)
-    said = reading.reading(table, ends, "mine", load_reported())
-    assert len(said) == len(reading.READ)
+    table = pd.concat([rows(m, [1.0], [1.0]) for m in compared()], ignore_index=True)
+    said = text.reading_of(table, ends, "mine", load_reported())
+    assert len(said) == len(compared()) + 1
     assert "Update sparsity: 8.2%." in said[0]
     assert "between SFT (8.1%) and OPD (51.6%)" in said[0]
     assert "SFT is printed as a bound, >10" in said[1]
@@ -75,18 +79,18 @@ def test_each_ruler_has_its_item_and_bounds_are_said() -> None:
 
 
 def test_undefined_number_is_said_to_be_undefined() -> None:
-    ends = pd.DataFrame({"recipe": ["opd", "mine"], **{m: [0.5, math.nan] for m in reading.READ}})
-    table = pd.concat([rows(m, [math.nan], [1.0]) for m in reading.READ], ignore_index=True)
-    said = reading.reading(table, ends, "mine", load_reported())
-    assert all("undefined" in item and "nothing is judged" in item for item in said)
-    assert reading.nearest(ends, "mine", load_reported()) == {}
-    assert reading.nearest_words({}).startswith("No ruler")
+    ends = pd.DataFrame({"recipe": ["opd", "mine"], **{m: [0.5, math.nan] for m in compared()}})
+    table = pd.concat([rows(m, [math.nan], [1.0]) for m in compared()], ignore_index=True)
+    said = text.reading_of(table, ends, "mine", load_reported())
+    assert all("undefined" in item and "nothing is judged" in item for item in said[:-1])
+    assert text.nearest(MOVED, ends, "mine", load_reported()) == {}
+    assert text.nearest_words({}).startswith("No ruler")
 
 
 def test_there_must_be_points() -> None:
     with pytest.raises(MetricInputError):
-        reading.place(0.5, {}, {})
-    assert reading.place(math.nan, {"SFT": 0.1}, {"SFT": "10%"}).startswith("nowhere")
+        text.between(0.5, {}, {})
+    assert text.between(math.nan, {"SFT": 0.1}, {"SFT": "10%"}).startswith("nowhere")
 
 
 def said(note: str = "", run_notes: tuple[str, ...] = (), k: int = 16, **columns: Any) -> list[str]:
@@ -95,7 +99,7 @@ def said(note: str = "", run_notes: tuple[str, ...] = (), k: int = 16, **columns
     table = pd.DataFrame([row]).astype({"angles_defined": "boolean"})
     one = OpenCheckpoint("one", {}, notes=run_notes)
     run = OpenedRun("mine", one, ((1, one),), (compare_opened(one, one),), ("A remark.",))
-    return caveats.caveats(table, run, k)[: -len(caveats.ALWAYS)]
+    return text.caveats(table, run, k)[: -len(text.ALWAYS)]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +110,7 @@ def said(note: str = "", run_notes: tuple[str, ...] = (), k: int = 16, **columns
         ({"k": 512}, "the toy runs' 16"),
         ({"angles_defined": False}, "two singular values at the cut are equal"),
         ({"note": IDENTICAL}, "1 of 1 tensors are identical"),
-        ({"note": "a: tensor w has 2 NaN"}, "could not be measured: a: tensor w has 2 NaN"),
+        ({"note": "a: tensor w has 2 NaN"}, "could not be measured in full: tensor w has 2 NaN"),
         ({"run_notes": ("h.0.c_attn stays fused: x",)}, "1 fused matrices stay whole"),
     ],
 )

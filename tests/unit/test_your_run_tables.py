@@ -6,12 +6,13 @@ import pandas as pd
 import pytest
 import yaml
 
-from opdgeom_utils.chapters import run_tables
+from opdgeom_utils.chapters import your_run_tables
 from opdgeom_utils.chapters.parameters import has_type
 from opdgeom_utils.chapters.your_run import open_run
 from opdgeom_utils.claims.schema import load_reported
 from opdgeom_utils.errors import MetricInputError, NotebookParameterError
-from tools.notebooks import parameters_of, read_parameters
+from opdgeom_utils.report.papermill_run import read_parameters
+from tools.notebooks import parameters_of
 
 ROWS = pd.DataFrame(
     {
@@ -30,49 +31,50 @@ ROWS = pd.DataFrame(
 
 
 def test_means_are_over_attention_and_sparsity_over_all() -> None:
-    folded = run_tables.along_run(ROWS, "mine").iloc[0]
+    folded = your_run_tables.along_run(ROWS, "mine").iloc[0]
     assert (folded["recipe"], folded["stable_rank"], folded["update_sparsity"]) == ("mine", 2.0, 0.5)
 
 
 def test_without_attention_all_matrices_are_averaged() -> None:
-    folded = run_tables.along_run(ROWS.iloc[1:], "mine").iloc[0]
+    folded = your_run_tables.along_run(ROWS.iloc[1:], "mine").iloc[0]
     assert folded["stable_rank"] == 4.0
 
 
 def test_path_is_the_runs_own_from_two_checkpoints_on() -> None:
     toy = ROWS.iloc[:1].assign(profile="toy", recipe="opd", seed=0)
-    along = run_tables.along_run(pd.concat([ROWS, ROWS.assign(step=9)]), "mine")
-    assert run_tables.path_of(along, toy)[0] is along
-    path, said = run_tables.path_of(along.iloc[:1], toy)
+    along = your_run_tables.along_run(pd.concat([ROWS, ROWS.assign(step=9)]), "mine")
+    assert your_run_tables.path_of(along, toy)[0] is along
+    path, said = your_run_tables.path_of(along.iloc[:1], toy)
     assert path["recipe"].tolist() == ["opd"]
     assert "as an example" in said
 
 
 def test_table_without_a_matrix_is_refused() -> None:
     with pytest.raises(MetricInputError, match="no row of the table is a matrix"):
-        run_tables.matrices_of(ROWS.iloc[3:])
+        your_run_tables.matrices_of(ROWS.iloc[3:])
 
 
 def test_cells_put_experts_together_and_leave_vectors_out() -> None:
-    cells = run_tables.cells_of(ROWS, "mine").set_index("module")["update_sparsity"]
-    assert cells.to_dict() == {"q_proj": 0.0, "experts.up_proj": 0.75}
+    cells, kinds = your_run_tables.cells_of(ROWS, "mine")
+    assert kinds == ["q_proj", "experts.up_proj"]
+    assert cells.set_index("module")["update_sparsity"].to_dict() == {"q_proj": 0.0, "experts.up_proj": 0.75}
 
 
 def test_cells_without_layers_stand_in_layer_zero() -> None:
-    cells = run_tables.cells_of(ROWS.assign(layer=-1), "mine")
+    cells, _ = your_run_tables.cells_of(ROWS.assign(layer=-1), "mine")
     assert set(cells["layer"]) == {0}
 
 
 def test_what_is_not_compared_is_listed() -> None:
     run = open_run("base", "anchor", modules=["q_proj"])
-    table = run_tables.compared_table(run)
+    table = your_run_tables.compared_table(run)
     assert table["what"].tolist() == ["compared with base", "in common, but not among the modules asked for"]
     assert table["count"].tolist() == [4, 42]
 
 
 def test_every_published_pair_has_its_file(book_root: Path) -> None:
     printed = load_reported("table1_sparsity").query("group == 'published'")
-    files = run_tables.published_pairs(book_root / "notebooks/params")
+    files = your_run_tables.published_pairs(book_root / "notebooks/params")
     assert set(zip(files["reference"], files["tuned"], strict=True)) == set(
         zip(printed["base"], printed["finetuned"], strict=True)
     )
@@ -100,4 +102,4 @@ def test_file_with_a_blank_does_not_run(book_root: Path) -> None:
 def test_file_of_an_unknown_pair_is_refused(tmp_path: Path) -> None:
     (tmp_path / "table1_x.yaml").write_text(yaml.safe_dump({"reference": "a/b", "tuned": "c/d"}))
     with pytest.raises(MetricInputError, match=r"not in table1_sparsity\.csv"):
-        run_tables.published_pairs(tmp_path)
+        your_run_tables.published_pairs(tmp_path)

@@ -1,0 +1,371 @@
+"""A report's plain words: where a run lies among the paper's points and ours, what its nulls explain, what to mind.
+
+Every sentence is computed from the tables. The rules: a run does *more* (or *less*) than its shuffled null where at
+least three quarters of its matrices do, and the means differ by a tenth, or for shares of entries by one percentage
+point. Anything less is *about as much*. The rules were written before any pair was read with them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+
+from opdgeom_utils.chapters.your_run import PAPER_K, OpenedRun
+from opdgeom_utils.chapters.your_run_tables import SPARSITY, last_step, matrices_of, without_numbers
+from opdgeom_utils.charts.series import listed
+from opdgeom_utils.diagnose.matrix_rows import IDENTICAL
+from opdgeom_utils.errors import MetricInputError
+from opdgeom_utils.intervals import number
+from opdgeom_utils.results import DIAGNOSE_OPTIONS
+from opdgeom_utils.vocabulary import compared, label, metric_of
+
+AGREE, TENTH, POINT = 0.75, 1.1, 0.01
+THROUGH_BF16 = (SPARSITY, "principal_overlap", "low_magnitude_overlap")
+WIDE = ("float32", "float64")
+MOST_NOTES = 3
+ALWAYS = (
+    "The paper prints no null for any of its points, so no pink diamond has a grey square. The toy points have.",
+    "One run has no interval. Another seed of the same recipe may lie elsewhere; how far, the toy seeds show for toys.",
+    "Sparsity, rotation and drift all follow the size of the update. A place on the map is a statement about learning "
+    "rate and number of steps before it is one about the objective.",
+    "The toy points are models of 1.6 million weights. They show what a null explains, not where a large model lies.",
+)
+
+
+@dataclass(frozen=True)
+class AgainstNull:
+    """A metric of the last checkpoint beside its shuffled null, over the matrices where both are defined.
+
+    Attributes
+    ----------
+    own, null : float
+        Means over these matrices.
+    n, n_more, n_less : int
+        Matrices; those above and those below their null.
+    word : str
+        ``more``, ``less`` or ``about as much``, by the rule of this module; ``not judged`` where there is no matrix, or
+        the metric looks through bf16 and the tuned weights were stored in 16 bits or fewer.
+    """
+
+    own: float
+    null: float
+    n: int
+    n_more: int
+    n_less: int
+    word: str
+
+
+def against_null(table: pd.DataFrame, metric: str, null: str = "shuffled") -> AgainstNull:
+    """Set a metric beside its null, matrix by matrix.
+
+    Parameters
+    ----------
+    table
+        One row per (step, tensor), with nulls.
+    metric
+        Column.
+    null
+        Suffix of the null.
+
+    Examples
+    --------
+    >>> rows = pd.DataFrame(
+    ...     {"step": 0, "module": "q_proj", "shape": "2x2", "dtype": "float32->float32", "x": [2.0, 3.0]}
+    ... )
+    >>> against_null(rows.assign(x_shuffled=1.0), "x").word
+    'more'
+    >>> against_null(rows.assign(x_shuffled=[1.9, 3.1]), "x").word
+    'about as much'
+    """
+    rows = matrices_of(last_step(table)).dropna(subset=[metric, f"{metric}_{null}"])
+    own, level = rows[metric].to_numpy(float), rows[f"{metric}_{null}"].to_numpy(float)
+    n, n_more, n_less = len(rows), int((own > level).sum()), int((own < level).sum())
+    mean, mean_null = (float(values.mean()) if n else math.nan for values in (own, level))
+    share = metric_of(metric).percent
+    word = "about as much"
+    if not n or (metric in THROUGH_BF16 and _narrow(rows)):
+        word = "not judged"
+    elif n_more >= AGREE * n and (mean - mean_null > POINT if share else mean > TENTH * mean_null):
+        word = "more"
+    elif n_less >= AGREE * n and (mean_null - mean > POINT if share else mean_null > TENTH * mean):
+        word = "less"
+    return AgainstNull(mean, mean_null, n, n_more, n_less, word)
+
+
+def between(value: float, points: Mapping[str, float], shown: Mapping[str, str]) -> str:
+    """Say between which points a number lies.
+
+    Parameters
+    ----------
+    value
+        The run's number.
+    points
+        Number of each name.
+    shown
+        How each is printed.
+
+    Examples
+    --------
+    >>> between(0.6, {"SFT": 0.1, "OPD": 0.5, "RLVR": 0.8}, {"SFT": "10%", "OPD": "50%", "RLVR": "80%"})
+    'between OPD (50%) and RLVR (80%)'
+    >>> between(0.9, {"SFT": 0.1, "OPD": 0.5}, {"SFT": "10%", "OPD": "50%"})
+    'above both (highest: OPD, 50%)'
+    """
+    if not points:
+        raise MetricInputError("there is no point to set the run among; expected at least one.")
+    if math.isnan(value):
+        return "nowhere: the number is undefined"
+    order = sorted(points, key=lambda name: points[name])
+    group = {1: "the only one", 2: "both", 3: "all three"}.get(len(order), f"all {len(order)}")
+    lower, upper = ([n for n in order if points[n] <= value], [n for n in order if points[n] > value])
+    if not lower:
+        return f"below {group} (lowest: {upper[0]}, {shown[upper[0]]})"
+    if not upper:
+        return f"above {group} (highest: {lower[-1]}, {shown[lower[-1]]})"
+    return f"between {lower[-1]} ({shown[lower[-1]]}) and {upper[0]} ({shown[upper[0]]})"
+
+
+def reading_of(table: pd.DataFrame, ends: pd.DataFrame, name: str, reported: pd.DataFrame) -> list[str]:
+    """Say for each ruler what the run shows, where that lies, and what its null explains, and whether rulers agree.
+
+    Parameters
+    ----------
+    table
+        One row per (step, tensor), with nulls.
+    ends
+        One row per run, the run's own among them, from :func:`opdgeom_utils.chapters.your_run_tables.among`.
+    name
+        The run's ``recipe`` in ``ends``.
+    reported
+        From :func:`opdgeom_utils.claims.load_reported`.
+
+    Returns
+    -------
+    list of str
+        Sentences in Markdown: one item for each ruler, and the nearest of the paper's points. One sentence alone where
+        nothing has changed, or nothing could be measured.
+    """
+    nothing = _nothing_to_read(last_step(table))
+    if nothing:
+        return [nothing]
+    toys = ends.loc[ends["recipe"] != name]
+    said = []
+    for metric in compared():
+        value, shown = _own(ends, name)[metric], metric_of(metric).shown
+        parts = [f"**{_capital(metric_of(metric).title)}: {number(value, shown)}.**"]
+        if not math.isnan(value):
+            means = toys.groupby("recipe")[metric].mean().dropna()
+            toy = {label(str(recipe)): float(mean) for recipe, mean in means.items()}
+            among = between(value, *_papers(reported, metric))
+            parts.append(f"Among the paper's points it is {among}.{_beyond(value, reported, metric)}")
+            printed = {recipe: number(mean, shown) for recipe, mean in toy.items()}
+            parts.append(f"Among our toy runs it is {between(value, toy, printed)}.")
+        said.append(" ".join([*parts, null_words(against_null(table, metric), metric)]))
+    return [*said, nearest_words(nearest(table, ends, name, reported))]
+
+
+def null_words(found: AgainstNull, metric: str) -> str:
+    """Say what the shuffled null explains of a metric.
+
+    Examples
+    --------
+    >>> null_words(AgainstNull(0.002, 0.001, 16, 16, 0, "more"), "normalized_spectral_shift")
+    'Over 16 matrices it is 0.002, and 0.001 in the shuffled null; 16 of them are above theirs. So size alone does not
+    explain it: place adds.'
+    """
+    if not found.n:
+        return "No matrix has this number and its null, so nothing is judged."
+    shown = metric_of(metric).shown
+    count, side = (found.n_more, "above") if found.own >= found.null else (found.n_less, "below")
+    ends = {
+        "more": "So size alone does not explain it: place adds.",
+        "less": "So size alone does not explain it: place takes away.",
+        "about as much": "So its size explains it; where the entries lie adds nothing that this ruler sees.",
+        "not judged": "This is not judged: the weights were rounded when they were stored, which biases this null.",
+    }
+    return (
+        f"Over {found.n} matrices it is {number(found.own, shown)}, and {number(found.null, shown)} in the shuffled "
+        f"null; {count} of them are {side} theirs. {ends[found.word]}"
+    )
+
+
+def nearest(table: pd.DataFrame, ends: pd.DataFrame, name: str, reported: pd.DataFrame) -> dict[str, str]:
+    """Name the objective of the paper that is nearest on each ruler; distances are ratios, or differences of shares.
+
+    Parameters
+    ----------
+    table, ends, name, reported
+        As for :func:`reading_of`.
+
+    Returns
+    -------
+    dict
+        Objective for each metric whose value is known; none where nothing has changed.
+    """
+    found: dict[str, str] = {}
+    if _nothing_to_read(last_step(table)):
+        return found
+    for metric, value in _own(ends, name).items():
+        share, (paper, _) = metric_of(metric).percent, _papers(reported, metric)
+        if math.isnan(value) or (not share and value <= 0):
+            continue
+        scale = (lambda x: x) if share else math.log
+        found[metric] = min(paper, key=lambda objective: abs(scale(paper[objective]) - scale(value)))
+    return found
+
+
+def nearest_words(found: Mapping[str, str]) -> str:
+    """Say whether the rulers agree on the nearest objective of the paper.
+
+    Examples
+    --------
+    >>> nearest_words({"update_sparsity": "OPD", "normalized_spectral_shift": "OPD"})
+    "All 2 rulers put the paper's OPD nearest."
+    >>> nearest_words({"update_sparsity": "OPD", "normalized_spectral_shift": "SFT"})
+    "The rulers disagree on the paper's nearest point: SFT by normalized spectral shift; OPD by update sparsity."
+    """
+    if not found:
+        return "No ruler gives a number that could be set beside the paper's."
+    objectives = sorted(set(found.values()), key=["SFT", "OPD", "RLVR"].index)
+    if len(objectives) == 1:
+        return f"All {len(found)} rulers put the paper's {objectives[0]} nearest."
+    groups = [(o, [metric_of(m).words for m in found if found[m] == o]) for o in objectives]
+    clauses = "; ".join(f"{objective} by {listed(metrics)}" for objective, metrics in groups)
+    return f"The rulers disagree on the paper's nearest point: {clauses}."
+
+
+def caveats(table: pd.DataFrame, run: OpenedRun, k: int) -> list[str]:
+    """List what a reader has to mind, computed from what was opened and measured.
+
+    Parameters
+    ----------
+    table
+        One row per (step, tensor).
+    run
+        What was opened.
+    k
+        Dimension of the singular spaces.
+
+    Returns
+    -------
+    list of str
+        Sentences; those that always hold come last.
+    """
+    last = last_step(table)
+    return [*_stored(last), *_about_k(last, k), *_odd_rows(table), *_left_whole(run), *run.remarks, *ALWAYS]
+
+
+def _nothing_to_read(last: pd.DataFrame) -> str:
+    """Say in one sentence why there is nothing to read: no change at all, or no number; empty if there is."""
+    notes = last["note"].fillna("") if "note" in last else pd.Series("", index=last.index)
+    if all(IDENTICAL in note for note in notes):
+        return (
+            f"**Nothing has changed: all {len(last)} tensors of the last checkpoint are identical to the reference.** "
+            "No ruler has anything to read, and no point is near. Was this checkpoint saved before the first update?"
+        )
+    if SPARSITY in last and not len(last[SPARSITY].dropna()):
+        return (
+            f"**Nothing could be measured: none of the {len(last)} tensors of the last checkpoint has a number.** "
+            f"The first says: {_without_path(next(filter(None, notes), 'nothing'))}."
+        )
+    return ""
+
+
+def _without_path(note: str) -> str:
+    """Leave out where a file lies: a page may be passed on."""
+    _, found, rest = note.partition(": tensor ")
+    return f"tensor {rest}" if found else note
+
+
+def _narrow(rows: pd.DataFrame) -> list[str]:
+    """Name the formats below 32 bits in which tuned weights were stored."""
+    return sorted(set(rows["dtype"].str.partition("->")[2]) - set(WIDE))
+
+
+def _stored(last: pd.DataFrame) -> Iterable[str]:
+    if _narrow(last):
+        yield (
+            f"The tuned weights were stored in {listed(_narrow(last))}. What rounding hid is gone: the update is read "
+            "as zero there, and its shuffle is too sparse. The null of sparsity and of the overlaps is biased, and the "
+            "stable rank holds rounding noise. Compare weights kept in float32 if you have them."
+        )
+
+
+def _about_k(last: pd.DataFrame, k: int) -> Iterable[str]:
+    matrices = last.loc[last["shape"].str.count("x") == 1]
+    sides = matrices["shape"].str.split("x").map(lambda sizes: min(map(int, sizes)))
+    clipped = int((sides < k).sum())
+    if clipped:
+        yield f"In {clipped} of {len(matrices)} matrices the small side is below k = {k}; k was cut to it there."
+    others = {"the paper's": PAPER_K, "the toy runs'": DIAGNOSE_OPTIONS["k"]}
+    differ = [f"{whose} {value}" for whose, value in others.items() if value != k]
+    if differ:
+        yield f"Angles are of the leading {k} directions; {listed(differ)} are another number, so compare with care."
+    undefined = sum(flag is False for flag in matrices["angles_defined"].tolist())
+    if undefined:
+        yield (
+            f"In {undefined} of {len(matrices)} matrices two singular values at the cut are equal; the leading space "
+            "is arbitrary there, and its angles are left out."
+        )
+
+
+def _odd_rows(table: pd.DataFrame) -> Iterable[str]:
+    """Yield what was identical at the last checkpoint, and what could not be measured at it or before."""
+    last = last_step(table)
+    same = last["note"].fillna("").tolist().count(IDENTICAL)
+    if same:
+        yield f"{same} of {len(last)} tensors are identical to the reference."
+    for when, rows in (("", last), (" at earlier checkpoints", table.loc[table["step"] != table["step"].max()])):
+        notes = [_without_path(note) for note in rows["note"].fillna("") if note and note != IDENTICAL]
+        if notes:
+            kinds = without_numbers(notes)
+            more = f"; and {len(kinds) - MOST_NOTES} more kinds" if len(kinds) > MOST_NOTES else ""
+            yield f"{len(notes)} tensors could not be measured in full{when}: {'; '.join(kinds[:MOST_NOTES])}{more}."
+
+
+def _left_whole(run: OpenedRun) -> Iterable[str]:
+    fused = {note for report in run.reports for note in report.notes if "stays fused" in note or "stays packed" in note}
+    if fused:
+        yield (
+            f"{len(fused)} fused matrices stay whole, because their order of rows is not known here. Their numbers mix "
+            "what are separate matrices in other rows of the map."
+        )
+    partial = [report.tuned for report in run.reports if not report.complete]
+    if partial:
+        yield f"Not everything could be compared in {listed(dict.fromkeys(partial))}; the table above lists what not."
+
+
+def _own(ends: pd.DataFrame, name: str) -> dict[str, float]:
+    """Return the run's number for each ruler."""
+    row = ends.loc[ends["recipe"] == name]
+    return {metric: float(row[metric].iloc[0]) for metric in compared()}
+
+
+def _rows_of(reported: pd.DataFrame, metric: str) -> pd.DataFrame:
+    named = reported["metric"].fillna("").str.split(";").map(lambda names: metric in names)
+    return reported.loc[named]
+
+
+def _papers(reported: pd.DataFrame, metric: str) -> tuple[dict[str, float], dict[str, str]]:
+    """Return the paper's number for each objective, and as printed."""
+    rows = _rows_of(reported, metric).dropna(subset=["value"])
+    recipes = [label(str(recipe)) for recipe in rows["recipe"]]
+    units = ["%" if unit.startswith("percent") else "°" if unit == "degree" else "" for unit in rows["unit"]]
+    printed = [f"{text}{unit}" for text, unit in zip(rows["reported"], units, strict=True)]
+    return dict(zip(recipes, map(float, rows["value"]), strict=True)), dict(zip(recipes, printed, strict=True))
+
+
+def _beyond(value: float, reported: pd.DataFrame, metric: str) -> str:
+    """Return a warning where a value lies beyond a number that the paper prints as a bound or a power of ten only."""
+    rows = _rows_of(reported, metric).filter(items=["recipe", "value", "bound", "reported"])
+    for recipe, printed_value, bound, printed in rows.itertuples(index=False):
+        if (bound == "at least" and value > printed_value) or (bound == "below" and value < printed_value):
+            return f" But {label(str(recipe))} is printed as a bound, {printed}, so the order beyond it is not known."
+    return " The paper prints powers of ten only." if "order of magnitude" in set(rows["bound"]) else ""
+
+
+def _capital(words: str) -> str:
+    return words[:1].upper() + words[1:]

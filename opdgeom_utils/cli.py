@@ -1,0 +1,184 @@
+"""The command ``opdgeom``: a report on a run, or its table alone."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from opdgeom_utils.errors import MetricInputError, OpdGeomError
+from opdgeom_utils.project_files import PROJECT
+
+TABLES = (".parquet", ".csv")
+app = typer.Typer(
+    name="opdgeom",
+    help="Measure where a fine-tuning update lies, beside what its size alone explains.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+
+def _names(incomplete: str) -> list[str]:
+    """Complete a checkpoint's name: shipped models, then paths."""
+    shipped = [path.name for path in (PROJECT / "data" / "models").glob("*") if path.name.startswith(incomplete)]
+    start = Path(incomplete)
+    folder, beginning = (start, "") if not incomplete or incomplete.endswith("/") else (start.parent, start.name)
+    inside = folder.expanduser().glob(f"{beginning}*")
+    return sorted(shipped) + sorted(f"{folder / path.name}{'/' if path.is_dir() else ''}" for path in inside)
+
+
+Reference = Annotated[str, typer.Argument(help="The model before training.", autocompletion=_names)]
+Tuned = Annotated[
+    list[str],
+    typer.Argument(help="The model after it, several checkpoints, or a run's folder.", autocompletion=_names),
+]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the hub names in TUNED.")]
+Base = Annotated[
+    str | None, typer.Option(metavar="MODEL", help="What an adapter is merged over, if not what its settings name.")
+]
+Modules = Annotated[
+    list[str] | None, typer.Option(help="Only these kinds of matrix, such as q_proj,k_proj; may be repeated.")
+]
+K = Annotated[int | None, typer.Option("--k", help="How many leading directions; else chosen by the models' width.")]
+Jobs = Annotated[int | None, typer.Option(help="Processes at once, -1 for one per core.", show_default="1")]
+Strict = Annotated[
+    bool | None, typer.Option("--strict/--no-strict", help="Refuse what has no counterpart, or list it.")
+]
+Pickle = Annotated[
+    bool | None, typer.Option("--allow-pickle", help="Read pytorch_model.bin and its like: tensors only, no code.")
+]
+
+
+@app.command(no_args_is_help=True)
+def report(
+    reference: Reference = "",
+    tuned: Tuned = [],  # noqa: B006
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The HTML file; else one in ./reports.")] = None,
+    label: Annotated[str | None, typer.Option(help="What the figures call the run.")] = None,
+    revision: Revision = None,
+    base: Base = None,
+    modules: Modules = None,
+    k: K = None,
+    jobs: Jobs = None,
+    strict: Strict = None,
+    allow_pickle: Pickle = None,
+    parameters: Annotated[
+        Path | None, typer.Option(help="A YAML file of the chapter's parameters; what is given here wins.")
+    ] = None,
+) -> None:
+    """Write where a run lies: one HTML file that opens anywhere, and the whole table beside it.
+
+    REFERENCE and TUNED are folders, files, hub names (name@revision) or shipped models (base, anchor, teacher).
+    Nothing is measured before the plan is printed. A killed call goes on where it was when it is made again.
+
+    Examples
+    --------
+      opdgeom report base anchor
+
+      opdgeom report Qwen/Qwen3-8B-Base ./my-run --jobs 4 --out my-run.html
+
+      opdgeom report Qwen/Qwen3-8B-Base run/checkpoint-* --modules q_proj,k_proj --label "my run"
+    """
+    with _plain_errors("no report was written"):
+        from opdgeom_utils.report.papermill_run import read_parameters
+        from opdgeom_utils.report.write import taken_apart, write_report
+
+        start = time.monotonic()
+        several = taken_apart(tuned[0]) if len(tuned) == 1 else tuned
+        options = {
+            "reference": reference,
+            "tuned": several[0] if len(several) == 1 else several,
+            "label": label,
+            "revision": revision,
+            "base": base,
+            "modules": _kinds(modules),
+            "k": k,
+            "n_jobs": jobs,
+            "strict": strict,
+            "allow_pickle": allow_pickle,
+        }
+        given = read_parameters(parameters.expanduser()) if parameters else {}
+        given |= {name: value for name, value in options.items() if value not in (None, "", [])}
+        page, table = write_report(given, out)
+        print(f"report ready in {time.monotonic() - start:.0f} s\n  {page.as_uri()}\n  {table}")
+
+
+@app.command(no_args_is_help=True)
+def diagnose(
+    reference: Reference,
+    tuned: Tuned,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The table: a .parquet or a .csv file.")],
+    revision: Revision = None,
+    base: Base = None,
+    modules: Modules = None,
+    k: K = None,
+    jobs: Jobs = None,
+    strict: Strict = None,
+    allow_pickle: Pickle = None,
+    nulls: Annotated[bool, typer.Option("--nulls/--no-nulls", help="Measure the null updates too.")] = True,
+) -> None:
+    """Write the table alone: one row for each step and tensor, every metric and its nulls.
+
+    The columns are those of opdgeom_utils.diagnose_trajectory, in Python; angles are in degrees, shares from 0 to 1.
+    A killed call goes on where it was when it is made again.
+
+    Examples
+    --------
+      opdgeom diagnose base anchor -o table.parquet
+
+      opdgeom diagnose Qwen/Qwen3-8B-Base run/checkpoint-* --no-nulls -o table.csv
+    """
+    with _plain_errors("no table was written"):
+        if out.suffix not in TABLES:
+            raise MetricInputError(f"the table is {out.name!r}, expected a name that ends in {' or '.join(TABLES)}.")
+        from opdgeom_utils.chapters.your_run import matching_k, open_run
+        from opdgeom_utils.diagnose import diagnose_trajectory
+        from opdgeom_utils.report.write import work_folder
+        from opdgeom_utils.results import DIAGNOSE_OPTIONS
+        from opdgeom_utils.storage import parquet_bytes, write_atomic
+
+        target, strict = out.expanduser().absolute(), strict is not False
+        run = open_run(
+            reference, tuned[0] if len(tuned) == 1 else tuned,
+            revision=revision, base=base, modules=_kinds(modules), strict=strict, allow_pickle=bool(allow_pickle),
+        )  # fmt: skip
+        options: dict[str, Any] = {**DIAGNOSE_OPTIONS, "k": k or matching_k(run.reference), "nulls": nulls}
+        work = work_folder(target)
+        table = diagnose_trajectory(
+            run.reference, run.checkpoints, **options, n_jobs=jobs or 1, strict=strict, out=work
+        )
+        content = parquet_bytes(table) if target.suffix == ".parquet" else table.to_csv(index=False).encode()
+        write_atomic(target, content)
+        print(f"{len(table)} rows, {len(run.checkpoints)} checkpoints: {target}")
+
+
+def _kinds(modules: list[str] | None) -> list[str] | None:
+    """Kinds of matrix, however they are separated."""
+    return None if modules is None else " ".join(modules).replace(",", " ").split()
+
+
+@contextmanager
+def _plain_errors(what: str) -> Iterator[None]:
+    """Say in plain words what stopped a command, without a traceback."""
+    try:
+        yield
+    except (OpdGeomError, OSError, ValueError) as error:
+        print(f"\n{what}:\n{error}", file=sys.stderr)
+        raise typer.Exit(1) from error
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    try:
+        app(args=arguments, prog_name="opdgeom")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""Which checkpoints a run's folder holds, and at which step each name says that it was saved."""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from opdgeom_utils.checkpoints.opening import holds_weights
+from opdgeom_utils.checkpoints.pickled_weights import ENDINGS
+from opdgeom_utils.errors import MetricInputError
+
+STEP = re.compile(r"(?:steps?|checkpoint|ckpt|iter|iteration|update)[_=-]?(\d+)", re.IGNORECASE)
+EPOCH = re.compile(r"epoch[_=-]?(\d+)", re.IGNORECASE)
+NUMBER = re.compile(r"\d+(?:\.\d+)*")
+FILE = "|".join(map(re.escape, (".safetensors", *ENDINGS)))
+STEP_FILE = re.compile(rf"(?:global_?)?{STEP.pattern}(?:{FILE})?", re.IGNORECASE)
+DEEPEST = 4  # folders below a run's own: global_step_50/actor/huggingface has three
+TRAINED = "actor"  # where a trainer of several models puts the one that is trained
+IN_ORDER = "No name holds a step: the checkpoints are numbered in the order in which they were given."
+EPOCHS = "The names hold epochs and no steps: the steps here are epochs."
+ANEW = "The steps start anew in each epoch: the checkpoints are numbered in their order."
+ALIKE = "The names differ in one number: it is taken as the step."
+
+
+def step_in(name: str) -> int | None:
+    """Return the step that a path or a hub name holds, in the last of its parts that holds one.
+
+    Examples
+    --------
+    >>> step_in("run/global_step_50/actor/huggingface"), step_in("maker/model@step_7"), step_in("run/final")
+    (50, 7, None)
+    """
+    return _last(STEP, Path(name).parts)
+
+
+def numbered(names: Sequence[str]) -> tuple[list[int], str]:
+    """Say at which step each of a run's checkpoints was saved.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Paths or hub names, in any order; folders that all of them lie in say nothing.
+
+    Returns
+    -------
+    tuple
+        A step for each name, and a sentence where the steps are not plainly written in the names.
+
+    Raises
+    ------
+    MetricInputError
+        When only some of the names hold a step, or two hold the same one.
+
+    Examples
+    --------
+    >>> numbered(["run/checkpoint-1000", "run/checkpoint-200"])
+    ([1000, 200], '')
+    >>> numbered(["run/epoch_1/step_9", "run/epoch_0/step_9"])[0], numbered(["run/hf-20", "run/hf-3"])[0]
+    ([2, 1], [20, 3])
+    """
+    if len(names) == 1:
+        step = step_in(names[0])
+        return [step or 0], IN_ORDER if step is None else ""
+    parts = [Path(name).parts for name in names]
+    shared = next((i for i, same in enumerate(zip(*parts, strict=False)) if len(set(same)) > 1), 0)
+    steps, epochs = ([_last(word, own[shared:]) for own in parts] for word in (STEP, EPOCH))
+    pairs = [(epoch, step) for epoch, step in zip(epochs, steps, strict=True) if epoch is not None and step is not None]
+    order = sorted(set(pairs))
+    in_one_go = sorted({step for _, step in order}) == [step for _, step in order]
+    if len(order) == len(names) and not in_one_go:
+        return [1 + order.index(pair) for pair in pairs], ANEW
+    for found, remark in ((steps, ""), (epochs, EPOCHS), (_differing_number(names), ALIKE)):
+        known = [number for number in found if number is not None]
+        if known and len(set(known)) < len(names):
+            raise MetricInputError(
+                f"the names hold the steps {['none' if number is None else number for number in found]}; expected each "
+                "to hold its own (checkpoint-50, step_000050.safetensors), or none of them. Name fewer checkpoints."
+            )
+        if known:
+            return known, remark
+    return list(range(1, len(names) + 1)), IN_ORDER
+
+
+def checkpoints_inside(folder: Path) -> tuple[list[Path], list[Path]]:
+    """List the checkpoints below a run's folder: those whose path holds a step, and the others.
+
+    A folder with weights is one checkpoint, and nothing below it is looked at. A folder named after a step counts even
+    where no weights are found in it, unless there are none anywhere: whoever opens it says what it holds instead.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's folder, which holds no weights of its own but files named after steps.
+    """
+    found = sorted(_inside(folder, DEEPEST), key=lambda path: step_in(path.name) is not None)
+    paths = sorted({path.resolve(): path for path in found}.values())  # of two links to one folder, the one with a step
+    below = {path: path.relative_to(folder).parts for path in paths}
+    paths = [path for path in paths if TRAINED in below[path]] or paths
+    if not any(map(_is_checkpoint, paths)):
+        return [], []
+    stepped = [path for path in paths if any(_last(word, below[path]) is not None for word in (STEP, EPOCH))]
+    return stepped, [path for path in paths if path not in stepped]
+
+
+def _inside(folder: Path, deepest: int) -> Iterator[Path]:
+    """Yield the topmost checkpoints below a folder, and the folders named after a step that hold none."""
+    files = _step_files(folder)
+    yield from files
+    for path in folder.iterdir():
+        if not path.is_dir() or path.name.startswith("."):
+            continue
+        if holds_weights(path) and not _step_files(path):
+            yield path
+            continue
+        deeper = list(_inside(path, deepest - 1)) if deepest > 1 else []
+        named = step_in(path.name) is not None
+        yield from [path] if named and not any(map(_is_checkpoint, deeper)) else deeper
+
+
+def _step_files(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if STEP_FILE.fullmatch(path.name) and path.is_file()]
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return path.is_file() or holds_weights(path)
+
+
+def _last(word: re.Pattern[str], parts: Sequence[str]) -> int | None:
+    return next((int(found[-1]) for part in reversed(parts) if (found := word.findall(part))), None)
+
+
+def _differing_number(names: Sequence[str]) -> list[int | None]:
+    """Return the one number in which names differ that are alike in all else."""
+    differ = [column for column in zip(*map(NUMBER.findall, names), strict=False) if len(set(column)) > 1]
+    alike = len({NUMBER.sub("#", name) for name in names}) == 1
+    if not alike or len(differ) != 1 or not all(number.isdigit() for number in differ[0]):
+        return [None] * len(names)
+    return [int(number) for number in differ[0]]

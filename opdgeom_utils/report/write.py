@@ -1,0 +1,193 @@
+"""Say where a run lies: the plan first, then chapter 10 executed on the run, one HTML file and the whole table.
+
+Hub names are downloaded before the plan is printed. The HTML file holds everything that it needs, so it opens from disk
+without a network. A killed call goes on where it was when it is made again.
+"""
+
+import hashlib
+import json
+import shlex
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pandas as pd
+import yaml
+from tqdm import tqdm
+
+from opdgeom_utils.chapters.parameters import check_given, declared_parameters
+from opdgeom_utils.chapters.your_run import matching_k, open_run
+from opdgeom_utils.checkpoints.hub_files import HUB_ID
+from opdgeom_utils.diagnose.matrix_rows import Settings
+from opdgeom_utils.diagnose.plan import plan_comparison
+from opdgeom_utils.errors import NotebookParameterError, StorageError, ways
+from opdgeom_utils.models import MODELS, pick_device
+from opdgeom_utils.project_files import PROJECT
+from opdgeom_utils.report.page import BOOK_ONLY, report_page
+from opdgeom_utils.report.papermill_run import run_papermill, tagged
+from opdgeom_utils.results import DIAGNOSE_OPTIONS
+from opdgeom_utils.storage import write_atomic
+
+CHAPTER = PROJECT / "notebooks" / "10_your_model.ipynb"
+REPORTS = "reports"
+TRAJECTORY = "trajectory"
+OPENING = ("reference", "tuned", "revision", "base", "modules", "label", "strict", "allow_pickle")
+USAGE = (
+    "Name both models: opdgeom report <before> <after>, or make report REFERENCE=<before> TUNED=<after>. Each is a "
+    "folder, a file, a hub name or a shipped model (base, anchor, teacher); <after> may be several checkpoints, or a "
+    "run's folder. Or give both in a file of parameters: --parameters FILE, or PARAMETERS=FILE."
+)
+LOOK_EVERY = 0.5  # seconds between two looks at how far the work is
+
+
+def write_report(given: Mapping[str, Any], out: str | Path | None = None) -> tuple[Path, Path]:
+    """Execute the chapter with these parameters and write the page and the table.
+
+    Parameters
+    ----------
+    given : dict
+        Parameters of the chapter; ``reference`` and ``tuned`` at least.
+    out : path, optional
+        The HTML file; the table gets its name with ``.parquet``, the folder of finished matrices with ``.work``.
+        Without it, a file in ``reports`` here, named after the run.
+
+    Returns
+    -------
+    tuple of Path
+        Page and table.
+
+    Raises
+    ------
+    OpdGeomError
+        When a parameter is unknown or missing, a checkpoint cannot be opened or compared, nothing can be written there,
+        or a cell of the chapter raises.
+    """
+    parameters = {**given, **{name: local(given[name]) for name in ("reference", "tuned", "base") if name in given}}
+    if not parameters.get("reference") or not parameters.get("tuned"):
+        raise NotebookParameterError(USAGE)
+    chapter = nbformat.read(CHAPTER, as_version=4)
+    check_given(parameters, declared_parameters(tagged(chapter, "parameters")[0].source), CHAPTER.stem)
+    total = _print_plan(parameters)
+    target = target_of(out, parameters)
+    work = work_folder(target)
+    # What only the book shows is not worth the reader's time.
+    chapter.cells = [cell for cell in chapter.cells if BOOK_ONLY not in cell.metadata.get("tags", [])]
+    raw, executed, written = work / "in.ipynb", work / "out.ipynb", work / "parameters.yaml"
+    nbformat.write(chapter, raw)
+    written.write_text(yaml.safe_dump({**parameters, "out": str(work)}), encoding="utf-8")
+    with _progress(work / "parts", total):
+        run_papermill(raw, executed, written, PROJECT, work / "log.txt", offline=False, cell_seconds=None)
+    table = target.with_suffix(".parquet")
+    write_atomic(table, (work / "diagnosis.parquet").read_bytes())
+    single = len(set(pd.read_parquet(table, columns=["step"])["step"])) == 1
+    page = report_page(
+        nbformat.read(executed, as_version=4),
+        title=f"Where {parameters.get('label', 'your run')} lies",
+        leave_out=(BOOK_ONLY, TRAJECTORY) if single else (BOOK_ONLY,),
+    )
+    write_atomic(target, page.encode())
+    return target, table
+
+
+def local(name: Any) -> Any:
+    """Make paths that exist absolute, for the notebook runs in another folder; leave other names as they are."""
+    if isinstance(name, list):
+        return [local(item) for item in name]
+    path = Path(str(name)).expanduser()
+    return str(path.absolute()) if isinstance(name, str) and name and path.exists() else name
+
+
+def taken_apart(name: str) -> list[str]:
+    """Take apart a text that holds several names, as a variable of make does; a path with spaces stays whole.
+
+    Examples
+    --------
+    >>> taken_apart("maker/run@step_1 'maker/run@step_2'"), taken_apart("My Drive/run"), taken_apart("base anchor")
+    (['maker/run@step_1', 'maker/run@step_2'], ['My Drive/run'], ['base', 'anchor'])
+    """
+    try:
+        parts = shlex.split(name)
+    except ValueError:  # a lone quote is part of a path
+        return [name]
+    here = [Path(part).expanduser().exists() for part in parts]
+    known = [(MODELS / part).is_dir() or bool("/" in part and HUB_ID.fullmatch(part)) for part in parts]
+    apart = len(parts) > 1 or parts != [name]
+    return parts if apart and not Path(name).expanduser().exists() and (any(here) or all(known)) else [name]
+
+
+def target_of(out: str | Path | None, parameters: Mapping[str, Any]) -> Path:
+    """Where the page goes: as asked for, or in ``reports``, named after the run and a checksum of its parameters.
+
+    Examples
+    --------
+    >>> target_of(None, {"reference": "base", "tuned": "/runs/my run"}).name
+    'base-to-my-run-d4e99d.html'
+    >>> target_of("report", {}).name
+    'report.html'
+    """
+    if out is not None:
+        path = Path(out).expanduser()
+        return (path if path.suffix == ".html" else path.with_name(f"{path.name}.html")).absolute()
+    tuned = parameters.get("tuned", "")
+    last = tuned[-1] if isinstance(tuned, list) else tuned
+    names = [Path(str(name)).name for name in (parameters.get("reference", ""), last)]
+    letters = "-to-".join(names).replace("@", "-at-")
+    deciding = {name: value for name, value in parameters.items() if name not in ("label", "n_jobs")}
+    digest = hashlib.sha256(json.dumps(deciding, sort_keys=True, default=str).encode()).hexdigest()[:6]
+    plain = "".join(c if c.isalnum() or c in "-_." else "-" for c in letters)[:100]
+    return Path(REPORTS).absolute() / f"{plain}-{digest}.html"
+
+
+def work_folder(target: Path) -> Path:
+    """Make the folder that keeps finished matrices beside what will be written.
+
+    Raises
+    ------
+    StorageError
+        When nothing can be written there; it is said before anything is measured.
+    """
+    work = target.with_suffix(".work")
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        write_atomic(work / "writable", b"")
+    except OSError as error:
+        raise StorageError(
+            f"nothing can be written in {target.parent} ({error.strerror or error}). Write elsewhere: {ways('out')}."
+        ) from error
+    return work
+
+
+def _print_plan(parameters: Mapping[str, Any]) -> int:
+    """Open what is compared, print what it will take, and return the number of tensors."""
+    run = open_run(**{name: parameters[name] for name in OPENING if name in parameters})
+    options = {**DIAGNOSE_OPTIONS, "k": parameters.get("k") or matching_k(run.reference)}
+    settings = Settings(**options, nulls=True, seed=0, device=pick_device().type)
+    opened = [checkpoint for _, checkpoint in run.checkpoints]
+    planned = plan_comparison(run.reference, opened, settings, n_jobs=parameters.get("n_jobs", 1))
+    for what, value in planned.table().itertuples(index=False):
+        print(f"  {what:48s} {value}")
+    for report in run.reports:
+        print(f"  {report.tuned}: " + ("everything compared" if report.complete else "not everything can be compared"))
+    return len(run.reference.tensors)
+
+
+@contextmanager
+def _progress(folder: Path, total: int) -> Iterator[None]:
+    """Show how many tensors are finished while the notebook works: each leaves one file in ``folder``."""
+    done = threading.Event()
+
+    def watch() -> None:
+        with tqdm(total=total, unit="tensor", desc="measured", disable=None) as bar:
+            while not done.wait(LOOK_EVERY):
+                bar.update(min(total, len(list(folder.glob("*.parquet")))) - bar.n)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
