@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from opdgeom_utils.errors import NotebookParameterError, StaleResultsError
-from opdgeom_utils.intervals import seed_interval
 from opdgeom_utils.measures.run_measures import OVERLAPS, PARTS, measures_of
 from opdgeom_utils.recipes import load_recipe, recipe_names
 from opdgeom_utils.results import Tables, load_tables, tables_of
@@ -137,23 +136,6 @@ def only_seeds(tables: Tables, profile: str, seeds: Sequence[int], origin: str) 
     words = f"{len(kept)} {'seed' if len(kept) == 1 else 'seeds'}"
     source = f"Profile {profile}, {n_recipes} recipes, {words}, {origin}{label}."
     return BookTables(*parts, profile=profile, seeds=kept, source=source, measures=measures)
-
-
-def with_interval(rows: pd.DataFrame, values: Sequence[str], by: str = "recipe") -> pd.DataFrame:
-    """Fold one row per seed into mean and 95% t-interval: ``<by>, quantity, mean, low, high, n``.
-
-    Two seeds, 0 and 2: mean 1, standard error 1, and the t-value of one degree of freedom is 12.706.
-
-    >>> rows = pd.DataFrame({"recipe": ["opd", "opd"], "seed": [0, 1], "gain": [0.0, 2.0]})
-    >>> with_interval(rows, ["gain"]).round(3).values.tolist()
-    [['opd', 'gain', 1.0, -11.706, 13.706, 2]]
-    """
-    folded = []
-    for group, part in rows.groupby(by, sort=False):
-        for value in values:
-            interval = seed_interval(part[value].to_numpy(float))
-            folded.append((group, value, interval.mean, interval.low, interval.high, interval.n))
-    return pd.DataFrame(folded, columns=[by, "quantity", "mean", "low", "high", "n"])
 
 
 def say_interval(mean: float, low: float, high: float, *, percent: bool = False, digits: int = 1) -> str:

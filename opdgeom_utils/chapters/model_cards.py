@@ -11,9 +11,7 @@ from pathlib import Path
 import pandas as pd
 from safetensors import safe_open
 
-from opdgeom_utils.evaluation import accuracy_table
-from opdgeom_utils.models import load_model, load_tokenizer, resolve_model
-from opdgeom_utils.tasks import Mixture
+from opdgeom_utils.models import resolve_model
 
 
 def model_facts(names: Iterable[str]) -> pd.DataFrame:
@@ -53,19 +51,3 @@ def _facts(name: str) -> dict[str, object]:
         "dtype": ", ".join(dtypes),
         "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()[:12],
     }
-
-
-def family_accuracy(names: Iterable[str], mixture: Mixture, per_family: int, seed: int = 0) -> pd.DataFrame:
-    """Measure held-out accuracy of several models on the same prompts.
-
-    Returns
-    -------
-    DataFrame
-        ``model, domain, family, greedy, sampled, n_prompts``; accuracies from 0 to 1.
-    """
-    tables = [
-        accuracy_table(load_model(name), load_tokenizer(name), mixture, per_family, seed).assign(model=name)
-        for name in names
-    ]
-    table = pd.concat(tables, ignore_index=True)
-    return table.loc[:, ["model", *(column for column in table.columns if column != "model")]]

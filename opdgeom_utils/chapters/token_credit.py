@@ -1,6 +1,6 @@
 """One prompt, one group of completions, three credits: what each objective says about the same tokens.
 
-Used by the chapter on the toy world. Nothing here trains; the student writes, the verifier and the teacher judge.
+Nothing here trains; the student writes, the verifier and the teacher judge.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
@@ -17,7 +16,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from opdgeom_utils import objectives
 from opdgeom_utils.errors import RecipeError
-from opdgeom_utils.intervals import seed_interval
 from opdgeom_utils.models import PAD
 from opdgeom_utils.rollouts import Rollouts, completion_logits, decode_completions, roll_out
 from opdgeom_utils.tasks import END, Example, held_out_set, verify
@@ -136,8 +134,6 @@ def credit_table(worked: WorkedPrompt, index: int) -> pd.DataFrame:
 def mistake_position(example: Example, completion: str) -> int:
     """Place (from 1) of the first token that differs from the worked solution; 0 if none does.
 
-    Examples
-    --------
     >>> from opdgeom_utils.tasks import make_example
     >>> mistake_position(make_example("sum", "47+8-5"), "55;40$")  # the solution is 55;50$
     4
@@ -162,72 +158,16 @@ def credit_survey(worked: Sequence[WorkedPrompt]) -> pd.DataFrame:
     """
     rows = []
     for prompt in worked:
-        mask = prompt.rollouts.mask[0]
-        student = prompt.rollouts.log_probs[0]
-        credit = objectives.opd_advantages(student, prompt.teacher_log_probs, mask).numpy()
+        mask, student = prompt.rollouts.mask[0], prompt.rollouts.log_probs[0]
+        credit = objectives.opd_advantages(student, prompt.teacher_log_probs, mask)
         for i in prompt.wrong:
             length, mistake = int(mask[i].sum()), mistake_position(prompt.example, prompt.texts[i])
             if not 1 <= mistake <= length:
                 continue
-            own = credit[i, :length]
-            lowest = int(own.argmin()) + 1
-            rows.append(
-                {
-                    "domain": prompt.example.domain,
-                    "family": prompt.example.family,
-                    "length": length,
-                    "mistake": mistake,
-                    "lowest": lowest,
-                    "hit": float(lowest == mistake),
-                    "chance": 1.0 / length,
-                    "share": float(abs(own[mistake - 1]) / max(np.abs(own).sum(), 1e-12)),
-                    "least_likely_hit": float(int(student[i, :length].argmin()) + 1 == mistake),
-                }
-            )
+            own, lowest = credit[i, :length].abs(), int(credit[i, :length].argmin()) + 1
+            row = {"domain": prompt.example.domain, "family": prompt.example.family, "length": length}
+            row |= {"mistake": mistake, "lowest": lowest, "hit": float(lowest == mistake), "chance": 1 / length}
+            row["share"] = float(own[mistake - 1]) / max(float(own.sum()), 1e-12)
+            row["least_likely_hit"] = float(int(student[i, :length].argmin()) + 1 == mistake)
+            rows.append(row)
     return pd.DataFrame(rows)
-
-
-def hits_in_words(per_family: pd.DataFrame) -> str:
-    """Compare, family by family, how often OPD's lowest credit and the student's own doubt find the first mistake.
-
-    Parameters
-    ----------
-    per_family
-        One row per family, columns ``hit`` and ``least_likely_hit``, shares from 0 to 1.
-
-    Examples
-    --------
-    >>> rows = pd.DataFrame({"hit": [0.9, 0.8, 0.9], "least_likely_hit": [0.5, 0.5, 0.4]})
-    >>> hits_in_words(rows)
-    "OPD minus the student's own doubt: +40.0 points (+15.2 to +64.8): the teacher finds the first mistake more often."
-    """
-    gap = seed_interval((per_family["hit"] - per_family["least_likely_hit"]).to_numpy(float))
-    low, high = 100 * gap.low, 100 * gap.high
-    verdict = "these families cannot tell the two apart"
-    if low > 0:
-        verdict = "the teacher finds the first mistake more often"
-    if high < 0:
-        verdict = "the student's own doubt finds the first mistake more often"
-    return f"OPD minus the student's own doubt: {100 * gap.mean:+.1f} points ({low:+.1f} to {high:+.1f}): {verdict}."
-
-
-def where_the_credit_falls(credit: pd.DataFrame) -> str:
-    """Say in words where the three objectives put their credit on one wrong completion.
-
-    Parameters
-    ----------
-    credit
-        From :func:`credit_table`.
-    """
-    opd = credit.loc[credit["objective"] == "opd"].reset_index(drop=True)
-    flat = credit.loc[credit["objective"] == "rlvr", "credit"].tolist()[0]
-    credits, tokens = opd["credit"].tolist(), opd["token"].tolist()
-    mistakes = opd.loc[opd["mistake"], "position"].tolist()
-    low = min(range(len(credits)), key=credits.__getitem__)
-    off = f"leaves the worked solution at token {mistakes[0]}" if mistakes else "never leaves the worked solution"
-    same = "the same token" if mistakes and mistakes[0] == low + 1 else "not the same token"
-    return (
-        f"SFT would give all {len(opd)} tokens a credit of 1. RLVR gives all of them {flat:+.2f}. OPD gives between "
-        f"{min(credits):+.2f} and {max(credits):+.2f}; its lowest credit is on token {low + 1}, `{tokens[low]}`. "
-        f"The completion {off}. Here they are {same}."
-    )

@@ -1,7 +1,5 @@
 """Tables of a chapter: cut to the seeds asked for, and said in words what they rest on."""
 
-import math
-
 import pandas as pd
 import pytest
 
@@ -36,12 +34,3 @@ def test_a_seed_that_the_profile_lacks_is_an_error(seeds: list[int]) -> None:
 def test_unknown_profile_is_named() -> None:
     with pytest.raises(UnknownProfileError, match="Known"):
         committed_tables.tables_for("no-such-profile", [1])
-
-
-def test_intervals_keep_the_order_of_the_groups() -> None:
-    rows = pd.DataFrame({"recipe": ["sft", "opd", "opd"], "gain": [0.5, 0.0, 2.0]})
-    folded = committed_tables.with_interval(rows, ["gain"])
-    assert folded["recipe"].tolist() == ["sft", "opd"]
-    assert math.isnan(folded["low"][0])
-    assert (folded["low"][1] + folded["high"][1]) / 2 == pytest.approx(folded["mean"][1])
-    assert committed_tables.say_interval(0.25, 0.2, 0.3, percent=True) == "25.0% (20.0 to 30.0)"

@@ -45,12 +45,6 @@ def test_survey_finds_the_mistake_and_all_of_the_credit_on_it() -> None:
     assert row["least_likely_hit"] == 0.0  # the student found all tokens equally likely; the first is not the mistake
 
 
-def test_sentence_says_what_the_table_says() -> None:
-    sentence = token_credit.where_the_credit_falls(token_credit.credit_table(hand_made(), 0))
-    assert "lowest credit is on token 4, `4`" in sentence
-    assert "Here they are the same token." in sentence
-
-
 def test_a_completion_that_stops_early_leaves_the_solution_at_its_end() -> None:
     example = make_example("sum", "47+8-5")
     assert token_credit.mistake_position(example, "55;50$") == 0
