@@ -3,12 +3,12 @@
 An adapter is merged over the base that it names, so its base must be that one. Some initialisations take the first
 product of the factors out of the base before training (PiSSA, OLoRA, CorDA, LoRA-GA, LoftQ), and KaSA truncates it:
 over the named base they would come out wrong without any sign. So what is known to be right is listed, and everything
-else is refused by name.
+else is refused by name. Whatever names modules means the names that the trainer saw, before any are made plain.
 """
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +18,16 @@ from opdgeom_utils.errors import CheckpointDamagedError, MetricInputError
 CONFIG = "adapter_config.json"
 STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")  # of training: these leave the base as it is
 USED = (
-    *("peft_type", "base_model_name_or_path", "revision", "init_lora_weights"),
+    *("peft_type", "base_model_name_or_path", "revision", "init_lora_weights", "trainable_token_indices"),
     *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "fan_in_fan_out"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "modules_to_save"),
 )
-SEEN_IN_THE_WEIGHTS = (  # which tensors are there says the same
-    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
-    *("bias", "lora_bias", "ensure_weight_tying"),
-)
+SEEN_IN_THE_WEIGHTS = ("layers_pattern", "bias", "lora_bias", "ensure_weight_tying")  # which tensors are there says it
 WITHOUT_EFFECT = (  # on the weights, given how training started and that the variants are off
     *("task_type", "auto_mapping", "peft_version", "inference_mode", "runtime_config", "lora_dropout"),
     *("megatron_core", "qalora_group_size", "eva_config", "corda_config", "lora_ga_config", "loftq_config"),
 )
 KNOWN = frozenset(USED + SEEN_IN_THE_WEIGHTS + WITHOUT_EFFECT)
-
-
-def is_adapter(folder: Path) -> bool:
-    """Say whether a folder holds an adapter and no model of its own."""
-    own = [folder / name for name in ("model.safetensors", "model.safetensors.index.json")]
-    return (folder / CONFIG).is_file() and not any(file.exists() for file in own)
 
 
 def adapter_settings(folder: Path) -> dict[str, Any]:
@@ -77,7 +69,7 @@ def scaling_of(settings: Mapping[str, Any], module: str, rank: int, *, file: Pat
     settings : Mapping of str to Any
         As :func:`adapter_settings` returned them.
     module : str
-        Plain name of the module.
+        Name of the module in the model that was trained.
     rank : int
         Rank of its factors.
     file : Path
@@ -94,9 +86,8 @@ def scaling_of(settings: Mapping[str, Any], module: str, rank: int, *, file: Pat
     >>> [scaling_of(settings, f"layers.0.{name}", 4, file=Path("x")) for name in ("q_proj", "k_proj")]
     [0.5, 2.0]
     """
-    declared, alpha = (
-        _for_module(settings, key, module) for key in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern"))
-    )
+    declared = _of_the_pattern(settings.get("rank_pattern"), module, settings.get("r"))
+    alpha = _of_the_pattern(settings.get("alpha_pattern"), module, settings.get("lora_alpha"))
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (declared, alpha))
     if not numbers or declared != rank or not math.isfinite(alpha):
         raise CheckpointDamagedError(
@@ -106,14 +97,49 @@ def scaling_of(settings: Mapping[str, Any], module: str, rank: int, *, file: Pat
     return alpha / math.sqrt(rank) if settings.get("use_rslora") else alpha / rank
 
 
-def _for_module(settings: Mapping[str, Any], keys: tuple[str, str], module: str) -> Any:
-    """Return a setting of a module: the first pattern that its name ends with, else the common value."""
-    key, pattern_key = keys
-    patterns = settings.get(pattern_key)
+def trained_tokens(settings: Mapping[str, Any], module: str) -> list[int] | None:
+    """Return the rows of an embedding that were trained on their own, None where the settings name none.
+
+    Examples
+    --------
+    >>> trained_tokens({"trainable_token_indices": [3, 5]}, "model.embed_tokens")
+    [3, 5]
+    >>> trained_tokens({"trainable_token_indices": {"lm_head": [7]}}, "model.embed_tokens")
+    """
+    rows = settings.get("trainable_token_indices")
+    if isinstance(rows, Mapping):  # a name in it may be of the whole module or of its end
+        rows = next((found for name, found in rows.items() if module.endswith(name)), None)
+    return rows if isinstance(rows, list) and all(type(row) is int and row >= 0 for row in rows) else None
+
+
+def untrained(settings: Mapping[str, Any], trained: Sequence[str], modules: Sequence[str]) -> list[str]:
+    """Name the modules of a base that the settings target and for which the adapter has nothing.
+
+    Only a plain list of targets over all layers is judged: the rest means names that the trainer saw.
+
+    Examples
+    --------
+    >>> untrained({"target_modules": ["q_proj", "k_proj"]}, ["0.q_proj"], ["0.q_proj", "0.k_proj", "0.v_proj"])
+    ['0.k_proj']
+    """
+    targets = settings.get("target_modules")
+    if not isinstance(targets, list) or any(settings.get(key) for key in ("exclude_modules", "layers_to_transform")):
+        return []
+    whole = [name for name in settings.get("modules_to_save") or () if isinstance(name, str)]
+    missing = sorted(set(modules) - set(trained))
+    return [name for name in missing if _ends_with(name, targets) and not _ends_with(name, whole)]
+
+
+def _ends_with(module: str, names: Sequence[Any]) -> bool:
+    return any(f".{module}".endswith(f".{name}") for name in names)
+
+
+def _of_the_pattern(patterns: Any, module: str, common: Any) -> Any:
+    """Return what the first pattern says that a module's name ends with, else the common value, as PEFT does."""
     for pattern, value in (patterns if isinstance(patterns, dict) else {}).items():
         try:
-            if re.fullmatch(rf"(.*\.)?({pattern})", module):
+            if re.match(rf"(.*\.)?({pattern})$", module):
                 return value
         except re.error:
             continue
-    return settings.get(key)
+    return common

@@ -2,7 +2,11 @@
 
 A merged matrix is ``W + scaling * B A`` in float32 and is not rounded to the base's type, so that the update is of the
 adapter's rank. ``scaling`` is alpha / r, or alpha / sqrt(r) under rsLoRA. Under DoRA, row i of the merged matrix has
-the length that the adapter's magnitude vector says.
+the length that the adapter's magnitude vector says. Rows of an embedding that were trained on their own
+(``trainable_token_indices``) stand in place of the base's.
+
+What an adapter stores in full (added heads, embeddings of a resized vocabulary) is taken as it is, whatever the base
+has there: the comparison says what does not fit, as for the full model of the same run.
 
 Where the base ties its embeddings and the adapter changes one of them, the merged model has both: a trained model reads
 the other one unchanged.
@@ -17,12 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opdgeom_utils.checkpoints.adapter_settings import CONFIG, adapter_settings, scaling_of
-from opdgeom_utils.checkpoints.layouts import canonical_name
-from opdgeom_utils.checkpoints.parameter_names import EMBEDDING, HEAD
+from opdgeom_utils.checkpoints.adapter_settings import CONFIG, adapter_settings, scaling_of, trained_tokens, untrained
+from opdgeom_utils.checkpoints.fused_attention import CONV1D, IN_OUT
+from opdgeom_utils.checkpoints.layouts import WRAPPERS, plain_names, text_config
+from opdgeom_utils.checkpoints.parameter_names import embedding_and_head, tower_of
 from opdgeom_utils.checkpoints.pickled_weights import pickled_tensors
 from opdgeom_utils.checkpoints.stored_tensors import StoredTensor, safetensors_of
-from opdgeom_utils.checkpoints.tied_embeddings import changed_alike, with_own_head
+from opdgeom_utils.checkpoints.tied_embeddings import changed_alike, declared_tied, with_own_head
 from opdgeom_utils.checkpoints.weight_files import contained, shortened
 from opdgeom_utils.errors import (
     CheckpointDamagedError,
@@ -34,14 +39,15 @@ from opdgeom_utils.errors import (
 
 WEIGHTS, PICKLED = "adapter_model.safetensors", "adapter_model.bin"
 LOW_RANK = re.compile(
-    r"(?P<module>.+?)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
-    r"(?:\.default)?(?P<bias>\.bias)?(?:\.weight)?"
+    r"(?P<module>.+?)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector"
+    r"|token_adapter\.trainable_tokens_delta)(?:\.default)?(?P<bias>\.bias)?(?:\.weight)?"
 )
+TOKENS = "token_adapter.trainable_tokens_delta"
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter's tensors and how they act.
+    """An adapter's tensors and how they act, under the names of the model that was trained.
 
     Attributes
     ----------
@@ -50,7 +56,7 @@ class Adapter:
     settings : Mapping of str to Any
         Its ``adapter_config.json``.
     low_rank : Mapping of str to Mapping of str to StoredTensor
-        For each module, its parts ``lora_A``, ``lora_B``, ``lora_magnitude_vector``, ``bias``.
+        For each module, its parts ``lora_A``, ``lora_B``, ``lora_magnitude_vector``, ``bias``, or rows of tokens.
     replaced : Mapping of str to StoredTensor
         Tensors that stand in full in place of the base's.
     """
@@ -69,28 +75,10 @@ class Adapter:
             return None
         return f"{name}@{revision}" if isinstance(revision, str) and revision and not Path(name).exists() else name
 
-    @property
-    def changes(self) -> frozenset[str]:
-        """Names of the tensors that it changes."""
-        biased = (f"{module}.bias" for module, parts in self.low_rank.items() if "bias" in parts)
-        return frozenset([*self.replaced, *(f"{module}.weight" for module in self.low_rank), *biased])
-
 
 @dataclass(frozen=True)
-class Merged:
-    """Read a matrix of the base and add the low-rank update.
-
-    Attributes
-    ----------
-    base, a, b : StoredTensor
-        The base's matrix (out, in), and the factors (r, in) and (out, r).
-    scaling : float
-        Factor of the product.
-    transposed : bool
-        Whether the product is turned before it is added: embeddings, and layers stored as (in, out).
-    magnitude : StoredTensor or None
-        Length of each row, under DoRA.
-    """
+class _Sum:
+    """Read a matrix and add a low-rank product, turned for embeddings and layers stored as (in, out)."""
 
     base: StoredTensor
     a: StoredTensor
@@ -113,7 +101,7 @@ class Merged:
 
 
 @dataclass(frozen=True)
-class Shifted:
+class _Shifted:
     """Read a bias of the base and add the adapter's."""
 
     base: StoredTensor
@@ -125,6 +113,22 @@ class Shifted:
         base, bias = self.base.read_unchecked(), self.bias.read_unchecked()
         dtype = _sum_type(base.dtype, bias.dtype)
         return base.to(dtype) + self.scaling * bias.to(dtype)
+
+
+@dataclass(frozen=True)
+class _WithRows:
+    """Read an embedding of the base and put the trained rows in."""
+
+    base: StoredTensor
+    rows: tuple[int, ...]
+    values: StoredTensor
+
+    def __call__(self) -> Tensor:
+        """Return the embedding, in float32 at least."""
+        base, values = self.base.read_unchecked(), self.values.read_unchecked()
+        dtype = _sum_type(base.dtype, values.dtype)
+        places = torch.tensor(self.rows, device=base.device)
+        return base.to(dtype).index_copy(0, places, values.to(dtype))
 
 
 def open_adapter(folder: Path, *, allow_pickle: bool = False) -> Adapter:
@@ -140,7 +144,7 @@ def open_adapter(folder: Path, *, allow_pickle: bool = False) -> Adapter:
     Raises
     ------
     CheckpointNotFoundError, CheckpointDamagedError, CheckpointUnsafeError
-        When its files are missing or cannot be read, lead out of the folder, or are a pickle that was not asked for.
+        When its files are missing, empty or unreadable, lead out of the folder, or are a pickle not asked for.
     MetricInputError
         When it is of a kind that is not merged here.
     """
@@ -149,7 +153,7 @@ def open_adapter(folder: Path, *, allow_pickle: bool = False) -> Adapter:
     low_rank: dict[str, dict[str, StoredTensor]] = {}
     replaced: dict[str, StoredTensor] = {}
     for raw, tensor in tensors.items():
-        name = canonical_name(raw)
+        name = WRAPPERS.sub("", raw).removeprefix("module.").removeprefix("base_model.model.")
         found = LOW_RANK.fullmatch(name)
         if found:
             part = "bias" if found["bias"] else found["part"]
@@ -158,6 +162,11 @@ def open_adapter(folder: Path, *, allow_pickle: bool = False) -> Adapter:
             raise MetricInputError(f"{file}: tensor {raw} is of a kind that is not merged here; merge with PEFT.")
         else:
             replaced[name.replace(".base_layer.", ".")] = tensor
+    if not tensors:
+        raise CheckpointDamagedError(
+            f"{file}: holds no tensors, expected the factors of LoRA; it was saved before they were gathered (as under "
+            "DeepSpeed ZeRO-3 or FSDP). Save it again with its whole state dict, or use an earlier one."
+        )
     return Adapter(folder, file, settings, low_rank, replaced)
 
 
@@ -176,7 +185,7 @@ def _weights(folder: Path, *, allow_pickle: bool) -> tuple[Path, dict[str, Store
 
 
 def merged_over(
-    base: Mapping[str, StoredTensor], adapter: Adapter, *, tied: bool | None = None
+    base: Mapping[str, StoredTensor], adapter: Adapter, config: Mapping[str, Any]
 ) -> tuple[dict[str, StoredTensor], frozenset[str], tuple[str, ...]]:
     """Merge an adapter over its base, lazily; of weights, at most the adapter's own embeddings are read.
 
@@ -186,8 +195,8 @@ def merged_over(
         The base's tensors, under canonical names, tied embeddings once, before anything fused is split.
     adapter : Adapter
         What changes them.
-    tied : bool, optional
-        What the base's configuration says of its embeddings.
+    config : Mapping of str to Any
+        The base's configuration.
 
     Returns
     -------
@@ -197,56 +206,73 @@ def merged_over(
     Raises
     ------
     CheckpointMismatchError
-        When the adapter changes a tensor that the base does not have, or has in another shape.
+        When the base has no matrix, or one of another shape, for a pair of factors.
     CheckpointDamagedError
         When half of a pair of factors is missing, or the ranks differ.
     """
-    changed = adapter.changes
-    unties = HEAD in changed or (EMBEDDING in changed and tied is True)
-    before = with_own_head(base, tied) if unties else dict(base)
-    merged = dict(before)
-    for name, tensor in adapter.replaced.items():
-        if name not in before or before[name].shape != tensor.shape:
-            raise _other_base(adapter, name, tensor.shape, before)
-        merged[name] = tensor
-    for module, parts in adapter.low_rank.items():
-        name = f"{module}.weight"
-        if name not in before:
-            raise _other_base(adapter, name, None, before)
-        merged[name] = _merged(adapter, module, merged[name], parts)
+    modules, replaced = _plainly(adapter, base, config)
+    tied, (embedding, head) = declared_tied(config), embedding_and_head(base)
+    changed = {*replaced, *modules} | {_bias_of(name) for name, (_, parts) in modules.items() if "bias" in parts}
+    own = {name: {**modules.get(name, ("", {}))[1], **_whole(replaced.get(name))} for name in (embedding, head)}
+    alone = embedding in changed and tied is True and set(own[embedding]) != {TOKENS}  # rows are trained for both
+    merged = with_own_head(base, tied) if head in changed or alone else dict(base)
+    unties = head in merged and head not in base
+    merged |= replaced
+    for name, (module, parts) in modules.items():
+        if name not in merged:
+            raise _other_base(adapter, name, None, merged)
+        merged[name] = _merged(adapter, module, name, merged[name], parts, text_config(config).get("model_type"))
         if "bias" in parts:
-            merged[f"{module}.bias"] = _shifted(adapter, module, merged, parts)
-    if HEAD not in before or HEAD in base:
-        return merged, changed, ()
-    if _keeps_tied(adapter):
-        return {name: tensor for name, tensor in merged.items() if name != HEAD}, changed - {HEAD}, ()
-    untied = " and ".join(sorted(changed & {EMBEDDING, HEAD}))
-    return merged, changed, (f"{EMBEDDING} and {HEAD} are one tensor in the base, untied by the adapter in {untied}",)
+            merged[_bias_of(name)] = _shifted(adapter, module, _bias_of(name), merged, parts)
+    notes = _nothing_for(adapter, base, modules)
+    if not unties:
+        return merged, frozenset(changed), notes
+    modules_alike = {_scaling(adapter, modules[name][0], parts) for name, parts in own.items() if name in modules}
+    if changed_alike(own[embedding], own[head]) and len(modules_alike) < 2:
+        return {name: tensor for name, tensor in merged.items() if name != head}, frozenset(changed - {head}), notes
+    untied = " and ".join(sorted(changed & {embedding, head}))
+    note = f"{embedding} and {head} are one tensor in the base, untied by the adapter in {untied}"
+    return merged, frozenset(changed), (*notes, note)
 
 
-def _keeps_tied(adapter: Adapter) -> bool:
-    """Say whether an adapter changes both embeddings in the same way, as it does under ``ensure_weight_tying``."""
-    modules = [name.removesuffix(".weight") for name in (EMBEDDING, HEAD)]
-    embedding, head = (
-        {**adapter.low_rank.get(module, {}), **{k: t for k, t in adapter.replaced.items() if k == f"{module}.weight"}}
-        for module in modules
+def _plainly(
+    adapter: Adapter, base: Mapping[str, StoredTensor], config: Mapping[str, Any]
+) -> tuple[dict[str, tuple[str, Mapping[str, StoredTensor]]], dict[str, StoredTensor]]:
+    """Find the base's names for an adapter's modules, each with its own name and parts, and for what it replaces."""
+    names = plain_names([*(f"{module}.weight" for module in adapter.low_rank), *adapter.replaced], config)
+    for raw, name in names.items():
+        longer = [f"{before}.{name}" for before in ("model", "transformer", "gpt_neox", "backbone")]
+        names[raw] = next((other for other in (name, *longer) if other in base), name)
+    if len(set(names.values())) < len({*names}):
+        raise CheckpointDamagedError(f"{adapter.file}: two of its modules have one name; save it again with PEFT.")
+    modules = {names[f"{module}.weight"]: (module, parts) for module, parts in adapter.low_rank.items()}
+    return modules, {names[raw]: tensor for raw, tensor in adapter.replaced.items()}
+
+
+def _nothing_for(adapter: Adapter, base: Mapping[str, StoredTensor], modules: Mapping[str, Any]) -> tuple[str, ...]:
+    """Say which of the modules that the settings target are in the base and not in the adapter."""
+    there = [n.removesuffix(".weight") for n in base if n.endswith(".weight") and len(base[n].shape) == 2]
+    trained = [name.removesuffix(".weight") for name in modules]
+    missing = untrained(adapter.settings, trained, [name for name in there if not tower_of(name)])
+    said = (
+        f"{adapter.file} has nothing for {shortened(missing)}, which its target_modules name: they count as unchanged"
     )
-    a = embedding.get("lora_embedding_A")
-    scalings = {_scaling(adapter, module, a.shape[0]) for module in modules} if a is not None else set()
-    return changed_alike(embedding, head) and len(scalings) < 2
+    return (said,) if missing else ()
 
 
-def _merged(adapter: Adapter, module: str, base: StoredTensor, parts: Mapping[str, StoredTensor]) -> StoredTensor:
+def _merged(
+    adapter: Adapter, module: str, name: str, base: StoredTensor, parts: Mapping[str, StoredTensor], kind: Any
+) -> StoredTensor:
+    """Merge what an adapter has for one module: rows of tokens, or factors."""
+    if TOKENS in parts:
+        return _with_rows(adapter, module, name, base, parts)
     of_embedding = "lora_embedding_A" in parts
-    a, b = (
-        (parts.get("lora_embedding_A"), parts.get("lora_embedding_B"))
-        if of_embedding
-        else (parts.get("lora_A"), parts.get("lora_B"))
-    )
+    a, b = (parts.get(f"lora_{'embedding_' if of_embedding else ''}{letter}") for letter in "AB")
     if a is None or b is None or len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or not a.shape[0]:
         raise CheckpointDamagedError(
             f"{adapter.file}: module {module} has factors {sorted(parts)} of shapes "
-            f"{[part.shape for part in parts.values()]}, expected A (r, in) and B (out, r); copy the adapter again."
+            f"{[part.shape for part in parts.values()]}, expected A (r, in) and B (out, r); copy the adapter again, or "
+            "save it again: a shape (0,) is what DeepSpeed ZeRO-3 leaves where nothing was gathered."
         )
     if bool(adapter.settings.get("use_dora")) != ("lora_magnitude_vector" in parts) or (
         of_embedding and "lora_magnitude_vector" in parts
@@ -256,41 +282,67 @@ def _merged(adapter: Adapter, module: str, base: StoredTensor, parts: Mapping[st
             f"{adapter.settings.get('use_dora')}, expected a magnitude for each linear module under DoRA, and none "
             "elsewhere; merge it with PEFT."
         )
-    transposed = of_embedding or bool(adapter.settings.get("fan_in_fan_out"))
+    # PEFT keeps one fan_in_fan_out for all modules and overrules it by each layer's type
+    in_out = bool(CONV1D.fullmatch(name)) if kind in IN_OUT else bool(adapter.settings.get("fan_in_fan_out"))
+    transposed = of_embedding or in_out
     shape = (a.shape[1], b.shape[0]) if transposed else (b.shape[0], a.shape[1])
     magnitude = parts.get("lora_magnitude_vector")
     if shape != base.shape or (magnitude is not None and magnitude.shape != (b.shape[0],)):
-        raise _other_base(adapter, f"{module}.weight", shape, {f"{module}.weight": base})
-    load = Merged(base, a, b, _scaling(adapter, module, a.shape[0]), transposed, magnitude)
+        raise _other_base(adapter, name, shape, {name: base})
+    load = _Sum(base, a, b, _scaling(adapter, module, parts), transposed, magnitude)
     where, dtype = f"{adapter.file} over {base.where}", _sum_type(base.dtype, a.dtype, b.dtype)
-    return StoredTensor(where, f"{module}.weight", shape, dtype, load=load)
+    return StoredTensor(where, name, shape, dtype, load=load)
+
+
+def _with_rows(
+    adapter: Adapter, module: str, name: str, base: StoredTensor, parts: Mapping[str, StoredTensor]
+) -> StoredTensor:
+    rows, values = trained_tokens(adapter.settings, module), parts[TOKENS]
+    if rows is None or values.shape != (len(rows), *base.shape[1:]) or max(rows, default=0) >= base.shape[0]:
+        raise CheckpointDamagedError(
+            f"{adapter.file}: module {module} has trained rows of shape {values.shape} for the tokens {rows} of "
+            f"{base.shape[0]}; the configuration is not of these weights, copy both again."
+        )
+    if len(parts) > 1:
+        raise MetricInputError(f"{adapter.file}: module {module} has trained rows and factors; merge it with PEFT.")
+    load, where = _WithRows(base, tuple(rows), values), f"{adapter.file} over {base.where}"
+    return StoredTensor(where, name, base.shape, _sum_type(base.dtype, values.dtype), load=load)
 
 
 def _shifted(
-    adapter: Adapter, module: str, merged: Mapping[str, StoredTensor], parts: Mapping[str, StoredTensor]
+    adapter: Adapter, module: str, name: str, merged: Mapping[str, StoredTensor], parts: Mapping[str, StoredTensor]
 ) -> StoredTensor:
-    name, bias = f"{module}.bias", parts["bias"]
+    bias = parts["bias"]
     if name not in merged or merged[name].shape != bias.shape:
         raise _other_base(adapter, name, bias.shape, merged)
-    base, rank = merged[name], parts["lora_B"].shape[-1]
-    load = Shifted(base, bias, _scaling(adapter, module, rank))
+    base = merged[name]
+    load = _Shifted(base, bias, _scaling(adapter, module, parts))
     where = f"{adapter.file} over {base.where}"
     return StoredTensor(where, base.key, base.shape, _sum_type(base.dtype, bias.dtype), load=load)
 
 
-def _scaling(adapter: Adapter, module: str, rank: int) -> float:
-    return scaling_of(adapter.settings, module, rank, file=adapter.folder / CONFIG)
+def _scaling(adapter: Adapter, module: str, parts: Mapping[str, StoredTensor]) -> float:
+    rank = next((tensor.shape[0] for part, tensor in parts.items() if part in ("lora_A", "lora_embedding_A")), 0)
+    return scaling_of(adapter.settings, module, rank, file=adapter.folder / CONFIG) if rank else 0.0
+
+
+def _whole(tensor: StoredTensor | None) -> dict[str, StoredTensor]:
+    return {} if tensor is None else {"whole": tensor}
+
+
+def _bias_of(name: str) -> str:
+    return f"{name.removesuffix('.weight')}.bias"
 
 
 def _other_base(
     adapter: Adapter, name: str, shape: tuple[int, ...] | None, base: Mapping[str, StoredTensor]
 ) -> CheckpointMismatchError:
-    found = (
-        f"{base[name].shape} in {base[name].where}" if name in base else f"not in the base ({shortened(sorted(base))})"
-    )
+    there = name in base
+    found = f"{base[name].shape} in {base[name].where}" if there else f"not in the base ({shortened(sorted(base))})"
+    advice = "was trained over another base; pass that one" if there else "needs the base that it was trained over"
     return CheckpointMismatchError(
         f"{adapter.file}: changes tensor {name}{f' of shape {shape}' if shape else ''}, which is {found}. The adapter "
-        f"was trained over another base; pass that one (it names {adapter.base or 'none'})."
+        f"{advice} (it names {adapter.base or 'none'})."
     )
 
 

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from opdgeom_utils.checkpoints.adapter_bases import other_values
 from opdgeom_utils.checkpoints.layouts import text_config
-from opdgeom_utils.checkpoints.parameter_names import VOCABULARY
+from opdgeom_utils.checkpoints.parameter_names import embedding_and_head, is_vocabulary
+from opdgeom_utils.checkpoints.sampled_rows import order_of_rows, other_values
 from opdgeom_utils.checkpoints.stored_tensors import OpenCheckpoint, StoredTensor, part_of
-from opdgeom_utils.checkpoints.tied_embeddings import heads_beside_adapters
+from opdgeom_utils.checkpoints.tied_embeddings import heads_apart
 from opdgeom_utils.checkpoints.weight_files import shortened
 from opdgeom_utils.errors import CheckpointMismatchError, ways
 
@@ -28,7 +28,7 @@ class ComparisonReport:
     only_in_reference, only_in_tuned : tuple of str
         Names on one side only.
     reshaped : tuple of str
-        Names with both shapes.
+        Names with both shapes, and vocabulary tensors whose rows are in another order.
     ambiguous : tuple of str
         Names that two stored tensors claim.
     padded : tuple of str
@@ -90,11 +90,11 @@ class ComparisonReport:
 
 
 def compare_opened(reference: OpenCheckpoint, tuned: OpenCheckpoint) -> ComparisonReport:
-    """Compare names and shapes; no weights are read, except to know an adapter's base.
+    """Compare names and shapes; of values, a few rows (:mod:`opdgeom_utils.checkpoints.sampled_rows`).
 
-    What an adapter leaves alone is compared with the reference: vectors whole, and of matrices a few rows
-    (:mod:`opdgeom_utils.checkpoints.adapter_bases`). An adapter over a base whose embeddings are tied may untie
-    them; the other checkpoint's embedding is then its head too.
+    They say whether an adapter stands on the reference, and whether rows of a vocabulary mean the same tokens in both.
+    An adapter over a base whose embeddings are tied may untie them, and so may a model that says so; the other
+    checkpoint's embedding is then its head too.
 
     Examples
     --------
@@ -106,23 +106,26 @@ def compare_opened(reference: OpenCheckpoint, tuned: OpenCheckpoint) -> Comparis
     >>> report.compared, report.reshaped, report.only_in_tuned
     (('q',), ('k is (2, 2) and (1, 2)',), ('v',))
     """
-    reference, tuned = heads_beside_adapters(reference, tuned)
+    reference, tuned = heads_apart(reference, tuned)
     before, after = reference.tensors, tuned.tensors
     both = [name for name in before if name in after]
     differ = [name for name in both if before[name].shape != after[name].shape]
-    padded = [name for name in differ if _is_padding(name, before[name], after[name])]
     forms = {name: f"{name} is {before[name].shape} and {after[name].shape}" for name in differ}
+    padded = [name for name in differ if _is_padding(name, before[name], after[name])]
+    moved, remarks = _rows_moved(reference, tuned, [name for name in both if name not in differ or name in padded])
+    forms |= {name: f"{name} has its rows in another order ({text})" for name, text in moved.items()}
+    padded = [name for name in padded if name not in moved]
     return ComparisonReport(
         reference=reference.label,
         tuned=tuned.label,
-        compared=tuple(name for name in both if name not in differ or name in padded),
+        compared=tuple(name for name in both if name not in forms or name in padded),
         only_in_reference=tuple(name for name in before if name not in after),
         only_in_tuned=tuple(name for name in after if name not in before),
         reshaped=tuple(text for name, text in forms.items() if name not in padded),
         ambiguous=tuple(dict.fromkeys(reference.ambiguous + tuned.ambiguous)),
         padded=tuple(forms[name] for name in padded),
         left_out=tuple(dict.fromkeys(reference.left_out + tuned.left_out)),
-        notes=tuple(dict.fromkeys(reference.notes + tuned.notes)),
+        notes=tuple(dict.fromkeys((*reference.notes, *tuned.notes, *remarks, *_shared_heads(reference, tuned)))),
         conflicts=_conflicts(reference, tuned),
     )
 
@@ -171,7 +174,7 @@ def aligned(
     CheckpointMismatchError
         When ``strict`` and something cannot be compared, or nothing can.
     """
-    reference, *tuned = heads_beside_adapters(reference, *tuned)
+    reference, *tuned = heads_apart(reference, *tuned)
     reports = [compare_opened(reference, checkpoint) for checkpoint in tuned]
     for report in reports:
         if strict:
@@ -186,7 +189,7 @@ def aligned(
     rows = {
         name: min(checkpoint.tensors[name].shape[0] for checkpoint in everyone)
         for name in names
-        if name in VOCABULARY and reference.tensors[name].shape
+        if is_vocabulary(name) and reference.tensors[name].shape
     }
     cut = [replace(checkpoint, tensors=_common(checkpoint.tensors, names, rows)) for checkpoint in everyone]
     return cut[0], cut[1:], [replace(report, compared=tuple(names)) for report in reports]
@@ -206,15 +209,45 @@ def _common(
 
 def _is_padding(name: str, one: StoredTensor, other: StoredTensor) -> bool:
     """Say whether two tensors differ only in a few rows at the end of the vocabulary."""
-    same_width = len(one.shape) == len(other.shape) and one.shape[1:] == other.shape[1:]
-    return name in VOCABULARY and same_width and 0 < abs(one.shape[0] - other.shape[0]) < PADDING_AT_MOST
+    same_width = len(one.shape) == len(other.shape) > 0 and one.shape[1:] == other.shape[1:]
+    return same_width and 0 < abs(one.shape[0] - other.shape[0]) < PADDING_AT_MOST and is_vocabulary(name)
+
+
+def _rows_moved(
+    reference: OpenCheckpoint, tuned: OpenCheckpoint, names: Sequence[str]
+) -> tuple[dict[str, str], list[str]]:
+    """Say which vocabulary tensors have their rows in another order, and which may have; a low rank moves none."""
+    moved, remarks = {}, []
+    names = [name for name in names if is_vocabulary(name)]
+    for name in names:
+        before, after = reference.tensors[name], tuned.tensors[name]
+        if tuned.adapted and name in tuned.adapted and after.load is not None:
+            continue
+        text, fits_elsewhere = order_of_rows(before, after)
+        if fits_elsewhere:
+            moved[name] = text
+        elif text and before.shape != after.shape:
+            remarks.append(f"{name} is {before.shape} and {after.shape}: {text}; its rows may not mean the same tokens")
+    if moved:  # a bias has one entry for each row
+        moved |= {name: next(iter(moved.values())) for name in names if len(reference.tensors[name].shape) == 1}
+    return moved, remarks
+
+
+def _shared_heads(reference: OpenCheckpoint, tuned: OpenCheckpoint) -> list[str]:
+    """Say which full model has its embedding as its head, beside one that has two."""
+    said = []
+    for one in (reference, tuned):
+        embedding, head = embedding_and_head(one.tensors)
+        if one.adapted is None and head in one.tensors and one.tensors[head] is one.tensors.get(embedding):
+            said.append(f"{embedding} and {head} are one tensor in {one.label}, two in the other checkpoint")
+    return said
 
 
 def _conflicts(reference: OpenCheckpoint, tuned: OpenCheckpoint) -> tuple[str, ...]:
-    kinds = [text_config(checkpoint.config).get("model_type") for checkpoint in (reference, tuned)]
     found = []
-    if all(isinstance(kind, str) for kind in kinds) and kinds[0] != kinds[1]:
-        found.append(f"model_type is {kinds[0]} and {kinds[1]}")
+    kinds = [_kinds(checkpoint.config) for checkpoint in (reference, tuned)]
+    if all(kinds) and not set(kinds[0]) & set(kinds[1]):
+        found.append(f"model_type is {kinds[0][-1]} and {kinds[1][-1]}")
     differing = other_values(reference, tuned) if tuned.adapted is not None else []
     if differing:
         found.append(
@@ -222,3 +255,9 @@ def _conflicts(reference: OpenCheckpoint, tuned: OpenCheckpoint) -> tuple[str, .
             f"{reference.label}: it was trained over another base"
         )
     return tuple(found)
+
+
+def _kinds(config: Mapping[str, Any]) -> list[str]:
+    """Every type that a configuration states, of the whole and of its language model, less the ending of the latter."""
+    stated = [config.get("model_type"), text_config(config).get("model_type")]
+    return [kind.removesuffix("_text") for kind in stated if isinstance(kind, str)]

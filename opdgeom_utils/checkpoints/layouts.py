@@ -3,9 +3,12 @@
 The rules, in order:
 
 1. ``_orig_mod.``, ``_fsdp_wrapped_module.`` and ``_checkpoint_wrapped_module.`` are dropped wherever they stand; so are
-   ``module.`` and ``base_model.model.`` at the start, as often as they stand there.
-2. ``model.language_model.`` and ``language_model.model.`` at the start become ``model.``; ``language_model.lm_head.``
-   becomes ``lm_head.``.
+   ``module.``, ``base_model.model.`` and ``thinker.`` at the start, as often as they stand there.
+2. A model's parts stand under ``model.``, whether its names are those of the hub or of memory: ``visual.`` becomes
+   ``model.visual.``; ``language_model.`` becomes ``model.``, with or without a ``model.`` on either side of it, and
+   ``language_model.lm_head.`` becomes ``lm_head.``. Types with names of their own for the parts are renamed first as
+   transformers renames them on loading. Where the layers stand at the very start, all but the heads gets the prefix of
+   the type's base model (``base_model_prefix`` in transformers).
 3. ``block_sparse_moe.`` becomes ``mlp.``, and its experts' ``w1, w2, w3`` become ``gate_proj, down_proj, up_proj``; the
    names that one architecture alone has on disk (GPT-NeoX's head, PhiMoE's router, GraniteMoE's experts) become those
    that it has in memory.
@@ -21,18 +24,24 @@ fused stays whole too, and the comparison's report says so.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from opdgeom_utils.checkpoints.fused_attention import FUSED_ATTENTION, attention_parts, first_number, outward
-from opdgeom_utils.checkpoints.parameter_names import tower_of
+from opdgeom_utils.checkpoints.parameter_names import OUTPUT, tower_of
 from opdgeom_utils.checkpoints.stored_tensors import StoredTensor, part_of
+from opdgeom_utils.checkpoints.transformers_rules import base_prefix, keeps_experts_out_in, own_renamings
 from opdgeom_utils.errors import CheckpointDamagedError
 
 WRAPPERS = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-OUTER = ("module.", "base_model.model.")
-INNER = {"model.language_model.": "model.", "language_model.model.": "model.", "language_model.lm_head.": "lm_head."}
+OUTER = re.compile(r"(?:module\.|base_model\.model\.|thinker\.)+")
+LANGUAGE = re.compile(r"(?:model\.)?language_model\.(?:model\.)*(?P<head>lm_head\.)?")
+PART = re.compile(r"(?:visual|(?:vision|image|video|audio|speech)_\w+|\w*projector|connector|merger)\.")
+AT_THE_START = re.compile(r"(?:decoder\.)?(?P<kind>layers|h|blocks|block)\.\d+\.")
+NO_BODY = re.compile(  # what stands beside a base model
+    rf"(?:{'|'.join(OUTPUT)}|score|classifier|v_head|value_head|qa_outputs|mtp|talker|code2wav|token2wav|model)(?:\.|$)"
+)
 SPARSE = re.compile(r"\.block_sparse_moe\.(?:(experts\.\d+)\.(w[123])\.)?")
 SPARSE_NAMES = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 OWN_NAMES = {  # of one architecture on disk, and in memory
@@ -48,18 +57,8 @@ GATE_UP = re.compile(r"(?P<parent>.*)\.gate_up_proj\.(?P<kind>weight|bias)")
 PACKED = re.compile(r"(?P<parent>.*\.experts)\.(?P<packed>gate_up_proj|down_proj)(?P<bias>_bias)?")
 LEFT_WHOLE = ("in_proj_weight", "in_proj_qkv", "in_proj_qkvz")
 EXPERT_WIDTH = ("moe_hidden_size", "hidden_size")
-# How each type packs its experts, for where the shape fits both; qwen3_vl_moe is stored in both ways.
+# Stored as (expert, in, out); transformers itself says which types it keeps as (expert, out, in).
 IN_OUT_EXPERTS = ("llama4", "gpt_oss", "openai_privacy_filter", "aria")
-OUT_IN_EXPERTS = (
-    *("afmoe", "axk1", "axk2", "bailing_hybrid", "beam", "cohere2_moe", "deepseek_ocr2", "deepseek_v2", "deepseek_v3"),
-    *("deepseek_v32", "deepseek_v4", "diffusion_gemma", "dots1", "dots3_note", "ernie4_5_moe", "ernie4_5_vl_moe"),
-    *("exaone_moe", "flex_olmo", "flint", "gemma4", "glm4_moe", "glm4_moe_lite", "glm4v_moe", "glm5_next"),
-    *("glm_moe_dsa", "granitemoe", "granitemoe_swa", "granitemoehybrid", "granitemoeshared", "hunyuan_v1_moe", "hy_v3"),
-    *("hy_v4", "inkling", "inkling2", "jamba", "kimi_linear", "kolibri1", "laguna", "lfm2_moe", "longcat_flash"),
-    *("mellum", "mimo_v2_flash", "minimax", "minimax_m2", "minimax_m3_vl", "mistral4", "mistral_large4", "mixtral"),
-    *("muse_spark", "olmoe", "phimoe", "qwen2_moe", "qwen3_5_moe", "qwen3_moe", "qwen3_next", "qwen3_omni_moe"),
-    *("qwen4_exp", "solar_open", "step3p7", "unlimited_ocr", "zaya"),
-)
 INTERLEAVED_EXPERTS = ("gpt_oss",)  # gate and up in alternate columns
 
 
@@ -83,7 +82,7 @@ class PlainTensors:
 
 
 def canonical_name(name: str, kind: Any = None) -> str:
-    """Apply the rules for names, 1 to 3, for a model of some type.
+    """Apply the rules for names, 1 to 3, as far as they look at one name and no further than its type.
 
     Examples
     --------
@@ -91,20 +90,42 @@ def canonical_name(name: str, kind: Any = None) -> str:
     'model.layers.0.mlp.up_proj.weight'
     >>> canonical_name("base_model.model.model.layers.0.block_sparse_moe.experts.3.w1.weight")
     'model.layers.0.mlp.experts.3.gate_proj.weight'
-    >>> canonical_name("model.layers.0.block_sparse_moe.gate.weight", "phimoe")
-    'model.layers.0.mlp.router.weight'
+    >>> canonical_name("visual.blocks.0.attn.proj.weight"), canonical_name("language_model.lm_head.weight")
+    ('model.visual.blocks.0.attn.proj.weight', 'lm_head.weight')
     """
-    name = WRAPPERS.sub("", name)
-    while name.startswith(OUTER):
-        name = name.removeprefix("module.").removeprefix("base_model.model.")
-    for before, after in INNER.items():
-        if name.startswith(before):
-            name = after + name.removeprefix(before)
+    name = _unwrapped(name)
+    language = LANGUAGE.match(name)
+    if language:
+        name = (language["head"] or "model.") + name[language.end() :]
+    elif PART.match(name):
+        name = f"model.{name}"
     name = SPARSE.sub(lambda found: f".mlp.{found[1]}.{SPARSE_NAMES[found[2]]}." if found[2] else ".mlp.", name)
     family = "granitemoe" if str(kind).startswith("granitemoe") else kind
     for before, after in OWN_NAMES.get(family, {}).items():
         name = re.sub(before, after, name)
     return name
+
+
+def plain_names(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, str]:
+    """Apply the rules for names, 1 to 3, to all the names of a checkpoint or an adapter.
+
+    Examples
+    --------
+    >>> list(plain_names(["h.0.mlp.c_fc.weight", "wte.weight", "lm_head.weight"], {}).values())
+    ['transformer.h.0.mlp.c_fc.weight', 'transformer.wte.weight', 'lm_head.weight']
+    """
+    kind, own = text_config(config).get("model_type"), own_renamings(config)
+    plain = {}
+    for raw in names:
+        name = _unwrapped(raw)
+        for pattern, target in own:
+            name = pattern.sub(target, name, count=1)
+        plain[raw] = canonical_name(name, kind)
+    found = next(filter(None, map(AT_THE_START.match, plain.values())), None)
+    if found:
+        prefix = base_prefix(kind) or ("model" if found["kind"] == "layers" else "transformer")
+        plain = {raw: name if NO_BODY.match(name) else f"{prefix}.{name}" for raw, name in plain.items()}
+    return plain
 
 
 def renamed(
@@ -121,11 +142,17 @@ def renamed(
     (['b'], ('w is stored as w and as module.w',))
     """
     owners: dict[str, list[str]] = {}
-    kind = text_config(config).get("model_type")
-    for raw in tensors:
-        owners.setdefault(canonical_name(raw, kind), []).append(raw)
+    for raw, name in plain_names(tensors, config).items():
+        owners.setdefault(name, []).append(raw)
     plain = {name: tensors[raw[0]] for name, raw in owners.items() if len(raw) == 1}
     return plain, tuple(f"{name} is stored as {' and as '.join(raw)}" for name, raw in owners.items() if len(raw) > 1)
+
+
+def _unwrapped(name: str) -> str:
+    """Drop what trainers wrap around a model, rule 1."""
+    name = WRAPPERS.sub("", name)
+    outer = OUTER.match(name)
+    return name[outer.end() :] if outer else name
 
 
 def split(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any]) -> PlainTensors:
@@ -157,15 +184,17 @@ def split(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any]) -> Pla
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the configuration of the language model.
+    """Return the configuration of the language model, wherever in the whole it lies.
 
     Examples
     --------
     >>> text_config({"hidden_size": 1, "text_config": {"hidden_size": 2}})["hidden_size"]
     2
     """
-    inner = config.get("text_config")
-    return {**config, **inner} if isinstance(inner, Mapping) else config
+    for key in ("thinker_config", "text_config", "llm_config", "language_config"):
+        inner = config.get(key)
+        config = {**config, **inner} if isinstance(inner, Mapping) else config
+    return config
 
 
 def _parts(
@@ -242,7 +271,7 @@ def _is_in_out(packed: re.Match[str], tensor: StoredTensor, config: Mapping[str,
     if in_out != out_in:
         return in_out, ""
     family = kind.removesuffix("_text")
-    if family not in IN_OUT_EXPERTS + OUT_IN_EXPERTS:
+    if family not in IN_OUT_EXPERTS and not keeps_experts_out_in(family):
         return False, f"{kind} may store its shape {shape} as (in, out) or as (out, in)"
     return family in IN_OUT_EXPERTS, ""
 

@@ -16,18 +16,19 @@ from typing import Any
 
 from torch import nn
 
-from opdgeom_utils.checkpoints.adapter_settings import is_adapter
-from opdgeom_utils.checkpoints.adapters import merged_over, open_adapter
+from opdgeom_utils.checkpoints.adapter_settings import CONFIG as ADAPTER
+from opdgeom_utils.checkpoints.adapters import PICKLED, WEIGHTS, merged_over, open_adapter
 from opdgeom_utils.checkpoints.comparison import ComparisonReport, compare_opened
 from opdgeom_utils.checkpoints.distributed_folders import distributed_folder, distributed_tensors
 from opdgeom_utils.checkpoints.hub_files import hub_folder
-from opdgeom_utils.checkpoints.layouts import canonical_name, renamed, split, text_config
+from opdgeom_utils.checkpoints.layouts import canonical_name, renamed, split
+from opdgeom_utils.checkpoints.parameter_names import is_buffer
 from opdgeom_utils.checkpoints.pickled_weights import ENDINGS, pickled_files, pickled_tensors
 from opdgeom_utils.checkpoints.rank_files import ACTOR, rank_folder, rank_tensors
 from opdgeom_utils.checkpoints.scaled_weights import unscaled
 from opdgeom_utils.checkpoints.stored_tensors import OpenCheckpoint, StoredTensor, in_layer_order, safetensors_of
 from opdgeom_utils.checkpoints.tied_embeddings import declared_tied, tied_once
-from opdgeom_utils.checkpoints.weight_files import check_index, contained, read_json, weight_files
+from opdgeom_utils.checkpoints.weight_files import check_index, contained, read_json, shortened, weight_files
 from opdgeom_utils.errors import CheckpointDamagedError, CheckpointNotFoundError, MetricInputError, ways
 
 CheckpointSource = str | os.PathLike[str] | nn.Module | OpenCheckpoint
@@ -157,7 +158,7 @@ def _gathered(
     path = Path(os.fspath(source)).expanduser().absolute()  # another folder may be the current one when it is read
     if not str(source).strip() or not path.exists():
         path = hub_folder(os.fspath(source), revision=revision, allow_pickle=allow_pickle)
-    if path.is_dir() and is_adapter(path):
+    if path.is_dir() and _is_adapter(path, chosen=base is not None):
         if below is not None:
             raise MetricInputError(
                 f"{below}: its base {source} is an adapter too; merge that one with PEFT and save it."
@@ -202,10 +203,13 @@ def _plainly_named(found: _Gathered) -> _Gathered:
             f"{found.label}: tensor {unmerged} belongs to an adapter that is not merged and whose scaling is not "
             "known here; merge it, or open the adapter's own folder, with its adapter_config.json, over the base."
         )
-    tensors, ambiguous = renamed(found.tensors, found.config)
+    buffers = {name for name, tensor in found.tensors.items() if is_buffer(name, tensor.shape)}
+    stored = {name: tensor for name, tensor in found.tensors.items() if name not in buffers}
+    tensors, ambiguous = renamed(stored, found.config)
     weights, scales = unscaled(tensors, found.config)
     once = tied_once(weights, declared_tied(found.config))
-    return replace(found, tensors=once, ambiguous=found.ambiguous + ambiguous, left_out=found.left_out + tuple(scales))
+    left_out = (*found.left_out, *sorted(buffers), *scales)
+    return replace(found, tensors=once, ambiguous=found.ambiguous + ambiguous, left_out=left_out)
 
 
 def _with_adapter(label: str, folder: Path, *, base: Any, allow_pickle: bool) -> _Gathered:
@@ -218,20 +222,32 @@ def _with_adapter(label: str, folder: Path, *, base: Any, allow_pickle: bool) ->
         )
     try:
         stands_on = _gathered(below, revision=None, base=None, allow_pickle=allow_pickle, below=label)
-    except CheckpointNotFoundError as error:
-        raise CheckpointNotFoundError(
+    except (CheckpointNotFoundError, MetricInputError) as error:  # not there, or quantised
+        raise type(error)(
             f"{folder}: the base of this adapter could not be opened. {error} Or give another: {ways('base')}."
         ) from error
-    kind = text_config(stands_on.config).get("model_type")  # some types have names of their own
-    adapter = replace(
-        adapter,
-        low_rank={canonical_name(name, kind): parts for name, parts in adapter.low_rank.items()},
-        replaced={canonical_name(name, kind): tensor for name, tensor in adapter.replaced.items()},
-    )
-    tensors, changed, remarks = merged_over(stands_on.tensors, adapter, tied=declared_tied(stands_on.config))
+    tensors, changed, remarks = merged_over(stands_on.tensors, adapter, stands_on.config)
     names = frozenset(split({name: tensors[name] for name in changed}, stands_on.config).tensors)
-    note = f"{label} is an adapter over {stands_on.label}; its configuration names {adapter.base or 'no base'}"
-    return replace(stands_on, label=label, tensors=tensors, notes=(*stands_on.notes, note, *remarks), adapted=names)
+    notes = [f"{label} is an adapter over {stands_on.label}; its configuration names {adapter.base or 'no base'}"]
+    used = [folder / WEIGHTS] if isinstance(below, nn.Module) else [folder / WEIGHTS, Path(below).absolute()]
+    others = (*folder.glob("pytorch_model*"), *folder.glob("*.safetensors"))
+    beside = sorted(path.name for path in others if path not in used)
+    if beside:
+        notes.append(f"{label} is opened as an adapter, not opened: {shortened(beside)} lie beside it")
+    return replace(stands_on, label=label, tensors=tensors, notes=(*stands_on.notes, *notes, *remarks), adapted=names)
+
+
+def _is_adapter(folder: Path, *, chosen: bool) -> bool:
+    """Say whether a folder holds an adapter; beside a model's own weights only a given base says which is meant."""
+    own = sorted(path.name for path in folder.glob("model*.safetensors*"))
+    parts = sorted(path.name for path in folder.glob("adapter_*") if path.name in (ADAPTER, WEIGHTS, PICKLED))
+    if own and parts and not chosen:
+        raise CheckpointDamagedError(
+            f"{folder}: holds a model's weights, {shortened(own)}, and an adapter, {shortened(parts)}: transformers "
+            "would load both. For the weights alone, pass the path of their file or move the adapter away; for the "
+            f"adapter over them, say what it stands on: {ways('base')}."
+        )
+    return ADAPTER in parts
 
 
 def _beside(folder: Path, base: str | None) -> str | None:
@@ -242,8 +258,13 @@ def _beside(folder: Path, base: str | None) -> str | None:
 
 def _module_tensors(module: nn.Module) -> _Gathered:
     label = f"module {type(module).__name__}"
+    stored = module.state_dict(keep_vars=True)  # holds what a file of it would: buffers too, if they are kept
+    buffers = {name: buffer for name, buffer in module.named_buffers() if name in stored}
+    left_out = [name for name, buffer in buffers.items() if not buffer.is_floating_point()]
     tensors = {}
-    for name, parameter in module.named_parameters():  # a tied parameter is listed once, under its first name
+    for name, parameter in (*module.named_parameters(), *buffers.items()):  # what is tied comes once
+        if name in left_out:
+            continue
         if parameter.is_meta:
             plain = canonical_name(name)
             raise CheckpointNotFoundError(
@@ -256,7 +277,7 @@ def _module_tensors(module: nn.Module) -> _Gathered:
         raise CheckpointNotFoundError(f"{label} has no parameters, expected a loaded model.")
     config = getattr(module, "config", None)
     described: Any = config.to_dict() if config is not None and hasattr(config, "to_dict") else {}
-    return _Gathered(label, tensors, described)
+    return _Gathered(label, tensors, described, tuple(left_out))
 
 
 def _config(folder: Path) -> Mapping[str, Any]:

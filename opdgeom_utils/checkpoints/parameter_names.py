@@ -1,4 +1,4 @@
-"""What a parameter's plain name says: its layer, and its module in plain terms.
+"""What a parameter's plain name says: its layer, its module in plain terms, and whether it is a weight at all.
 
 Only the language model's own layers count as layers. A vision tower, an audio encoder or the heads that predict further
 tokens (``mtp``) have layers of the same names and numbers; their tensors are in layer -1, and their module bears the
@@ -6,9 +6,22 @@ tower's name.
 """
 
 import re
+from collections.abc import Iterable
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-VOCABULARY = (EMBEDDING, HEAD, "lm_head.bias")  # tensors with one row for each token
+INPUT = (  # what families call the module that turns tokens into vectors, and below, vectors into tokens
+    *("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings", "embeddings", "shared", "word_embedding"),
+    *("token_embedding", "tokens_embed", "embedding"),
+)
+OUTPUT = ("lm_head", "embed_out", "generator_lm_head", "lm_loss", "output", "output_layer", "output_projection")
+VOCABULARY = re.compile(rf"(?:.+\.)?(?:(?P<embedding>{'|'.join(INPUT)})|(?P<head>{'|'.join(OUTPUT)}))\.(?:weight|bias)")
+BUFFER = re.compile(  # tables, masks and running statistics, which no optimiser touches
+    r"(?:.+\.)?(?:(?:\w+_)?inv_freq|freqs_cis|(?:rope|rotary\w*)\.freqs|(?:cos|sin)_cached?|alibi|embed_positions\.weights"
+    r"|masked_bias|(?:causal|future|attn|attention)_mask(?:_cache)?|position_(?:ids|indices)|token_type_ids"
+    r"|relative_position_index|num_batches_tracked|running_(?:mean|var)|final_logits_bias|_extra_state|version)"
+)
+MASK = re.compile(r"(?:.+\.)?(?:\w*attn|\w*attention)\.bias")  # in GPT-2, GPT-J and GPT-NeoX; elsewhere a vector
+COUNTER = re.compile(r"(?:.+\.)?(?:global_)?(?:step|steps|n_steps|iteration|n_updates)")
 LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
 EXPERT = re.compile(r"(?:^|\.)experts\.(\d+)\.(\w+)(?:\.(?:weight|bias))?$")
 SHARED = re.compile(r"(?:^|\.)(shared_experts?)\.(\w+)\.(?:weight|bias)$")
@@ -76,6 +89,50 @@ def names_of_module(name: str) -> set[str]:
     module = module_of(name)
     shared = re.sub(r"(^|\.)shared_experts?\.", r"\1", module) if SHARED.search(name) else module
     return {module, OF_EXPERT.sub(r"\1", shared)}
+
+
+def is_buffer(name: str, shape: tuple[int, ...] | None = None) -> bool:
+    """Say whether a tensor is known by its name to be no weight; some names need the shape, if it is known.
+
+    Examples
+    --------
+    >>> is_buffer("model.layers.0.self_attn.rotary_emb.inv_freq"), is_buffer("model.layers.0.mlp.up_proj.weight")
+    (True, False)
+    >>> is_buffer("transformer.h.0.attn.bias", (1, 1, 8, 8)), is_buffer("layers.0.attn.bias", (8,))
+    (True, False)
+    """
+    if BUFFER.fullmatch(name):
+        return True
+    if MASK.fullmatch(name):
+        return shape is None or (len(shape) == 4 and shape[:2] == (1, 1))
+    return bool(COUNTER.fullmatch(name)) and (shape is None or shape in ((), (1,)))
+
+
+def is_vocabulary(name: str) -> bool:
+    """Say whether a tensor has one row for each token, under whatever name its family gives it.
+
+    Examples
+    --------
+    >>> [is_vocabulary(name) for name in ("transformer.wte.weight", "lm_head.bias", "transformer.wpe.weight")]
+    [True, True, False]
+    """
+    return bool(VOCABULARY.fullmatch(name)) and layer_of(name) < 0
+
+
+def embedding_and_head(names: Iterable[str]) -> tuple[str, str]:
+    """Name the language model's input embedding and its head among some tensors; a usual name where one is missing.
+
+    Examples
+    --------
+    >>> embedding_and_head(["visual.embeddings.weight", "transformer.wte.weight"])
+    ('transformer.wte.weight', 'lm_head.weight')
+    """
+    found = {}
+    for name in names:
+        match = VOCABULARY.fullmatch(name) if name.endswith("weight") and is_vocabulary(name) else None
+        if match and not tower_of(name):
+            found.setdefault(match.lastgroup, name)
+    return found.get("embedding", EMBEDDING), found.get("head", HEAD)
 
 
 def tower_of(name: str) -> str:

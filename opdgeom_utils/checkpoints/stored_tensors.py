@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opdgeom_utils.checkpoints.parameter_names import is_buffer
 from opdgeom_utils.checkpoints.weight_files import BUFFER_DTYPES, FLOAT_DTYPES, opened, tensor_forms
 from opdgeom_utils.errors import CheckpointDamagedError, MetricInputError
 from opdgeom_utils.linalg.bf16_bits import is_finite
@@ -93,6 +94,11 @@ class StoredTensor:
         CheckpointNotFoundError, CheckpointDamagedError
             As for :meth:`read_unchecked`.
         """
+        if self.held is None and self.load is None:
+            with opened(Path(self.where)) as content:
+                stored = content.get_slice(self.key)
+                if tuple(stored.get_shape()) == self.shape:  # else the whole is read, which says what has changed
+                    return stored[cuts]
         read = getattr(self.load, "read_part", None) if self.held is None else None
         return read(cuts) if read is not None else self.read_unchecked()[cuts]
 
@@ -238,8 +244,10 @@ def is_weight(where: str, name: str, dtype: torch.dtype) -> bool:
     >>> is_weight("x.bin", "w", torch.bfloat16), is_weight("x.bin", "position_ids", torch.int64)
     (True, False)
     """
-    if dtype in FLOAT_DTYPES.values() or dtype in BUFFER_DTYPES.values():
-        return dtype in FLOAT_DTYPES.values()
+    if dtype in FLOAT_DTYPES.values():
+        return True
+    if dtype in BUFFER_DTYPES.values() or is_buffer(name):
+        return False
     raise MetricInputError(
         f"{where}: tensor {name} is stored as {str(dtype).removeprefix('torch.')}, expected one of "
         f"{', '.join(FLOAT_DTYPES)}; dequantise the model and save it again."

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from opdgeom_utils.checkpoints.layouts import text_config
-from opdgeom_utils.checkpoints.parameter_names import EMBEDDING, HEAD
+from opdgeom_utils.checkpoints.parameter_names import embedding_and_head
 from opdgeom_utils.checkpoints.stored_tensors import OpenCheckpoint, StoredTensor
 
 BLOCK = 2**20  # entries compared at once
@@ -36,19 +36,19 @@ def tied_once(tensors: Mapping[str, StoredTensor], declared: bool | None) -> dic
     Examples
     --------
     >>> nan = torch.full((2, 1), float("nan"))
-    >>> both = {n: StoredTensor("x", n, (2, 1), nan.dtype, held=nan.clone()) for n in (EMBEDDING, HEAD)}
+    >>> both = {n: StoredTensor("x", n, (2, 1), nan.dtype, held=nan.clone()) for n in ("wte.weight", "lm_head.weight")}
     >>> list(tied_once(both, True)), list(tied_once(both, False))
-    (['model.embed_tokens.weight'], ['model.embed_tokens.weight', 'lm_head.weight'])
+    (['wte.weight'], ['wte.weight', 'lm_head.weight'])
     """
-    if HEAD not in tensors or declared is False:
+    embedding, head = embedding_and_head(tensors)
+    if head not in tensors or declared is False:
         return dict(tensors)
-    head = tensors[HEAD]
-    others = {name: tensor for name, tensor in tensors.items() if name != HEAD}
-    if EMBEDDING not in tensors:
-        return others | {EMBEDDING: head} if declared else dict(tensors)
-    embedding = tensors[EMBEDDING]
-    same_form = (head.shape, head.dtype) == (embedding.shape, embedding.dtype)
-    return others if same_form and same_bits(head.read_unchecked(), embedding.read_unchecked()) else dict(tensors)
+    others = {name: tensor for name, tensor in tensors.items() if name != head}
+    if embedding not in tensors:
+        return others | {embedding: tensors[head]} if declared else dict(tensors)
+    one, other = tensors[embedding], tensors[head]
+    same_form = (one.shape, one.dtype) == (other.shape, other.dtype)
+    return others if same_form and same_bits(one.read_unchecked(), other.read_unchecked()) else dict(tensors)
 
 
 def with_own_head(tensors: Mapping[str, StoredTensor], declared: bool | None) -> dict[str, StoredTensor]:
@@ -56,13 +56,14 @@ def with_own_head(tensors: Mapping[str, StoredTensor], declared: bool | None) ->
 
     Examples
     --------
-    >>> one = {EMBEDDING: StoredTensor("x", "embedding", (2, 1), torch.float32)}
+    >>> one = {"wte.weight": StoredTensor("x", "wte", (2, 1), torch.float32)}
     >>> with_own_head(one, True)["lm_head.weight"].key, list(with_own_head(one, False))
-    ('embedding', ['model.embed_tokens.weight'])
+    ('wte', ['wte.weight'])
     """
-    if HEAD in tensors or EMBEDDING not in tensors or declared is False:
+    embedding, head = embedding_and_head(tensors)
+    if head in tensors or embedding not in tensors or declared is False:
         return dict(tensors)
-    return {**tensors, HEAD: tensors[EMBEDDING]}
+    return {**tensors, head: tensors[embedding]}
 
 
 def changed_alike(embedding: Mapping[str, StoredTensor], head: Mapping[str, StoredTensor]) -> bool:
@@ -71,7 +72,7 @@ def changed_alike(embedding: Mapping[str, StoredTensor], head: Mapping[str, Stor
     Parameters
     ----------
     embedding, head : Mapping of str to StoredTensor
-        What it stores of each: factors, and under the full name what stands in place of the base's.
+        What it stores of each: factors, and as ``whole`` what stands in place of the base's.
 
     Examples
     --------
@@ -79,10 +80,10 @@ def changed_alike(embedding: Mapping[str, StoredTensor], head: Mapping[str, Stor
     >>> a, b = (StoredTensor("x", "w", tuple(v.shape), v.dtype, held=v) for v in (values, values.T))
     >>> changed_alike({"lora_embedding_A": a, "lora_embedding_B": b}, {"lora_A": a, "lora_B": b})
     True
-    >>> changed_alike({EMBEDDING: a}, {})
+    >>> changed_alike({"whole": a}, {})
     False
     """
-    partners = {part: HEAD if part == EMBEDDING else TURNED.get(part, part) for part in embedding}
+    partners = {part: TURNED.get(part, part) for part in embedding}
     if set(partners.values()) != set(head):
         return False
     for part, partner in partners.items():
@@ -92,26 +93,52 @@ def changed_alike(embedding: Mapping[str, StoredTensor], head: Mapping[str, Stor
     return True
 
 
-def heads_beside_adapters(*checkpoints: OpenCheckpoint) -> list[OpenCheckpoint]:
-    """Give every checkpoint a head of its own if an adapter among them has untied its base.
+def heads_apart(*checkpoints: OpenCheckpoint) -> list[OpenCheckpoint]:
+    """Give every checkpoint a head of its own if one among them has untied it: an adapter, or a model that says so.
+
+    Beside a full model only what is tied gets one, by its configuration or by transformers' default for its type: what
+    has no head at all must not be compared with one.
 
     Examples
     --------
     >>> embedding = StoredTensor("x", "embedding", (2, 1), torch.float32)
-    >>> untied = OpenCheckpoint("b", {EMBEDDING: embedding, HEAD: embedding}, adapted=frozenset({HEAD}))
-    >>> [list(one.tensors) for one in heads_beside_adapters(OpenCheckpoint("a", {EMBEDDING: embedding}), untied)]
+    >>> both = {"model.embed_tokens.weight": embedding, "lm_head.weight": embedding}
+    >>> untied = OpenCheckpoint("b", both, {"tie_word_embeddings": False})
+    >>> base = OpenCheckpoint("a", {"model.embed_tokens.weight": embedding}, {"tie_word_embeddings": True})
+    >>> [list(one.tensors) for one in heads_apart(base, untied)]
     [['model.embed_tokens.weight', 'lm_head.weight'], ['model.embed_tokens.weight', 'lm_head.weight']]
     """
-    if not any(one.adapted is not None and HEAD in one.tensors for one in checkpoints):
-        return list(checkpoints)
-    return [_with_head(one) for one in checkpoints]
+    heads = [one for one in checkpoints if _has_head(one)]
+    if any(one.adapted is not None for one in heads):
+        return [_with_head(one) for one in checkpoints]
+    if any(declared_tied(one.config) is False for one in heads):
+        return [_with_head(one) if not _has_head(one) and _is_tied(one) else one for one in checkpoints]
+    return list(checkpoints)
+
+
+def _has_head(checkpoint: OpenCheckpoint) -> bool:
+    return embedding_and_head(checkpoint.tensors)[1] in checkpoint.tensors
+
+
+def _is_tied(checkpoint: OpenCheckpoint) -> bool:
+    declared = declared_tied(checkpoint.config)
+    if declared is not None or not checkpoint.config:
+        return bool(declared)
+    try:
+        from transformers import AutoConfig  # takes a second
+
+        settings = AutoConfig.for_model(**checkpoint.config)
+        return bool(settings.get_text_config(decoder=True).tie_word_embeddings)
+    except Exception:  # a type that this version does not know, or settings that it refuses
+        return False
 
 
 def _with_head(checkpoint: OpenCheckpoint) -> OpenCheckpoint:
+    embedding, head = embedding_and_head(checkpoint.tensors)
     tensors = with_own_head(checkpoint.tensors, declared_tied(checkpoint.config))
     adapted = checkpoint.adapted
-    if adapted is not None and HEAD not in checkpoint.tensors and EMBEDDING in adapted:
-        adapted |= {HEAD}
+    if adapted is not None and head not in checkpoint.tensors and embedding in adapted:
+        adapted |= {head}
     return replace(checkpoint, tensors=tensors, adapted=adapted)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from opdgeom_utils.checkpoints.parameter_names import is_buffer
 from opdgeom_utils.errors import (
     CheckpointDamagedError,
     CheckpointNotFoundError,
@@ -141,6 +142,8 @@ def tensor_forms(file: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         for name in names:
             part = content.get_slice(name)
             dtype = part.get_dtype()
+            if dtype not in FLOAT_DTYPES | BUFFER_DTYPES and is_buffer(name):
+                dtype = "BOOL"  # older causal masks are of bytes; a mask is left out whatever its type
             if dtype not in FLOAT_DTYPES | BUFFER_DTYPES:
                 raise MetricInputError(
                     f"{file}: tensor {name} is stored as {dtype}, expected one of {', '.join(FLOAT_DTYPES)}; "

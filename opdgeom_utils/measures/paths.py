@@ -67,14 +67,14 @@ class UpdatePath:
 
     def attention(self) -> UpdatePath:
         """Return the path of the attention matrices only."""
-        kept = [name for name in self.updates if module_of(name) in ATTENTION]
+        kept = [name for name in self.updates if _projection_of(name) in ATTENTION]
         return UpdatePath(self.steps, {n: self.reference[n] for n in kept}, {n: self.updates[n] for n in kept})
 
 
-def module_of(name: str) -> str:
+def _projection_of(name: str) -> str:
     """Kind of a matrix from its Hugging Face name.
 
-    >>> module_of("model.layers.0.self_attn.q_proj.weight")
+    >>> _projection_of("model.layers.0.self_attn.q_proj.weight")
     'q_proj'
     """
     return name.split(".")[-2]
@@ -232,7 +232,7 @@ def scope_rows(
     """
     rows = []
     for scope in scopes:
-        own = [c for name, c in curves.items() if scope == "all" or module_of(name) in ATTENTION]
+        own = [c for name, c in curves.items() if scope == "all" or _projection_of(name) in ATTENTION]
         for quantity, side, k in own[0] if own else ():
             if quantity == "singular_value" and scope == "all":
                 continue  # matrices of different shapes have no common index

@@ -40,14 +40,22 @@ KINDS = {
     "embeddings and a whole head": {"target_modules": ["embed_tokens", "q_proj"], "modules_to_save": ["lm_head"]},
     "biases": {"target_modules": ["q_proj", "v_proj"], "lora_bias": True},
     "all biases of the base": {"target_modules": ["q_proj"], "bias": "all"},
+    "rows of tokens": {"target_modules": ["q_proj"], "trainable_token_indices": [3, 17]},
+    "rows of the head": {
+        "target_modules": ["q_proj"],
+        "trainable_token_indices": {"lm_head": [5], "embed_tokens": [2]},
+    },
+    "some layers": {
+        **{"target_modules": ["q_proj", "up_proj"], "layers_to_transform": [0], "layers_pattern": "layers"},
+        **{"exclude_modules": ["up_proj"], "alpha_pattern": {"^model.layers.0.self_attn.q_proj": 3}},
+    },
     **{f"start {start}": {"target_modules": ["q_proj"], "init_lora_weights": start} for start in STARTS},
 }
 BASE_CHANGING_STARTS = ("pissa", "pissa_niter_4", "olora", "loftq", "corda", "lora_ga", "some later one")
 REFUSED = {
     **{"velora_config": {"scale": 1.0}, "kasa_config": {"beta": 1e-4}, "monteclora_config": {"num_samples": 8}},
     **{"arrow_config": {"top_k": 3}, "use_bdlora": {"nblocks": 2}, "use_qalora": True, "target_parameters": ["x"]},
-    **{"layer_replication": [[0, 1]], "alora_invocation_tokens": [1], "trainable_token_indices": [1]},
-    "megatron_config": {"x": 1},
+    **{"layer_replication": [[0, 1]], "alora_invocation_tokens": [1], "megatron_config": {"x": 1}},
 }
 
 
@@ -275,9 +283,11 @@ def test_half_an_adapter_is_refused(base, tmp_path):
         CheckpointDamagedError, match=r"module model\.layers\.0\.self_attn\.q_proj has factors \['lora_A'\]"
     ):
         open_checkpoint(folder)
-    save_file(
-        {**weights, "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta": torch.ones(1)}, file
-    )
+    tokens = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
+    save_file({**weights, tokens: torch.ones(1, 16)}, file)
+    with pytest.raises(CheckpointDamagedError, match=r"trained rows of shape \(1, 16\) for the tokens None of 20"):
+        open_checkpoint(folder)
+    save_file({**weights, "base_model.model.model.norm.modules_to_save.other.weight": torch.ones(16)}, file)
     with pytest.raises(MetricInputError, match="of a kind that is not merged here"):
         open_checkpoint(folder)
     (folder / "adapter_config.json").write_text("[")

@@ -1,9 +1,11 @@
 """What is compared and what is not, said name by name."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from opdgeom_utils.checkpoints import comparison_report
 from opdgeom_utils.checkpoints.comparison import aligned, compare_opened, matching_names
@@ -81,3 +83,106 @@ def test_two_checkpoints_of_one_label_do_not_hide_what_is_missing():
     assert not report.complete
     with pytest.raises(CheckpointMismatchError, match="only in module Linear: bias"):
         report.raise_if_incomplete()
+
+
+def _rows(label, rows, head=None):
+    tensors = {EMBEDDING: rows} | ({} if head is None else {HEAD: head, "lm_head.bias": torch.ones(len(head))})
+    return OpenCheckpoint(
+        label, {n: StoredTensor(label, n, tuple(w.shape), w.dtype, held=w) for n, w in (tensors | {"q": EYE}).items()}
+    )
+
+
+EYE = torch.eye(2)
+TABLE = torch.randn(200, 16, generator=torch.Generator().manual_seed(0))
+NEW = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (torch.cat([NEW, TABLE]), r"row i of the first is row i\+5 of the second"),
+        (torch.cat([TABLE[:150], NEW, TABLE[150:]]), r"row i of the first is row i\+5 of the second"),
+        (TABLE[3:], "row i of the first is row i-3 of the second"),
+        (TABLE[torch.randperm(200, generator=torch.Generator().manual_seed(2))], "in another order"),
+        (torch.cat([NEW, TABLE + 0.02 * TABLE.flip(1)]), r"row i of the first is row i\+5"),
+    ],
+    ids=["at the front", "in the middle", "cut at the front", "permuted", "at the front, and trained"],
+)
+def test_a_vocabulary_in_another_order_is_never_measured_row_by_row(rows, words):
+    one, other = _rows("a", TABLE, TABLE + 1), _rows("b", rows, rows + 1)
+    report = compare_opened(one, other)
+    assert report.compared == ("q",)
+    assert [text.split()[0] for text in report.reshaped] == [EMBEDDING, HEAD, "lm_head.bias"]
+    with pytest.raises(CheckpointMismatchError, match=f"of another shape: .*another order .*{words}"):
+        matching_names(one, other)
+    _, (after,), _ = aligned(one, [other], strict=False)
+    assert list(after.tensors) == ["q"]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        torch.cat([TABLE, NEW]),
+        torch.cat([TABLE, NEW]) + 0.1 * torch.cat([NEW, TABLE]),
+        torch.cat([TABLE[:190], TABLE[190:191].expand(10, 16), NEW]),  # ten reserved tokens became one vector
+    ],
+    ids=["appended", "appended and trained", "one vector for many tokens"],
+)
+def test_appended_rows_are_padding(rows):
+    report = compare_opened(_rows("a", TABLE), _rows("b", rows))
+    assert report.complete
+    assert report.compared == (EMBEDDING, "q")
+
+
+def test_rows_that_fit_nowhere_are_noted_where_the_lengths_differ():
+    others = torch.randn(205, 16, generator=torch.Generator().manual_seed(3))
+    report = compare_opened(_rows("a", TABLE), _rows("b", others))
+    assert "64 of 64 rows looked at lie further apart than 0.5 of their length; its rows may not" in report.notes[0]
+    assert compare_opened(_rows("a", TABLE), _rows("b", others[:200])).notes == (), "a model of its own, of one shape"
+
+
+def test_only_rows_are_read_to_see_their_order(tmp_path, monkeypatch):
+    for name, rows in (("a", TABLE), ("b", torch.cat([TABLE, NEW]))):
+        save_file({EMBEDDING: rows}, tmp_path / f"{name}.safetensors")
+
+    def refuse(*_):
+        raise AssertionError("a whole tensor was read")
+
+    monkeypatch.setattr("opdgeom_utils.checkpoints.stored_tensors.StoredTensor.read_unchecked", refuse)
+    assert comparison_report(tmp_path / "a.safetensors", tmp_path / "b.safetensors").complete
+
+
+TIED, APART = {"tie_word_embeddings": True}, {"tie_word_embeddings": False}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "shared"),
+    [
+        (TIED, APART, True),
+        ({"model_type": "qwen3", "tie_word_embeddings": True}, APART, True),
+        ({"model_type": "gpt2"}, APART, True),  # tied by default, and its files do not say so
+        ({"model_type": "mistral"}, APART, False),  # apart by default: a base without its head
+        ({}, APART, False),
+        (TIED, TIED, False),  # the second contradicts itself
+        (APART, APART, False),
+    ],
+)
+def test_a_tied_model_has_its_embedding_as_its_head_beside_one_that_untied_it(before, after, shared):
+    one, other = _rows("a", TABLE), _rows("b", TABLE, TABLE + 0.01)
+    other = replace(other, config=after, tensors={n: t for n, t in other.tensors.items() if n != "lm_head.bias"})
+    for first, second in ((replace(one, config=before), other), (other, replace(one, config=before))):
+        report = compare_opened(first, second)
+        assert report.complete == shared
+        assert (HEAD in report.compared) == shared
+        assert len(report.notes) == shared
+
+
+def test_types_are_in_conflict_only_if_none_is_stated_on_both_sides():
+    stated = [
+        *({"model_type": "qwen2_5_vl"}, {"model_type": "qwen2_5_vl", "text_config": {"model_type": "qwen2_5_vl_text"}}),
+        {"model_type": "qwen2_5_vl_text"},
+    ]
+    opened = [_opened("a", ONE, config=config) for config in stated]
+    assert all(compare_opened(one, other).conflicts == () for one in opened for other in opened)
+    other = _opened("b", ONE, config={"model_type": "llava", "text_config": {"model_type": "llama"}})
+    assert compare_opened(opened[1], other).conflicts == ("model_type is qwen2_5_vl and llama",)

@@ -145,13 +145,13 @@ def test_experts_of_one_type_are_turned_by_their_shape(sizes, tmp_path):
     opened = {name: open_checkpoint(tmp_path / name) for name in ("memory", "hub")}
     if sizes["moe_intermediate_size"] == 8:  # two times 8 is the hidden size
         assert {note.partition("store")[0] for note in opened["hub"].notes} == {
-            "layers.0.mlp.experts.gate_up_proj stays packed: qwen3_vl_moe_text may "
+            "model.layers.0.mlp.experts.gate_up_proj stays packed: qwen3_vl_moe_text may "
         }
         return
     table = diagnose_pair(opened["memory"], opened["hub"], k=2, nulls=False)
     assert set(table["note"]) == {"identical to the reference"}
     up = model.layers[0].mlp.experts.gate_up_proj[1, 10:]
-    assert torch.equal(opened["hub"].tensors["layers.0.mlp.experts.1.up_proj.weight"].read(), up)
+    assert torch.equal(opened["hub"].tensors["model.layers.0.mlp.experts.1.up_proj.weight"].read(), up)
 
 
 @pytest.mark.parametrize("kind", ["gpt_oss", "qwen3_moe", "glm4v_moe_text"])

@@ -17,11 +17,17 @@ SIZES = {
     **{"num_key_value_heads": 2, "pad_token_id": 0, "head_dim": 4},
 }
 NOTE = f"{EMBEDDING} and {HEAD} are one tensor in the base, untied by the adapter in"
+TOKENS = {"target_modules": ["q_proj"], "trainable_token_indices": [3, 17]}
 KINDS = {  # options of the adapter, and which of the two it changes: None if they stay tied
     "low rank of the head": ({"target_modules": ["q_proj", "lm_head"]}, {HEAD}),
     "low rank of the embedding": ({"target_modules": ["q_proj", "embed_tokens"]}, {EMBEDDING}),
     "low rank of both": ({"target_modules": ["lm_head", "embed_tokens"]}, {HEAD, EMBEDDING}),
     "low rank of both, tied": ({"target_modules": ["embed_tokens"], "ensure_weight_tying": True}, None),
+    "rows of tokens": (TOKENS, None),
+    "other rows of the head": (
+        TOKENS | {"trainable_token_indices": {"lm_head": [5], "embed_tokens": [2]}},
+        {HEAD, EMBEDDING},
+    ),
     "whole head": ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, {HEAD}),
     "whole embedding": ({"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}, {EMBEDDING}),
     "both whole": ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]}, {HEAD, EMBEDDING}),
@@ -119,8 +125,12 @@ def test_a_head_that_the_base_does_not_have_is_refused(tied, tmp_path):
     apart.mkdir()
     (apart / "config.json").write_text(json.dumps({**settings, "tie_word_embeddings": False}))
     save_file(load_file(tied / "model.safetensors"), apart / "model.safetensors")
-    with pytest.raises(CheckpointMismatchError, match=r"changes tensor lm_head\.weight.*not in the base"):
-        open_checkpoint(folder, base=apart)
+    opened = open_checkpoint(folder, base=apart)
+    with pytest.raises(CheckpointMismatchError, match=r"only in .*adapter: lm_head\.weight"):
+        diagnose_pair(apart, opened, nulls=False)
+    table = diagnose_pair(apart, opened, k=2, nulls=False, strict=False)
+    assert HEAD not in set(table["name"])
+    assert table.attrs["comparisons"][0]["only_in_tuned"] == [HEAD]
 
 
 def test_nan_in_tied_embeddings_stored_twice_is_a_row_and_not_a_mismatch(tied, tmp_path):

@@ -1,0 +1,115 @@
+"""What two checkpoints must share, looked up in a few rows of each matrix, so that opening a large model stays cheap.
+
+Two questions: does an adapter stand on the model that it is compared with, and do the rows of two vocabularies lie in
+one order. Vectors are compared whole, matrices on blocks of rows spread over them. What lies in one file under one name
+is the same without a look. The limits: a base that differs only in rows between the blocks, or only in matrices that
+the adapter changes, is not noticed; nor is a vocabulary of which only rows between the blocks have moved.
+"""
+
+import torch
+from torch import Tensor
+
+from opdgeom_utils.checkpoints.stored_tensors import OpenCheckpoint, StoredTensor
+from opdgeom_utils.checkpoints.tied_embeddings import same_bits
+
+BLOCKS, ROWS = 4, 16  # of each matrix: 64 rows
+FAR, FIT, FEWEST = 0.5, 4, 3  # of a row's own length; times nearer elsewhere; rows that make a disorder
+
+
+def other_values(reference: OpenCheckpoint, tuned: OpenCheckpoint) -> list[str]:
+    """Name the tensors that no adapter changes, and that differ all the same.
+
+    Examples
+    --------
+    >>> def opened(value: float, **fields: frozenset[str]) -> OpenCheckpoint:
+    ...     values = torch.full((3, 2), value)
+    ...     tensors = {name: StoredTensor("x", name, (3, 2), values.dtype, held=values) for name in ("q", "k")}
+    ...     return OpenCheckpoint("x", tensors, **fields)
+    >>> other_values(opened(1.0), opened(2.0, adapted=frozenset({"q"})))
+    ['k']
+    """
+    changed = (reference.adapted or frozenset()) | (tuned.adapted or frozenset())
+    return [
+        name
+        for name, tensor in reference.tensors.items()
+        if name in tuned.tensors and name not in changed and _differ(tensor, tuned.tensors[name])
+    ]
+
+
+def order_of_rows(one: StoredTensor, other: StoredTensor) -> tuple[str, bool]:
+    """Say whether the rows of two vocabulary matrices mean the same tokens.
+
+    Returns
+    -------
+    tuple of str and bool
+        A sentence, empty if the rows that both have are near each other; and whether another order fits far better.
+
+    Examples
+    --------
+    >>> rows = torch.randn(30, 8, generator=torch.Generator().manual_seed(0))
+    >>> def stored(values: Tensor) -> StoredTensor:
+    ...     return StoredTensor("x", "w", tuple(values.shape), values.dtype, held=values)
+    >>> order_of_rows(stored(rows), stored(torch.cat([rows, rows[:2]])))
+    ('', False)
+    >>> order_of_rows(stored(rows), stored(torch.cat([-rows[:2], rows])))
+    ('row i of the first is row i+2 of the second', True)
+    """
+    if _is_one(one, other) or len(one.shape) != 2 or one.shape[1:] != other.shape[1:]:
+        return "", False
+    places = torch.cat([torch.arange(rows.start, rows.stop) for rows in _rows(min(one.shape[0], other.shape[0]))])
+    before, after = (_sample(tensor, min(one.shape[0], other.shape[0])) for tensor in (one, other))
+    length = before.norm(dim=1)
+    ratio = (after - before).norm(dim=1) / length  # NaN where a row is zero or broken: no sign of anything
+    far = ratio > FAR
+    if int(far.sum()) < FEWEST:
+        return "", False
+    distance = torch.cdist(before[far], other.read_unchecked().float().cpu()) / length[far, None]
+    nearest, where = distance.nan_to_num(torch.inf).min(dim=1)
+    elsewhere = (nearest * FIT < ratio[far]) & (where != places[far])
+    if 2 * int(elsewhere.sum()) > int(far.sum()) and 4 * len(where[elsewhere].unique()) > 3 * int(elsewhere.sum()):
+        shift = int((where - places[far])[elsewhere].mode().values)
+        moved = (where - places[far])[elsewhere] == shift
+        return f"row i of the first is row i{shift:+d} of the second" if bool(moved.float().mean() > 0.5) else (
+            "the second has the rows of the first in another order"
+        ), True
+    share = f"{int(far.sum())} of {len(far)} rows looked at lie further apart than {FAR:g} of their length"
+    return share, False
+
+
+def _differ(one: StoredTensor, other: StoredTensor) -> bool:
+    """Compare the rows that both have, unless the shapes say that it is another matrix; others report that."""
+    if _is_one(one, other) or len(one.shape) != len(other.shape) or one.shape[1:] != other.shape[1:]:
+        return False
+    if not one.shape:
+        return not _same(one.read_unchecked(), other.read_unchecked())
+    n_rows = min(one.shape[0], other.shape[0])
+    blocks = _rows(n_rows) if len(one.shape) > 1 else [slice(0, n_rows)]
+    return not all(_same(one.read_part((rows,)), other.read_part((rows,))) for rows in blocks)
+
+
+def _is_one(one: StoredTensor, other: StoredTensor) -> bool:
+    return one.held is other.held and (one.where, one.key) == (other.where, other.key)
+
+
+def _sample(tensor: StoredTensor, n_rows: int) -> Tensor:
+    return torch.cat([tensor.read_part((rows,)).float().cpu() for rows in _rows(n_rows)])
+
+
+def _rows(n_rows: int) -> list[slice]:
+    """Spread blocks over rows: the first and the last are among them, and all of a small matrix.
+
+    Examples
+    --------
+    >>> [(rows.start, rows.stop) for rows in _rows(100)], [(rows.start, rows.stop) for rows in _rows(30)]
+    ([(0, 16), (28, 44), (56, 72), (84, 100)], [(0, 30)])
+    """
+    if n_rows <= BLOCKS * ROWS:
+        return [slice(0, n_rows)]
+    starts = [number * (n_rows - ROWS) // (BLOCKS - 1) for number in range(BLOCKS)]
+    return [slice(start, start + ROWS) for start in starts]
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Say whether values are equal in the type of one of the two: either may be a rounded copy of the other."""
+    one, other = one.cpu(), other.cpu()
+    return any(same_bits(one.to(dtype), other.to(dtype)) for dtype in {one.dtype, other.dtype})
