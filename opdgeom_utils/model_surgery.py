@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from opdgeom_utils.errors import RecipeError
 from opdgeom_utils.models import DERIVED, STARTS, build_tokenizer, load_model
@@ -30,22 +30,8 @@ SHARED_SETTINGS = [
 
 
 def keep_layers(model: Qwen3ForCausalLM, kept: Sequence[int]) -> Qwen3ForCausalLM:
-    """Return a copy of the model with some of its layers only.
+    """Return a copy of a dense model with the layers ``kept`` only; refuse indices that do not rise or do not exist.
 
-    Parameters
-    ----------
-    model
-        A dense Qwen3.
-    kept
-        Indices of the layers to keep, rising.
-
-    Raises
-    ------
-    RecipeError
-        If the indices do not rise, or are not layers of the model.
-
-    Examples
-    --------
     >>> from opdgeom_utils.models import build_model
     >>> keep_layers(build_model("tiny", 0), [1]).config.num_hidden_layers
     1
@@ -59,15 +45,9 @@ def keep_layers(model: Qwen3ForCausalLM, kept: Sequence[int]) -> Qwen3ForCausalL
 def insert_silent_layer(model: Qwen3ForCausalLM, before: int) -> Qwen3ForCausalLM:
     """Return a copy with one layer more, which at first changes nothing: both its output matrices are zero.
 
-    The new layer's other weights are those of the layer that it is put before.
+    The new layer's other weights are those of the layer that it is put before. A :class:`RecipeError` says that there
+    is no layer ``before``.
 
-    Raises
-    ------
-    RecipeError
-        If there is no layer ``before``.
-
-    Examples
-    --------
     >>> from opdgeom_utils.models import build_model
     >>> small = build_model("tiny", 0)
     >>> large, ids = insert_silent_layer(small, 1), torch.tensor([[3, 4]])
@@ -92,15 +72,9 @@ def split_into_experts(
     Neuron ``j`` goes to expert ``j mod n_experts``, so there are as many weights as before, plus a router (normal
     noise of standard deviation 0.02) for each layer. The weights of the active experts are made to add up to 1, so each
     expert's output matrix is multiplied by ``n_experts``: with all experts active and equal weights the layer is the
-    dense one.
+    dense one. A :class:`RecipeError` says that the neurons cannot be shared out evenly, or that more experts are to be
+    active than there are.
 
-    Raises
-    ------
-    RecipeError
-        If the neurons cannot be shared out evenly, or more experts are active than there are.
-
-    Examples
-    --------
     >>> from opdgeom_utils.models import build_model
     >>> moe = split_into_experts(build_model("tiny", 0))
     >>> moe.config.num_experts, moe.config.num_experts_per_tok, moe.config.moe_intermediate_size
@@ -148,34 +122,27 @@ def _with_layers(model: Qwen3ForCausalLM, layers: list[torch.nn.Module]) -> Qwen
     return result
 
 
-def derive(name: str) -> PreTrainedModel:
-    """Make a model as it is before it is mended.
+def write_start(start: str) -> Path:
+    """Write the model that a recipe starts from (``derived:<name>``) into the build folder, and return its folder.
 
-    Parameters
-    ----------
-    name
-        ``teacher_small`` (the first two of the teacher's four layers), ``teacher_large`` (a fifth layer in the middle),
-        ``teacher_moe`` (its MLPs cut into four experts, two of them active) or ``student_small`` (the first two of the
-        anchor's four layers).
+    ``teacher_small`` and ``student_small`` are the first two of the teacher's and of the anchor's four layers,
+    ``teacher_large`` has a fifth in the middle, ``teacher_moe`` has its MLPs cut into four experts, two of them active.
 
     Raises
     ------
     RecipeError
         If no such model is known.
     """
-    if name in ("teacher_small", "student_small"):
-        return keep_layers(load_model("teacher" if name == "teacher_small" else "anchor"), [0, 1])
-    if name == "teacher_large":
-        return insert_silent_layer(load_model("teacher"), 2)
-    if name == "teacher_moe":
-        return split_into_experts(load_model("teacher"))
-    raise RecipeError(f"no derived model {name!r}; known: teacher_small, teacher_large, teacher_moe, student_small")
-
-
-def write_start(start: str) -> Path:
-    """Write the model that a recipe starts from (``derived:<name>``) into the build folder, and return its folder."""
     name = start.removeprefix(DERIVED)
+    if name in ("teacher_small", "student_small"):
+        model = keep_layers(load_model("teacher" if name == "teacher_small" else "anchor"), [0, 1])
+    elif name == "teacher_large":
+        model = insert_silent_layer(load_model("teacher"), 2)
+    elif name == "teacher_moe":
+        model = split_into_experts(load_model("teacher"))
+    else:
+        raise RecipeError(f"no derived model {name!r}; known: teacher_small, teacher_large, teacher_moe, student_small")
     folder = STARTS / name
-    derive(name).save_pretrained(folder)
+    model.save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
     return folder

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -133,9 +133,8 @@ def _rows_to_keep(path: Path, fresh: pd.DataFrame) -> pd.DataFrame:
     """
     stored = pd.read_parquet(path)
     columns = [*KEYS[:3], *(["quantity"] if "quantity" in stored else [])]
-    replaced = set(fresh[columns].itertuples(index=False, name=None))
-    keep = [key not in replaced for key in stored[columns].itertuples(index=False, name=None)]
-    return pd.DataFrame(stored[keep])
+    replaced = pd.MultiIndex.from_frame(fresh[columns])
+    return pd.DataFrame(stored[~pd.MultiIndex.from_frame(stored[columns]).isin(replaced)])
 
 
 def run_key(run: Run) -> RunKey:
@@ -182,28 +181,22 @@ def load_tables(profile: str = "toy", folder: Path = RESULTS) -> Tables:
                 raise StaleResultsError(
                     f"the committed table of {name}, seed {entry['seed']}, is out of date: {why}. Run `make runs`"
                 )
-    tables = (_read(folder / f"{name}.parquet", profile) for name in ("geometry", "training", "accuracy"))
-    return Tables(*tables, measures=_read_measures(folder / "measures.parquet", profile))
+    found = {name: _rows_of(folder / f"{name}.parquet", profile) for name in (f.name for f in fields(Tables))}
+    for name in ("geometry", "training", "accuracy"):
+        if found[name] is None or found[name].empty:
+            raise StaleResultsError(f"{folder / name}.parquet holds nothing of profile {profile}. Run `make runs`")
+    return Tables(**found)
 
 
-def _read(path: Path, profile: str) -> pd.DataFrame:
-    table = pd.read_parquet(path) if path.is_file() else pd.DataFrame({"profile": []})
-    rows = pd.DataFrame(table[table["profile"] == profile]).reset_index(drop=True)
-    if rows.empty:
-        raise StaleResultsError(f"{path} holds nothing of profile {profile}. Run `make runs`")
-    return rows
+def _rows_of(path: Path, profile: str) -> Any:
+    """Rows of one profile; None where there is no file."""
+    table = pd.read_parquet(path) if path.is_file() else None
+    return None if table is None else table[table["profile"] == profile].reset_index(drop=True)
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:
     """Bring tuples and lists to one form, as JSON has it."""
     return json.loads(json.dumps(settings))
-
-
-def _read_measures(path: Path, profile: str) -> pd.DataFrame | None:
-    if not path.is_file():
-        return None
-    table = pd.read_parquet(path)
-    return pd.DataFrame(table[table["profile"] == profile]).reset_index(drop=True)
 
 
 def check_live(live: pd.Series, committed: pd.DataFrame, *, confidence: float = 0.999) -> pd.DataFrame:

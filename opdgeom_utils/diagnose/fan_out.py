@@ -9,7 +9,6 @@ measuring code that made it, so a second call measures what is missing or has ch
 import contextlib
 import dataclasses
 import hashlib
-import io
 import json
 import math
 import os
@@ -31,7 +30,7 @@ from opdgeom_utils import kept
 from opdgeom_utils.checkpoints import StoredTensor
 from opdgeom_utils.diagnose.matrix_rows import COLUMNS, NULL_COLUMNS, Settings, measure_checkpoints
 from opdgeom_utils.errors import MetricInputError
-from opdgeom_utils.storage import locked, write_atomic
+from opdgeom_utils.storage import locked, parquet_bytes, write_atomic
 
 WAIT_SECONDS = 6 * 3600.0  # for another call that works into the same folder
 
@@ -118,7 +117,7 @@ def _fan_out(jobs: Sequence[Job], settings: Settings, n_jobs: int, out: Path | N
     n_steps = len(jobs[0].steps) if jobs else 0
     table = _frame([measured[job.identity["name"]][i] for i in range(n_steps) for job in jobs], settings)
     if out is not None:
-        write_atomic(out / "diagnosis.parquet", _parquet(table))
+        write_atomic(out / "diagnosis.parquet", parquet_bytes(table))
     return table
 
 
@@ -164,7 +163,7 @@ class Parts:
         """Keep the rows of a tensor, in place of those made by other weights or settings."""
         start = _short_hash(name)
         path, older = self.folder / f"{start}-{key}.parquet", self._files.get(start)
-        write_atomic(path, _parquet(table))
+        write_atomic(path, parquet_bytes(table))
         self._files[start] = path
         if older is not None and older != path:
             older.unlink(missing_ok=True)
@@ -234,12 +233,6 @@ def _frame(rows: list[Row], settings: Settings) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=["step", *COLUMNS, *(NULL_COLUMNS if settings.nulls else [])])
     floats = {column: "float64" for column in table if column not in NOT_FLOATS}
     return table.astype({**floats, "angles_defined": "boolean"})
-
-
-def _parquet(table: pd.DataFrame) -> bytes:
-    buffer = io.BytesIO()
-    table.to_parquet(buffer, index=False, compression="zstd")
-    return buffer.getvalue()
 
 
 def _short_hash(name: str) -> str:

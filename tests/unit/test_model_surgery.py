@@ -112,4 +112,4 @@ def test_the_start_of_a_recipe_is_found_by_its_name(
     assert models.resolve_model("derived:student_small") == str(folder)
     assert models.load_model("derived:student_small").config.num_hidden_layers == 2
     with pytest.raises(RecipeError, match="student_small"):
-        model_surgery.derive("student_huge")
+        model_surgery.write_start("derived:student_huge")
