@@ -17,7 +17,7 @@ import torch
 from tqdm.auto import tqdm
 
 from opdgeom_utils.errors import OpdGeomError
-from opdgeom_utils.measures.run_measures import measures_of_run
+from opdgeom_utils.measures.of_runs import measures_of_run
 from opdgeom_utils.results import geometry_of
 from opdgeom_utils.runs import Run, load_or_train, runs_folder
 
@@ -42,7 +42,7 @@ def load_or_train_many(
     workers
         Processes at once, each with one thread.
     measures
-        Whether to measure each run's path and function too (:mod:`opdgeom_utils.measures.run_measures`).
+        Whether to measure each run's path and function too (:mod:`opdgeom_utils.measures.of_runs`).
 
     Raises
     ------

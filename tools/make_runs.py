@@ -13,8 +13,8 @@ from opdgeom_utils.chapters.committed_tables import PUBLISHED
 from opdgeom_utils.chapters.where import at_place
 from opdgeom_utils.claims import load_reported
 from opdgeom_utils.errors import CheckpointNotFoundError
+from opdgeom_utils.measures.of_runs import measures_of
 from opdgeom_utils.measures.path_overlaps import missing_counterparts
-from opdgeom_utils.measures.run_measures import measures_of
 from opdgeom_utils.models import PROJECT
 from opdgeom_utils.provenance import fingerprint
 from opdgeom_utils.recipes import load_recipe, recipe_names

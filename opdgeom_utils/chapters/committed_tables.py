@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from opdgeom_utils.errors import NotebookParameterError, StaleResultsError
-from opdgeom_utils.measures.run_measures import OVERLAPS, PARTS, measures_of
+from opdgeom_utils.measures.of_runs import OVERLAPS, PARTS, measures_of
 from opdgeom_utils.recipes import load_recipe, recipe_names
 from opdgeom_utils.results import Tables, load_tables, tables_of
 from opdgeom_utils.runs import Run, load_or_train

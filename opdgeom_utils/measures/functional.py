@@ -53,21 +53,13 @@ def points_of(recipe: Recipe) -> list[int]:
     >>> points_of(load_recipe("rlvr")), points_of(load_recipe("opd_project_early"))
     ([0, 30, 120, 274], [40])
     """
-    held = [
-        load_recipe(n, recipe.profile) for n in recipe_names(recipe.profile) if n.startswith(recipe.name + PROJECTED)
-    ]
-    places = [
-        nearest(recipe.checkpoints, step) for variant in held for step in (variant.projection_from, variant.steps)
-    ]
-    return sorted({recipe.steps, *places, *([0] if held else []), *_own_start(recipe)})
-
-
-def _own_start(recipe: Recipe) -> list[int]:
-    """Return the exact start of a projection, where the free run stored no checkpoint of it."""
-    if PROJECTED not in recipe.name or recipe.projection_from not in recipe.checkpoints:
-        return []
-    free = load_recipe(free_run_of(recipe.name), recipe.profile)
-    return [] if recipe.projection_from in free.checkpoints else [recipe.projection_from]
+    names = [name for name in recipe_names(recipe.profile) if name.startswith(recipe.name + PROJECTED)]
+    projected = [load_recipe(name, recipe.profile) for name in names]
+    points = {nearest(recipe.checkpoints, s) for variant in projected for s in (variant.projection_from, variant.steps)}
+    if PROJECTED in recipe.name and recipe.projection_from in recipe.checkpoints:
+        free = load_recipe(free_run_of(recipe.name), recipe.profile)  # its start, where the free run stored none there
+        points |= {recipe.projection_from} - set(free.checkpoints)
+    return sorted({recipe.steps, *points, *([0] if projected else [])})
 
 
 @dataclass(frozen=True)

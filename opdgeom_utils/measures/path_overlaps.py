@@ -31,7 +31,7 @@ from opdgeom_utils.scopes import HEADLINE
 BOTH_CHANGED = "opd_teacher_writes_full_vocab"  # the fourth of two by two, compared with those that change one thing
 CORNERS = ("opd_full_vocab", "opd_teacher_writes")
 
-Place = tuple[str, int, int]  # recipe, seed, step
+Point = tuple[str, int, int]  # recipe, seed, step
 Spaces = Mapping[str, Factors]
 
 
@@ -51,14 +51,14 @@ def overlap_measures(runs: Sequence[Run], others: Sequence[Run] = ()) -> pd.Data
         Rows of the long table: quantity ``overlap`` (Sim_K, 0 to 1), ``step`` of the run itself, ``other_...`` of
         its counterpart; right and left, attention matrices and all. It is kept in each run's folder.
     """
-    held = {(run.recipe.name, run.seed): run for run in (*others, *runs)}
-    spaces: dict[Place, Spaces] = {}
+    known = {(run.recipe.name, run.seed): run for run in (*others, *runs)}
+    spaces: dict[Point, Spaces] = {}
     tables = []
     for run in runs:
-        pairs = [(own, place) for own, place in counterparts(run, held) if _stored(held, place)]
-        names = [(step, held[recipe, seed].path.name, there) for step, (recipe, seed, there) in pairs]
+        pairs = [(own, point) for own, point in counterparts(run, known) if _stored(known, point)]
+        names = [(step, known[recipe, seed].path.name, there) for step, (recipe, seed, there) in pairs]
         ks = KS if run.recipe.name in HEADLINE else VARIANT_KS
-        made = partial(_measure, run, pairs, ks, held, spaces)
+        made = partial(_measure, run, pairs, ks, known, spaces)
         tables.append(kept_measures(run.path, "overlaps", made, __name__, names, ks))
     return pd.concat(tables, ignore_index=True) if tables else as_measures([])
 
@@ -81,63 +81,63 @@ def equal_step(checkpoints: Sequence[int], step: int) -> int:
     return next((c for c in checkpoints if c >= step), checkpoints[-1])
 
 
-def counterparts(run: Run, held: Mapping[tuple[str, int], Run]) -> list[tuple[int, Place]]:
-    """Pairs of an own step and the place it is compared with, each once, in order."""
+def counterparts(run: Run, known: Mapping[tuple[str, int], Run]) -> list[tuple[int, Point]]:
+    """Pairs of an own step and the point it is compared with, each once, in order."""
     name, seed = run.recipe.name, run.seed
     if name not in HEADLINE:
         step, parent = run.recipe.steps, parent_of(name)
         wanted = [(step, parent)] + ([(step, "rlvr")] if parent == "opd" else [])
         wanted += [(step, corner) for corner in CORNERS if name == BOTH_CHANGED]
-        found = [(step, _place(held, recipe, seed, at)) for at, recipe in wanted if (recipe, seed) in held]
+        found = [(step, _point(known, recipe, seed, at)) for at, recipe in wanted if (recipe, seed) in known]
         return sorted(found)
-    opd = next((r for (recipe, _), r in held.items() if recipe == "opd"), run)
+    opd = next((r for (recipe, _), r in known.items() if recipe == "opd"), run)
     found = []
     for updates in (equal_step(opd.recipe.checkpoints, math.ceil(opd.recipe.steps / 2)), opd.recipe.steps):
-        own = _place(held, name, seed, updates)[2]
-        pairs = [key for key in held if (key[0] in HEADLINE and key[0] != name and key[1] == seed)]
-        pairs += [key for key in held if key[0] == name and key[1] != seed]
-        found += [(own, _place(held, *key, updates)) for key in pairs]
+        own = _point(known, name, seed, updates)[2]
+        pairs = [key for key in known if (key[0] in HEADLINE and key[0] != name and key[1] == seed)]
+        pairs += [key for key in known if key[0] == name and key[1] != seed]
+        found += [(own, _point(known, *key, updates)) for key in pairs]
     return sorted(set(found))
 
 
-def _place(held: Mapping[tuple[str, int], Run], recipe: str, seed: int, updates: int) -> Place:
-    checkpoints = held[recipe, seed].recipe.checkpoints
+def _point(known: Mapping[tuple[str, int], Run], recipe: str, seed: int, updates: int) -> Point:
+    checkpoints = known[recipe, seed].recipe.checkpoints
     return recipe, seed, checkpoints[-1] if recipe == "sft" else equal_step(checkpoints, updates)
 
 
 def missing_counterparts(runs: Sequence[Run], others: Sequence[Run]) -> list[tuple[str, int]]:
     """Name the runs that ``runs`` are compared with and whose checkpoint is not there (recipe and seed)."""
-    held = {(run.recipe.name, run.seed): run for run in (*others, *runs)}
-    places = [place for run in runs for _, place in counterparts(run, held)]
-    return sorted({place[:2] for place in places if not _stored(held, place)})
+    known = {(run.recipe.name, run.seed): run for run in (*others, *runs)}
+    points = [point for run in runs for _, point in counterparts(run, known)]
+    return sorted({point[:2] for point in points if not _stored(known, point)})
 
 
-def _stored(held: Mapping[tuple[str, int], Run], place: Place) -> bool:
-    return checkpoint_path(held[place[:2]].path, place[2]).is_file()
+def _stored(known: Mapping[tuple[str, int], Run], point: Point) -> bool:
+    return checkpoint_path(known[point[:2]].path, point[2]).is_file()
 
 
 def _measure(
     run: Run,
-    pairs: Sequence[tuple[int, Place]],
+    pairs: Sequence[tuple[int, Point]],
     ks: Sequence[int],
-    held: Mapping[tuple[str, int], Run],
-    spaces: dict[Place, Spaces],
+    known: Mapping[tuple[str, int], Run],
+    spaces: dict[Point, Spaces],
 ) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
-    for step, place in pairs:
-        own, there = (_spaces(held, p, spaces) for p in ((run.recipe.name, run.seed, step), place))
+    for step, point in pairs:
+        own, there = (_spaces(known, p, spaces) for p in ((run.recipe.name, run.seed, step), point))
         curves = {
             name: {("overlap", side, k): [similarity(f, there[name], side, k)] for side in SIDES for k in ks}
             for name, f in own.items()
         }
-        other = dict(zip(("other_recipe", "other_seed", "other_step"), place, strict=True))
+        other = dict(zip(("other_recipe", "other_seed", "other_step"), point, strict=True))
         rows += [row | other for row in scope_rows(curves, [step])]
     return tagged(run, rows)
 
 
-def _spaces(held: Mapping[tuple[str, int], Run], place: Place, spaces: dict[Place, Spaces]) -> Spaces:
-    """Factor the updates of one place once, however many pairs ask for it."""
-    if place not in spaces:
-        path = read_path(held[place[:2]], [place[2]])
-        spaces[place] = {name: factor(stack[0]) for name, stack in path.updates.items()}
-    return spaces[place]
+def _spaces(known: Mapping[tuple[str, int], Run], point: Point, spaces: dict[Point, Spaces]) -> Spaces:
+    """Factor the updates of one point once, however many pairs ask for it."""
+    if point not in spaces:
+        path = read_path(known[point[:2]], [point[2]])
+        spaces[point] = {name: factor(stack[0]) for name, stack in path.updates.items()}
+    return spaces[point]

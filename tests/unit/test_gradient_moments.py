@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from opdgeom_utils import objectives, runs
-from opdgeom_utils.measures import moment_measures
+from opdgeom_utils.measures import moments
 from opdgeom_utils.measures.gradient_moments import KEPT, RANDOM_CREDIT, Gradients, MomentPlan, collect_gradients
-from opdgeom_utils.measures.moment_rows import ALPHAS, mixtures_of, moment_rows
+from opdgeom_utils.measures.moments import ALPHAS, mixtures_of, moment_rows
 from opdgeom_utils.rollouts import completion_logits
 from tests.tiny_world import World
 
@@ -117,8 +117,8 @@ def test_an_objective_without_a_gradient_has_no_alignment() -> None:
 def test_measures_of_a_run_are_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     run = runs.load_or_train("opd", seed=1, profile="tiny")
     plan = MomentPlan(batches=2, prompts=2, group_size=2, replicates=0, layers=(0,))
-    table = moment_measures.moment_measures(run, plan=plan)
+    table = moments.moment_measures(run, plan=plan)
     assert sorted(table["step"].unique()) == [0, 2]
     assert set(table["seed"]) == {1}
-    monkeypatch.setattr(moment_measures, "collect_gradients", lambda *_: pytest.fail("measured twice"))
-    assert moment_measures.moment_measures(run, plan=plan).equals(table)
+    monkeypatch.setattr(moments, "collect_gradients", lambda *_: pytest.fail("measured twice"))
+    assert moments.moment_measures(run, plan=plan).equals(table)

@@ -10,7 +10,7 @@ import yaml
 
 from opdgeom_utils import diagnose_pair, kept, results, runs, storage
 from opdgeom_utils.diagnose import fan_out
-from opdgeom_utils.measures import functional, moment_measures, path_nulls, path_overlaps, paths
+from opdgeom_utils.measures import functional, moments, path_nulls, path_overlaps, paths
 from opdgeom_utils.measures.long_table import as_measures
 from opdgeom_utils.recipes import load_recipe
 from opdgeom_utils.runs import Run, load_or_train
@@ -22,7 +22,7 @@ FAMILIES = {
     "nulls": (path_nulls, "_measure_nulls", path_nulls.path_null_measures),
     "overlaps": (path_overlaps, "_measure", lambda run: path_overlaps.overlap_measures([run])),
     "function": (functional, "_measured", functional.function_measures),
-    "moments": (moment_measures, "_measure", moment_measures.moment_measures),
+    "moments": (moments, "_measure", moments.moment_measures),
 }
 DEEP = {
     "opd": ("families.py", "rollouts.py", "objectives.py", "evaluation.py"),
@@ -106,7 +106,7 @@ def test_prose_and_strangers_keep_it(kind: str, package: Path, makings: Callable
     once = makings(kind)
     for file in package.rglob("*.py"):
         change(file)
-    strangers = ("errors.py", "runs.py", "workers.py", "model_surgery.py", "measures/run_measures.py", "vocabulary.py")
+    strangers = ("errors.py", "runs.py", "workers.py", "model_surgery.py", "measures/of_runs.py", "vocabulary.py")
     showing = [file for folder in ("charts", "chapters", "claims") for file in (package / folder).glob("*.py")]
     for file in [*(package / name for name in strangers), *showing]:
         change(file, "EXTRA = 1")

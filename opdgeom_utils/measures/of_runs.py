@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import pandas as pd
 
 from opdgeom_utils.measures.functional import function_measures
 from opdgeom_utils.measures.long_table import as_measures
-from opdgeom_utils.measures.moment_measures import moment_measures
+from opdgeom_utils.measures.moments import moment_measures
 from opdgeom_utils.measures.path_nulls import path_null_measures
 from opdgeom_utils.measures.path_overlaps import overlap_measures
 from opdgeom_utils.measures.paths import path_measures
@@ -17,21 +17,19 @@ from opdgeom_utils.runs import Run
 from opdgeom_utils.scopes import HEADLINE
 
 
-def variant_seeds(profile: str) -> set[int]:
-    """Seeds that a profile's variants are trained with; what they are compared with is measured for these only.
-
-    >>> sorted(variant_seeds("toy"))
-    [0, 1, 2]
-    """
-    recipes = (load_recipe(name, profile) for name in recipe_names(profile) if name not in HEADLINE)
-    return {seed for recipe in recipes for seed in recipe.seeds}
+def _compared(run: Run) -> bool:
+    """Whether a run's seed is one that variants have: what they are compared with is measured for these only."""
+    profile = run.recipe.profile
+    variants = (load_recipe(name, profile) for name in recipe_names(profile) if name not in HEADLINE)
+    return any(run.seed in recipe.seeds for recipe in variants)
 
 
-PARTS = {
-    "path": path_measures,
-    "nulls": path_null_measures,
-    "function": function_measures,
-    "moments": moment_measures,
+#: A part, and the runs that it is measured of. To add one, write its module and its line here.
+PARTS: dict[str, tuple[Callable[[Run], pd.DataFrame], Callable[[Run], bool]]] = {
+    "path": (path_measures, lambda run: True),
+    "nulls": (path_null_measures, lambda run: run.recipe.name in HEADLINE),
+    "function": (function_measures, _compared),
+    "moments": (moment_measures, lambda run: run.recipe.name == "opd" and _compared(run)),
 }
 OVERLAPS = "overlaps"  # a part of no single run
 
@@ -39,25 +37,16 @@ OVERLAPS = "overlaps"  # a part of no single run
 def parts_of(run: Run, parts: Iterable[str] = PARTS) -> list[str]:
     """Keep the parts that apply to one run.
 
-    Nulls belong to the headline runs, function to the seeds that variants have, moments to ``opd`` of these seeds.
-
     >>> from pathlib import Path
     >>> parts_of(Run(load_recipe("opd"), 4, Path("r"))), parts_of(Run(load_recipe("mix_25"), 0, Path("r")))
     (['path', 'nulls'], ['path', 'function'])
     """
-    compared = run.seed in variant_seeds(run.recipe.profile)
-    applies = {
-        "path": True,
-        "nulls": run.recipe.name in HEADLINE,
-        "function": compared,
-        "moments": compared and run.recipe.name == "opd",
-    }
-    return [part for part in parts if applies.get(part)]
+    return [part for part in parts if part in PARTS and PARTS[part][1](run)]
 
 
 def measures_of_run(run: Run, parts: Iterable[str] = PARTS) -> pd.DataFrame:
     """Measure one run; each part is kept in the run's folder, so a second call reads it."""
-    measured = [PARTS[part](run) for part in parts_of(run, parts)]
+    measured = [PARTS[part][0](run) for part in parts_of(run, parts)]
     return pd.concat([as_measures([]), *measured], ignore_index=True)
 
 

@@ -26,14 +26,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from opdgeom_utils.measures.gradient_moments import RANDOM_CREDIT, Gradients
-from opdgeom_utils.measures.long_table import as_measures
+from opdgeom_utils import runs, storage
+from opdgeom_utils.measures.gradient_moments import RANDOM_CREDIT, Gradients, MomentPlan, collect_gradients
+from opdgeom_utils.measures.long_table import as_measures, kept_measures, nearest
 from opdgeom_utils.metrics.second_moment import (
     SIDES,
     bootstrap_weights,
@@ -44,7 +47,10 @@ from opdgeom_utils.metrics.second_moment import (
     moment_products,
     space_overlap,
 )
+from opdgeom_utils.models import load_stored_state
 
+FULL = MomentPlan()
+SMALL = MomentPlan(batches=4, prompts=2, group_size=4, replicates=0, layers=(0,))
 ALPHAS = {"mix_75": 0.75, "mix_50": 0.5, "mix_25": 0.25, "mix_05": 0.05, "mix_01": 0.01}
 KS = (4, 16)
 Row = dict[str, Any]
@@ -224,12 +230,35 @@ def gradient_rows(gradients: Gradients) -> list[Row]:
     return [*rows, null | {"quantity": "gradient_cosine", "value": float(apart.mean())}]
 
 
-def tagged(rows: list[Row], **words: object) -> pd.DataFrame:
-    """Make the long table of one seed and step; ``words`` are its profile, seed and step.
+def moment_measures(run: runs.Run, *, plan: MomentPlan | None = None) -> pd.DataFrame:
+    """Measure one seed's second moments, at the anchor and at OPD's weights half way; kept in the run's folder.
 
-    >>> row = {"recipe": "opd", "side": "left", "k": 4, "quantity": "moment_alignment", "null": ""}
-    >>> table = tagged([row | {"other_recipe": "rlvr", "value": 0.5}], profile="toy", seed=0, step=40)
-    >>> table[["step", "scope", "value"]].values.tolist()
-    [[40, 'attention', 0.5]]
+    Parameters
+    ----------
+    run
+        A finished run of ``opd``: it gives the models, the seed of the prompts and the weights half way.
+    plan
+        Batches and replicates; None takes 16 batches where the recipe has 16 prompts an update or more, else few and
+        small ones. Half way has half the batches and no bootstrap.
+
+    Returns
+    -------
+    DataFrame
+        The columns of :mod:`opdgeom_utils.measures.long_table`; step 0 is the anchor.
     """
-    return as_measures([row | words | {"scope": "attention"} for row in rows])
+    plan = plan or (FULL if run.recipe.prompts_per_update >= FULL.prompts else SMALL)
+    halved = replace(plan, batches=max(2, plan.batches // 2), replicates=0)
+    tables = [
+        kept_measures(run.path, f"moments-{step}", partial(_measure, run, step, own), __name__, own)
+        for step, own in ((0, plan), (nearest(run.recipe.checkpoints, run.recipe.steps / 2), halved))
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def _measure(run: runs.Run, step: int, plan: MomentPlan) -> pd.DataFrame:
+    learner = runs.make_learner(run, "auto")
+    if step:
+        load_stored_state(learner.student, storage.read_tensors(runs.checkpoint_path(run.path, step)))
+    rows = moment_rows(collect_gradients(learner, plan), replicates=plan.replicates)
+    same = {"profile": run.recipe.profile, "seed": run.seed, "step": step, "scope": "attention"}
+    return as_measures([row | same for row in rows])
