@@ -26,7 +26,7 @@ def fingerprint(recipe: Recipe, seed: int) -> str:
     """
     said = [recipe.settings(), recipe.held_out, recipe.on_policy, seed, TRAINING_VERSION, training_source(recipe)]
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
-    for name in (recipe.start, recipe.teacher, recipe.anchor, *([recipe.writer] if recipe.writer else [])):
+    for name in (recipe.start, recipe.teacher, recipe.anchor, recipe.writer):
         if name is None or name.startswith(UNTRAINED):
             continue
         folder = Path(resolve_model(name))

@@ -133,8 +133,7 @@ def _rows_to_keep(path: Path, fresh: pd.DataFrame) -> pd.DataFrame:
     """
     stored = pd.read_parquet(path)
     columns = [*KEYS[:3], *(["quantity"] if "quantity" in stored else [])]
-    replaced = pd.MultiIndex.from_frame(fresh[columns])
-    return pd.DataFrame(stored[~pd.MultiIndex.from_frame(stored[columns]).isin(replaced)])
+    return pd.DataFrame(stored[~stored.set_index(columns).index.isin(fresh.set_index(columns).index)])
 
 
 def run_key(run: Run) -> RunKey:

@@ -13,6 +13,7 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pandas as pd
@@ -90,6 +91,11 @@ def runs_folder() -> Path:
     return Path(os.environ.get("OPDGEOM_RUNS", PROJECT / "data" / "runs"))
 
 
+def run_of(recipe: Recipe, seed: int) -> Run:
+    """Return the run of today's source, weights and settings, trained or not."""
+    return Run(recipe, seed, runs_folder() / f"{recipe.name}-s{seed}-{fingerprint(recipe, seed)[:8]}")
+
+
 def checkpoint_path(run: Path, step: int) -> Path:
     """Return the file of one checkpoint.
 
@@ -124,16 +130,13 @@ def load_or_train(recipe_name: str, *, seed: int = 0, profile: str = "toy", devi
     StorageError
         If the disk is full; nothing half-written is left.
     """
-    recipe = load_recipe(recipe_name, profile)
-    path = runs_folder() / f"{recipe.name}-s{seed}-{fingerprint(recipe, seed)[:8]}"
-    run = Run(recipe, seed, path)
+    run = run_of(load_recipe(recipe_name, profile), seed)
     if _fault(run):
-        with storage.locked(path, wait_seconds=WAIT_SECONDS):
-            fault = _fault(run)
-            if fault:
-                if (path / "DONE").is_file():
-                    print(f"{path.name}: {fault}; training the run again from its last good state")
-                    (path / "DONE").unlink()
+        with storage.locked(run.path, wait_seconds=WAIT_SECONDS):
+            if fault := _fault(run):
+                if (run.path / "DONE").is_file():
+                    print(f"{run.path.name}: {fault}; training the run again from its last good state")
+                    (run.path / "DONE").unlink()
                 _train(run, device)
     return run
 
@@ -149,7 +152,7 @@ def _fault(run: Run) -> str:
         return "DONE is damaged"
     for name, digest in recorded:
         file = run.path / name
-        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+        if not file.is_file() or _sha256(file) != digest:
             return f"{name} is missing or damaged"
     return ""
 
@@ -171,16 +174,15 @@ def _train(run: Run, device: str) -> None:
         bar.update()
         if learner.step in recipe.checkpoints:
             last = learner.step == recipe.steps
-            accuracy += _evaluate(learner, recipe.final_eval_per_family if last else recipe.eval_per_family)
+            rows = _evaluate(learner, recipe.final_eval_per_family if last else recipe.eval_per_family)
+            accuracy += rows
             _store(run, learner, logs, accuracy)
-            bar.set_postfix(sampled=f"{_mean(accuracy, learner.step):.2f}", loss=f"{log['loss']:.3f}")
+            bar.set_postfix(sampled=f"{mean(row['sampled'] for row in rows):.2f}", loss=f"{log['loss']:.3f}")
     bar.close()
     origin = provenance(recipe, run.seed, str(learner.device))
     storage.write_json(path / "provenance.json", origin)
     files = [c.path for c in run.checkpoints] + [path / "log.jsonl", path / "accuracy.jsonl"]
-    storage.write_json(
-        path / "DONE", {str(f.relative_to(path)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
-    )
+    storage.write_json(path / "DONE", {str(f.relative_to(path)): _sha256(f) for f in files})
     for state in path.glob("state_*"):
         state.unlink()
 
@@ -226,11 +228,6 @@ def _evaluate(learner: Learner, per_family: int) -> list[dict[str, Any]]:
     return table.assign(step=learner.step).to_dict("records")
 
 
-def _mean(accuracy: list[dict[str, Any]], step: int) -> float:
-    values = [row["sampled"] for row in accuracy if row["step"] == step]
-    return sum(values) / len(values)
-
-
 def _store(run: Run, learner: Learner, logs: list[training.Log], accuracy: list[dict[str, Any]]) -> None:
     """Write a checkpoint and, last, the state to resume from; the state before it is removed only then."""
     storage.write_atomic(run.path / "log.jsonl", _lines(logs))
@@ -257,7 +254,8 @@ def _resume(run: Run, learner: Learner) -> tuple[list[training.Log], list[dict[s
             weights, tensors = storage.read_tensors(checkpoint_path(run.path, step)), storage.read_tensors(state)
             for earlier in (c for c in run.checkpoints if c.step < step):
                 storage.read_tensors(earlier.path)
-            logs, accuracy = (_rows_until(run.path / name, step) for name in ("log.jsonl", "accuracy.jsonl"))
+            tables = (_rows(run.path / name) for name in ("log.jsonl", "accuracy.jsonl"))
+            logs, accuracy = ([row for row in rows if row["step"] <= step] for rows in tables)
             if [row["step"] for row in logs] != list(range(1, step + 1)):
                 raise CheckpointDamagedError(f"{run.path / 'log.jsonl'} lacks updates; the run will be trained again")
         except (ValueError, KeyError, TypeError, CheckpointNotFoundError) as error:
@@ -277,13 +275,13 @@ def _resume(run: Run, learner: Learner) -> tuple[list[training.Log], list[dict[s
     return [], []
 
 
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
 def _lines(rows: list[Any]) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-
-
-def _rows_until(path: Path, step: int) -> list[dict[str, Any]]:
-    return [row for row in _rows(path) if row["step"] <= step]

@@ -35,10 +35,10 @@ def candidates(profile: str) -> list[tuple[runs.Run, runs.Run]]:
         if values["profile"] != profile or values["name"] not in recipe_names(profile):
             continue
         recipe = load_recipe(values["name"], profile)
-        path = runs.runs_folder() / f"{recipe.name}-s{seed}-{fingerprint(recipe, seed)[:8]}"
+        today = runs.run_of(recipe, seed)
         same = json.dumps(recipe.settings(), sort_keys=True) == json.dumps(deciding_settings(values), sort_keys=True)
-        if same and not path.exists():
-            pairs.append((runs.Run(recipe, seed, folder.parent), runs.Run(recipe, seed, path)))
+        if same and not today.path.exists():
+            pairs.append((runs.Run(recipe, seed, folder.parent), today))
     return sorted(pairs, key=lambda pair: bool(RUN_SPACE.fullmatch(pair[0].recipe.projection_space)))
 
 

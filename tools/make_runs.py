@@ -19,7 +19,7 @@ from opdgeom_utils.models import PROJECT
 from opdgeom_utils.provenance import fingerprint
 from opdgeom_utils.recipes import load_recipe, recipe_names
 from opdgeom_utils.results import RESULTS, Tables, recorded_runs, run_key, write_tables
-from opdgeom_utils.runs import Run, load_or_train, runs_folder
+from opdgeom_utils.runs import Run, load_or_train, run_of
 from opdgeom_utils.workers import Job, load_or_train_many
 
 FIGURE = PROJECT / "book" / "_static" / "where_opd_lies.svg"
@@ -37,9 +37,8 @@ def known_runs(profile: str) -> dict[Job, Run]:
     """Every run of a profile, trained or not; left out, and named, where a model that it needs is missing."""
     runs = {}
     for name, seed in jobs_of(profile, [], None):
-        recipe = load_recipe(name, profile)
         try:
-            runs[name, seed] = Run(recipe, seed, runs_folder() / f"{name}-s{seed}-{fingerprint(recipe, seed)[:8]}")
+            runs[name, seed] = run_of(load_recipe(name, profile), seed)
         except CheckpointNotFoundError as error:
             print(f"left out: {name}, seed {seed}: {error}. `make models` builds it")
     return runs
