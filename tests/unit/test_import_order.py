@@ -18,6 +18,7 @@ FLOORS = [
     {"claims", "workers"},
     {"charts"},
     {"chapters"},
+    {"report"},
     {"cli"},
 ]
 MODULES = sorted(
