@@ -105,6 +105,6 @@ def number(value: float, shown: str = "", unit: str = "") -> str:
     percent = shown.endswith("%")
     if scaled and not re.search("[1-9]", text):
         text = f"{100 * value:.2g}%" if percent else f"{scaled:.2g}"
-    elif percent and 0 < 1 - value < 1e-3 and float(text[:-1]) == 100:
+    elif percent and value < 1 and float(text[:-1]) == 100:
         text = f"{100 * value:.{math.ceil(-math.log10(100 * (1 - value)))}f}%"
     return f"{text} {unit}" if unit else text

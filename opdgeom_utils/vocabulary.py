@@ -7,6 +7,7 @@ A metric, its column, its entry in the glossary and its axis are the same words,
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -278,6 +279,7 @@ NULLS: dict[str, Null] = {
         Null("rounding", "rounding noise alone", "what bf16 alone does to a stable rank", True),
     )
 }  # fmt: skip
+PATH_NULLS = {null.name: null.label for null in NULLS.values() if null.of_path}
 ROUNDED = "as bf16 shows it"  # no null: the same update, after rounding
 RESCALED = "last update, rescaled"
 
@@ -319,3 +321,13 @@ def null_columns() -> list[str]:
 def compared() -> tuple[str, ...]:
     """Metrics by which claims, chapters and reports compare runs: the paper's diagnostics of an update."""
     return tuple(m.name for m in METRICS.values() if m.compared)
+
+
+def listed(words: Iterable[str]) -> str:
+    """Join words as a sentence does.
+
+    >>> listed(["SFT", "OPD", "RLVR"])
+    'SFT, OPD and RLVR'
+    """
+    items = list(words)
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else "nothing"

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from opdgeom_utils.charts.theme import VERDICT_MARKS
+from opdgeom_utils.charts.palette import VERDICT_MARKS
 from opdgeom_utils.claims import UNTESTABLE, VERDICTS, path_statistics, setting_statistics, statistics
 from opdgeom_utils.models import PROJECT
 

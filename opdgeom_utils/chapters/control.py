@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from opdgeom_utils.charts.theme import label
 from opdgeom_utils.errors import MetricInputError
+from opdgeom_utils.vocabulary import label
 
 TOKENS = {
     "opd_top50": "top 50%", "opd_top25": "top 25%", "opd_top10": "top 10%", "opd_top5": "top 5%",

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from opdgeom_utils.chapters.control import EQUAL, RAW, STRIP, K, pick, sweep, words_of
-from opdgeom_utils.charts.theme import label
+from opdgeom_utils.vocabulary import label
 
 
 def moment_table(

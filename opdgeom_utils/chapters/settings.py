@@ -9,12 +9,12 @@ from pathlib import Path
 import pandas as pd
 
 from opdgeom_utils.chapters.model_cards import model_facts
-from opdgeom_utils.charts.theme import label, metric_title, number_format
 from opdgeom_utils.claims import matching
 from opdgeom_utils.claims.look_up import Tables
 from opdgeom_utils.claims.setting_statistics import PAPER_STEPS, Runs, Setting, runs_of, seed_range, value_at
 from opdgeom_utils.models import MODELS, resolve_model
 from opdgeom_utils.scopes import ATTENTION
+from opdgeom_utils.vocabulary import label, metric_of
 
 SETTINGS = {
     "opd_teacher_small": "teacher of two layers",
@@ -132,10 +132,10 @@ def setting_table(rows: pd.DataFrame) -> pd.DataFrame:
     for recipe, own in rows.groupby("recipe", sort=False):
         row: dict[str, object] = {"run": words(str(recipe)), "seeds": len(own), "updates": f"{own['step'].mean():.0f}"}
         for metric in matching.METRICS:
-            shown = number_format(metric)
+            shown = metric_of(metric).shown
             value, null = own[metric].mean(), own[f"{metric}_shuffled"].mean()
-            row[metric_title(metric)] = f"{value:{shown}} ({null:{shown}})"
-        row[metric_title("gain")] = f"{own['gain'].mean():+.1%}"
+            row[metric_of(metric).title] = f"{value:{shown}} ({null:{shown}})"
+        row[metric_of("gain").title] = f"{own['gain'].mean():+.1%}"
         out.append(row)
     return pd.DataFrame(out)
 
@@ -231,7 +231,7 @@ def in_seed_ranges(rows: pd.DataFrame) -> pd.DataFrame:
             low, high = seed_range(Setting("opd", seeds[0], step, runs), "opd", metric, others)
             run = words(recipe) if recipe in SETTINGS else f"OPD, seed {seed}"
             distance = (value - (low + high) / 2) / ((high - low) / 2)
-            shown = (run, metric_title(metric).removesuffix(" (degrees)"), value, distance, low, high)
+            shown = (run, metric_of(metric).words, value, distance, low, high)
             out.append((*shown, low <= value <= high))
     table = pd.DataFrame(out, columns=["run", "metric", "value", "distance", "low", "high", "inside"])
     return table.loc[table["distance"].notna()].reset_index(drop=True)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import pandas as pd
 
-from opdgeom_utils.charts.theme import label
 from opdgeom_utils.intervals import seed_interval
 from opdgeom_utils.measures.functional import PROJECTED, free_run_of
 from opdgeom_utils.measures.long_table import nearest
 from opdgeom_utils.recipes import RUN_SPACE, Recipe, load_recipe, recipe_names
+from opdgeom_utils.vocabulary import label
 
 RULERS = {"teacher_distance": "distance to the teacher", "accuracy": "sampled accuracy"}
 SPACES = {

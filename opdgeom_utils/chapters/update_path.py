@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 import pandas as pd
 
 from opdgeom_utils.chapters.committed_tables import say_interval
-from opdgeom_utils.charts.series import listed
-from opdgeom_utils.charts.theme import PATH_NULLS, RESCALED, ROUNDED, in_order, label, metric_title
+from opdgeom_utils.charts.palette import in_order
 from opdgeom_utils.intervals import seed_interval
 from opdgeom_utils.measures.paths import EARLY, SIDES
 from opdgeom_utils.scopes import HEADLINE
+from opdgeom_utils.vocabulary import PATH_NULLS, RESCALED, ROUNDED, label, listed, metric_of
 
 LEARNED_AND_NULLS = ("", *[null for null in PATH_NULLS if null != "rounding"])
 
@@ -154,7 +154,7 @@ def both_sides(
     nulls: Iterable[str] = LEARNED_AND_NULLS,
 ) -> dict[str, pd.DataFrame]:
     """Curves of one quantity for right and for left spaces, by the title of their panel."""
-    recipes, nulls, words = list(recipes), list(nulls), metric_title(quantity)
+    recipes, nulls, words = list(recipes), list(nulls), metric_of(quantity).title
     return {
         f"{words}, {side} (K = {k})": path_curves(measures, quantity, side=side, k=k, recipes=recipes, nulls=nulls)
         for side in SIDES
@@ -198,7 +198,7 @@ def beside_nulls(measures: pd.DataFrame, quantity: str, side: str, k: int, recip
         gap = seed_interval((table[label(recipe)] - table[null]).to_numpy(float))
         words["above" if gap.low > 0 else "below" if gap.high < 0 else "not told apart from"].append(null)
     said = "; ".join(f"{how} {listed(names)}" for how, names in words.items() if names)
-    return f"{metric_title(quantity)}, {side}, K = {k}: {label(recipe)} is {said}."
+    return f"{metric_of(quantity).title}, {side}, K = {k}: {label(recipe)} is {said}."
 
 
 def hardest_nulls(measures: pd.DataFrame, side: str, k: int, recipes: Iterable[str] = HEADLINE) -> pd.DataFrame:

@@ -7,17 +7,12 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 
 from opdgeom_utils.chapters.where import PLACES
-from opdgeom_utils.charts.theme import VERDICT_MARKS
+from opdgeom_utils.charts.palette import VERDICT_MARKS
+from opdgeom_utils.charts.verdicts import DIAGNOSTICS
 from opdgeom_utils.claims import UNTESTABLE, VERDICTS
 from opdgeom_utils.claims.schema import Claim
 
-DIAGNOSTICS = {
-    "update_sparsity": "update sparsity",
-    "rotation": "principal angles",
-    "spectral_drift": "spectral drift",
-    "principal_mask": "principal-mask overlap",
-    "low_magnitude_mask": "low-magnitude overlap",
-}
+ORDERED = ("update_sparsity", "rotation", "spectral_drift", "principal_mask", "low_magnitude_mask")
 
 
 def say_verdicts(card: pd.DataFrame, conditions: Iterable[str], diagnostics: Iterable[str] = ()) -> str:
@@ -65,7 +60,7 @@ def match_grid(card: pd.DataFrame) -> pd.DataFrame:
         words=[f"{VERDICT_MARKS[v]} {v.removesuffix(' at this scale')}" for v in orders["verdict"]],
     )
     grid = shown.pivot(index="diagnostic", columns="place", values="words").reindex(
-        index=list(DIAGNOSTICS), columns=list(conditions.values())
+        index=list(ORDERED), columns=list(conditions.values())
     )
     return grid.rename(index=DIAGNOSTICS).rename_axis(index="order of", columns=None).reset_index()
 

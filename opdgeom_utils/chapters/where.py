@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from opdgeom_utils.charts.theme import in_order, label, metric_title, number_format
+from opdgeom_utils.charts.palette import in_order
 from opdgeom_utils.checkpoints import matching_names, open_checkpoint
 from opdgeom_utils.claims import matching
 from opdgeom_utils.claims.look_up import Tables as AnyTables
@@ -21,6 +21,7 @@ from opdgeom_utils.intervals import seed_interval
 from opdgeom_utils.results import DIAGNOSE_OPTIONS, Tables, check_live
 from opdgeom_utils.runs import Run
 from opdgeom_utils.scopes import ATTENTION
+from opdgeom_utils.vocabulary import label, metric_of
 
 PLACES = {
     "final": "the paper's steps",
@@ -159,10 +160,10 @@ def beside_nulls(ends: pd.DataFrame, metrics: Sequence[str], reported: pd.DataFr
     """
     rows = []
     for metric in metrics:
-        shown = number_format(metric)
+        shown = metric_of(metric).shown
         for recipe in _ordered(ends):
             own = ends.loc[ends["recipe"] == recipe]
-            row = {"measure": metric_title(metric), "objective": label(str(recipe))}
+            row = {"measure": metric_of(metric).title, "objective": label(str(recipe))}
             row["mean and 95% interval"] = _with_interval(own[metric], shown)
             for null in NULLS:
                 column = f"{metric}_{null}"
@@ -219,7 +220,7 @@ def null_ratios(ends: pd.DataFrame, metrics: Sequence[str], null: str = "shuffle
     """
     rows = []
     for metric in metrics:
-        row = {"measure": metric_title(metric).removesuffix(" (degrees)")}
+        row = {"measure": metric_of(metric).words}
         for recipe in _ordered(ends):
             own = ends.loc[ends["recipe"] == recipe]
             row[label(str(recipe))] = _with_interval(own[metric] / own[f"{metric}_{null}"], ".3f")

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from opdgeom_utils.charts.series import listed
-from opdgeom_utils.charts.theme import NULLS, PALETTE, label
+from opdgeom_utils.charts.palette import PALETTE
 from opdgeom_utils.checkpoints import OpenCheckpoint, module_of, open_checkpoint
 from opdgeom_utils.checkpoints.comparison import ComparisonReport, aligned
 from opdgeom_utils.checkpoints.opening import holds_weights
@@ -16,6 +15,7 @@ from opdgeom_utils.diagnose.steps import checkpoints_inside, numbered
 from opdgeom_utils.diagnose.trajectory import selected
 from opdgeom_utils.errors import CheckpointNotFoundError, MetricInputError, NotebookParameterError, ways
 from opdgeom_utils.models import resolve_model
+from opdgeom_utils.vocabulary import label, listed
 
 TO_FILL_IN = "FILL-IN"
 LONGEST_LABEL = 40
@@ -226,7 +226,7 @@ def _check_filled_in(name: str) -> None:
 
 
 def _check_label(words: str) -> None:
-    taken = {*PALETTE, *NULLS.values()} - {"your run"}
+    taken = set(PALETTE)
     if not words.strip() or len(words) > LONGEST_LABEL or label(words) in taken:
         raise NotebookParameterError(
             f"label is {words!r}; expected 1 to {LONGEST_LABEL} characters, and none of {sorted(taken)}, which the "

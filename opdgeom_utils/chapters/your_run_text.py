@@ -15,12 +15,11 @@ import pandas as pd
 
 from opdgeom_utils.chapters.your_run import PAPER_K, OpenedRun
 from opdgeom_utils.chapters.your_run_tables import SPARSITY, last_step, matrices_of, without_numbers
-from opdgeom_utils.charts.series import listed
 from opdgeom_utils.diagnose.matrix_rows import IDENTICAL
 from opdgeom_utils.errors import MetricInputError
 from opdgeom_utils.intervals import number
 from opdgeom_utils.results import DIAGNOSE_OPTIONS
-from opdgeom_utils.vocabulary import compared, label, metric_of
+from opdgeom_utils.vocabulary import compared, label, listed, metric_of
 
 AGREE, TENTH, POINT = 0.75, 1.1, 0.01
 THROUGH_BF16 = (SPARSITY, "principal_overlap", "low_magnitude_overlap")

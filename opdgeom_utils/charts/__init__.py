@@ -1,5 +1,7 @@
 """Every published figure, one function each: a tidy table in, an Altair chart with a description in words out.
 
+A figure of which every number is undefined says so, in the plot and in its description.
+
 >>> from opdgeom_utils import charts
 >>> callable(charts.hero)
 True
@@ -12,21 +14,27 @@ from opdgeom_utils.charts.curves import (
     run_trajectory,
     training_curves,
 )
-from opdgeom_utils.charts.held import inside_shares, kept_along, kept_by_space
-from opdgeom_utils.charts.hero import hero
-from opdgeom_utils.charts.maps import localisation
-from opdgeom_utils.charts.paths import against_nulls, path_slider, rounding_floor, shared_spaces, update_paths
-from opdgeom_utils.charts.settings import settings_against_seeds
-from opdgeom_utils.charts.strips import (
+from opdgeom_utils.charts.heat_maps import localisation, settings_against_seeds
+from opdgeom_utils.charts.projected_runs import inside_shares, kept_along, kept_by_space
+from opdgeom_utils.charts.rows_of_points import (
     mask_overlap,
     matched_controls,
     rotation_comparison,
     sparsity_comparison,
     spectral_drift,
+    variant_strips,
 )
-from opdgeom_utils.charts.variants import setting_sweep, variant_paths, variant_strips
+from opdgeom_utils.charts.sparsity_and_rotation import hero
+from opdgeom_utils.charts.toy_world import accuracy_by_family, credit_per_token
+from opdgeom_utils.charts.update_paths import (
+    against_nulls,
+    path_slider,
+    rounding_floor,
+    shared_spaces,
+    update_paths,
+)
+from opdgeom_utils.charts.variant_curves import setting_sweep, variant_paths
 from opdgeom_utils.charts.verdicts import scorecard
-from opdgeom_utils.charts.world import accuracy_by_family, credit_per_token
 
 __all__ = [
     "accuracy_by_family", "against_nulls", "alpha_rank_sweep", "credit_per_token", "eta_sweep", "hero",

@@ -7,21 +7,20 @@ from collections.abc import Sequence
 import altair as alt
 import pandas as pd
 
-from opdgeom_utils.charts.series import along, drawable, in_windows, listed, need
-from opdgeom_utils.charts.theme import (
-    NULLS,
-    ROUNDED,
-    Figure,
-    by_dash,
-    colour_scale,
-    in_order,
-    legend,
-    log_ticks,
-    metric_title,
-    shape_scale,
-    value_axis,
+from opdgeom_utils.charts.axes import begun, log_ticks, value_axis
+from opdgeom_utils.charts.palette import Figure, by_dash, colour_scale, coloured, in_order, shaped, tips
+from opdgeom_utils.charts.seed_points import (
+    NothingToDraw,
+    along,
+    describe,
+    drawable,
+    figure,
+    heights,
+    in_windows,
+    known,
+    need,
 )
-from opdgeom_utils.errors import MetricInputError
+from opdgeom_utils.vocabulary import NULLS, ROUNDED, listed, metric_of
 
 BF16_STEP = 2.0**-8
 PAPER_ETA = 1e-3
@@ -30,6 +29,7 @@ PANEL = 170
 TRAJECTORY = ("stable_rank", "total_norm", "update_sparsity", "normalized_spectral_shift")
 
 
+@figure
 def training_curves(table: pd.DataFrame, column: str = "sampled") -> Figure:
     """Draw a quantity during training: points of the seeds, their mean, a band for the 95% interval.
 
@@ -41,13 +41,13 @@ def training_curves(table: pd.DataFrame, column: str = "sampled") -> Figure:
     column
         Column to draw.
     """
-    need(table, ["recipe", "seed", "step", column])
-    known = table.loc[table.loc[:, column].notna()].filter(items=["recipe", "seed", "step", column])
-    means = known.groupby(["recipe", "seed", "step"], sort=True).agg("mean").reset_index()
+    title = metric_of(column).title
+    rows = known(need(table, ["recipe", "seed", "step", column]), column, metric_of(column).words)
+    keys = ["recipe", "seed", "step"]
+    means = rows.filter(items=[*keys, column]).groupby(keys, sort=True).agg("mean").reset_index()
     curves = along(in_windows(means, column), "step", column, at=["step"], nulls=())
-    title = metric_title(column)
     said = (
-        f"{title[0].upper()}{title[1:]} against optimiser steps, a band for the 95% interval over "
+        f"{begun(title)} against optimiser steps, a band for the 95% interval over "
         f"{means.loc[:, 'seed'].nunique()} seeds. At the last step: {_last(curves)}."
     )
     x = alt.X("x:Q", title="optimiser steps (square-root scale)").scale(type="sqrt")
@@ -55,6 +55,7 @@ def training_curves(table: pd.DataFrame, column: str = "sampled") -> Figure:
     return alt.layer(*_layers(curves, axis, column)).properties(width="container", height=HEIGHT, description=said)
 
 
+@figure
 def metric_against_norm(
     summary: pd.DataFrame, metric: str, *, norm: str = "total_norm", null: str = "shuffled"
 ) -> Figure:
@@ -76,29 +77,25 @@ def metric_against_norm(
         Suffix of the null column.
     """
     curves = along(summary, norm, metric, at=["step"], nulls=[null])
-    title = metric_title(metric)
-    said = (
-        f"{title[0].upper()}{title[1:]} against the {metric_title(norm)}, logarithmic, along the checkpoints of "
-        f"each run. At the last step: {_last(curves)}."
-    )
-    x = alt.X("x:Q", title=f"{metric_title(norm)} (logarithmic)")
-    axis = value_axis(x, norm, curves.loc[:, "x"], log=True)
-    means = curves.loc[(curves.loc[:, "role"] == "mean") & curves.loc[:, "series"].isin(list(NULLS.values()))]
+    title, across = metric_of(metric).title, metric_of(norm).title
+    axis = value_axis(alt.X("x:Q", title=f"{across} (logarithmic)"), norm, curves.loc[:, "x"], log=True)
+    y = value_axis(alt.Y("value:Q", title=title), metric, heights(drawable(curves, metric)))
+    nulls = [n.label for n in NULLS.values()]
+    means = curves.loc[(curves.loc[:, "role"] == "mean") & curves.loc[:, "series"].isin(nulls)]
     ends = drawable(means.sort_values("step").groupby("recipe", sort=False).tail(1), metric)
-    y = value_axis(alt.Y("value:Q", title=metric_title(metric)), metric, _heights(drawable(curves, metric)))
-    names = _ink(curves).drop_duplicates()
-    flags = (
-        alt.Chart(ends)
-        .mark_point(filled=True, shape="square", size=80, opacity=1)
-        .encode(x=axis, y=y, color=alt.Color("recipe:N", scale=colour_scale(names)), tooltip=_tip(x_title=norm))
+    colour = alt.Color("recipe:N", scale=colour_scale(_ink(curves)))
+    flags = alt.Chart(ends).mark_point(filled=True, shape="square", size=80, opacity=1)
+    flags = [flags.encode(x=axis, y=y, color=colour, tooltip=_tip(norm))] if len(ends) else []
+    said = (
+        f"{begun(title)} against the {across}, logarithmic, along the checkpoints of each run. "
+        f"At the last step: {_last(curves)}."
     )
-    layers = _layers(curves, axis, metric, x_title=norm)
-    return alt.layer(*layers, *([flags] if len(ends) else [])).properties(
-        width="container", height=HEIGHT, description=said
-    )
+    layers = [*_layers(curves, axis, metric, x_title=norm), *flags]
+    return alt.layer(*layers).properties(width="container", height=HEIGHT, description=said)
 
 
-def run_trajectory(summary: pd.DataFrame, metrics: Sequence[str] = TRAJECTORY) -> alt.ConcatChart:
+@figure
+def run_trajectory(summary: pd.DataFrame, metrics: Sequence[str] = TRAJECTORY) -> Figure:
     """Draw what grows and what stays along the checkpoints of runs, a panel for each metric, with its shuffled null.
 
     Of the stable rank, what bf16 shows of the same update is drawn too; it is no null.
@@ -111,20 +108,22 @@ def run_trajectory(summary: pd.DataFrame, metrics: Sequence[str] = TRAJECTORY) -
         Columns, a panel for each that has a number.
     """
     panels, said = [], []
-    for metric in (m for m in metrics if m in summary and summary.loc[:, m].notna().any()):
+    found = [m for m in metrics if m in summary]
+    need(summary, metrics if not found else [])
+    for metric in (m for m in found if summary.loc[:, m].notna().any()):
         curves = along(summary, "step", metric, at=["step"], nulls=["shuffled", "bf16"])
         x = alt.X("x:Q", title="step").axis(format="d", tickMinStep=1, tickCount=4, labelOverlap=True)
-        layers = _layers(curves, x, metric)
-        panels.append(alt.layer(*layers).properties(width=2 * PANEL - 40, height=PANEL))
-        said.append(f"{metric_title(metric)}: {_last(curves)}")
+        panels.append(alt.layer(*_layers(curves, x, metric)).properties(width=2 * PANEL - 40, height=PANEL))
+        said.append(f"{metric_of(metric).title}: {_last(curves)}")
     if not panels:
-        raise MetricInputError(f"no checkpoint has a number in {list(metrics)}; a figure needs at least one")
+        raise NothingToDraw(listed(metric_of(m).words for m in found))
     chart = alt.concat(*panels, columns=2).resolve_scale(color="independent", shape="independent")
     return chart.properties(
         description=f"Along the checkpoints, a panel for each metric. At the last: {'. '.join(said)}."
     )
 
 
+@figure
 def eta_sweep(table: pd.DataFrame, null: str = "shuffled") -> Figure:
     """Draw update sparsity against the tolerance eta, with the paper's value and the one below which it is inert.
 
@@ -155,16 +154,18 @@ def eta_sweep(table: pd.DataFrame, null: str = "shuffled") -> Figure:
         alt.Chart(one).mark_text(align="right", dx=-4, fontSize=11, y=8 + 14 * i).encode(x="eta:Q", text="text:N")
         for i, one in enumerate((marks.head(1), marks.tail(1)))
     ]
+    off = curves.assign(off=(curves.loc[:, "x"] - PAPER_ETA).abs()).sort_values("off", ascending=False)
     said = (
         f"Update sparsity against the tolerance eta, logarithmic. Dashed lines: the paper's {PAPER_ETA:g}, and "
-        f"1/256 ({BF16_STEP:.4f}). At the paper's tolerance, or the nearest to it: "
-        f"{_nearest(curves, PAPER_ETA)}; at the largest: {_last(curves)}."
+        f"1/256 ({BF16_STEP:.4f}). At the paper's tolerance, or the nearest to it: {_ends(off)}; "
+        f"at the largest: {_last(curves)}."
     )
     return alt.layer(lines, *words, *_layers(curves, axis, "update_sparsity", x_title="eta")).properties(
         width="container", height=HEIGHT, description=said
     )
 
 
+@figure
 def alpha_rank_sweep(table: pd.DataFrame, metric: str = "principal_overlap", null: str = "shuffled") -> Figure:
     """Draw mask overlap, divided by chance, against the size alpha of the mask, a panel for each rank.
 
@@ -182,21 +183,21 @@ def alpha_rank_sweep(table: pd.DataFrame, metric: str = "principal_overlap", nul
     ratios = table.assign(**{f"over_chance{c.removeprefix(metric)}": table[c] / table["alpha"] for c in columns})
     at = ["rank", "alpha"] if "rank" in table and table.loc[:, "rank"].nunique() > 1 else ["alpha"]
     curves = along(ratios, "alpha", "over_chance", at=at, nulls=[null])
-    if "rank" in curves:
+    ranks = [f"{rank:g}" for rank in sorted(curves["rank"].unique())] if "rank" in curves else []
+    if ranks:
         curves["panel"] = [f"rank {rank:g}" for rank in curves.loc[:, "rank"]]
     x = alt.X("x:Q", title="alpha").scale(zero=False)
     axis = x.axis(tickCount=3, format=".0%", labelOverlap=True)
     chart = alt.layer(*_layers(curves, axis, "over_chance", x_title="alpha", y_title="overlap / chance", level=1.0))
-    ranks = [f"{rank:g}" for rank in sorted(curves["rank"].unique())] if "rank" in curves else []
     panels = f", a panel for each rank ({listed(ranks)})" if ranks else ""
     said = (
-        f"{metric_title(metric)[0].upper()}{metric_title(metric)[1:]} divided by chance, against alpha{panels}; 1 is "
-        f"chance. At the largest alpha{' and rank' if ranks else ''}: {_last(curves)}."
+        f"{begun(metric_of(metric).title)} divided by chance, against alpha{panels}; 1 is chance. "
+        f"At the largest alpha{' and rank' if ranks else ''}: {_last(curves)}."
     )
     if not ranks:
         return chart.properties(width="container", height=HEIGHT, description=said)
-    order = [f"rank {rank}" for rank in ranks]
     panel = chart.properties(width=PANEL, height=180)
+    order = [f"rank {rank}" for rank in ranks]
     return panel.facet(facet=alt.Facet("panel:N", sort=order, title=None), columns=3).properties(description=said)
 
 
@@ -212,33 +213,24 @@ def _layers(
     """Band, points of the seeds, line and points of the means, nulls in grey; a dashed line at ``level``."""
     curves = curves.assign(curve=curves.loc[:, "recipe"] + ", " + curves.loc[:, "series"], ink=_ink(curves))
     names = in_order(curves.loc[:, "ink"])
-    colour = alt.Color("ink:N", title=None, scale=colour_scale(names), legend=legend(names))
-    shape = alt.Shape("ink:N", title=None, scale=shape_scale(names), legend=legend(names))
     curves = drawable(curves, metric)
-    title = y_title or metric_title(metric)
-    y, low = (value_axis(alt.Y(f"{c}:Q", title=title), metric, _heights(curves)) for c in ("value", "low"))
+    title, shape, tip = y_title or metric_of(metric).title, shaped("ink", names), _tip(x_title)
+    y, low = (value_axis(alt.Y(f"{c}:Q", title=title), metric, heights(curves)) for c in ("value", "low"))
     data = alt.Chart(curves)
-    base = data.encode(x=x, color=colour, detail="curve:N")
+    base = data.encode(x=x, color=coloured("ink", names), detail="curve:N")
     means = base.transform_filter("datum.role == 'mean'")
     seeds = base.transform_filter("datum.role == 'seed'").mark_point(filled=True, size=12, opacity=0.35)
-    tip = _tip(x_title)
-    dashed = by_dash(curves.loc[:, "series"])
     lines = [
-        means.transform_filter(alt.FieldOneOfPredicate("series", own)).mark_line(strokeDash=d) for d, own in dashed
+        means.transform_filter(alt.FieldOneOfPredicate("series", own)).mark_line(strokeDash=dash).encode(y=y)
+        for dash, own in by_dash(curves.loc[:, "series"])
     ]
-    levels = [] if level is None else [data.mark_rule(strokeDash=[4, 3]).encode(y=alt.datum(level))]
     return [
-        *levels,
+        *([] if level is None else [data.mark_rule(strokeDash=[4, 3]).encode(y=alt.datum(level))]),
         means.transform_filter("datum.series == datum.recipe").mark_area(opacity=0.15).encode(y=low, y2="high:Q"),
         seeds.encode(y=y, shape=shape, tooltip=tip),
-        *(line.encode(y=y) for line in lines),
+        *lines,
         means.mark_point(filled=True, size=30, opacity=1).encode(y=y, shape=shape, tooltip=tip),
     ]
-
-
-def _heights(curves: pd.DataFrame) -> pd.Series:
-    """Every number that the vertical axis has to hold."""
-    return pd.Series(curves.filter(items=["value", "low", "high"]).stack())
 
 
 def _ink(curves: pd.DataFrame) -> pd.Series:
@@ -247,31 +239,17 @@ def _ink(curves: pd.DataFrame) -> pd.Series:
 
 
 def _tip(x_title: str) -> list[alt.Tooltip]:
-    return [
-        alt.Tooltip("recipe:N", title="objective"),
-        alt.Tooltip("series:N", title="curve"),
-        alt.Tooltip("x:Q", title=metric_title(x_title), format=".3~g"),
-        alt.Tooltip("text:N", title="value"),
-    ]
+    place = alt.Tooltip("x:Q", title=metric_of(x_title).title, format=".3~g")
+    return [*tips(("recipe", "objective"), ("series", "curve")), place, *tips(("text", "value"))]
 
 
 def _last(curves: pd.DataFrame) -> str:
     """Mean of every curve at its last place."""
     keys = [c for c in ("rank", "alpha", "eta", "step") if c in curves]
-    return _clauses(curves.loc[curves.loc[:, "role"] == "mean"].sort_values(keys))
+    return _ends(curves.loc[curves.loc[:, "role"] == "mean"].sort_values(keys))
 
 
-def _nearest(curves: pd.DataFrame, place: float) -> str:
+def _ends(curves: pd.DataFrame) -> str:
+    """Mean of every curve in its last row."""
     means = curves.loc[curves.loc[:, "role"] == "mean"]
-    return _clauses(means.assign(off=(means.loc[:, "x"] - place).abs()).sort_values("off", ascending=False))
-
-
-def _clauses(means: pd.DataFrame) -> str:
-    ends = means.groupby(["recipe", "series"], sort=False).tail(1)
-    parts: list[str] = []
-    for recipe in in_order(ends.loc[:, "recipe"]):
-        own = ends.loc[ends.loc[:, "recipe"] == recipe]
-        said = dict(zip(own.loc[:, "series"], own.loc[:, "text"], strict=True))
-        nulls: Sequence[str] = [f"{s} {str(t).split(' (', 1)[0]}" for s, t in said.items() if s != recipe]
-        parts.append(", ".join([f"{recipe} {said.get(recipe, 'undefined')}", *nulls]))
-    return "; ".join(parts)
+    return describe(means.groupby(["recipe", "series"], sort=False).tail(1))

@@ -8,13 +8,10 @@ from collections.abc import Sequence
 import altair as alt
 import pandas as pd
 
-from opdgeom_utils.charts.series import listed, need
-from opdgeom_utils.charts.theme import (
-    VERDICT_COLOURS,
-    VERDICT_SHAPES,
-    Figure,
-)
+from opdgeom_utils.charts.palette import VERDICT_COLOURS, VERDICT_SHAPES, Figure
+from opdgeom_utils.charts.seed_points import NothingToDraw, figure, need
 from opdgeom_utils.errors import MetricInputError
+from opdgeom_utils.vocabulary import listed
 
 DIAGNOSTICS = {
     "update_sparsity": "update sparsity",
@@ -79,6 +76,7 @@ CELL = 26
 INK = dict(zip(VERDICT_COLOURS.values(), ("#FFFFFF", "#1A1A1A", "#FFFFFF", "#1A1A1A"), strict=True))
 
 
+@figure
 def scorecard(card: pd.DataFrame) -> Figure:
     """Draw the verdict of every claim: what is measured across, how it is compared down.
 
@@ -88,6 +86,8 @@ def scorecard(card: pd.DataFrame) -> Figure:
         From :func:`opdgeom_utils.claims.scorecard`.
     """
     need(card, ["id", "diagnostic", "condition", "statement", "verdict", "deciding", "reason"])
+    if card.empty:
+        raise NothingToDraw("a verdict")
     across = [d for d in DIAGNOSTICS if d in set(card.loc[:, "diagnostic"])]
     down = [c for c in CONDITIONS if c in set(card.loc[:, "condition"])]
     strange = set(card.loc[:, "diagnostic"]).union(card.loc[:, "condition"]) - {*across, *down}

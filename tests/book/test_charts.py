@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from opdgeom_utils.chapters.book_renderer import render_chart
-from opdgeom_utils.charts.variants import variant_strips
+from opdgeom_utils.charts.rows_of_points import variant_strips
 from tools.build_book import ROOT
 from tools.look import Visit
 from tools.vendor import vendor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -16,8 +17,8 @@ import vl_convert
 from opdgeom_utils import charts, claims
 from opdgeom_utils.chapters import control, moments, update_path
 from opdgeom_utils.chapters.book_renderer import chart_description, static_spec
-from opdgeom_utils.charts.theme import PALETTE, VERDICT_COLOURS
-from opdgeom_utils.charts.world import wilson_interval
+from opdgeom_utils.charts.palette import PALETTE, VERDICT_COLOURS
+from opdgeom_utils.charts.toy_world import wilson_interval
 from opdgeom_utils.claims import matching
 from opdgeom_utils.errors import MetricInputError
 from opdgeom_utils.intervals import seed_interval
@@ -189,6 +190,12 @@ NUMBERS: dict[str, Callable[[], str]] = {
     "shared_spaces": lambda: "other seeds 0.52 (95% interval",
     "path_slider": lambda: f"OPD {path_mean('stable_rank', 10):.3g} (95% interval",
 }
+#: Figures whose colour is a number.
+MAPS = ("localisation", "localisation_null", "localisation_mean", "settings_against_seeds")
+#: Figures of numbers; a scorecard is one of words.
+MEASURED = [name for name in FIGURES if not name.startswith("scorecard")]
+#: Float columns that say which number a row holds.
+KEYS = ("step", "eta", "alpha", "rank", "share", "matched_at")
 NARROW = 190
 SIDES = 170
 
@@ -253,11 +260,13 @@ def test_legends_stand_on_top_and_marks_have_tooltips(name: str) -> None:
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_one_colour_for_each_name_everywhere(name: str) -> None:
-    known = PALETTE | VERDICT_COLOURS
-    for part in parts(spec_of(name)):
-        scale = part.get("color", {}).get("scale") if isinstance(part.get("color"), dict) else None
-        if isinstance(scale, dict) and "range" in scale:
-            assert scale["range"] == [known[n] for n in scale["domain"]]
+    """A map colours by a number, every other figure by names: each has its palette's colour, in every layer."""
+    known, coloured = PALETTE | VERDICT_COLOURS, [part["color"] for part in parts(spec_of(name)) if "color" in part]
+    scales = [colour["scale"] for colour in coloured if isinstance(colour, dict) and colour.get("scale")]
+    named = [scale for scale in scales if "scheme" not in scale]
+    assert scales
+    assert bool(named) is (name not in MAPS)
+    assert all(scale["range"] == [known[n] for n in scale["domain"]] for scale in named)
 
 
 @pytest.mark.parametrize("name", ["sparsity_comparison", "rotation_comparison", "mask_overlap", "hero", "eta_sweep"])
@@ -432,10 +441,101 @@ def test_a_table_without_the_column_is_refused(figure: Callable[..., Any]) -> No
         figure(pd.DataFrame({"recipe": ["opd"], "seed": [0]}))
 
 
-def test_a_metric_that_is_nowhere_defined_is_refused() -> None:
-    nowhere = ends().assign(update_sparsity=np.nan, update_sparsity_shuffled=np.nan)
-    with pytest.raises(MetricInputError, match="needs at least one"):
-        charts.sparsity_comparison(nowhere, nulls=["shuffled"])
+def redrawn(monkeypatch: pytest.MonkeyPatch, name: str, change: Callable[[pd.Series], pd.Series]) -> dict[str, Any]:
+    """Draw a figure after ``change`` was made to every column of measured numbers that reaches it."""
+
+    def changed(given: Any) -> Any:
+        if isinstance(given, dict):
+            return {title: changed(table) for title, table in given.items()}
+        if not isinstance(given, pd.DataFrame) or "reported" in given:
+            return given
+        measured = [c for c in given.select_dtypes("float").columns if c not in KEYS]
+        return given.assign(**{c: change(given[c].reset_index(drop=True)).to_numpy() for c in measured})
+
+    for public in charts.__all__:
+        draw = getattr(charts, public)
+        given = lambda *tables, draw=draw, **options: draw(*map(changed, tables), **options)  # noqa: E731
+        monkeypatch.setattr(charts, public, given)
+    return FIGURES[name]().to_dict()
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_one_undefined_number_ends_no_figure(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = redrawn(monkeypatch, name, lambda values: values.where(values.index > 0))
+    svg, said = vl_convert.vegalite_to_svg(static_spec(spec)), chart_description(spec)
+    assert not re.search(r"\bnan\b", said, re.IGNORECASE)
+    assert not said.startswith("Nothing to draw")
+    assert "NaN" not in svg
+    assert any("tooltip" in part for part in parts(spec))
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_a_figure_with_nothing_to_draw_says_so(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = redrawn(monkeypatch, name, lambda values: values.where(values.index < 0))
+    assert chart_description(spec).startswith("Nothing to draw: the table has no defined number of ")
+    assert "Nothing to draw: the table has no" in vl_convert.vegalite_to_svg(static_spec(spec))
+    svg = ET.fromstring(vl_convert.vegalite_to_svg({**static_spec(spec), "width": NARROW}))
+    assert float(svg.attrib["width"]) <= NARROW + SIDES
+
+
+def test_a_scorecard_without_claims_says_so() -> None:
+    assert "no defined number of a verdict" in charts.scorecard(card().head(0)).to_dict()["description"]
+
+
+def scale_labels(spec: dict[str, Any]) -> list[list[str]]:
+    """Labels of every axis and legend of numbers, as they are drawn."""
+    svg = ET.fromstring(vl_convert.vegalite_to_svg(static_spec(spec)))
+    groups = [g for g in svg.iter() if re.search(r"role-(axis|legend)-label", g.attrib.get("class", ""))]
+    labels = [[text.text or "" for text in group.iter() if text.tag.endswith("text")] for group in groups]
+    return [own for own in labels if any(re.search(r"\d", text) for text in own)]
+
+
+@pytest.mark.parametrize("name", MEASURED)
+@pytest.mark.parametrize("shrunk", [1.0, 1e-4, 0.0])
+def test_no_scale_reads_the_same_twice(name: str, shrunk: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figures as they are, and when all numbers lie within a ten-thousandth of each other, or are equal."""
+    spec = redrawn(monkeypatch, name, lambda values: values.mean() + shrunk * (values - values.mean()))
+    found = scale_labels(spec)
+    assert found
+    for labels in found:
+        assert len(set(labels)) == len(labels), labels
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_name_lies_on_the_line_to_its_own_null(seed: int) -> None:
+    """Means and nulls at random, for an objective and for a reader's own run: measured in the drawn picture."""
+    draw = np.random.default_rng(seed)
+    rows = []
+    for recipe in ("opd", "my run"):
+        row: dict[str, object] = {"recipe": recipe, "seed": 0}
+        for suffix in ("", "_shuffled"):
+            row[f"update_sparsity{suffix}"] = float(draw.uniform(0.2, 0.8))
+            angle = 10 ** float(draw.uniform(-1, 1)) if seed % 3 else 1.0  # every third: at one height
+            row |= {f"{side}_angle_mean_deg{suffix}": angle for side in ("left", "right")}
+        if seed % 3 == 1:
+            row["update_sparsity_shuffled"] = row["update_sparsity"]  # straight above or below
+        rows.append(row)
+    svg = ET.fromstring(vl_convert.vegalite_to_svg(static_spec(charts.hero(pd.DataFrame(rows)).to_dict())))
+    paths = [p.attrib["d"] for p in svg.iter() if p.attrib.get("stroke-dasharray") == "2,3"]
+    lines = [np.array(re.findall(r"-?[\d.]+", path), float).reshape(-1, 2) for path in paths]
+    texts = [text for text in svg.iter() if text.attrib.get("font-size") == "12px" and "transform" in text.attrib]
+    tags = {text.text: text.attrib for text in texts}
+    assert len(lines) == 2
+    for name in ("OPD", "my run"):
+        x, y = map(float, re.findall(r"-?[\d.]+", tags[name]["transform"])[:2])
+        half = 3 * len(name)
+        left = x - half if tags[name]["text-anchor"] == "middle" else x
+        nearest = min(lines, key=lambda line: float(np.hypot(*(line - [x, y]).T).min()))
+        along = np.linspace(nearest[0], nearest[-1], 400)
+        inside = (along[:, 0] > left) & (along[:, 0] < left + 2 * half) & (along[:, 1] > y - 8) & (along[:, 1] < y)
+        assert not inside.any(), name
+
+
+def test_singular_values_of_a_zero_update_leave_the_spectrum_a_scale() -> None:
+    spectrum = update_path.spectra(long_table())
+    still = spectrum.assign(value=spectrum["value"].where(spectrum["recipe"] != "RLVR", 0.0))
+    rows = rows_of(charts.path_slider(still, {}).to_dict())
+    assert set(rows["series"]) == {"SFT", "OPD", "control SFT"}
 
 
 def test_figures_leave_their_tables_alone_and_repeat_themselves() -> None:
@@ -465,8 +565,8 @@ def test_map_takes_other_kinds_of_matrix_and_refuses_an_empty_one() -> None:
         charts.localisation(fused, modules=["Wqkv"])
 
 
-def test_trajectory_needs_a_number() -> None:
-    with pytest.raises(MetricInputError, match="at least one"):
+def test_trajectory_needs_a_column() -> None:
+    with pytest.raises(MetricInputError, match="no column"):
         charts.run_trajectory(matching.summarise(geometry()), ["nothing"])
 
 

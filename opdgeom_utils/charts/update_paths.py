@@ -6,20 +6,14 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 import altair as alt
+import numpy as np
 import pandas as pd
 
-from opdgeom_utils.charts.series import folded, need
-from opdgeom_utils.charts.theme import (
-    Figure,
-    by_dash,
-    colour_scale,
-    in_order,
-    legend,
-    log_ticks,
-    metric_title,
-    shape_scale,
-)
-from opdgeom_utils.errors import MetricInputError
+from opdgeom_utils.charts.axes import begun, value_axis
+from opdgeom_utils.charts.palette import Figure, by_dash, coloured, in_order, shaped, tips
+from opdgeom_utils.charts.rows_of_points import reach_seeds_means
+from opdgeom_utils.charts.seed_points import NothingToDraw, figure, fold_seeds, known, need, without
+from opdgeom_utils.vocabulary import listed, metric_of
 
 COLUMNS = ["recipe", "series", "seed", "step", "share", "value"]
 PANEL, NARROW, HEIGHT = 300, 210, 190
@@ -30,7 +24,8 @@ EVERY = "every curve"
 PICKED = f"picked == '{EVERY}' || picked == datum.series"
 
 
-def update_paths(panels: Mapping[str, pd.DataFrame]) -> alt.ConcatChart:
+@figure
+def update_paths(panels: Mapping[str, pd.DataFrame]) -> Figure:
     """Draw several quantities along training, one panel each; a menu picks one objective in all of them.
 
     Parameters
@@ -41,7 +36,8 @@ def update_paths(panels: Mapping[str, pd.DataFrame]) -> alt.ConcatChart:
     return _panels(panels, "Along each run, by its share of the run's updates. At the end:", at=1.0)
 
 
-def against_nulls(panels: Mapping[str, pd.DataFrame], quantity: str) -> alt.ConcatChart:
+@figure
+def against_nulls(panels: Mapping[str, pd.DataFrame], quantity: str) -> Figure:
     """Draw a run beside what would happen without learning, one panel for right and one for left spaces.
 
     Parameters
@@ -51,11 +47,11 @@ def against_nulls(panels: Mapping[str, pd.DataFrame], quantity: str) -> alt.Conc
     quantity
         What is drawn, for the words.
     """
-    words = metric_title(quantity)
-    return _panels(panels, f"{words[0].upper()}{words[1:]}, 0 to 1. At a fifth:", at=FIFTH, unit=True)
+    return _panels(panels, f"{begun(metric_of(quantity).title)}, 0 to 1. At a fifth:", at=FIFTH, unit=True)
 
 
-def rounding_floor(panels: Mapping[str, pd.DataFrame]) -> alt.ConcatChart:
+@figure
+def rounding_floor(panels: Mapping[str, pd.DataFrame]) -> Figure:
     """Draw the stable rank in fp32 and after rounding to bf16, beside rounding alone, a panel for each objective.
 
     Parameters
@@ -66,7 +62,8 @@ def rounding_floor(panels: Mapping[str, pd.DataFrame]) -> alt.ConcatChart:
     return _panels(panels, "Stable rank, logarithmic. At the first checkpoint:", at=0.0, log=True)
 
 
-def shared_spaces(panels: Mapping[str, pd.DataFrame]) -> alt.ConcatChart:
+@figure
+def shared_spaces(panels: Mapping[str, pd.DataFrame]) -> Figure:
     """Draw what a run's final space shares with others: points of the seeds, mean and 95% interval.
 
     Parameters
@@ -74,27 +71,26 @@ def shared_spaces(panels: Mapping[str, pd.DataFrame]) -> alt.ConcatChart:
     panels
         ``kind, series, seed, value`` by title; ``kind`` is what it is compared with, ``series`` whose colour it takes.
     """
-    names = in_order(
-        name for rows in panels.values() for name in need(rows, ["kind", "series", "seed", "value"])["series"]
-    )
+    drawn, lost = _defined(panels, ["kind", "series", "seed", "value"])
+    names = in_order(name for rows in drawn.values() for name in rows["series"])
     charts, said = [], []
-    for title, rows in panels.items():
-        kinds = list(dict.fromkeys(rows["kind"]))
-        means = _fold(rows, ["kind", "series"])
-        x = alt.X("value:Q", title=title).scale(domain=[0, 1]).axis(format=".1f", tickCount=5)
-        y = alt.Y("kind:N", sort=kinds, title=None).axis(labelLimit=150)
-        base = alt.Chart(means).encode(y=y, color=_colour(names))
-        whiskers = base.mark_rule(strokeWidth=2).encode(x=x, x2="high:Q").transform_calculate(value="datum.low")
-        dots = alt.Chart(rows).mark_point(filled=True, size=18, opacity=0.4)
-        marks = base.mark_point(filled=True, size=80, opacity=1).encode(x=x, tooltip=["kind:N", "text:N"])
-        layers = (whiskers, dots.encode(x=x, y=y, color=_colour(names), tooltip=["kind:N", "seed:Q"]), marks)
-        charts.append(alt.layer(*layers).properties(width=NARROW, height=30 * len(kinds)))
+    for title, rows in drawn.items():
+        means = fold_seeds(rows, ["kind", "series"], "value")
+        seeds = rows.assign(role="seed", text="seed " + rows["seed"].astype(str))
+        table = pd.concat([means.assign(role="mean"), seeds])
+        x, low = (alt.X(f"{c}:Q", title=title).scale(domain=[0, 1]) for c in ("value", "low"))
+        y = alt.Y("kind:N", sort=list(dict.fromkeys(rows["kind"])), title=None).axis(labelLimit=150)
+        base = alt.Chart(table).encode(y=y, color=coloured("series", names))
+        x, low = (channel.axis(format=".1f", tickCount=5) for channel in (x, low))
+        layers = reach_seeds_means(base, x, low, tips("kind", "text"), sizes=(18, 80), faint=0.4)
+        charts.append(alt.layer(*layers).properties(width=NARROW, height=30 * rows["kind"].nunique()))
         said.append(f"{title}: {_clauses(means.assign(series=means['kind']))}.")
-    words = f"Overlap of OPD's final space with others, 0 to 1. {' '.join(said)}"
+    words = f"Overlap of OPD's final space with others, 0 to 1. {' '.join(said)}{lost}"
     return alt.concat(*charts, columns=2).properties(description=words)
 
 
-def path_slider(spectrum: pd.DataFrame, panels: Mapping[str, pd.DataFrame], *, start: float = FIFTH) -> alt.ConcatChart:
+@figure
+def path_slider(spectrum: pd.DataFrame, panels: Mapping[str, pd.DataFrame], *, start: float = FIFTH) -> Figure:
     """Draw the spectrum of the update at one moment of training, the same moment on other curves, and a slider.
 
     Parameters
@@ -106,84 +102,85 @@ def path_slider(spectrum: pd.DataFrame, panels: Mapping[str, pd.DataFrame], *, s
     start
         Where the slider stands at first, as a share of the run, 0 to 1.
     """
-    need(spectrum, [*COLUMNS, "index"])
+    spectrum = known(need(spectrum, [*COLUMNS, "index"]), "value", "singular value")
+    spectrum = known(spectrum.assign(value=spectrum["value"].where(spectrum["value"] > 0)), "value", "singular value")
+    drawn, lost = _defined(panels, COLUMNS) if panels else ({}, "")
     bind = alt.binding_range(min=SLIDER_STEP, max=1, step=SLIDER_STEP, name="share of the run ")
     moment = alt.param(name="moment", value=start, bind=bind)
     now = "datum.from <= moment && moment < datum.until"
-    names = in_order(name for rows in (spectrum, *panels.values()) for name in rows["series"])
+    names = in_order(name for rows in (spectrum, *drawn.values()) for name in rows["series"])
     charts: list[Figure] = [_spectrum(spectrum, names, now).properties(width=PANEL, height=HEIGHT)]
     said = []
-    for title, rows in panels.items():
-        means = _spans(_fold(rows, ["series", "step", "share"]))
-        line = alt.Chart(means).encode(x=_x(), y=_y(title, rows.loc[:, "value"]), color=_colour(names))
+    for title, rows in drawn.items():
+        means = _spans(fold_seeds(rows, ["series", "step", "share"], "value"))
+        line = alt.Chart(means).encode(x=_x(), y=_y(title, rows.loc[:, "value"]), color=coloured("series", names))
         point = line.mark_point(filled=True, size=110, opacity=1).encode(tooltip=_tip()).transform_filter(now)
         charts.append((line.mark_line(opacity=0.5) + point).properties(width=PANEL, height=HEIGHT))
         said.append(f"{title}, at {start:.0%} of the run: {_clauses(_nearest(means, start))}.")
     words = f"Singular values of the update at a moment that a slider chooses, beside other curves. {' '.join(said)}"
-    return alt.concat(*charts, columns=2).add_params(moment).properties(description=words)
+    return alt.concat(*charts, columns=2).add_params(moment).properties(description=words + lost)
 
 
 def _spectrum(spectrum: pd.DataFrame, names: Sequence[str], now: str) -> Figure:
     """Singular values of the mean over seeds, at the checkpoints that the slider points at."""
     keys = ["series", "step", "share", "index"]
     values = spectrum.groupby(keys, sort=False).agg({"value": "mean"}).reset_index()
-    heights = values.loc[:, "value"].to_numpy(float)
-    low, high = float(heights.min()) / 1.2, float(heights.max()) * 1.2
-    y = alt.Y("value:Q", title="singular value (logarithmic)").scale(type="log", domain=[low, high], nice=False)
-    y = y.axis(values=log_ticks(low, high), format="~g", labelOverlap=True)
+    y = alt.Y("value:Q", title="singular value (logarithmic)")
+    y = value_axis(y, "singular_value", values.loc[:, "value"], log=True, room=1.2)
     x = alt.X("index:Q", title="index of the singular value").axis(format="d", tickCount=5)
     tip = ["series:N", "step:Q", "index:Q", alt.Tooltip("value:Q", format=".3g")]
-    drawn = alt.Chart(_spans(values)).encode(x=x, y=y, color=_colour(names), tooltip=tip).transform_filter(now)
+    base = alt.Chart(_spans(values)).encode(x=x, y=y, color=coloured("series", names), tooltip=tip)
+    drawn = base.transform_filter(now)
     return drawn.mark_line() + drawn.mark_point(filled=True, size=18, opacity=1)
+
+
+def _defined(panels: Mapping[str, pd.DataFrame], columns: Sequence[str]) -> tuple[dict[str, pd.DataFrame], str]:
+    """Rows with a number of every panel that has one, and the end of a description, which names the others."""
+    rows = {title: need(table, columns) for title, table in panels.items() if len(table)}
+    drawn = {title: table.loc[np.isfinite(table["value"].to_numpy(float))] for title, table in rows.items()}
+    drawn = {title: table for title, table in drawn.items() if len(table)}
+    if not drawn:
+        raise NothingToDraw(listed(panels))
+    return drawn, without(rows, drawn)
 
 
 def _panels(
     panels: Mapping[str, pd.DataFrame], opening: str, *, at: float, unit: bool = False, log: bool = False
-) -> alt.ConcatChart:
+) -> Figure:
     """Lay out panels of curves that share colours and one choice of a curve."""
-    drawn = {title: need(rows, COLUMNS) for title, rows in panels.items() if len(rows)}
-    if not drawn:
-        raise MetricInputError(f"none of the panels {list(panels)} has a row; a figure needs at least one")
+    drawn, lost = _defined(panels, COLUMNS)
     names = in_order(name for rows in drawn.values() for name in rows["series"])
     bind = alt.binding_select(options=[EVERY, *names], name="show ")
     pick = alt.param(name="picked", value=EVERY, bind=bind)
     together = pd.concat(list(drawn.values())).loc[:, "value"] if log else None
     charts, said = [], []
     for title, rows in drawn.items():
-        means = _fold(rows, ["series", "step", "share"])
+        means = fold_seeds(rows, ["series", "step", "share"], "value")
         y = _y(title, rows.loc[:, "value"] if together is None else together, unit=unit, log=log)
         charts.append(_panel(means, y, names).properties(width=PANEL, height=HEIGHT))
         said.append(f"{title}: {_clauses(_nearest(means, at))}.")
-    return alt.concat(*charts, columns=2).add_params(pick).properties(description=f"{opening} {' '.join(said)}")
+    words = f"{opening} {' '.join(said)}{lost}"
+    return alt.concat(*charts, columns=2).add_params(pick).properties(description=words)
 
 
 def _panel(means: pd.DataFrame, y: alt.Y, names: Sequence[str]) -> Figure:
     """Bands, lines by dash and points of the means; what is not picked fades."""
-    faded = alt.when(PICKED).then(alt.value(1)).otherwise(alt.value(0.12))
-    base = alt.Chart(means).encode(x=_x(), color=_colour(names))
+    faded, pale = (alt.when(PICKED).then(alt.value(a)).otherwise(alt.value(b)) for a, b in ((1, 0.12), (0.15, 0.03)))
+    base = alt.Chart(means).encode(x=_x(), color=coloured("series", names))
     low = y.copy()
     low.shorthand = "low:Q"
-    band = base.mark_area(clip=True).encode(
-        y=low, y2="high:Q", opacity=alt.when(PICKED).then(alt.value(0.15)).otherwise(alt.value(0.03))
-    )
     lines = [
         base.transform_filter(alt.FieldOneOfPredicate("series", own))
         .mark_line(strokeDash=dash)
         .encode(y=y, opacity=faded)
         for dash, own in by_dash(means["series"])
     ]
-    shape = alt.Shape("series:N", title=None, scale=shape_scale(names), legend=legend(names))
-    points = base.mark_point(filled=True, size=34).encode(y=y, shape=shape, opacity=faded, tooltip=_tip())
-    return alt.layer(band, *lines, points)
-
-
-def _fold(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """Fold seeds into mean and 95% interval at each place."""
-    found = []
-    for place, own in rows.groupby(list(keys), sort=False):
-        names = dict(zip(keys, place if isinstance(place, tuple) else (place,), strict=True))
-        found.append(names | folded(own.loc[:, "value"], "value"))
-    return pd.DataFrame(found)
+    points = base.mark_point(filled=True, size=34)
+    return alt.layer(
+        base.mark_area(clip=True).encode(y=low, y2="high:Q", opacity=pale),
+        *lines,
+        points.encode(y=y, shape=shaped("series", names), opacity=faded, tooltip=_tip()),
+    )
 
 
 def _spans(rows: pd.DataFrame) -> pd.DataFrame:
@@ -215,22 +212,11 @@ def _x() -> alt.X:
 
 def _y(title: str, values: pd.Series, *, unit: bool = False, log: bool = False) -> alt.Y:
     y = alt.Y("value:Q", title=title)
-    if log:
-        low, high = float(values.min()) / 1.2, float(values.max()) * 1.2
-        return y.scale(type="log", domain=[low, high], nice=False).axis(values=log_ticks(low, high), format="~g")
-    return (
-        y.scale(domain=[0, 1]).axis(format=".1f", tickCount=5)
-        if unit
-        else y.scale(zero=False, nice=True).axis(format="~g", tickCount=5, labelOverlap=True)
-    )
-
-
-def _colour(names: Sequence[str]) -> alt.Color:
-    return alt.Color("series:N", title=None, scale=colour_scale(names), legend=legend(names))
+    if unit:
+        return y.scale(domain=[0, 1]).axis(format=".1f", tickCount=5)
+    return value_axis(y, "value", values, log=log, room=1.2)
 
 
 def _tip() -> list[alt.Tooltip]:
-    return [
-        alt.Tooltip("series:N", title="curve"), alt.Tooltip("step:Q", title="update"),
-        alt.Tooltip("share:Q", title="share of the run", format=".0%"), alt.Tooltip("text:N", title="value"),
-    ]  # fmt: skip
+    share = alt.Tooltip("share:Q", title="share of the run", format=".0%")
+    return [*tips(("series", "curve"), ("step", "update")), share, *tips(("text", "value"))]

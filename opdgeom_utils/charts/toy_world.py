@@ -7,10 +7,13 @@ import math
 import altair as alt
 import pandas as pd
 
-from opdgeom_utils.charts.series import need
-from opdgeom_utils.charts.theme import LABELS, QUARTERS, Figure, colour_scale, in_order, label, legend
+from opdgeom_utils.charts.axes import QUARTERS
+from opdgeom_utils.charts.palette import Figure, coloured, in_order, shaped, tips
+from opdgeom_utils.charts.seed_points import figure, known, need
+from opdgeom_utils.intervals import number
+from opdgeom_utils.vocabulary import OBJECTIVES, label
 
-SHAPES = {"base": "circle", "anchor": "square", "teacher": "triangle-up"}
+MODELS = ("base", "anchor", "teacher")
 CREDIT_TICKS = [-20, -10, -5, -2, -1, 0, 1, 2, 5]
 
 
@@ -28,6 +31,7 @@ def wilson_interval(share: float, n: int) -> tuple[float, float]:
     return max(0.0, centre - reach), min(1.0, centre + reach)
 
 
+@figure
 def accuracy_by_family(table: pd.DataFrame) -> Figure:
     """Draw one mark for each model and family, with a 95% interval over prompts.
 
@@ -38,23 +42,20 @@ def accuracy_by_family(table: pd.DataFrame) -> Figure:
         n_prompts``.
     """
     need(table, ["model", "domain", "family", "greedy", "sampled", "n_prompts"])
-    ends = [wilson_interval(p, n) for p, n in zip(table["sampled"], table["n_prompts"], strict=True)]
-    rows = table.assign(low=[low for low, _ in ends], high=[high for _, high in ends])
-    names = [name for name in SHAPES if name in set(rows["model"])]
+    rows = known(table, "sampled", "sampled accuracy")
+    ends = [wilson_interval(p, n) for p, n in zip(rows["sampled"], rows["n_prompts"], strict=True)]
+    rows = rows.assign(low=[low for low, _ in ends], high=[high for _, high in ends])
+    names = [name for name in MODELS if name in set(rows["model"])]
     order = rows.drop_duplicates("family").sort_values(["domain", "family"])["family"].tolist()
     means = rows.groupby("model")["sampled"].agg("mean").to_dict()
-    key = legend(names)
-    colour = alt.Color("model:N", title=None, legend=key, scale=colour_scale(names))
-    scale = alt.Scale(domain=names, range=[SHAPES[name] for name in names])
-    shape = alt.Shape("model:N", title=None, legend=key, scale=scale)
     x = alt.X("sampled:Q", title="sampled accuracy").axis(format=".0%", values=QUARTERS).scale(domain=[0, 1])
     shares = [alt.Tooltip(f"{c}:Q", format=".1%") for c in ("sampled", "low", "high", "greedy")]
-    base = alt.Chart(rows).encode(y=alt.Y("family:N", sort=order, title=None), color=colour)
+    base = alt.Chart(rows).encode(y=alt.Y("family:N", sort=order, title=None), color=coloured("model", names))
     whiskers = base.mark_rule(opacity=0.6).encode(x=alt.X("low:Q", title="sampled accuracy"), x2="high:Q")
     marks = base.mark_point(filled=True, size=70, opacity=1).encode(
-        x=x, shape=shape, tooltip=["model:N", "domain:N", "family:N", *shares, "n_prompts:Q"]
+        x=x, shape=shaped("model", names), tooltip=[*tips("model", "domain", "family"), *shares, "n_prompts:Q"]
     )
-    said = ", ".join(f"{name} {means[name]:.0%}" for name in names)
+    said = ", ".join(f"{name} {number(means[name], '.0%')}" for name in names)
     return alt.layer(whiskers, marks).properties(
         width="container",
         height=26 * len(order),
@@ -63,16 +64,17 @@ def accuracy_by_family(table: pd.DataFrame) -> Figure:
     )
 
 
+@figure
 def credit_per_token(credit: pd.DataFrame) -> Figure:
     """Draw the credits that the objectives give to every token of one completion, side by side.
 
     Parameters
     ----------
     credit
-        From :func:`opdgeom_utils.chapters.token_credit.credit_table`: ``objective, position, token, credit,
+        From :func:`opdgeom_utils.chapters.worked_example.credit_table`: ``objective, position, token, credit,
         mistake``.
     """
-    need(credit, ["objective", "position", "token", "credit", "mistake"])
+    credit = known(need(credit, ["objective", "position", "token", "credit", "mistake"]), "credit", "the credit")
     rows = credit.assign(
         place=[f"{p:03d} {t}" for p, t in zip(credit["position"], credit["token"], strict=True)],
         objective=credit["objective"].map(label),
@@ -82,20 +84,19 @@ def credit_per_token(credit: pd.DataFrame) -> Figure:
         labelExpr="split(datum.label, ' ')[1]", labelAngle=0
     )
     y = alt.Y("credit:Q", title="credit of the token").scale(type="symlog", constant=1, nice=True)
-    y = y.axis(values=CREDIT_TICKS)
-    colour = alt.Color("objective:N", title=None, legend=legend(names), scale=colour_scale(names))
-    tip = ["objective:N", "position:Q", "token:N", alt.Tooltip("credit:Q", format="+.3f")]
-    offset = alt.XOffset("objective:N", sort=names)
-    bars = alt.Chart(rows).mark_bar().encode(x=x, xOffset=offset, y=y, color=colour, tooltip=tip)
+    tip = [*tips("objective"), "position:Q", "token:N", alt.Tooltip("credit:Q", format="+.3~g")]
+    base = alt.Chart(rows).encode(x=x, y=y.axis(values=CREDIT_TICKS), color=coloured("objective", names))
+    bars = base.mark_bar().encode(xOffset=alt.XOffset("objective:N", sort=names), tooltip=tip)
     zero = alt.Chart(rows).mark_rule(strokeWidth=1, opacity=0.5).encode(y=alt.datum(0))
     wrong = rows.loc[rows["mistake"].astype(bool)].drop_duplicates("place")
     why = alt.Tooltip("position:Q", title="leaves the worked solution at token")
     flag = alt.Chart(wrong).mark_point(shape="triangle-down", filled=True, size=90, color="#CC3311", y=6)
+    said = " ".join(_credit_words(credit, objective) for objective in OBJECTIVES)
     return alt.layer(zero, bars, flag.encode(x="place:O", tooltip=[why])).properties(
         width="container",
         height=260,
         description=f"Bars of the credit of each of {rows['position'].nunique()} tokens of one wrong completion. "
-        f"{' '.join(_credit_words(credit, objective) for objective in LABELS)} A triangle marks the first error.",
+        f"{said} A triangle marks the first error.",
     )
 
 
@@ -103,6 +104,6 @@ def _credit_words(credit: pd.DataFrame, objective: str) -> str:
     given = credit.loc[credit["objective"] == objective, "credit"]
     if given.empty:
         return ""
-    low, high = float(given.min()), float(given.max())
-    said = f"{low:+.2f} on each" if low == high else f"from {low:+.2f} to {high:+.2f}"
+    low, high = (number(float(end), "+.2f") for end in (given.min(), given.max()))
+    said = f"{low} on each" if given.min() == given.max() else f"from {low} to {high}"
     return f"{label(objective)}: {said}."

@@ -1,0 +1,129 @@
+"""What every name looks like: colours, dashes and shapes by the vocabulary's records, and legends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import altair as alt
+
+from opdgeom_utils.vocabulary import NULLS, OBJECTIVES, RESCALED, ROUNDED
+
+Figure = alt.Chart | alt.LayerChart | alt.FacetChart | alt.ConcatChart
+PAPER = "paper"
+_OF_OBJECTIVES = {"sft": "#0072B2", "opd": "#D55E00", "rlvr": "#009E73", "control_sft": "#56B4E9"}
+_OF_NULLS = {
+    "shuffled": ("#7F7F7F", [2, 3]), "random": ("#A6A6A6", [1, 3]), "random_walk": ("#8A8A8A", [2, 3]),
+    "random_walk_decaying": ("#A6A6A6", [6, 3]), "adam_random": ("#6F7F8F", [1, 3]),
+    "activations": ("#AA4499", [7, 2]), "shuffled_time": ("#999933", [3, 2]), "rounding": ("#8A8A8A", [1, 4]),
+}  # fmt: skip
+PALETTE = {
+    **{OBJECTIVES[name].label: colour for name, colour in _OF_OBJECTIVES.items()},
+    **{NULLS[name].label: _OF_NULLS[name][0] for name in ("shuffled", "random")},
+    ROUNDED: "#B5651D",
+    **{NULLS[name].label: colour for name, (colour, _) in _OF_NULLS.items()},
+    RESCALED: "#AA4499",
+    PAPER: "#CC79A7",
+    "base": "#E69F00",
+    "anchor": "#8F6BB3",
+    "teacher": "#56777A",
+    "this variant": "#8F6BB3",
+    "comparison": "#7F7F7F",
+    "top": "#8F6BB3",
+    "random": "#E69F00",
+    "raw": "#8F6BB3",
+    "equal norms": "#E69F00",
+    "another seed of OPD": "#D55E00",
+}
+DASHES = {NULLS[name].label: dash for name, (_, dash) in _OF_NULLS.items()}
+DASHES |= {RESCALED: [7, 2], ROUNDED: [2, 3], OBJECTIVES["control_sft"].label: [5, 3]}
+SHAPES = {"comparison": "square", PAPER: "diamond", "anchor": "square", "teacher": "triangle-up"}
+SHAPES |= {NULLS["shuffled"].label: "square", NULLS["random"].label: "triangle-up"}
+OTHER = ("#E69F00", "#8F6BB3", "#56777A", "#B5651D")
+VERDICT_COLOURS = {
+    "reproduced": "#1B7837",
+    "partly": "#E1B12C",
+    "not reproduced": "#B2432F",
+    "not testable at this scale": "#8A94A0",
+}
+VERDICT_MARKS = {"reproduced": "●", "partly": "◐", "not reproduced": "○", "not testable at this scale": "◌"}
+_RING = "M0,-1A1,1,0,1,1,0,1A1,1,0,1,1,0,-1ZM0,-.75A.75,.75,0,1,0,0,.75A.75,.75,0,1,0,0,-.75Z"
+_DOT = "a.2,.2,0,1,0,.4,0a.2,.2,0,1,0,-.4,0Z"
+_TURNS = [i * math.pi / 4 for i in range(8)]
+_DOTS = "".join(f"M{0.82 * math.cos(t) - 0.2:.3f},{0.82 * math.sin(t):.3f}{_DOT}" for t in _TURNS)
+VERDICT_SHAPES = {
+    "reproduced": "circle",
+    "partly": _RING + "M0,-1A1,1,0,0,0,0,1Z",
+    "not reproduced": _RING,
+    "not testable at this scale": _DOTS,
+}
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Sort labels in the palette's order, unknown ones after it in their first order.
+
+    >>> in_order(["paper", "OPD", "alpha 0.5", "SFT"])
+    ['SFT', 'OPD', 'paper', 'alpha 0.5']
+    """
+    found = list(dict.fromkeys(names))
+    return [n for n in PALETTE if n in found] + [n for n in found if n not in PALETTE]
+
+
+def colour_scale(names: Iterable[str]) -> alt.Scale:
+    """Colour of every label: the palette's, or a spare one.
+
+    >>> colour_scale(["OPD", "SFT"]).to_dict()["range"]
+    ['#0072B2', '#D55E00']
+    """
+    domain = in_order(names)
+    spare = [n for n in domain if n not in PALETTE]
+    colours = PALETTE | {n: OTHER[i % len(OTHER)] for i, n in enumerate(spare)}
+    return alt.Scale(domain=domain, range=[colours[n] for n in domain])
+
+
+def legend(names: Iterable[str]) -> alt.Legend:
+    """Legend above the plot; more than four entries share rows of three, so that it fits a phone.
+
+    >>> legend(["SFT", "OPD"]).to_dict()
+    {'columns': 0, 'orient': 'top', 'symbolOpacity': 1, 'symbolStrokeWidth': 0}
+    """
+    return alt.Legend(orient="top", columns=3 if len(set(names)) > 4 else 0, symbolOpacity=1, symbolStrokeWidth=0)
+
+
+def coloured(field: str, names: Iterable[str]) -> alt.Color:
+    """Colour by the labels of a field, with its legend."""
+    labels = in_order(names)
+    return alt.Color(f"{field}:N", title=None, scale=colour_scale(labels), legend=legend(labels))
+
+
+def shaped(field: str, names: Iterable[str]) -> alt.Shape:
+    """Shape by the labels of a field: circles for runs, a shape of its own for each null and for the paper.
+
+    >>> shaped("series", ["OPD", "paper"]).to_dict()["scale"]["range"]
+    ['circle', 'diamond']
+    """
+    labels = in_order(names)
+    scale = alt.Scale(domain=labels, range=[SHAPES.get(n, "circle") for n in labels])
+    return alt.Shape(f"{field}:N", title=None, scale=scale, legend=legend(labels))
+
+
+def by_dash(names: Iterable[str]) -> list[tuple[list[int], list[str]]]:
+    """Labels that share a dash: solid, except the control, the nulls and what bf16 shows.
+
+    >>> by_dash(["OPD", "control SFT", "SFT"])
+    [([1, 0], ['SFT', 'OPD']), ([5, 3], ['control SFT'])]
+    """
+    labels = in_order(names)
+    dashes = {name: DASHES.get(name, [1, 0]) for name in labels}
+    patterns = [list(pattern) for pattern in dict.fromkeys(map(tuple, dashes.values()))]
+    return [(pattern, [name for name in labels if dashes[name] == pattern]) for pattern in patterns]
+
+
+def tips(*fields: tuple[str, str] | str) -> list[alt.Tooltip]:
+    """Lines of a tooltip: fields with their titles.
+
+    >>> [tip.to_dict()["title"] for tip in tips(("text", "value"), "seed")]
+    ['value', 'seed']
+    """
+    pairs = [(field, field) if isinstance(field, str) else field for field in fields]
+    return [alt.Tooltip(f"{field}:N", title=title) for field, title in pairs]

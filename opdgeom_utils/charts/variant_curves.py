@@ -1,0 +1,88 @@
+"""Figures of variants along something: their paths beside OPD's and RLVR's, and curves over a setting."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import altair as alt
+import pandas as pd
+
+from opdgeom_utils.charts.axes import begun, tick_format
+from opdgeom_utils.charts.palette import Figure, coloured, tips
+from opdgeom_utils.charts.rows_of_points import by_panel
+from opdgeom_utils.charts.seed_points import figure, fold_seeds, heights, need
+from opdgeom_utils.vocabulary import listed, metric_of
+
+
+@figure
+def variant_paths(table: pd.DataFrame, metric: str = "stable_rank") -> Figure:
+    """Draw the path of every variant in a panel of its own, with OPD's and RLVR's means and bands behind it.
+
+    Parameters
+    ----------
+    table
+        ``panel, recipe, seed, step, value``, from :func:`opdgeom_utils.chapters.control.path_table`.
+    metric
+        What ``value`` is: names the axis.
+    """
+    curves = fold_seeds(need(table, ["panel", "recipe", "seed", "step", "value"]), ["panel", "recipe", "step"], metric)
+    title = metric_of(metric).title
+    x = alt.X("step:Q", title="updates (square-root scale)").scale(type="sqrt")
+    x = x.axis(tickCount=4, format="d", labelOverlap=True)
+    axis = alt.Axis(format=tick_format(metric, heights(curves), 4), tickCount=4)
+    y, low = (alt.Y(f"{c}:Q", title=title, axis=axis).scale(zero=False) for c in ("value", "low"))
+    base = alt.Chart(curves).encode(x=x, color=coloured("recipe", curves.loc[:, "recipe"]))
+    tip = [*tips(("recipe", "run"), "panel"), "step:Q", *tips(("text", title))]
+    panel = alt.layer(
+        base.mark_area(opacity=0.15).encode(y=low, y2="high:Q"),
+        base.mark_line().encode(y=y),
+        base.mark_point(filled=True, size=18, opacity=1).encode(y=y, tooltip=tip),
+    ).properties(width=165, height=130)
+    panels = list(dict.fromkeys(table.loc[:, "panel"]))
+    ends = curves.sort_values("step").groupby(["panel", "recipe"], sort=False).tail(1)
+    said = (
+        f"{begun(title)} against updates, a panel for each of {listed(panels)}, with OPD's and RLVR's "
+        f"means and 95% intervals over seeds in each. At the last update: {by_panel(ends, 'recipe')}."
+    )
+    return panel.facet(facet=alt.Facet("panel:N", sort=panels, title=None), columns=3).properties(description=said)
+
+
+@figure
+def setting_sweep(
+    table: pd.DataFrame, metric: str, *, setting: str, order: Sequence[str], title: str | None = None
+) -> Figure:
+    """Draw curves over a setting whose values are named, not measured: a share of tokens, a weight of the mixture.
+
+    Parameters
+    ----------
+    table
+        ``setting, series, panel, seed, value``, from :func:`opdgeom_utils.chapters.control.sweep`.
+    metric
+        What ``value`` is: names the axis.
+    setting
+        Title of the horizontal axis.
+    order
+        Values of the setting from left to right; those that no run has are left out.
+    title
+        Title of the vertical axes; each panel has its own range.
+    """
+    words = title or metric_of(metric).title
+    keys = ["panel", "series", "setting"]
+    curves = fold_seeds(need(table, [*keys, "seed", "value"]), keys, metric, words)
+    places = [p for p in order if p in set(curves.loc[:, "setting"])]
+    names, panels = (list(dict.fromkeys(table.loc[:, column])) for column in ("series", "panel"))
+    x = alt.X("setting:N", sort=places, title=setting, axis=alt.Axis(labelAngle=0))
+    axis = alt.Axis(format=tick_format(metric, heights(curves), 4), tickCount=4)
+    y, low = (alt.Y(f"{c}:Q", title=words, axis=axis).scale(zero=False) for c in ("value", "low"))
+    ordered = curves.assign(
+        place=curves["setting"].map(places.index), row=curves["series"] + " at " + curves["setting"]
+    )
+    base = alt.Chart(ordered).encode(x=x, color=coloured("series", names))
+    tip = [*tips(("series", "curve"), "setting", ("text", words))]
+    panel = alt.layer(
+        base.mark_rule(strokeWidth=2, opacity=0.5).encode(y=low, y2="high:Q"),
+        base.mark_line().encode(y=y, order="place:Q"),
+        base.mark_point(filled=True, size=40, opacity=1).encode(y=y, tooltip=tip),
+    ).properties(width=225, height=170)
+    facet = panel.facet(facet=alt.Facet("panel:N", sort=panels, title=None), columns=2).resolve_scale(y="independent")
+    return facet.properties(description=f"{begun(words)} over {setting}: {by_panel(ordered, 'row')}.")
