@@ -64,17 +64,6 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
 def scaling_of(settings: Mapping[str, Any], module: str, rank: int, *, file: Path) -> float:
     """Return the factor of ``B A`` for a module, after checking that the rank is the declared one.
 
-    Parameters
-    ----------
-    settings : Mapping of str to Any
-        As :func:`adapter_settings` returned them.
-    module : str
-        Name of the module in the model that was trained.
-    rank : int
-        Rank of its factors.
-    file : Path
-        Where the settings lie, for messages.
-
     Raises
     ------
     CheckpointDamagedError

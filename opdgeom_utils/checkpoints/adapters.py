@@ -47,25 +47,13 @@ TOKENS = "token_adapter.trainable_tokens_delta"
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter's tensors and how they act, under the names of the model that was trained.
-
-    Attributes
-    ----------
-    folder, file : Path
-        Where it lies, and its weights.
-    settings : Mapping of str to Any
-        Its ``adapter_config.json``.
-    low_rank : Mapping of str to Mapping of str to StoredTensor
-        For each module, its parts ``lora_A``, ``lora_B``, ``lora_magnitude_vector``, ``bias``, or rows of tokens.
-    replaced : Mapping of str to StoredTensor
-        Tensors that stand in full in place of the base's.
-    """
+    """An adapter's tensors and how they act, under the names of the model that was trained."""
 
     folder: Path
     file: Path
     settings: Mapping[str, Any]
-    low_rank: Mapping[str, Mapping[str, StoredTensor]]
-    replaced: Mapping[str, StoredTensor]
+    low_rank: Mapping[str, Mapping[str, StoredTensor]]  # of each module its factors, bias, magnitude or rows of tokens
+    replaced: Mapping[str, StoredTensor]  # what stands in full in place of the base's
 
     @property
     def base(self) -> str | None:
@@ -88,7 +76,6 @@ class _Sum:
     magnitude: StoredTensor | None
 
     def __call__(self) -> Tensor:
-        """Return the merged matrix in the widest type of its parts, float32 at least."""
         parts = [tensor.read_unchecked() for tensor in (self.base, self.a, self.b)]
         dtype = _sum_type(*(part.dtype for part in parts))
         weight, a, b = (part.to(dtype) for part in parts)
@@ -109,7 +96,6 @@ class _Shifted:
     scaling: float
 
     def __call__(self) -> Tensor:
-        """Return the sum, in float32 at least."""
         base, bias = self.base.read_unchecked(), self.bias.read_unchecked()
         dtype = _sum_type(base.dtype, bias.dtype)
         return base.to(dtype) + self.scaling * bias.to(dtype)
@@ -124,7 +110,6 @@ class _WithRows:
     values: StoredTensor
 
     def __call__(self) -> Tensor:
-        """Return the embedding, in float32 at least."""
         base, values = self.base.read_unchecked(), self.values.read_unchecked()
         dtype = _sum_type(base.dtype, values.dtype)
         places = torch.tensor(self.rows, device=base.device)
@@ -133,13 +118,6 @@ class _WithRows:
 
 def open_adapter(folder: Path, *, allow_pickle: bool = False) -> Adapter:
     """Open an adapter's folder without reading its weights.
-
-    Parameters
-    ----------
-    folder : Path
-        Where ``adapter_config.json`` lies.
-    allow_pickle : bool
-        Whether to read ``adapter_model.bin`` where there is no ``adapter_model.safetensors``.
 
     Raises
     ------
@@ -187,33 +165,22 @@ def _weights(folder: Path, *, allow_pickle: bool) -> tuple[Path, dict[str, Store
 def merged_over(
     base: Mapping[str, StoredTensor], adapter: Adapter, config: Mapping[str, Any]
 ) -> tuple[dict[str, StoredTensor], frozenset[str], tuple[str, ...]]:
-    """Merge an adapter over its base, lazily; of weights, at most the adapter's own embeddings are read.
+    """Merge an adapter over its base, lazily: the tensors, the names of those that it changes, and notes.
 
-    Parameters
-    ----------
-    base : Mapping of str to StoredTensor
-        The base's tensors, under canonical names, tied embeddings once, before anything fused is split.
-    adapter : Adapter
-        What changes them.
-    config : Mapping of str to Any
-        The base's configuration.
-
-    Returns
-    -------
-    tuple of dict, frozenset and tuple
-        The merged tensors, the names of those that the adapter changes, and notes for the comparison's reader.
+    The base's are under canonical names, tied embeddings once, before anything fused is split. Of weights, at most the
+    adapter's own embeddings are read.
 
     Raises
     ------
-    CheckpointMismatchError
-        When the base has no matrix, or one of another shape, for a pair of factors.
-    CheckpointDamagedError
-        When half of a pair of factors is missing, or the ranks differ.
+    CheckpointMismatchError, CheckpointDamagedError
+        When the base has no matrix of the shape of a pair of factors; when half of a pair is missing or ranks differ.
     """
     modules, replaced = _plainly(adapter, base, config)
     tied, (embedding, head) = declared_tied(config), embedding_and_head(base)
     changed = {*replaced, *modules} | {_bias_of(name) for name, (_, parts) in modules.items() if "bias" in parts}
-    own = {name: {**modules.get(name, ("", {}))[1], **_whole(replaced.get(name))} for name in (embedding, head)}
+    own = {name: dict(modules[name][1]) if name in modules else {} for name in (embedding, head)}
+    for name in own.keys() & replaced.keys():
+        own[name]["whole"] = replaced[name]
     alone = embedding in changed and tied is True and set(own[embedding]) != {TOKENS}  # rows are trained for both
     merged = with_own_head(base, tied) if head in changed or alone else dict(base)
     unties = head in merged and head not in base
@@ -324,10 +291,6 @@ def _shifted(
 def _scaling(adapter: Adapter, module: str, parts: Mapping[str, StoredTensor]) -> float:
     rank = next((tensor.shape[0] for part, tensor in parts.items() if part in ("lora_A", "lora_embedding_A")), 0)
     return scaling_of(adapter.settings, module, rank, file=adapter.folder / CONFIG) if rank else 0.0
-
-
-def _whole(tensor: StoredTensor | None) -> dict[str, StoredTensor]:
-    return {} if tensor is None else {"whole": tensor}
 
 
 def _bias_of(name: str) -> str:

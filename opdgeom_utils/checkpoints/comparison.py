@@ -153,21 +153,7 @@ def matching_names(reference: OpenCheckpoint, tuned: OpenCheckpoint) -> list[str
 def aligned(
     reference: OpenCheckpoint, tuned: Sequence[OpenCheckpoint], *, strict: bool
 ) -> tuple[OpenCheckpoint, list[OpenCheckpoint], list[ComparisonReport]]:
-    """Cut a reference and its checkpoints down to what all of them have, and report each comparison.
-
-    Parameters
-    ----------
-    reference : OpenCheckpoint
-        The model before training.
-    tuned : sequence of OpenCheckpoint
-        Checkpoints to compare with it.
-    strict : bool
-        Whether anything that cannot be compared is an error.
-
-    Returns
-    -------
-    tuple
-        The reference and the checkpoints with the same names and shapes, and one report for each checkpoint.
+    """Cut a reference and its checkpoints down to the names and shapes that all have, and report each comparison.
 
     Raises
     ------

@@ -40,19 +40,7 @@ def outward(name: str, tensor: StoredTensor, config: Mapping[str, Any]) -> Store
 def attention_parts(
     fused: re.Match[str], tensor: StoredTensor, config: Mapping[str, Any], notes: list[str]
 ) -> Iterator[tuple[str, StoredTensor]]:
-    """Yield queries, keys and values under names of their own, or the whole if it cannot be cut.
-
-    Parameters
-    ----------
-    fused : re.Match of str
-        The tensor's name, matched by ``FUSED_ATTENTION``.
-    tensor : StoredTensor
-        Stored as (out, in), or the bias of such a matrix.
-    config : Mapping of str to Any
-        The language model's configuration.
-    notes : list of str
-        Gets a sentence if a matrix stays whole.
-    """
+    """Yield queries, keys and values of an (out, in) matrix or bias apart; the whole, and a note, if it stays so."""
     order, why = _order(fused["fused"], tensor, config)
     if why:
         if fused["kind"] == "weight":

@@ -64,21 +64,11 @@ INTERLEAVED_EXPERTS = ("gpt_oss",)  # gate and up in alternate columns
 
 @dataclass(frozen=True)
 class PlainTensors:
-    """What the rules made of a checkpoint's tensors.
+    """What the rules made of a checkpoint's tensors."""
 
-    Attributes
-    ----------
-    tensors : Mapping of str to StoredTensor
-        By plain name; a part of a fused or packed tensor reads only that part.
-    ambiguous : tuple of str
-        Names that several stored tensors came to, with those.
-    notes : tuple of str
-        What stayed fused, and why.
-    """
-
-    tensors: Mapping[str, StoredTensor]
-    ambiguous: tuple[str, ...]
-    notes: tuple[str, ...]
+    tensors: Mapping[str, StoredTensor]  # by plain name; a part of a fused or packed tensor reads only that part
+    ambiguous: tuple[str, ...]  # names that several stored tensors came to, with those
+    notes: tuple[str, ...]  # what stayed fused, and why
 
 
 def canonical_name(name: str, kind: Any = None) -> str:
@@ -156,14 +146,7 @@ def _unwrapped(name: str) -> str:
 
 
 def split(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any]) -> PlainTensors:
-    """Apply the rules for fused and packed tensors: 4 and 5.
-
-    Parameters
-    ----------
-    tensors : Mapping of str to StoredTensor
-        By name, after :func:`renamed`.
-    config : Mapping of str to Any
-        The model's configuration; what lies under ``text_config`` counts first.
+    """Apply the rules for fused and packed tensors, 4 and 5, after :func:`renamed`.
 
     Raises
     ------

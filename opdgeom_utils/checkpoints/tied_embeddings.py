@@ -67,12 +67,7 @@ def with_own_head(tensors: Mapping[str, StoredTensor], declared: bool | None) ->
 
 
 def changed_alike(embedding: Mapping[str, StoredTensor], head: Mapping[str, StoredTensor]) -> bool:
-    """Say whether an adapter changes both embeddings in the same way; its own tensors of them are read.
-
-    Parameters
-    ----------
-    embedding, head : Mapping of str to StoredTensor
-        What it stores of each: factors, and as ``whole`` what stands in place of the base's.
+    """Say whether an adapter changes both embeddings in one way, by its factors or what it has ``whole`` of each.
 
     Examples
     --------
