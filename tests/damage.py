@@ -4,9 +4,11 @@ import io
 import random
 import signal
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+
+import torch
 
 from opdgeom_utils.errors import OpdGeomError
 
@@ -40,14 +42,23 @@ def hit_archive(content: bytes, dice: random.Random) -> bytes:
     return bytes(data)
 
 
+def archived(records: Mapping[str, bytes]) -> bytes:
+    """Write an archive as ``torch.save`` does: storages begin at multiples of 64, checksums are right."""
+    written = io.BytesIO()
+    writer = torch._C.PyTorchFileWriter(written)
+    for name, data in records.items():
+        writer.write_record(name, data, len(data))
+    writer.write_end_of_file()
+    return written.getvalue()
+
+
 def with_damaged_pickle(content: bytes, dice: random.Random) -> bytes:
     """Write an archive again with a damaged pickle and a checksum that fits it: what only a liar would do."""
-    written = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(written, "w", zipfile.ZIP_STORED) as other:
-        for entry in archive.infolist():
-            data = archive.read(entry)
-            other.writestr(entry.filename, mutated(data, dice) if entry.filename.endswith("data.pkl") else data)
-    return written.getvalue()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        found = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
+    own = ("version", ".data/serialization_id")  # the writer adds these
+    records = {name: mutated(data, dice) if name == "data.pkl" else data for name, data in found.items()}
+    return archived({name: data for name, data in records.items() if name not in own})
 
 
 def outcome_of(read: Callable[[], Any], *names: str) -> Any:

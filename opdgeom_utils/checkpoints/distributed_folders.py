@@ -1,7 +1,9 @@
 """Folders of ``torch.distributed.checkpoint``: a ``.metadata`` file, and chunks of tensors in ``.distcp`` files.
 
-The metadata is a pickle; it is read without running anything in it (:mod:`opdgeom_utils.checkpoints.torch_files`).
-A chunk is what ``torch.save`` wrote, at an offset of its file, and is read when its tensor is.
+The metadata is a plain pickle; it is read without running anything in it
+(:mod:`opdgeom_utils.checkpoints.inert_pickles`). A chunk is what ``torch.save`` wrote, at an offset of its file, and is
+read when its tensor is, or a part of it; torch's own ``FileSystemReader`` reads a chunk that holds all experts of a
+layer whole, for each of them.
 """
 
 import math
@@ -13,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from opdgeom_utils.checkpoints.inert_pickles import Recorded, whole_numbers
 from opdgeom_utils.checkpoints.sharded_tensors import Assembled, Piece, entries_of
 from opdgeom_utils.checkpoints.stored_tensors import StoredTensor, is_weight
-from opdgeom_utils.checkpoints.torch_files import FileTensor, read_pickle, read_structure
+from opdgeom_utils.checkpoints.torch_files import read_metadata, read_structure
 from opdgeom_utils.checkpoints.weight_files import contained
 from opdgeom_utils.errors import CheckpointDamagedError, CheckpointNotFoundError, MetricInputError, OpdGeomError
 
@@ -32,21 +34,29 @@ MODEL_KEYS = ("model", "module", "state_dict", "model_state_dict")
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """Find one chunk: what ``torch.save`` wrote at an offset of a file."""
+class _Chunk:
+    """One chunk: what ``torch.save`` wrote at an offset of a file."""
 
     file: str
     start: int
     length: int
+    key: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
 
-    def __call__(self) -> FileTensor:
-        """Read the chunk's description, which says where its values lie."""
-        tensor = read_structure(Path(self.file), start=self.start, length=self.length)
-        if not isinstance(tensor, FileTensor):
+    def read_part(self, cuts: tuple[Any, ...]) -> Tensor:
+        """Read the chunk's description, check that it is what the metadata say, and read some of its values."""
+        found = read_structure(Path(self.file), start=self.start, length=self.length)
+        tensor = found.content
+        said = f"{self.file}: the piece of tensor {self.key} is"
+        if not isinstance(tensor, Tensor):
+            raise CheckpointDamagedError(f"{said} a {type(tensor).__name__}, expected a tensor; copy it again.")
+        if (tuple(tensor.shape), tensor.dtype) != (self.shape, self.dtype):
             raise CheckpointDamagedError(
-                f"{self.file}: holds a {type(tensor).__name__} at byte {self.start}, expected a tensor; copy it again."
+                f"{said} {tuple(tensor.shape)} of {tensor.dtype}, expected {self.shape} of {self.dtype}; copy or save "
+                "the checkpoint again."
             )
-        return tensor
+        return found.located(tensor).read_part(cuts)
 
 
 def distributed_folder(folder: Path) -> Path | None:
@@ -84,15 +94,15 @@ def distributed_tensors(folder: Path) -> tuple[dict[str, StoredTensor], list[str
     """
     folder = folder.absolute()  # a relative path would mean another folder after a chdir
     file = contained(folder, METADATA)
-    metadata = read_pickle(file)
+    metadata = read_metadata(file)
     try:
-        entries, paths = metadata.get("state_dict_metadata"), metadata.get("planner_data") or {}
-        stored = dict(_storages(metadata.get("storage_data")))
+        entries, paths = metadata.state_dict_metadata, metadata.planner_data or {}
+        stored = dict(_storages(metadata.storage_data))
         names = _model_names({key: _path(key, paths.get(key)) for key in entries})
         tensors: dict[str, StoredTensor] = {}
         left_out: list[str] = []
         for key, entry in entries.items():
-            is_tensor = key in names and entry.name == "TensorStorageMetadata"
+            is_tensor = key in names and type(entry).__name__ == "TensorStorageMetadata"
             if not is_tensor or not is_weight(os.fspath(file), key, _dtype(entry)):
                 left_out.append(key)
                 continue
@@ -144,59 +154,59 @@ def _model_names(paths: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
     }
 
 
-def _storages(storage_data: dict[Recorded, Recorded]) -> Iterator[tuple[tuple[str, tuple[int, ...]], Recorded]]:
+def _whole_numbers(found: Any, what: str) -> tuple[int, ...]:
+    """Return what a pickle holds as sizes or offsets, after checking that it is that."""
+    if not isinstance(found, tuple | list) or not all(type(n) is int and 0 <= n < 2**63 for n in found):
+        raise ValueError(f"{what} {reprlib.repr(found)}, expected whole numbers")
+    return tuple(found)
+
+
+def _storages(storage_data: dict[Any, Any]) -> Iterator[tuple[tuple[str, tuple[int, ...]], Any]]:
     for index, info in storage_data.items():
-        if index.get("offset") is not None:
-            yield (index.get("fqn"), whole_numbers(index.get("offset"), "offset")), info
+        if getattr(index, "offset", None) is not None:
+            yield (index.fqn, _whole_numbers(index.offset, "offset")), info
 
 
-def _dtype(entry: Recorded) -> torch.dtype:
-    properties = entry.get("properties")
-    dtype = properties.state[0] if isinstance(properties.state, tuple) else properties.get("dtype")
+def _dtype(entry: Any) -> torch.dtype:
+    properties = entry.properties
+    dtype = properties.values[0] if hasattr(properties, "values") else properties.dtype
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"dtype {reprlib.repr(dtype)}")
     return dtype
 
 
-def _tensor(
-    folder: Path, key: str, entry: Recorded, stored: dict[tuple[str, tuple[int, ...]], Recorded]
-) -> StoredTensor:
+def _tensor(folder: Path, key: str, entry: Any, stored: dict[tuple[str, tuple[int, ...]], Any]) -> StoredTensor:
     """Describe one tensor, after checking that its chunks are there and make a whole."""
-    shape, pieces = whole_numbers(entry.get("size"), "size"), []
-    for chunk in entry.get("chunks"):
-        offsets, sizes = whole_numbers(chunk.get("offsets"), "offsets"), whole_numbers(chunk.get("sizes"), "sizes")
+    shape, dtype, pieces = _whole_numbers(entry.size, "size"), _dtype(entry), []
+    for chunk in entry.chunks:
+        offsets, sizes = _whole_numbers(chunk.offsets, "offsets"), _whole_numbers(chunk.sizes, "sizes")
         if any(start + size > whole for start, size, whole in zip(offsets, sizes, shape, strict=True)):
             raise ValueError(f"tensor {key}: a chunk of {sizes} at {offsets} in {shape}")
         region = tuple(((start, start + size),) if size else () for start, size in zip(offsets, sizes, strict=True))
         pieces.append(
-            Piece(
-                region,
-                _chunk(folder, key, stored[key, offsets], math.prod(sizes) * _dtype(entry).itemsize),
-                os.fspath(folder),
-            )
+            Piece(region, _chunk(folder, key, stored[key, offsets], sizes, dtype).read_part, os.fspath(folder))
         )
     if entries_of([piece.shape for piece in pieces]) != torch.Size(shape).numel() or not pieces:
         raise ValueError(f"tensor {key}: chunks of {[piece.shape for piece in pieces]} do not make {shape}")
-    dtype = _dtype(entry)
     return StoredTensor(os.fspath(folder), key, shape, dtype, load=Assembled(key, shape, dtype, tuple(pieces)))
 
 
-def _chunk(folder: Path, key: str, info: Recorded, n_bytes: int) -> Chunk:
-    name, start, length = info.get("relative_path"), info.get("offset"), info.get("length")
+def _chunk(folder: Path, key: str, info: Any, sizes: tuple[int, ...], dtype: torch.dtype) -> _Chunk:
+    name, start, length = info.relative_path, info.offset, info.length
     if not isinstance(name, str) or type(start) is not int or type(length) is not int:
         raise ValueError(f"tensor {key}: stored at {', '.join(reprlib.repr(it) for it in (name, start, length))}")
     file = contained(folder, name, said_by=f"{folder / METADATA}: tensor {key}")
-    if info.get("transform_descriptors"):
+    if getattr(info, "transform_descriptors", None):
         raise MetricInputError(
-            f"{file}: tensor {key} is compressed ({reprlib.repr(info.get('transform_descriptors'))}), expected plain "
-            "chunks; save it without extensions."
+            f"{file}: tensor {key} is compressed ({reprlib.repr(info.transform_descriptors)}), expected plain chunks; "
+            "save it without extensions."
         )
     if not file.is_file():
         raise CheckpointNotFoundError(f"{file}: no such file, but the metadata says it holds {key}; copy it too.")
-    size = file.stat().st_size
+    size, n_bytes = file.stat().st_size, math.prod(sizes) * dtype.itemsize
     if start < 0 or length < n_bytes or start + length > size:
         raise CheckpointDamagedError(
             f"{file}: truncated inside tensor {key}: {size} bytes, expected at least {start + max(length, n_bytes)}; "
             "copy it again."
         )
-    return Chunk(os.fspath(file), start, length)
+    return _Chunk(os.fspath(file), start, length, key, sizes, dtype)

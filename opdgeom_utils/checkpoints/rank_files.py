@@ -1,24 +1,23 @@
 """Checkpoints of which each rank wrote its own part: files ``model_world_size_N_rank_R.pt`` with sharded DTensors.
 
-Trainers built on FSDP leave these (verl does). Each file holds, for each tensor, the local part, the mesh of ranks, and
-for each dimension of the mesh a placement: ``Shard(d)`` splits dimension ``d``, ``Replicate()`` repeats. A tensor that
-is not sharded is in every file.
+Trainers built on FSDP leave these (verl does). Each file holds, for each tensor, the local part, where its rank stands
+in the mesh of ranks, and for each dimension of the mesh a placement: ``Shard(d)`` splits dimension ``d``,
+``Replicate()`` repeats. A tensor that is not sharded is in every file.
 """
 
 import math
 import os
 import re
-import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from opdgeom_utils.checkpoints.inert_pickles import NUMBERS_AT_MOST, Recorded, whole_numbers
 from opdgeom_utils.checkpoints.sharded_tensors import Assembled, Intervals, Piece, entries_of, strided_chunk
 from opdgeom_utils.checkpoints.stored_tensors import StoredTensor, is_weight
-from opdgeom_utils.checkpoints.torch_files import FileTensor, read_structure
+from opdgeom_utils.checkpoints.torch_files import FileTensor, Sharded, TorchFile, read_structure
 from opdgeom_utils.checkpoints.weight_files import contained, shortened
 from opdgeom_utils.errors import CheckpointDamagedError, CheckpointNotFoundError, MetricInputError, OpdGeomError
 
@@ -27,18 +26,8 @@ RANK_FILE = re.compile(r"model_world_size_(\d{1,6})_rank_(\d{1,6})\.pt")
 
 
 @dataclass(frozen=True)
-class LocalPart:
-    """What one rank's file says of one tensor.
-
-    Attributes
-    ----------
-    shape : tuple of int
-        Form of the whole tensor.
-    region : tuple of Intervals
-        The entries that this rank holds, for each dimension.
-    tensor : FileTensor
-        Where they lie.
-    """
+class _LocalPart:
+    """What one rank's file says of one tensor: the whole's form, the entries that lie here, and where."""
 
     shape: tuple[int, ...]
     region: tuple[Intervals, ...]
@@ -74,21 +63,20 @@ def rank_tensors(folder: Path) -> tuple[dict[str, StoredTensor], list[str]]:
         When a tensor is a partial sum, not yet added up over the ranks, or is stored quantised.
     """
     folder = folder.absolute()  # a relative path would mean another folder after a chdir
-    parts: dict[str, list[LocalPart]] = {}
+    parts: dict[str, list[_LocalPart]] = {}
     left_out: dict[str, None] = {}
     files = _files(folder)
     for rank, file in enumerate(files):
-        state = read_structure(file)
+        found = read_structure(file)
+        state = found.content
         if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
             raise CheckpointDamagedError(f"{file}: holds a {type(state).__name__}, expected tensors by name.")
         for name, value in state.items():
-            if isinstance(value, FileTensor | Recorded):
-                parts.setdefault(name, []).append(_local_part(file, name, value, rank))
+            if isinstance(value, Tensor) and is_weight(os.fspath(file), name, value.dtype):
+                parts.setdefault(name, []).append(_local_part(found, name, value, rank))
             else:
                 left_out[name] = None
-    tensors = {name: _whole(folder, name, found, len(files)) for name, found in parts.items()}
-    weights = {name: t for name, t in tensors.items() if is_weight(parts[name][0].tensor.file, name, t.dtype)}
-    return weights, [*(name for name in tensors if name not in weights), *left_out]
+    return {name: _whole(folder, name, found, len(files)) for name, found in parts.items()}, list(left_out)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -105,101 +93,82 @@ def _files(folder: Path) -> list[Path]:
     return [contained(folder, name) for name in names]
 
 
-def _local_part(file: Path, name: str, value: FileTensor | Recorded, rank: int) -> LocalPart:
+def _local_part(found: TorchFile, name: str, value: Tensor, rank: int) -> _LocalPart:
     """Work out which entries of a tensor a file holds."""
-    if isinstance(value, FileTensor):
-        return LocalPart(value.shape, _all_of(value.shape), value)
+    what, shape = f"{found.file}: tensor {name}", tuple(value.shape)
+    region = tuple(((0, size),) if size else () for size in shape)
+    if not isinstance(value, Sharded):
+        return _LocalPart(shape, region, found.located(value))
     try:
-        spec = value.get("_spec")
-        meta = spec.get("tensor_meta")
-        shape = whole_numbers(meta.args[0] if meta is not None else value.args[2], "shape")
-        placements, mesh, local = spec.get("placements"), _Mesh.of(spec.get("mesh")), value.get("_local_tensor")
-        coordinate = mesh.coordinate_of(rank)
-        if not isinstance(local, FileTensor) or len(placements) != len(mesh.sizes):
-            raise ValueError(f"{len(placements)} placements on a mesh of {len(mesh.sizes)} dimensions")
-        region = _all_of(shape)
-        for placement, size, index in zip(placements, mesh.sizes, coordinate, strict=True):
-            region = _placed(region, placement, size, index, mesh, f"{file}: tensor {name}")
+        spec = value._spec
+        sizes, coordinate = _mesh_sizes(spec.mesh), spec.mesh._coordinate_on_dim
+        written_by = getattr(spec.mesh, "_rank", rank)
+        if written_by != rank:
+            raise ValueError(f"rank {written_by} wrote it")
+        if value.dtype != value._local_tensor.dtype:
+            raise ValueError(f"{value._local_tensor.dtype} of a tensor of {value.dtype}")
+        if not len(spec.placements) == len(sizes) == len(coordinate):
+            raise ValueError(f"{len(spec.placements)} placements on a mesh of {len(sizes)} dimensions")
+        for placement, size, index in zip(spec.placements, sizes, coordinate, strict=True):
+            if type(index) is not int or not 0 <= index < size:
+                raise ValueError(f"part {index} of {size}")
+            region = _placed(region, placement, size, index, math.prod(sizes), what)
+        return _LocalPart(shape, region, found.located(value._local_tensor))
     except OpdGeomError:
         raise
     except (AttributeError, TypeError, ValueError, LookupError, RuntimeError) as error:
         raise CheckpointDamagedError(
-            f"{file}: tensor {name} is sharded in a way that cannot be read ({type(error).__name__}: {error}); save "
-            "the model whole, as safetensors."
+            f"{what} is sharded in a way that cannot be read ({type(error).__name__}: {error}); save the model whole, "
+            "as safetensors."
         ) from error
-    return LocalPart(shape, region, local)
 
 
-@dataclass(frozen=True)
-class _Mesh:
-    """The grid of ranks over which a tensor is spread, as any torch from 2.3 on pickles it."""
-
-    sizes: tuple[int, ...]
-    ranks: torch.Tensor
-
-    @classmethod
-    def of(cls, mesh: Recorded) -> "_Mesh":
-        ranks = next((found for key in ("mesh", "_mesh") if isinstance(found := mesh.get(key), FileTensor)), None)
-        if ranks is not None:
-            return cls(ranks.shape, ranks())
-        layout, rank_map = mesh.get("_layout"), mesh.get("_rank_map")
-        axes = layout.get("axes") or [layout]
-        sizes = _numbers([axis.get("shape") for axis in axes])
-        strides = _numbers([axis.get("stride") for axis in axes])
-        needed = 1 + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
-        if min(sizes, default=1) < 1 or max(needed, math.prod(sizes)) > rank_map.shape[0]:
-            raise ValueError(f"a mesh of sizes {sizes} and strides {strides} over {rank_map.shape} ranks")
-        return cls(sizes, rank_map().as_strided(sizes, strides))
-
-    def coordinate_of(self, rank: int) -> list[int]:
-        found = (self.ranks == rank).nonzero().tolist()
-        if len(found) != 1:
-            raise ValueError(f"rank {rank} stands {len(found)} times in the mesh {reprlib.repr(self.ranks.tolist())}")
-        return found[0]
+def _mesh_sizes(mesh: Any) -> tuple[int, ...]:
+    """Return how many ranks each dimension of a mesh has, as any torch from 2.3 on pickles it."""
+    ranks = next((found for key in ("mesh", "_mesh") if isinstance(found := vars(mesh).get(key), Tensor)), None)
+    if ranks is not None:
+        return tuple(ranks.shape)
+    layout = mesh._layout
+    shape = tuple(axis.shape for axis in layout.axes) if hasattr(layout, "axes") else layout.shape
+    sizes = tuple(_numel(part) for part in (shape if isinstance(shape, tuple) else (shape,)))
+    if not 1 <= math.prod(sizes) <= mesh._rank_map.shape[0]:
+        raise ValueError(f"a mesh of sizes {sizes} over {mesh._rank_map.shape[0]} ranks")
+    return sizes
 
 
-def _numbers(nested: Any) -> tuple[int, ...]:
-    """Flatten nested tuples of whole numbers, of which there may be few: lists can hold themselves many times over."""
-    found, waiting = [], [nested]
-    for _ in range(4 * NUMBERS_AT_MOST):
-        if not waiting:
-            return whole_numbers(found, "mesh")
-        item = waiting.pop()
-        if isinstance(item, tuple | list):
-            waiting.extend(reversed(item))
-        else:
-            found.append(item)
-    raise ValueError(f"a mesh described by more than {4 * NUMBERS_AT_MOST} parts")
+def _numel(shape: Any) -> int:
+    """Multiply nested sizes: a dimension of a mesh may be several in one."""
+    if isinstance(shape, tuple):
+        return math.prod(_numel(part) for part in shape)
+    if type(shape) is not int or not 0 < shape < 2**32:
+        raise ValueError("a mesh whose sizes are no whole numbers")
+    return shape
 
 
 def _placed(
-    region: tuple[Intervals, ...], placement: Recorded, size: int, index: int, mesh: _Mesh, what: str
+    region: tuple[Intervals, ...], placement: Any, size: int, index: int, ranks: int, what: str
 ) -> tuple[Intervals, ...]:
     """Cut a region down to what one coordinate of one mesh dimension holds."""
-    if placement.name == "Replicate":
+    kind = type(placement).__name__
+    if kind == "Replicate":
         return region
-    if placement.name not in ("Shard", "_StridedShard"):
+    if kind not in ("Shard", "_StridedShard"):
         raise MetricInputError(
-            f"{what} is placed as {placement.name}: the ranks hold summands, not weights; save it after a reduction."
+            f"{what} is placed as {kind}: the ranks hold summands, not weights; save it after a reduction."
         )
-    dim = placement.get("dim")
-    split = placement.get("split_factor") if placement.name == "_StridedShard" else 1
+    dim, split = placement.dim, placement.split_factor if kind == "_StridedShard" else 1
     if type(dim) is not int or not -len(region) <= dim < len(region):
-        raise ValueError(f"{placement.name} of dimension {reprlib.repr(dim)} in {len(region)} dimensions")
-    if type(split) is not int or not 1 <= split <= mesh.ranks.numel():  # the product of other sizes of the mesh
-        raise ValueError(f"{placement.name} of split factor {reprlib.repr(split)} on {mesh.ranks.numel()} ranks")
+        raise ValueError(f"{kind} of a dimension that is not there, in {len(region)} dimensions")
+    if type(split) is not int or not 1 <= split <= ranks:  # the product of other sizes of the mesh
+        raise ValueError(f"{kind} of a split factor that does not fit {ranks} ranks")
     dim %= len(region)
     return (*region[:dim], strided_chunk(region[dim], split, size, index), *region[dim + 1 :])
 
 
-def _all_of(shape: tuple[int, ...]) -> tuple[Intervals, ...]:
-    return tuple(((0, size),) if size else () for size in shape)
-
-
-def _whole(folder: Path, name: str, parts: list[LocalPart], n_ranks: int) -> StoredTensor:
+def _whole(folder: Path, name: str, parts: list[_LocalPart], n_ranks: int) -> StoredTensor:
     """Check that the parts of a tensor fit together, and describe the whole."""
     shape, dtype = parts[0].shape, parts[0].tensor.dtype
-    pieces = [Piece(part.region, part.tensor, part.tensor.file) for part in parts]
+    pieces = [Piece(part.region, part.tensor.read_part, part.tensor.file) for part in parts]
     for part, piece in zip(parts, pieces, strict=True):
         if (part.shape, part.tensor.dtype, part.tensor.shape) != (shape, dtype, piece.shape):
             raise CheckpointDamagedError(

@@ -7,11 +7,11 @@ piece stores them. Splits follow ``torch.chunk``: chunks of equal length, the la
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from opdgeom_utils.checkpoints.torch_files import FileTensor
 from opdgeom_utils.errors import CheckpointDamagedError
 
 Intervals = tuple[tuple[int, int], ...]
@@ -25,14 +25,14 @@ class Piece:
     ----------
     region : tuple of Intervals
         The entries that it holds, for each dimension.
-    load : callable
-        How to get its values, or where they lie.
+    read_part : callable
+        From an index to the values at it.
     where : str
         Its file, for messages.
     """
 
     region: tuple[Intervals, ...]
-    load: Callable[[], Tensor | FileTensor]
+    read_part: Callable[[tuple[Any, ...]], Tensor]
     where: str
 
     @property
@@ -77,7 +77,7 @@ class Assembled:
         Raises
         ------
         CheckpointDamagedError
-            When a piece is of another form, two replicas differ, or entries are missing.
+            When two replicas differ, or entries are missing.
         """
         bounds = [bounds_of(cut, size) for cut, size in zip(every_cut(cuts, self.shape), self.shape, strict=True)]
         # entries of one byte are put together as whole numbers: torch neither compares nor scatters 8-bit floats
@@ -90,7 +90,7 @@ class Assembled:
             ]
             if not all(here for here, _ in held):
                 continue
-            values = self._part_of(piece, _index([here for here, _ in held])).view(dtype)
+            values = piece.read_part(_index([here for here, _ in held])).view(dtype)
             index = _index([there for _, there in held])
             old, known = whole[index], seen[index]
             if not bool(((old == values) | (old.isnan() & values.isnan()) | ~known).all()):
@@ -106,16 +106,6 @@ class Assembled:
                 "piece; a file is missing or stands under another's name."
             )
         return whole.view(self.dtype)[tuple(rest for _, _, rest in bounds)]
-
-    def _part_of(self, piece: Piece, index: tuple[slice | Tensor, ...]) -> Tensor:
-        """Read some entries of a piece, after checking that it has the form that is said of it."""
-        found = piece.load()
-        if (tuple(found.shape), found.dtype) != (piece.shape, self.dtype):
-            raise CheckpointDamagedError(
-                f"{piece.where}: the piece of tensor {self.name} is {tuple(found.shape)} of {found.dtype}, "
-                f"expected {piece.shape} of {self.dtype}; copy or save the checkpoint again."
-            )
-        return found.read_part(index) if isinstance(found, FileTensor) else found[index]
 
 
 def chunk(intervals: Intervals, parts: int, index: int) -> Intervals:

@@ -1,8 +1,9 @@
-"""Find the tensors in a file of ``torch.save`` without running anything that is in it.
+"""Files of ``torch.save``: torch reads what they hold, and each tensor's values stay in the file until asked for.
 
-Such a file is a zip archive: a pickle that describes the objects, and the bytes of each storage, uncompressed. The
-pickle is read by :mod:`opdgeom_utils.checkpoints.inert_pickles`; a tensor becomes a :class:`FileTensor`, which
-says where its bytes lie.
+``torch.load(weights_only=True, map_location="meta")`` returns tensors without values that know where their bytes lie.
+A tensor, or a part of it, is then mapped into memory alone: ``mmap=True`` of torch maps the file as a whole, which
+Linux refuses for one larger than the memory, and cannot map a file inside another, as a distributed checkpoint's are.
+Files from before torch 1.6 do not say where their bytes lie and are read whole.
 """
 
 import errno
@@ -10,23 +11,44 @@ import functools
 import io
 import math
 import mmap
+import pickle
+import re
 import struct
-import warnings
+import threading
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.serialization import (
+    add_safe_globals,
+    clear_safe_globals,
+    get_safe_globals,
+    get_unsafe_globals_in_checkpoint,
+)
 
-from opdgeom_utils.checkpoints.inert_pickles import DAMAGE, InertUnpickler, whole_numbers
+from opdgeom_utils.checkpoints.inert_pickles import DESCRIBED, asks_for, described, load_metadata, require_small
 from opdgeom_utils.errors import (
     CheckpointDamagedError,
     CheckpointMemoryError,
     CheckpointNotFoundError,
     CheckpointUnsafeError,
 )
+
+# Everything that a damaged or hostile file can raise while it is taken apart.
+DAMAGE = (
+    *(pickle.UnpicklingError, zipfile.BadZipFile, struct.error, OSError, EOFError, MemoryError, RecursionError),
+    *(ValueError, TypeError, LookupError, AttributeError, NotImplementedError, OverflowError, RuntimeError),
+    *(AssertionError, ArithmeticError),
+)
+ARCHIVE = b"PK\x03\x04"
+LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # a pickled number, which older files begin with
+LEGACY_PICKLES = 5  # the number, a version, the machine, the objects, the storages; the values follow
+_LOADING = threading.Lock()  # what torch allows is one list for the whole process
 
 
 @dataclass(frozen=True)
@@ -37,8 +59,8 @@ class FileTensor:
     ----------
     file : str
         The file.
-    start, length : int
-        First byte of its storage in the file, and the storage's number of bytes.
+    start : int
+        First byte of its storage in the file.
     dtype : torch.dtype
         Type of the entries.
     shape, stride : tuple of int
@@ -49,20 +71,17 @@ class FileTensor:
 
     file: str
     start: int
-    length: int
     dtype: torch.dtype
     shape: tuple[int, ...]
     stride: tuple[int, ...]
-    offset: int
+    offset: int = 0
 
     def __call__(self) -> Tensor:
         """Return the tensor, as :meth:`read_part` does."""
         return self.read_part(())
 
     def read_part(self, cuts: tuple[Any, ...]) -> Tensor:
-        """Map the storage into memory and return a part of the tensor, not to be written to: it is the file itself.
-
-        Only the pages that are then looked at are read, so that a file may be larger than the memory.
+        """Map a part of the tensor into memory; what is written to it does not reach the file.
 
         Parameters
         ----------
@@ -76,35 +95,101 @@ class FileTensor:
         CheckpointMemoryError
             When the system does not let it be mapped.
         """
-        if 0 in self.shape:
-            return torch.empty(self.shape, dtype=self.dtype)[cuts]
-        width = self.dtype.itemsize
-        before = self.start % mmap.ALLOCATIONGRANULARITY
         require_regular(Path(self.file))
+        last = self.offset + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
+        storage = torch.empty(max(0, last + 1), dtype=self.dtype, device="meta")
+        whole = storage.as_strided(self.shape, self.stride, self.offset)
+        is_view = not any(isinstance(cut, Tensor) for cut in cuts)
+        part = whole[cuts] if is_view else whole
+        values = self._mapped(part) if part.numel() else torch.empty(part.shape, dtype=self.dtype)
+        return values if is_view else values[cuts]
+
+    def _mapped(self, form: Tensor) -> Tensor:
+        """Map the bytes from the first entry of a view of the storage to its last."""
+        width = self.dtype.itemsize
+        length = width * (1 + sum((size - 1) * step for size, step in zip(form.shape, form.stride(), strict=True)))
+        begin = self.start + width * int(form.storage_offset())
+        before = begin % mmap.ALLOCATIONGRANULARITY
         try:
             with Path(self.file).open("rb") as stream:
-                memory = mmap.mmap(
-                    stream.fileno(), before + self.length, offset=self.start - before, access=mmap.ACCESS_READ
-                )
-            if before % width == 0:
-                whole = _read_only(memory, before, self.length // width, self.dtype)
-                return whole.as_strided(self.shape, self.stride, self.offset)[cuts]
-            # a chunk inside a larger file may begin at an odd byte: cut its bytes, then put them where they may stand
-            steps = (*(step * width for step in self.stride), 1)
-            whole = _read_only(memory, before, self.length, torch.uint8)
-            part = whole.as_strided((*self.shape, width), steps, self.offset * width)[cuts]
-            return part.clone(memory_format=torch.contiguous_format).view(self.dtype).squeeze(-1)
+                memory = mmap.mmap(stream.fileno(), before + length, offset=begin - before, access=mmap.ACCESS_COPY)
+            values = torch.frombuffer(memory, dtype=torch.uint8, count=length, offset=before)
+            values = values.clone() if before % width else values  # a chunk in a larger file may begin anywhere
+            return values.view(self.dtype).as_strided(form.shape, form.stride())
         except FileNotFoundError as error:
             raise CheckpointNotFoundError(f"{self.file}: no such file; it was there when it was opened.") from error
         except DAMAGE as error:
             if isinstance(error, OSError) and error.errno == errno.ENOMEM:
                 raise CheckpointMemoryError(
-                    f"{self.file}: the system refused to map {self.length} bytes ({error}); the file is as it was. "
-                    "Raise the limit of address space (ulimit -v), or close other programs."
+                    f"{self.file}: the system refused to map {length} bytes ({error}); the file is as it was. Raise "
+                    "the limit of address space (ulimit -v), or close other programs."
                 ) from error
             raise CheckpointDamagedError(
                 f"{self.file}: became unreadable after it was opened ({error}); do not write to it meanwhile."
             ) from error
+
+
+@dataclass(frozen=True)
+class LegacyTensor:
+    """Read one tensor of a file from before torch 1.6, and with it the file."""
+
+    file: str
+    keys: tuple[str, ...]
+
+    def __call__(self) -> Tensor:
+        """Return the tensor; the last two such files stay in memory."""
+        found: Any = read_structure(Path(self.file)).content
+        for key in self.keys:
+            found = found[key] if isinstance(found, dict) and key in found else None
+        if not isinstance(found, Tensor):
+            raise CheckpointDamagedError(f"{self.file}: tensor {self.keys[-1]} is gone; it was written to meanwhile.")
+        return found.detach()
+
+
+@dataclass(frozen=True)
+class TorchFile:
+    """What ``torch.save`` wrote.
+
+    Attributes
+    ----------
+    file : Path
+        Where.
+    content : object
+        The objects; tensors have no values, except in a file from before torch 1.6.
+    start : int
+        First byte of what was saved in the file.
+    storages : dict of int to int, or None
+        The length of each storage by its first byte in what was saved; None before torch 1.6.
+    """
+
+    file: Path
+    content: Any
+    start: int = 0
+    storages: dict[int, int] | None = field(default_factory=dict)
+
+    def located(self, tensor: Tensor) -> FileTensor:
+        """Say where a tensor's bytes lie, after checking that they lie in its storage, and that in the file.
+
+        Raises
+        ------
+        CheckpointDamagedError
+            When they do not, or the tensor was saved without values.
+        """
+        try:
+            storage = tensor.untyped_storage()
+            first = getattr(storage, "_checkpoint_offset", -1)
+            shape, stride, offset = tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset())
+            last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+            length = (self.storages or {}).get(first, -1)
+            needed = max(last + 1, math.prod(shape)) * tensor.dtype.itemsize
+            if (storage.nbytes() > length or needed > length or min(stride, default=0) < 0) and 0 not in shape:
+                raise ValueError(f"shape {shape} and stride {stride} in {max(length, 0)} bytes")
+        except DAMAGE as error:
+            raise CheckpointDamagedError(
+                f"{self.file}: not a readable file of torch.save (a tensor whose values are not there: {error}); copy "
+                "or save it again."
+            ) from error
+        return FileTensor(str(self.file), self.start + first, tensor.dtype, shape, stride, offset)
 
 
 def require_regular(file: Path) -> None:
@@ -124,8 +209,8 @@ def require_regular(file: Path) -> None:
     raise CheckpointUnsafeError(f"{file}: is no regular file, but a pipe, a device or a folder; copy the file itself.")
 
 
-def read_structure(file: Path, *, start: int = 0, length: int | None = None) -> Any:
-    """Return the objects that ``torch.save`` wrote, with a :class:`FileTensor` in place of each tensor.
+def read_structure(file: Path, *, start: int = 0, length: int | None = None) -> TorchFile:
+    """Return what ``torch.save`` wrote, without the values of its tensors.
 
     Parameters
     ----------
@@ -141,52 +226,140 @@ def read_structure(file: Path, *, start: int = 0, length: int | None = None) -> 
     CheckpointUnsafeError
         When its pickle names anything but tensors and their placements.
     CheckpointDamagedError
-        When it is truncated, in the format before torch 1.6, or its pickle does not fit its checksum
-        or its storages.
+        When it is truncated, or torch cannot read it.
     """
-    try:
-        require_regular(file)
-        size = file.stat().st_size
-        length = size - start if length is None else length
-        if start < 0 or length <= 0 or start + length > size:
-            raise ValueError(f"{size} bytes, expected at least {start + length}")
+    with _damage_named(file, "not a readable file of torch.save", "copy or save it again"):
+        status = file.stat()
+        length = status.st_size - start if length is None else length
+        if start < 0 or length <= 0 or start + length > status.st_size:
+            raise ValueError(f"{status.st_size} bytes, expected at least {start + length}")
         with file.open("rb") as stream:
-            return _Archive(file, io.BufferedReader(_Window(stream, start, length)), start).load()
-    except FileNotFoundError as error:
-        raise CheckpointNotFoundError(f"{file}: no such file; check the path.") from error
-    except (CheckpointUnsafeError, CheckpointDamagedError):
-        raise
-    except DAMAGE as error:
-        raise CheckpointDamagedError(
-            f"{file}: not a readable file of torch.save ({type(error).__name__}: {error}); copy or save it again."
-        ) from error
+            kind = stream.read(len(LEGACY))
+            if kind == LEGACY and not start:
+                return TorchFile(file, _legacy(file, status.st_mtime_ns, status.st_size), storages=None)
+            return _read_archive(file, io.BufferedReader(_Window(stream, start, length)), start, length)
 
 
-def read_pickle(file: Path) -> Any:
-    """Return the objects of a plain pickle without tensors, such as a distributed checkpoint's ``.metadata``.
+def read_metadata(file: Path) -> Any:
+    """Return the objects of a distributed checkpoint's ``.metadata``.
 
     Raises
     ------
     CheckpointNotFoundError, CheckpointUnsafeError, CheckpointDamagedError
         As for :func:`read_structure`.
     """
+    with _damage_named(file, "not readable", "copy it again"):
+        return load_metadata(file)
+
+
+def _read_archive(file: Path, stream: Any, start: int, length: int) -> TorchFile:
+    """Check an archive, and let torch read it."""
+    storages = _storages(stream, length)
+    stream.seek(0)
+    content = torch._C.PyTorchFileReader(stream).get_record("data.pkl")  # as torch.load will find it
+    require_small(io.BytesIO(content), len(content))
+    with _LOADING, _nothing_allowed():
+        stream.seek(0)
+        for name in get_unsafe_globals_in_checkpoint(stream):
+            module, _, last = name.rpartition(".")
+            if module.split(".")[0] != "torch" or last not in {*DESCRIBED, "DTensor"}:
+                raise CheckpointUnsafeError(asks_for(file, name))
+            add_safe_globals([(Sharded if last == "DTensor" else described(last), name)])
+        stream.seek(0)
+        found = torch.load(stream, map_location="meta", weights_only=True)
+    return TorchFile(file, found, start, storages)
+
+
+def _storages(stream: Any, length: int) -> dict[int, int]:
+    """Check what torch does not: checksums, compression, byte order, and the headers before the storages."""
+    storages = {}
+    with zipfile.ZipFile(stream) as archive:
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
+                raise ValueError("compressed or encrypted, expected plain entries")
+            if "/data/" not in entry.filename:
+                content = archive.read(entry)  # checks its checksum
+                if entry.filename.endswith("/byteorder") and content != b"little":
+                    raise ValueError("written on a big-endian machine")
+                continue
+            stream.seek(entry.header_offset)
+            magic, name_length, extra_length = struct.unpack("<4s22xHH", stream.read(30))
+            name, extra = stream.read(name_length), stream.read(extra_length)
+            first = stream.tell()
+            if magic != ARCHIVE or name != entry.filename.encode() or not _is_whole(extra):
+                raise ValueError(f"the header before {entry.filename} is damaged")
+            if first + entry.file_size > min(archive.start_dir, length):
+                raise ValueError(f"{entry.filename} ends behind the archive")
+            storages[first] = entry.file_size
+    return storages
+
+
+def _is_whole(extra: bytes) -> bool:
+    """Say whether a header's extra field ends where its own lengths say: a damaged length would shift the data."""
+    at = 0
+    while at + 4 <= len(extra):
+        at += 4 + int.from_bytes(extra[at + 2 : at + 4], "little")
+    return at == len(extra)
+
+
+class Sharded(Tensor):
+    """Stands for a ``DTensor``: a form without values, the local part, and how it was placed."""
+
+    _local_tensor: Tensor
+    _spec: Any
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError(f"{func} of a sharded tensor, of which only a part is here")
+
+
+@functools.lru_cache(maxsize=2)
+def _legacy(file: Path, _changed: int, length: int) -> Any:
+    """Read a file from before torch 1.6, whole."""
+    with file.open("rb") as stream:
+        for _ in range(LEGACY_PICKLES):
+            require_small(stream, length)
+    with _LOADING, _nothing_allowed():
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            name = re.search(r"GLOBAL (\S+) was not", str(error))
+            if name:
+                raise CheckpointUnsafeError(asks_for(file, name.group(1))) from error
+            raise
+
+
+@contextmanager
+def _nothing_allowed() -> Iterator[None]:
+    """Forget for a while what this process has told torch to allow."""
+    before = get_safe_globals()
+    clear_safe_globals()
+    try:
+        yield
+    finally:
+        clear_safe_globals()
+        add_safe_globals(before)
+
+
+@contextmanager
+def _damage_named(file: Path, what: str, remedy: str) -> Iterator[None]:
+    """Turn whatever a damaged file raises into an error that names it."""
     try:
         require_regular(file)
-        return InertUnpickler(file, file.read_bytes()).load()
+        yield
     except FileNotFoundError as error:
         raise CheckpointNotFoundError(f"{file}: no such file; check the path.") from error
     except (CheckpointUnsafeError, CheckpointDamagedError):
         raise
     except DAMAGE as error:
-        raise CheckpointDamagedError(
-            f"{file}: not readable ({type(error).__name__}: {error}); copy it again."
-        ) from error
+        reason = next(iter(str(error).strip().split("\n")), "")[:300]
+        raise CheckpointDamagedError(f"{file}: {what} ({type(error).__name__}: {reason}); {remedy}.") from error
 
 
 class _Window(io.RawIOBase):
     """A part of a file as a file."""
 
-    def __init__(self, stream: io.BufferedReader, start: int, length: int) -> None:
+    def __init__(self, stream: Any, start: int, length: int) -> None:
         self.stream, self.start, self.length, self.at = stream, start, length, 0
 
     def readable(self) -> bool:
@@ -207,71 +380,3 @@ class _Window(io.RawIOBase):
         buffer[: len(content)] = content
         self.at += len(content)
         return len(content)
-
-
-class _Archive:
-    """The zip archive of one ``torch.save``."""
-
-    def __init__(self, file: Path, stream: io.BufferedReader, start: int) -> None:
-        self.file, self.stream, self.start = file, stream, start
-        self.zip = zipfile.ZipFile(stream)
-        self.entries = {entry.filename: entry for entry in self.zip.infolist()}
-        if len(self.entries) < len(self.zip.infolist()):
-            raise ValueError("two entries of one name")
-        pickles = [name for name in self.entries if name.endswith("/data.pkl")]
-        if len(pickles) != 1:
-            raise ValueError(f"{len(pickles)} entries named data.pkl, expected one")
-        self.root = pickles[0].removesuffix("data.pkl")
-        if any(entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 for entry in self.zip.infolist()):
-            raise ValueError("compressed or encrypted, expected plain entries")
-
-    def load(self) -> Any:
-        small = [name for name in self.entries if not name.startswith(f"{self.root}data/")]
-        described = {name.removeprefix(self.root): self.zip.read(name) for name in small}  # checks their checksums
-        if described.get("byteorder", b"little") != b"little":
-            raise ValueError("written on a big-endian machine")
-        content = described["data.pkl"]
-        return InertUnpickler(self.file, content, self.storage, functools.partial(_placed, str(self.file))).load()
-
-    def storage(self, pid: Any) -> tuple[int, int, torch.dtype]:
-        """Return the first byte of a storage in the file, its length, and its type."""
-        _, kind, key, _, count = pid
-        if not isinstance(kind, torch.dtype) or not isinstance(key, str) or type(count) is not int:
-            raise ValueError("a storage without a type, a key or a size")
-        entry = self.entries[f"{self.root}data/{key}"]
-        self.stream.seek(entry.header_offset)
-        magic, name_length, extra_length = struct.unpack("<4s22xHH", self.stream.read(30))
-        name, extra = self.stream.read(name_length), self.stream.read(extra_length)
-        if magic != b"PK\x03\x04" or name != entry.filename.encode() or not _is_whole(extra):
-            raise ValueError(f"the header before storage {key} is damaged")
-        begin, length = entry.header_offset + 30 + name_length + extra_length, count * kind.itemsize
-        if not 0 <= length <= entry.file_size or begin + length > self.zip.start_dir:
-            raise ValueError(f"storage {key} has {entry.file_size} bytes, its type and size need {length}")
-        return self.start + begin, length, kind
-
-
-def _read_only(memory: mmap.mmap, start: int, count: int, dtype: torch.dtype) -> Tensor:
-    """Return a tensor over mapped memory; torch warns that it cannot be written to, which is meant."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given buffer is not writable")
-        return torch.frombuffer(memory, dtype=dtype, count=count, offset=start)
-
-
-def _is_whole(extra: bytes) -> bool:
-    """Say whether a header's extra field ends where its own lengths say: a damaged length would shift the data."""
-    at = 0
-    while at + 4 <= len(extra):
-        at += 4 + int.from_bytes(extra[at + 2 : at + 4], "little")
-    return at == len(extra)
-
-
-def _placed(file: str, start: int, length: int, dtype: torch.dtype, offset: int, shape: Any, stride: Any) -> FileTensor:
-    """Check that a tensor fits its storage."""
-    shape, stride = whole_numbers(shape, "a tensor of shape"), whole_numbers(stride, "a tensor of stride")
-    (offset,) = whole_numbers((offset,), "a tensor at")
-    if len(shape) != len(stride) or not isinstance(dtype, torch.dtype):
-        raise ValueError(f"a tensor of shape {shape}, stride {stride} and {type(dtype).__name__}")
-    last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
-    if 0 not in shape and max(last + 1, math.prod(shape)) * dtype.itemsize > length:
-        raise ValueError(f"a tensor of shape {shape} and stride {stride} in a storage of {length} bytes")
-    return FileTensor(file, start, length, dtype, shape, stride, offset)

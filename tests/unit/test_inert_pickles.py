@@ -5,12 +5,16 @@ import pickle
 import resource
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
+import torch
+from torch.serialization import get_safe_globals, safe_globals
 
-from opdgeom_utils.checkpoints.inert_pickles import InertUnpickler
+from opdgeom_utils.checkpoints import open_checkpoint
+from opdgeom_utils.checkpoints.inert_pickles import require_small
+from opdgeom_utils.errors import CheckpointUnsafeError
+from tests.damage import archived
 
 LEVELS = 60  # 2 ** 60 parts
 SECONDS = 120  # for a process that imports torch and refuses all of them
@@ -30,17 +34,20 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
 
 
 def _repeated(start, join):
-    """Build levels of an object that holds the one before twice, from the memo."""
-    levels = (b"0" + join % (number, number) + b"q%c" % (number + 1) for number in range(LEVELS))
-    return start + b"q\x00" + b"".join(levels)
+    """Build levels of an object that holds the one before twice, from the memo, and put all of them into one tuple."""
+    levels = (join % (number, number) + b"q%c" % (number + 1) for number in range(LEVELS))
+    return b"(" + start + b"q\x00" + b"".join(levels) + b"t"
 
 
 BOMBS = {
-    "pairs": b"K\x01" + b"2\x86" * LEVELS,
-    "remembered-pairs": _repeated(b"K\x01", b"h%ch%c\x86"),
+    "pairs": _repeated(b"K\x01", b"h%ch%c\x86"),
     "lists": _repeated(b"]", b"](h%ch%ce"),
+    "dictionaries": _repeated(b"}", b"}(K\x00h%cK\x01h%cu"),
+    # every list is put into the one before while it is still empty, and filled then
+    "filled-later": b"]q\x00" + b"".join(b"(]q%ch%ce0h%c" % (n + 1, n + 1, n + 1) for n in range(LEVELS)) + b"0h\x00",
+    "deep": b")" + b"\x85" * 2000,
 }
-DTENSOR = ("torch.distributed.tensor", "DTensor")
+ONLY_OF_PICKLE = {"doubled": b"K\x01" + b"2\x86" * LEVELS}  # an instruction that torch does not know
 STORAGE = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04tQ"
 
 
@@ -61,29 +68,31 @@ def _tensor(shape, stride=b"(K\x01t", storage=STORAGE):
     return _called("torch._utils._rebuild_tensor_v2", storage, b"K\x00", shape, stride, b"\x89", b"}")
 
 
-def _sharded(mesh, placement):
-    spec = "torch.distributed.tensor._dtensor_spec.DTensorSpec"
-    meta = _called("torch.distributed.tensor._dtensor_spec.TensorMeta", b"(K\x04t", b"N", b"N")
-    made = _made(spec, mesh=mesh, placements=b"(" + placement + b"t", tensor_meta=meta)
-    state = b"}(" + _text("_spec") + made + _text("_local_tensor") + _tensor(b"(K\x04t") + b"u"
-    build, kind = (
-        f"c{module}\n{name}\n".encode() for module, name in (("torch._utils", "_rebuild_wrapper_subclass"), DTENSOR)
+def _sharded(mesh, placement, tensor="torch.distributed.tensor."):
+    """A tensor of four entries; older versions of torch named the same classes otherwise."""
+    spec, meta = f"{tensor}_dtensor_spec.DTensorSpec", f"{tensor}_dtensor_spec.TensorMeta"
+    told = _made(spec, mesh=mesh, placements=b"(" + placement + b"t", tensor_meta=_called(meta, b"(K\x04t", b"N", b"N"))
+    state = b"}(" + _text("_spec") + told + _text("_local_tensor") + _tensor(b"(K\x04t") + b"u"
+    kind = f"c{tensor.removesuffix('.')}\nDTensor\n".encode()
+    layout, device = (
+        _called("torch.serialization._get_layout", _text("torch.strided")),
+        _called("torch.device", _text("cpu")),
     )
-    return _called("torch._tensor._rebuild_from_type_v2", build, kind, b")", state)
+    form = kind + b"ctorch\nfloat32\n" + b"(K\x04t" + b"(K\x01t" + b"K\x00" + layout + device + b"\x89"
+    build = b"ctorch._utils\n_rebuild_wrapper_subclass\n"
+    return _called("torch._tensor._rebuild_from_type_v2", build, kind, b"(" + form + b"t", state)
 
 
-def _mesh(shape):
+def _mesh(shape, coordinate=b"](K\x00e"):
     layout = _made("torch.distributed._mesh_layout._MeshLayout", shape=shape, stride=b"K\x01")
-    return _made("torch.distributed.device_mesh.DeviceMesh", _layout=layout, _rank_map=_tensor(b"(K\x01t"))
+    parts = {"_layout": layout, "_rank_map": _tensor(b"(K\x01t"), "_coordinate_on_dim": coordinate}
+    return _made("torch.distributed.device_mesh.DeviceMesh", **parts)
 
 
 def _rank_file(value):
     """The bytes of a rank's file with one tensor."""
-    written = io.BytesIO()
-    with zipfile.ZipFile(written, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr("archive/data.pkl", b"\x80\x02}" + _text("w") + value + b"s.")
-        archive.writestr("archive/data/0", bytes(16))
-    return written.getvalue()
+    storages = {"byteorder": b"little", "data/0": bytes(16)}
+    return archived({"data.pkl": b"\x80\x02}" + _text("w") + value + b"s."} | storages)
 
 
 def _metadata(size=b"(K\x04t", path=b"(X\x01\x00\x00\x00wt", offset=b"(K\x00t"):
@@ -112,11 +121,14 @@ def _files(bomb):
         "stride": _tensor(b"(K\x04t", bomb),
         "key-of-storage": _tensor(b"(K\x04t", storage=storage),
         "key": b"}" + bomb + b"Ns",
+        "called": bomb + b")R",
+        "made": bomb + b")\x81",
         "mesh": _sharded(_mesh(bomb), shard),
         "dimension": _sharded(_mesh(b"K\x01"), _made("torch.distributed.tensor.placement_types.Shard", dim=bomb)),
     }
     for place, value in values.items():
         yield place, "model_world_size_1_rank_0.pt", _rank_file(value)
+    yield "coordinate", "model_world_size_1_rank_0.pt", _rank_file(_sharded(_mesh(b"K\x01", bomb), shard))
     for place in ("size", "path", "offset"):
         yield place, ".metadata", _metadata(**{place: bomb})
 
@@ -131,9 +143,9 @@ def _limited():
 
 
 def test_what_unfolds_without_end_is_refused_at_once(tmp_path):
-    for kind, bomb in BOMBS.items():
+    for kind, bomb in (BOMBS | ONLY_OF_PICKLE).items():
         for place, name, content in _files(bomb):
-            assert len(content) < 3000
+            assert len(content) < 8000
             _write(tmp_path / f"{kind}-{place}", name, content)
     split = {"dim": b"K\x00", "split_factor": b"\x8a\x08" + (2**50).to_bytes(8, "little")}
     strided = _sharded(_mesh(b"K\x01"), _made("torch.distributed.tensor.placement_types._StridedShard", **split))
@@ -156,19 +168,45 @@ def test_what_unfolds_without_end_is_refused_at_once(tmp_path):
 
 def test_the_files_that_carry_it_are_read_without_it(tmp_path):
     """Without a bomb the same files get as far as their numbers: they are refused for it and for nothing else."""
-    from opdgeom_utils.checkpoints import open_checkpoint
-
     shard = _made("torch.distributed.tensor.placement_types.Shard", dim=b"K\x00")
-    for place, value in {"plain": _tensor(b"(K\x04t"), "sharded": _sharded(_mesh(b"K\x01"), shard)}.items():
+    older = _made("torch.distributed.device_mesh.DeviceMesh", mesh=_tensor(b"(K\x01t"), _coordinate_on_dim=b"](K\x00e")
+    values = {
+        "plain": _tensor(b"(K\x04t"),
+        "sharded": _sharded(_mesh(b"K\x01"), shard),
+        "sharded-by-torch-2.3": _sharded(older, shard, "torch.distributed._tensor."),
+    }
+    for place, value in values.items():
         _write(tmp_path / place, "model_world_size_1_rank_0.pt", _rank_file(value))
         assert open_checkpoint(tmp_path / place).tensors["w"].read().tolist() == [0.0] * 4
     _write(tmp_path / "metadata", ".metadata", _metadata())
-    with pytest.raises(ValueError, match="stored at 'x', None, None"):
+    with pytest.raises(ValueError, match="'_StorageInfo' object has no attribute 'offset'"):
         open_checkpoint(tmp_path / "metadata")
 
 
 @pytest.mark.parametrize("protocol", range(6))
-def test_plain_objects_pass(protocol):
+def test_plain_objects_are_small(protocol):
     found = {"a": (1, (2, 3), [4.5, None, "x"]), ("b", 2): {3, 4} if protocol > 3 else [3], "c": (), "d": 10**30}
     content = pickle.dumps([found, found["a"], "a" * 300, *range(300)], protocol=protocol)
-    assert InertUnpickler(Path("x"), content).load()[:2] == [found, found["a"]]
+    require_small(io.BytesIO(content), len(content))
+
+
+def test_a_memo_beyond_the_pickle_is_refused():
+    with pytest.raises(ValueError, match="LONG_BINPUT 2147483647 in a pickle of 8 bytes"):
+        require_small(io.BytesIO(b"Nr\xff\xff\xff\x7f0."), 8)
+
+
+class _Allowed:
+    """Code that a process has told torch to allow."""
+
+    def __setstate__(self, state):
+        raise AssertionError("code was run")
+
+
+def test_what_this_process_allows_torch_is_not_allowed_here(tmp_path):
+    made = _Allowed()
+    made.x = 1
+    torch.save({"w": torch.ones(1), "x": made}, tmp_path / "x.bin")
+    with safe_globals([_Allowed]):
+        with pytest.raises(CheckpointUnsafeError, match=r"x\.bin: its pickle asks for .*_Allowed, which is no part"):
+            open_checkpoint(tmp_path / "x.bin", allow_pickle=True)
+        assert get_safe_globals().count(_Allowed) == 1

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import random
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from opdgeom_utils.errors import (
     CheckpointUnsafeError,
     MetricInputError,
 )
-from tests.damage import time_limit
+from tests.damage import mutated, outcome_of, time_limit
 
 WEIGHTS = {
     "model.a.weight": torch.arange(6.0).reshape(2, 3).bfloat16(),
@@ -101,15 +102,79 @@ def test_code_is_named(tmp_path):
         open_checkpoint(tmp_path, allow_pickle=True)
 
 
-def test_the_format_before_archives_and_damage_are_refused(tmp_path, folder):
-    old = tmp_path / "old.bin"
-    torch.save(WEIGHTS, old, _use_new_zipfile_serialization=False)
-    with pytest.raises(CheckpointDamagedError, match=r"old\.bin: not a readable file of torch\.save"):
-        open_checkpoint(old, allow_pickle=True)
+def _before_archives(value, path):
+    torch.save(value, path, _use_new_zipfile_serialization=False)
+
+
+def test_files_from_before_torch_1_6_are_read(tmp_path):
+    _before_archives({"model": WEIGHTS, "epoch": 3}, tmp_path / "old.bin")
+    opened = open_checkpoint(tmp_path / "old.bin", allow_pickle=True)
+    assert _is_read(opened)
+    assert sorted(opened.left_out) == ["epoch", "model.n"]
+    _before_archives({"model": {}}, tmp_path / "old.bin")
+    with pytest.raises(CheckpointDamagedError, match=r"old\.bin: tensor model\.a\.weight is gone"):
+        opened.tensors["model.a.weight"].read()
+
+
+def test_code_in_a_file_from_before_torch_1_6_is_named_and_not_run(tmp_path, capsys):
+    _before_archives({"w": torch.ones(1), "x": _Runs()}, tmp_path / "old.bin")
+    with pytest.raises(CheckpointUnsafeError, match=r"old\.bin: its pickle asks for print, which is no part of a"):
+        open_checkpoint(tmp_path / "old.bin", allow_pickle=True)
+    assert capsys.readouterr().out == ""
+
+
+def test_damage_to_a_file_from_before_torch_1_6_is_an_error_of_ours_or_what_torch_reads(tmp_path):
+    dice, file, n_read = random.Random(4), tmp_path / "old.bin", 0
+    _before_archives(WEIGHTS, file)
+    content = file.read_bytes()
+    for number in range(80):
+        file.write_bytes(mutated(content, dice))
+
+        def read():
+            opened = open_checkpoint(file, allow_pickle=True)
+            return {name: tensor.read_unchecked() for name, tensor in opened.tensors.items()}
+
+        found = outcome_of(read, str(file))
+        if found is not None:
+            n_read += 1
+            expected = torch.load(file, weights_only=True)
+            assert all(torch.equal(value.nan_to_num(), expected[name].nan_to_num()) for name, value in found.items()), (
+                number
+            )
+    assert 0 < n_read < 80
+
+
+def test_damage_after_opening_is_found_on_reading(folder):
     opened = open_checkpoint(folder, allow_pickle=True)
     (folder / "pytorch_model.bin").write_bytes(b"gone")
     with pytest.raises(CheckpointDamagedError, match=r"pytorch_model\.bin"):
         opened.tensors["model.a.weight"].read()
+
+
+def test_what_was_read_can_be_written_to_and_the_file_stays(folder):
+    before = (folder / "pytorch_model.bin").read_bytes()
+    tensor = open_checkpoint(folder, allow_pickle=True).tensors["model.a.weight"]
+    tensor.read().zero_()
+    assert torch.equal(tensor.read(), WEIGHTS["model.a.weight"])
+    assert (folder / "pytorch_model.bin").read_bytes() == before
+
+
+def test_views_of_one_storage_and_parts_of_them(tmp_path):
+    whole = torch.arange(24.0).reshape(4, 6)
+    torch.save({"turned": whole.T, "columns": whole[:, 1::2], "empty": whole[:0]}, tmp_path / "x.bin")
+    tensors = open_checkpoint(tmp_path / "x.bin", allow_pickle=True).tensors
+    assert torch.equal(tensors["turned"].read(), whole.T)
+    assert torch.equal(tensors["columns"].read_part((slice(1, 3), -1)), whole[1:3, 5])
+    assert tensors["empty"].read_unchecked().shape == (0, 6)
+
+
+def test_tensors_without_plain_values_are_refused(tmp_path):
+    for value in (torch.ones(2, 2).to_sparse(), torch.empty(2, device="meta")):
+        torch.save({"w": value}, tmp_path / "x.bin")
+        with pytest.raises(
+            CheckpointDamagedError, match=r"x\.bin: not a readable file .*a tensor whose values are not"
+        ):
+            open_checkpoint(tmp_path / "x.bin", allow_pickle=True)
 
 
 def test_weights_and_a_link_that_leads_elsewhere(tmp_path, folder):
