@@ -41,20 +41,10 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Job:
-    """One tensor of the reference, and the same tensor at each checkpoint.
+    """One tensor of the reference, and the same tensor at each checkpoint; nothing is read yet."""
 
-    Attributes
-    ----------
-    identity : dict
-        ``name, layer, module``: the columns that say which tensor it is.
-    steps : tuple of int
-        The steps of ``after``.
-    before, after : StoredTensor, sequence of StoredTensor
-        Where the values are; nothing is read yet.
-    """
-
-    identity: Row
-    steps: tuple[int, ...]
+    identity: Row  # name, layer, module: the columns that say which tensor it is
+    steps: tuple[int, ...]  # of ``after``
     before: StoredTensor
     after: Sequence[StoredTensor]
 
@@ -66,24 +56,11 @@ class Job:
 
 
 def fan_out(jobs: Sequence[Job], settings: Settings, *, n_jobs: int, out: Path | None) -> pd.DataFrame:
-    """Measure every job and return the table, in the order of ``jobs`` within each step.
+    """Measure every job and return the table, one row per step and tensor, in the order of ``jobs`` within each step.
 
-    Parameters
-    ----------
-    jobs : sequence of Job
-        One per tensor.
-    settings : Settings
-        Options of the table.
-    n_jobs : int
-        Processes, one thread each; -1 means one per core. With 1 the calling process does the work, unless
-        ``joblib.parallel_config`` has named another backend.
-    out : Path or None
-        Folder for the results: ``parts/`` fills while the work goes on, ``diagnosis.parquet`` is written last.
-
-    Returns
-    -------
-    pd.DataFrame
-        One row per step and tensor.
+    ``n_jobs`` processes have one thread each; -1 means one per core. With 1 the calling process does the work, unless
+    ``joblib.parallel_config`` has named another backend. In the folder ``out``, ``parts/`` fills while the work goes
+    on, and ``diagnosis.parquet`` is written last.
 
     Raises
     ------
@@ -240,13 +217,7 @@ def _short_hash(name: str) -> str:
 
 
 def as_folder(out: str | os.PathLike[str] | None) -> Path | None:
-    """Return ``out`` as a path, refusing a file.
-
-    Raises
-    ------
-    MetricInputError
-        When something that is not a folder is there.
-    """
+    """Return ``out`` as a path; a :class:`MetricInputError` refuses what is not a folder."""
     if out is None:
         return None
     folder = Path(out).expanduser()

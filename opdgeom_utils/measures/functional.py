@@ -120,16 +120,9 @@ def isotropic_share(shapes: Sequence[tuple[int, int]], rank: int, side: str = "r
 
 
 def inside_rows(recipe: Recipe, log: pd.DataFrame, shapes: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
-    """Rows of ``update_inside``: the run's own mean, and that of an update without direction.
+    """Rows of ``update_inside`` of a projected run: its own mean, and that of an update without direction.
 
-    Parameters
-    ----------
-    recipe
-        A projected recipe.
-    log
-        Its run's log; ``update_inside`` is empty before the projection begins.
-    shapes
-        ``(out, in)`` of every projected matrix.
+    ``shapes`` are ``(out, in)`` of every projected matrix.
     """
     chance = isotropic_share(shapes, recipe.projection_rank, recipe.projection_side)
     chance = 1 - chance if recipe.projection_space == "complement" else chance
@@ -138,14 +131,7 @@ def inside_rows(recipe: Recipe, log: pd.DataFrame, shapes: Sequence[tuple[int, i
 
 
 def function_measures(run: Run) -> pd.DataFrame:
-    """Accuracy and distance to the teacher of one run at :func:`points_of`, and ``update_inside`` of a projected one.
-
-    Returns
-    -------
-    DataFrame
-        Rows of the long table (:mod:`opdgeom_utils.measures.long_table`). An earlier call's is read back from the run's
-        folder.
-    """
+    """Accuracy and distance to the teacher of a run at :func:`points_of`, and ``update_inside`` of a projected one."""
     points = points_of(run.recipe)
     ruler = load_recipe("opd", run.recipe.profile)  # what it starts from and its teacher are the yardstick's
     return kept_measures(

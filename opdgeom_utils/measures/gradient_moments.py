@@ -58,17 +58,7 @@ def attention_matrices(model: PreTrainedModel, layers: tuple[int, ...] | None = 
 def collect_gradients(learner: Learner, plan: MomentPlan) -> Gradients:
     """Differentiate every objective on ``plan.batches`` batches, the student's weights fixed.
 
-    Parameters
-    ----------
-    learner
-        The student at the weights in question, its teacher, and the seed of its prompts.
-    plan
-        Number and size of the batches.
-
-    Returns
-    -------
-    dict
-        Objective -> matrix -> gradients (batches, out, in) in float32. The last objective is ``random_credit``.
+    Returns objective -> matrix -> gradients (batches, out, in) in float32. The last objective is ``random_credit``.
     """
     recipe = replace(learner.recipe, group_size=plan.group_size, micro_batches=2)
     here = replace(learner, recipe=recipe)

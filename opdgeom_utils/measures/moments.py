@@ -58,19 +58,9 @@ Products = dict[str, Tensor]
 
 
 def moment_rows(gradients: Gradients, *, replicates: int) -> list[Row]:
-    """Measure all second moments of one set of gradients.
+    """Measure all second moments of one set of gradients; without ``replicates`` of the bootstrap, no intervals.
 
-    Parameters
-    ----------
-    gradients
-        From :func:`~opdgeom_utils.measures.gradient_moments.collect_gradients`.
-    replicates
-        Bootstrap replicates; 0 gives no intervals.
-
-    Returns
-    -------
-    list of dict
-        Rows of the long table without profile, seed and step.
+    The rows of the long table lack profile, seed and step.
     """
     parts: list[Row] = []
     whole = gradients | mixtures_of(gradients)
@@ -231,20 +221,11 @@ def gradient_rows(gradients: Gradients) -> list[Row]:
 
 
 def moment_measures(run: runs.Run, *, plan: MomentPlan | None = None) -> pd.DataFrame:
-    """Measure one seed's second moments, at the anchor and at OPD's weights half way; kept in the run's folder.
+    """Rows of one seed's second moments, at the anchor (step 0) and at OPD's weights half way.
 
-    Parameters
-    ----------
-    run
-        A finished run of ``opd``: it gives the models, the seed of the prompts and the weights half way.
-    plan
-        Batches and replicates; None takes 16 batches where the recipe has 16 prompts an update or more, else few and
-        small ones. Half way has half the batches and no bootstrap.
-
-    Returns
-    -------
-    DataFrame
-        The columns of :mod:`opdgeom_utils.measures.long_table`; step 0 is the anchor.
+    A finished run of ``opd`` gives the models, the seed of the prompts and the weights half way. Without a ``plan``,
+    16 batches are drawn where the recipe has 16 prompts an update or more, else few and small ones. Half way has half
+    the batches and no bootstrap.
     """
     plan = plan or (FULL if run.recipe.prompts_per_update >= FULL.prompts else SMALL)
     halved = replace(plan, batches=max(2, plan.batches // 2), replicates=0)

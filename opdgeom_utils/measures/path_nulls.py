@@ -105,23 +105,10 @@ def adam_path(
 ) -> Stacks:
     """Train on random gradients with the run's own optimiser, from its own start, for as many updates.
 
-    Parameters
-    ----------
-    path
-        Whose matrices and checkpoints.
-    run
-        Gives the recipe, and the norm of each update's gradient after clipping: the random ones are given it too.
-    moments
-        Second moments ``X'X`` of each matrix's inputs, one mapping per batch of a pool; each update draws one batch.
-        Independent Gaussian output-side signals ``S`` make ``G = S'X``, whose rows are Gaussian with covariance
-        ``X'X``: it is drawn as such. An empty pool makes entries independent.
-    generator
-        A CPU generator.
-
-    Returns
-    -------
-    dict of str to Tensor
-        Cumulative updates, (checkpoints, out, in), by name.
+    Each gradient gets the norm that the run's own had after clipping. ``moments`` are second moments ``X'X`` of each
+    matrix's inputs, one mapping per batch of a pool; each update draws one batch. Independent Gaussian output-side
+    signals ``S`` make ``G = S'X``, whose rows are Gaussian with covariance ``X'X``: it is drawn as such. An empty pool
+    makes entries independent. Returns the cumulative updates at the path's checkpoints, by name.
     """
     recipe = run.recipe
     weights = {name: torch.nn.Parameter(w.clone()) for name, w in path.reference.items()}
@@ -256,12 +243,9 @@ def rounding_curves(w_ref: Float[Tensor, "out in"], stack: Float[Tensor, "t out 
 def path_null_measures(run: Run) -> pd.DataFrame:
     """Measure every null of a headline run's path over its attention matrices, as rows of the long table.
 
-    Returns
-    -------
-    DataFrame
-        ``sim_to_end``, ``captured_share`` and ``stable_rank`` under each of :data:`NULLS` (no ``captured_share`` for
-        ``shuffled_time``; ``sim_consecutive`` too for the two optimisers); ``stable_rank`` and ``stable_rank_bf16``
-        under ``rounding``; ``overlap_activations`` of the run itself (``null`` empty) and of the two optimisers.
+    ``sim_to_end``, ``captured_share`` and ``stable_rank`` under each of :data:`NULLS` (no ``captured_share`` for
+    ``shuffled_time``; ``sim_consecutive`` too for the two optimisers); ``stable_rank`` and ``stable_rank_bf16`` under
+    ``rounding``; ``overlap_activations`` of the run itself (``null`` empty) and of the two optimisers.
     """
     return kept_measures(run.path, "path_nulls", lambda: _measure_nulls(run), __name__)
 

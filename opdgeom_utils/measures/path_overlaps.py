@@ -38,18 +38,8 @@ Spaces = Mapping[str, Factors]
 def overlap_measures(runs: Sequence[Run], others: Sequence[Run] = ()) -> pd.DataFrame:
     """Compare the spaces of every run's update with those of its counterparts among ``runs`` and ``others``.
 
-    Parameters
-    ----------
-    runs
-        Finished runs of one profile.
-    others
-        Runs that are only compared with. A counterpart whose checkpoint is in neither is left out.
-
-    Returns
-    -------
-    DataFrame
-        Rows of the long table: quantity ``overlap`` (Sim_K, 0 to 1), ``step`` of the run itself, ``other_...`` of
-        its counterpart; right and left, attention matrices and all. It is kept in each run's folder.
+    The runs are finished ones of one profile. A counterpart whose checkpoint is in neither is left out. In the rows of
+    the long table, ``overlap`` is Sim_K (0 to 1), ``step`` is the run's own, ``other_...`` its counterpart's.
     """
     known = {(run.recipe.name, run.seed): run for run in (*others, *runs)}
     spaces: dict[Point, Spaces] = {}

@@ -44,21 +44,11 @@ Curves = dict[Key, list[float]]
 
 @dataclass(frozen=True)
 class UpdatePath:
-    """Cumulative updates of a run's matrices at its checkpoints.
+    """Cumulative updates of a run's matrices at its checkpoints, by name, float32."""
 
-    Attributes
-    ----------
-    steps : tuple of int
-        Updates taken at each checkpoint, rising.
-    reference : mapping of str to Tensor
-        ``W_0`` by name, (out, in), float32.
-    updates : mapping of str to Tensor
-        ``dW_t`` by name, (checkpoints, out, in), float32.
-    """
-
-    steps: tuple[int, ...]
-    reference: Mapping[str, Tensor]
-    updates: Mapping[str, Tensor]
+    steps: tuple[int, ...]  # updates taken at each checkpoint, rising
+    reference: Mapping[str, Float[Tensor, "out in"]]  # W_0
+    updates: Mapping[str, Float[Tensor, "t out in"]]  # dW_t
 
     @property
     def early(self) -> int:
@@ -81,19 +71,9 @@ def _projection_of(name: str) -> str:
 
 
 def read_path(run: Run, steps: Sequence[int] = ()) -> UpdatePath:
-    """Read the layers' matrices of a run at its checkpoints, less those it started from.
+    """Read the layers' matrices of a finished run at its checkpoints, or only at ``steps``, less those it started from.
 
-    Parameters
-    ----------
-    run
-        A finished run.
-    steps
-        Only these checkpoints; none reads all.
-
-    Raises
-    ------
-    MetricInputError
-        If a step is no checkpoint of the run.
+    Raises :class:`MetricInputError` if a step is no checkpoint of the run.
     """
     points = [c for c in run.checkpoints if not steps or c.step in steps]
     unknown = sorted(set(steps) - {c.step for c in points})
@@ -173,18 +153,9 @@ def matrix_curves(
 ) -> Curves:
     """Every curve of one matrix along its checkpoints: one number per checkpoint, nan where undefined.
 
-    Parameters
-    ----------
-    stack
-        Cumulative updates.
-    early
-        Index of the checkpoint whose leading space ``captured_share`` asks about.
-    ks
-        Dimensions of the spaces.
-    consecutive
-        Whether to compare windows with the windows before them, which takes as long as all the rest.
-    inputs
-        Factors of the second moment of the layer's inputs: adds ``overlap_activations`` of the right spaces.
+    ``early`` is the index of the checkpoint whose leading space ``captured_share`` asks about. To compare windows with
+    the windows before them (``consecutive``) takes as long as all the rest. ``inputs``, factors of the second moment of
+    the layer's inputs, add ``overlap_activations`` of the right spaces.
     """
     cumulative, own = [factor(delta) for delta in stack], windows(stack)
     side_of = max(stack.shape[1:])
@@ -253,16 +224,9 @@ def tagged(run: Run, rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 def path_measures(run: Run) -> pd.DataFrame:
     """Measure a run's path: ranks, norms, spectra and spaces at every checkpoint, as rows of the long table.
 
-    Parameters
-    ----------
-    run
-        A finished run. Variants of the headline recipes get K of 4 and 16 only, and no spectra.
-
-    Returns
-    -------
-    DataFrame
-        Quantities ``stable_rank, stable_rank_bf16, update_norm, hill, sim_to_end, sim_consecutive, captured_share``
-        and ``singular_value`` (``k`` is its index from 1, attention matrices).
+    Quantities are ``stable_rank, stable_rank_bf16, update_norm, hill, sim_to_end, sim_consecutive, captured_share`` and
+    ``singular_value`` (``k`` is its index from 1, attention matrices). Variants of the headline recipes get K of 4 and
+    16 only, and no spectra.
     """
     headline = run.recipe.name in HEADLINE
     return kept_measures(run.path, "path", lambda: _measure_path(run, headline), __name__, headline)
