@@ -47,8 +47,8 @@ class UpdatePath:
     """Cumulative updates of a run's matrices at its checkpoints, by name, float32."""
 
     steps: tuple[int, ...]  # updates taken at each checkpoint, rising
-    reference: Mapping[str, Float[Tensor, "out in"]]  # W_0
-    updates: Mapping[str, Float[Tensor, "t out in"]]  # dW_t
+    reference: Mapping[str, Tensor]  # W_0, (out, in)
+    updates: Mapping[str, Tensor]  # dW_t, (checkpoints, out, in)
 
     @property
     def early(self) -> int:
