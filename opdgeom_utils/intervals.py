@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
 from opdgeom_utils.errors import MetricInputError
@@ -48,7 +49,7 @@ class Interval:
         return f"{mean} (95% interval {span}, {self.n} {over})" if over else f"{mean} ({span})"
 
 
-def seed_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -> Interval:
+def seed_interval(values: Sequence[float] | np.ndarray | pd.Series, confidence: float = 0.95) -> Interval:
     """Mean of one number per seed and its two-sided Student t-interval; ``nan`` values are left out.
 
     Parameters

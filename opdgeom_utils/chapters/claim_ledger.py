@@ -16,6 +16,7 @@ import pandas as pd
 
 from opdgeom_utils.charts.palette import VERDICT_MARKS
 from opdgeom_utils.claims import UNTESTABLE, VERDICTS, path_statistics, setting_statistics, statistics
+from opdgeom_utils.intervals import Interval, number
 from opdgeom_utils.models import PROJECT
 
 QUESTIONS = {
@@ -88,19 +89,6 @@ def function_of(statistic: str) -> str:
     return f"{module.__name__}.{statistic}"
 
 
-def value_text(value: float, low: float, high: float, unit: str) -> str:
-    """Say the deciding value of a claim with its interval.
-
-    >>> value_text(0.5, 0.4, 0.6, "points"), value_text(1.5, math.nan, math.nan, "")
-    ('50.00 points (40.00 to 60.00)', '1.5')
-    """
-    if not math.isfinite(value):
-        return "undefined"
-    scale, shown = (100, ".2f") if unit == "points" else (1, ".3g")
-    said = f"{scale * value:{shown}}{f' {unit}' if unit else ''}"
-    return f"{said} ({scale * low:{shown}} to {scale * high:{shown}})" if math.isfinite(low) else said
-
-
 def kind_of_no(side: str, threshold: float, low: float, high: float) -> str:
     """Say whether an interval that does not prove a claim proves the opposite, or leaves both open.
 
@@ -127,8 +115,8 @@ def negatives(card: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for row in card.loc[card["verdict"].isin(VERDICTS[1:3])].to_dict("records"):
         kind = kind_of_no(row["side"], row["threshold"], row["low"], row["high"])
-        value = value_text(row["value"], row["low"], row["high"], row["unit"])
-        needed = f"{row['side'].replace('_', ' ')} {value_text(row['threshold'], math.nan, math.nan, row['unit'])}"
+        value = _value(row)
+        needed = f"{row['side'].replace('_', ' ')} {number(row['threshold'], unit=row['unit'])}"
         rows.append((row["id"], row["verdict"], value, needed, kind))
     return pd.DataFrame(rows, columns=["claim", "verdict", "value (95% interval)", "needed", "kind"])
 
@@ -162,12 +150,12 @@ def _select(name: str, options: Mapping[str, str]) -> str:
 
 
 def _row(row: Mapping[str, Any]) -> str:
-    null = value_text(row["null_value"], math.nan, math.nan, row["unit"])
+    null = number(row["null_value"], unit=row["unit"])
     chapter, link = chapter_of(row["question"], row["condition"]), link_of(*_place(row))
     facts = {
         "In the paper": row["where"],
         "Decided by": row["deciding"],
-        "Value (95% interval)": value_text(row["value"], row["low"], row["high"], row["unit"]),
+        "Value (95% interval)": _value(row),
         "Null": f"{null}, {row['null_name']}" if math.isfinite(row["null_value"]) else "inside the comparison, or none",
         "Rule": row["rule"],
         "Reason": row["reason"],
@@ -185,6 +173,10 @@ def _row(row: Mapping[str, Any]) -> str:
         f"</summary>{items}<p><strong>Measured in.</strong> {where}. <strong>Computed by.</strong> "
         f"<code>{function_of(row['statistic'])}</code></p></details>"
     )
+
+
+def _value(row: Mapping[str, Any]) -> str:
+    return Interval(row["value"], row["low"], row["high"], row["n_seeds"]).text(unit=row["unit"])
 
 
 def _place(row: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -205,10 +197,10 @@ def answers(table: pd.DataFrame, card: pd.DataFrame, claims: Mapping[int, list[s
     """
     verdicts = card.set_index("id")["verdict"].to_dict()
     parts = []
-    for number, question, state, found in table.itertuples(index=False):
-        lines = [f"**{number}. {question}** {state.capitalize()}. {found}"]
+    for asked, question, state, found in table.itertuples(index=False):
+        lines = [f"**{asked}. {question}** {state.capitalize()}. {found}"]
         for word in VERDICTS:
-            own = [name for name in claims.get(number, []) if verdicts[name] == word]
+            own = [name for name in claims.get(asked, []) if verdicts[name] == word]
             if own:
                 lines.append(f"- {VERDICT_MARKS[word]} {word}: " + ", ".join(f"`{name}`" for name in own))
         parts.append("\n".join([lines[0], "", *lines[1:]]))

@@ -6,7 +6,6 @@ they are; :func:`with_measures` adds the long table. Under ``smoke`` the sentenc
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -136,20 +135,3 @@ def only_seeds(tables: Tables, profile: str, seeds: Sequence[int], origin: str) 
     words = f"{len(kept)} {'seed' if len(kept) == 1 else 'seeds'}"
     source = f"Profile {profile}, {n_recipes} recipes, {words}, {origin}{label}."
     return BookTables(*parts, profile=profile, seeds=kept, source=source, measures=measures)
-
-
-def say_interval(mean: float, low: float, high: float, *, percent: bool = False, digits: int = 1) -> str:
-    """Write a mean with its interval.
-
-    Examples
-    --------
-    >>> say_interval(0.5, 0.4, 0.6, percent=True)
-    '50.0% (40.0 to 60.0)'
-    >>> say_interval(6.21, math.nan, math.nan)
-    '6.2 (one value, no interval)'
-    """
-    scale, sign = (100, "%") if percent else (1, "")
-    mean_text = f"{scale * mean:.{digits}f}{sign}"
-    if math.isnan(low):
-        return f"{mean_text} (one value, no interval)"
-    return f"{mean_text} ({scale * low:.{digits}f} to {scale * high:.{digits}f})"

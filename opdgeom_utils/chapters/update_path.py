@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 
 import pandas as pd
 
-from opdgeom_utils.chapters.committed_tables import say_interval
 from opdgeom_utils.charts.palette import in_order
 from opdgeom_utils.intervals import seed_interval
 from opdgeom_utils.measures.paths import EARLY, SIDES
@@ -106,20 +105,10 @@ def _by_k(
     for k in ks:
         curves = path_curves(measures, quantity, side=side, k=k, recipes=[recipe], nulls=LEARNED_AND_NULLS)
         for series, own in fold(curves).groupby("series", sort=False) if len(curves) else ():
-            cells[str(series), f"K = {k}"] = said(own.loc[:, "value"])
+            cells[str(series), f"K = {k}"] = seed_interval(own.loc[:, "value"]).text(".2f")
     names = in_order(series for series, _ in cells)
     rows = [{"process": n} | {f"K = {k}": cells.get((n, f"K = {k}"), "-") for k in ks} for n in names]
     return pd.DataFrame(rows)
-
-
-def said(values: pd.Series, digits: int = 2) -> str:
-    """Mean and 95% interval over seeds in words.
-
-    >>> said(pd.Series([0.5]))
-    '0.50 (one value, no interval)'
-    """
-    interval = seed_interval(values.to_numpy(float))
-    return say_interval(interval.mean, interval.low, interval.high, digits=digits)
 
 
 def shared_rows(measures: pd.DataFrame, side: str, k: int, recipe: str = "opd") -> pd.DataFrame:
@@ -221,7 +210,7 @@ def hardest_nulls(measures: pd.DataFrame, side: str, k: int, recipes: Iterable[s
         row = {"run": label(recipe), "side": side, "similarity": f"{own.mean():.2f}", "highest null": hardest}
         row |= {
             "its similarity": f"{nulls.max():.2f}",
-            "run minus null": said(by_seed.loc[:, label(recipe)] - by_seed.loc[:, hardest]),
+            "run minus null": seed_interval(by_seed.loc[:, label(recipe)] - by_seed.loc[:, hardest]).text(".2f"),
         }
         table.append(row)
     return pd.DataFrame(table)
@@ -234,7 +223,7 @@ def scope_table(measures: pd.DataFrame, k: int, recipes: Iterable[str] = HEADLIN
         for scope, words in (("attention", "attention"), ("all", "all matrices")):
             curves = path_curves(measures, "sim_to_end", side=side, k=k, scope=scope, recipes=chosen)
             for name, own in at_share(curves).groupby("recipe") if len(curves) else ():
-                cells[str(name), f"{side}, {words}"] = said(own.loc[:, "value"])
+                cells[str(name), f"{side}, {words}"] = seed_interval(own.loc[:, "value"]).text(".2f")
     columns = list(dict.fromkeys(column for _, column in cells))
     names = in_order(name for name, _ in cells)
     return pd.DataFrame([{"run": n} | {c: cells.get((n, c), "-") for c in columns} for n in names])
@@ -248,7 +237,7 @@ def inputs_table(measures: pd.DataFrame, k: int, recipes: Iterable[str] = HEADLI
     rows = []
     for name in in_order(ends["recipe"]):
         own = ends.loc[ends["recipe"] == name].groupby("series")
-        found = {str(series): said(rows_of.loc[:, "value"]) for series, rows_of in own}
+        found = {str(series): seed_interval(rows_of.loc[:, "value"]).text(".2f") for series, rows_of in own}
         others = {PATH_NULLS[null]: found.get(PATH_NULLS[null], "-") for null in nulls if null}
         rows.append({"run": name, "overlap with the inputs": found.get(name, "-")} | others)
     return pd.DataFrame(rows)

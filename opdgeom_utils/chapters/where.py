@@ -17,7 +17,7 @@ from opdgeom_utils.claims import matching
 from opdgeom_utils.claims.look_up import Tables as AnyTables
 from opdgeom_utils.diagnose import diagnose_trajectory
 from opdgeom_utils.errors import MetricInputError
-from opdgeom_utils.intervals import seed_interval
+from opdgeom_utils.intervals import number, seed_interval
 from opdgeom_utils.results import DIAGNOSE_OPTIONS, Tables, check_live
 from opdgeom_utils.runs import Run
 from opdgeom_utils.scopes import ATTENTION
@@ -164,10 +164,10 @@ def beside_nulls(ends: pd.DataFrame, metrics: Sequence[str], reported: pd.DataFr
         for recipe in _ordered(ends):
             own = ends.loc[ends["recipe"] == recipe]
             row = {"measure": metric_of(metric).title, "objective": label(str(recipe))}
-            row["mean and 95% interval"] = _with_interval(own[metric], shown)
+            row["mean and 95% interval"] = seed_interval(own[metric]).text(shown)
             for null in NULLS:
                 column = f"{metric}_{null}"
-                row[null] = f"{own[column].mean():{shown}}" if column in own else "-"
+                row[null] = number(own[column].mean(), shown) if column in own else "-"
             if reported is not None:
                 row["the paper, 8B"] = _paper(reported, metric, str(recipe))
             rows.append(row)
@@ -223,7 +223,7 @@ def null_ratios(ends: pd.DataFrame, metrics: Sequence[str], null: str = "shuffle
         row = {"measure": metric_of(metric).words}
         for recipe in _ordered(ends):
             own = ends.loc[ends["recipe"] == recipe]
-            row[label(str(recipe))] = _with_interval(own[metric] / own[f"{metric}_{null}"], ".3f")
+            row[label(str(recipe))] = seed_interval(own[metric] / own[f"{metric}_{null}"]).text(".3f")
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -265,13 +265,6 @@ def _ordered(ends: pd.DataFrame) -> list[str]:
     """Recipes of a table in the palette's order."""
     names = {label(str(recipe)): str(recipe) for recipe in ends["recipe"].unique()}
     return [names[shown] for shown in in_order(names)]
-
-
-def _with_interval(values: pd.Series, shown: str) -> str:
-    interval = seed_interval(values.to_numpy(float))
-    if interval.n < 2:
-        return f"{interval.mean:{shown}}" if interval.n else "undefined"
-    return f"{interval.mean:{shown}} ({interval.low:{shown}} to {interval.high:{shown}})"
 
 
 def _paper(reported: pd.DataFrame, metric: str, recipe: str) -> str:
