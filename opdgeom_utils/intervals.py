@@ -79,6 +79,24 @@ def seed_interval(values: Sequence[float] | np.ndarray | pd.Series, confidence: 
     return Interval(mean, mean - reach, mean + reach, n)
 
 
+def further_seed(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
+    """Range in which one more seed is expected: the mean ``+- t * s * sqrt(1 + 1/n)``; ``nan`` below two values.
+
+    Examples
+    --------
+    Seeds 0 and 2: mean 1, deviation the root of 2, and the t-value of one degree of freedom is 12.706.
+
+    >>> [round(end, 3) for end in further_seed([0.0, 2.0])]
+    [-21.008, 23.008]
+    """
+    known = np.asarray(values, dtype=float)
+    known = known[np.isfinite(known)]
+    if len(known) < 2:
+        return math.nan, math.nan
+    reach = float(stats.t.ppf((1 + confidence) / 2, len(known) - 1) * known.std(ddof=1) * (1 + 1 / len(known)) ** 0.5)
+    return float(known.mean()) - reach, float(known.mean()) + reach
+
+
 def number(value: float, shown: str = "", unit: str = "") -> str:
     """Write a number so that what is not zero never prints as zero, and what is not all never as 100%.
 

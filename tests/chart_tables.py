@@ -64,9 +64,9 @@ def places() -> pd.DataFrame:
     anchored = summary.loc[summary["recipe"] != "sft"]
     steps = matching.final(summary.loc[summary["recipe"] != "control_sft"]).assign(place="the paper's steps")
     equal = [
-        matching.at_equal_updates(anchored).assign(place="equal updates"),
-        matching.at_equal_norm(anchored).assign(place="equal norm"),
-        matching.at_equal_accuracy(anchored, accuracy()).assign(place="equal accuracy"),
+        matching.matched(anchored, "equal_updates").assign(place="equal updates"),
+        matching.matched(anchored, "equal_norm").assign(place="equal norm"),
+        matching.matched(anchored, "equal_accuracy", accuracy()).assign(place="equal accuracy"),
     ]
     return pd.concat([steps, *equal], ignore_index=True)
 

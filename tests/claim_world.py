@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from opdgeom_utils.claims.look_up import Measured
+from opdgeom_utils.claims.look_up import LookUp, Sources
 
 SEEDS = (0, 1, 2, 3, 4)
 JITTER = (-0.002, -0.001, 0.0, 0.001, 0.002)
@@ -45,11 +45,11 @@ def hand_tables(values: Values, steps: Mapping[str, Mapping[int, tuple[float, fl
     return HandTables(pd.DataFrame(geometry), pd.DataFrame(accuracy))
 
 
-def measured(values: Values, steps: Mapping[str, Mapping[int, tuple[float, float]]] | None = None) -> Measured:
+def look_up(values: Values, steps: Mapping[str, Mapping[int, tuple[float, float]]] | None = None) -> LookUp:
     """Look-up of the hand-made tables, with as many seeds as they have."""
     tables = hand_tables(values, steps)
     seeds = tuple(sorted(int(s) for s in tables.geometry["seed"].unique()))
-    return Measured(tables, "attention", seeds)
+    return LookUp(Sources(tables), "attention", seeds)
 
 
 #: A world that agrees with the paper in everything, except that OPD then lies between SFT and RLVR on every diagnostic.

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from opdgeom_utils.errors import MetricInputError
+from opdgeom_utils.measures.long_table import pick
 from opdgeom_utils.vocabulary import label
 
 TOKENS = {
@@ -47,19 +48,6 @@ def words_of(recipe: str) -> str:
     ('top 25%', 'alpha 0.05', 'OPD')
     """
     return WORDS.get(recipe, label(recipe))
-
-
-def pick(measures: pd.DataFrame, **cell: Any) -> pd.DataFrame:
-    """Rows whose columns have these values; a list means any of them.
-
-    >>> table = pd.DataFrame({"recipe": ["opd", "rlvr"], "value": [1.0, 2.0]})
-    >>> pick(table, recipe=["rlvr", "sft"])["value"].tolist()
-    [2.0]
-    """
-    keep = pd.Series(True, index=measures.index)
-    for column, wanted in cell.items():
-        keep &= measures[column].isin(wanted if isinstance(wanted, list) else [wanted])
-    return pd.DataFrame(measures[keep])
 
 
 def place_of(measures: pd.DataFrame) -> int:

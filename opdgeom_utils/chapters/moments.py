@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from opdgeom_utils.chapters.control import EQUAL, RAW, STRIP, K, pick, sweep, words_of
+from opdgeom_utils.chapters.control import EQUAL, RAW, STRIP, K, sweep, words_of
+from opdgeom_utils.measures.long_table import pick
 from opdgeom_utils.vocabulary import label
 
 

@@ -10,8 +10,9 @@ import pandas as pd
 
 from opdgeom_utils.chapters.model_cards import model_facts
 from opdgeom_utils.claims import matching
-from opdgeom_utils.claims.look_up import Tables
-from opdgeom_utils.claims.setting_statistics import PAPER_STEPS, Runs, Setting, runs_of, seed_range, value_at
+from opdgeom_utils.claims.look_up import Runs, Tables, runs_of, value_at
+from opdgeom_utils.claims.setting_statistics import PAPER_STEPS
+from opdgeom_utils.intervals import further_seed
 from opdgeom_utils.models import MODELS, resolve_model
 from opdgeom_utils.scopes import ATTENTION
 from opdgeom_utils.vocabulary import label, metric_of
@@ -221,14 +222,12 @@ def in_seed_ranges(rows: pd.DataFrame) -> pd.DataFrame:
         and ``high`` end the 95% prediction interval for one more seed. Empty where OPD has too few seeds for one.
     """
     first = rows["recipe"].isin(list(SETTINGS))
-    runs, out = runs_of(rows), []
-    opd = rows.loc[rows["recipe"] == "opd"]
-    seeds = tuple(int(s) for s in opd["seed"])
-    step, shown_runs = int(opd["step"].iloc[0]), pd.concat([rows.loc[first], opd.sort_values("seed")])
+    opd, out = rows.loc[rows["recipe"] == "opd"], []
+    shown_runs = pd.concat([rows.loc[first], opd.sort_values("seed")])
     for metric in matching.METRICS:
         for recipe, seed, value in shown_runs[["recipe", "seed", metric]].itertuples(index=False):
-            others = seeds if recipe in SETTINGS else tuple(s for s in seeds if s != seed)
-            low, high = seed_range(Setting("opd", seeds[0], step, runs), "opd", metric, others)
+            others = opd if recipe in SETTINGS else opd.loc[opd["seed"] != seed]
+            low, high = further_seed(others[metric].to_numpy(float))
             run = words(recipe) if recipe in SETTINGS else f"OPD, seed {seed}"
             distance = (value - (low + high) / 2) / ((high - low) / 2)
             shown = (run, metric_of(metric).words, value, distance, low, high)

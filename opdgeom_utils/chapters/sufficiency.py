@@ -10,7 +10,7 @@ import pandas as pd
 
 from opdgeom_utils.intervals import seed_interval
 from opdgeom_utils.measures.functional import PROJECTED, free_run_of
-from opdgeom_utils.measures.long_table import nearest
+from opdgeom_utils.measures.long_table import nearest_step
 from opdgeom_utils.recipes import RUN_SPACE, Recipe, load_recipe, recipe_names
 from opdgeom_utils.vocabulary import label
 
@@ -93,7 +93,7 @@ def start_and_ends(measures: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
             if held not in values.index or free not in values.index:
                 continue
             path = values.loc[free]
-            begins, ends = (nearest([int(s) for s in path.index], run[at]) for at in ("starts", "steps"))
+            begins, ends = (nearest_step([int(s) for s in path.index], run[at]) for at in ("starts", "steps"))
             found = {"start": path[begins], "free_end": path[ends], "held_end": values.loc[held][run["steps"]]}
             rows.append({**run, "seed": seed, "quantity": quantity, "begins": begins, "ends": ends, **found})
     columns = [*runs.columns, "seed", "quantity", "begins", "ends", "start", "free_end", "held_end"]

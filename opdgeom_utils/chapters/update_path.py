@@ -8,6 +8,7 @@ import pandas as pd
 
 from opdgeom_utils.charts.palette import in_order
 from opdgeom_utils.intervals import seed_interval
+from opdgeom_utils.measures.long_table import pick
 from opdgeom_utils.measures.paths import EARLY, SIDES
 from opdgeom_utils.scopes import HEADLINE
 from opdgeom_utils.vocabulary import PATH_NULLS, RESCALED, ROUNDED, label, listed, metric_of
@@ -49,14 +50,13 @@ def path_curves(
     >>> path_curves(table, "hill")[["series", "share"]].values.tolist()
     [['OPD', 0.5], ['OPD', 1.0]]
     """
-    chosen = (measures["quantity"] == quantity) & (measures["side"] == side) & (measures["k"] == k)
-    chosen &= (measures["scope"] == scope) & measures["null"].isin(list(nulls)) & (measures["other_recipe"] == "")
-    rows = measures.loc[chosen & measures["recipe"].isin(list(recipes))]
-    last = measures.groupby("recipe")["step"].max()
-    own, null = rows["recipe"].map(label), rows["null"].map(PATH_NULLS)
-    share = rows["step"] / rows["recipe"].map(last).astype(float)
+    cell = {"side": side, "k": k, "scope": scope, "other_recipe": ""}
+    rows = pick(measures, quantity=quantity, recipe=list(recipes), null=list(nulls), **cell)
+    last = measures.groupby("recipe").agg({"step": "max"}).loc[:, "step"].to_dict()
+    own, null = rows.loc[:, "recipe"].map(label), rows.loc[:, "null"].map(PATH_NULLS.get)
+    share = rows.loc[:, "step"] / rows.loc[:, "recipe"].map(last).astype(float)
     columns = ["recipe", "series", "seed", "step", "share", "value"]
-    return rows.assign(recipe=own, series=null.fillna(own), share=share)[columns].reset_index(drop=True)
+    return rows.assign(recipe=own, series=null.fillna(own), share=share).filter(items=columns).reset_index(drop=True)
 
 
 def at_share(curves: pd.DataFrame, share: float = EARLY) -> pd.DataFrame:
@@ -122,10 +122,7 @@ def shared_rows(measures: pd.DataFrame, side: str, k: int, recipe: str = "opd") 
     """
     early = at_share(path_curves(measures, "sim_to_end", side=side, k=k, recipes=[recipe]))
     parts = [early.assign(kind="itself at a fifth", series=label(recipe))]
-    rows = measures.loc[
-        (measures["quantity"] == "overlap") & (measures["side"] == side) & (measures["k"] == k)
-        & (measures["scope"] == "attention") & (measures["recipe"] == recipe)
-    ]  # fmt: skip
+    rows = pick(measures, quantity="overlap", side=side, k=k, scope="attention", recipe=recipe)
     rows = rows.loc[rows["step"] == rows["step"].max()]
     for other, own in rows.groupby("other_recipe", sort=False):
         kind = "other seeds" if other == recipe else f"{label(str(other))}, same seed"

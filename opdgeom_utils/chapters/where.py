@@ -16,19 +16,12 @@ from opdgeom_utils.checkpoints import matching_names, open_checkpoint
 from opdgeom_utils.claims import matching
 from opdgeom_utils.claims.look_up import Tables as AnyTables
 from opdgeom_utils.diagnose import diagnose_trajectory
-from opdgeom_utils.errors import MetricInputError
 from opdgeom_utils.intervals import number, seed_interval
 from opdgeom_utils.results import DIAGNOSE_OPTIONS, Tables, check_live
 from opdgeom_utils.runs import Run
 from opdgeom_utils.scopes import ATTENTION
 from opdgeom_utils.vocabulary import label, metric_of
 
-PLACES = {
-    "final": "the paper's steps",
-    "equal_updates": "equal updates",
-    "equal_norm": "equal norm",
-    "equal_accuracy": "equal accuracy",
-}
 NULLS = ("shuffled", "random")
 KEYS = ["profile", "recipe", "seed"]
 
@@ -41,7 +34,7 @@ def at_place(tables: AnyTables, place: str, recipes: Iterable[str], *, share: fl
     tables
         Geometry and accuracy of one profile.
     place
-        A key of :data:`PLACES`.
+        A key of :data:`opdgeom_utils.claims.matching.MATCHES`.
     recipes
         Recipes to compare; the common place depends on all of them.
     share
@@ -59,30 +52,14 @@ def at_place(tables: AnyTables, place: str, recipes: Iterable[str], *, share: fl
     MetricInputError
         If the place is unknown, or the share is outside its range.
     """
-    if place not in PLACES:
-        raise MetricInputError(f"place is {place!r}; expected one of {list(PLACES)}")
-    if not 0 < share <= 1:
-        raise MetricInputError(f"share is {share}; expected a number above 0 and at most 1")
     geometry = tables.geometry.loc[tables.geometry["recipe"].isin(list(recipes))]
     summaries = [matching.summarise(geometry, modules) for modules in (ATTENTION, None)]
-    attention, everything = (_matched(s, tables.accuracy, place, share).set_index(KEYS) for s in summaries)
+    attention, everything = (
+        matching.matched(s, place, tables.accuracy, share=share).set_index(KEYS) for s in summaries
+    )
     for column in [c for c in everything.columns if c.startswith("update_sparsity")]:
         attention[column] = everything[column]
-    return attention.reset_index().assign(place=PLACES[place])
-
-
-def _matched(summary: pd.DataFrame, accuracy: pd.DataFrame, place: str, share: float) -> pd.DataFrame:
-    if place == "final":
-        return matching.final(summary)
-    if place == "equal_updates":
-        return matching.at_equal_updates(summary)
-    if place == "equal_norm":
-        largest = matching.at_equal_norm(summary)
-        return largest if share == 1 else matching.at_equal_norm(summary, norm=share * largest["matched_at"].iloc[0])
-    largest = matching.at_equal_accuracy(summary, accuracy)
-    if share == 1:
-        return largest
-    return matching.at_equal_accuracy(summary, accuracy, gain=share * largest["matched_at"].iloc[0])
+    return attention.reset_index().assign(place=matching.MATCHES[place])
 
 
 def live_ends(runs: Iterable[Run], settings: Mapping[str, Any]) -> Tables:

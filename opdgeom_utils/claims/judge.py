@@ -1,22 +1,17 @@
-"""The paper's claims and ours, and the verdict that the tables give each of them.
-
-``data/paper/claims.yaml`` and its three companions were written before the runs they judge were measured. A verdict is
-computed from the tables by the rule in that file and is never typed.
-"""
+"""The verdict that the tables give a claim, by the rule in its file; none is ever typed."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
 
-from opdgeom_utils.claims.cell_look_up import Index, index_measures
-from opdgeom_utils.claims.look_up import Measured, Tables
+from opdgeom_utils.claims.comparisons import Comparison, Part
+from opdgeom_utils.claims.look_up import LookUp, Sources, Tables
 from opdgeom_utils.claims.schema import STATISTICS, Claim, Rule, load_claims
-from opdgeom_utils.claims.statistics import Comparison, Part
 from opdgeom_utils.intervals import Interval, number, seed_interval
 
 VERDICTS = ("reproduced", "partly", "not reproduced", "not testable at this scale")
@@ -30,7 +25,6 @@ OF_CLAIM = (
 class Verdict:
     """What the tables say about a claim. ``value`` and its interval belong to the comparison that decides."""
 
-    claim_id: str
     verdict: str
     value: float
     low: float
@@ -45,7 +39,7 @@ class Verdict:
     reason: str
 
 
-def verdict(claim: Claim, tables: Tables, index: Index | None = None) -> Verdict:
+def verdict(claim: Claim, tables: Tables | Sources) -> Verdict:
     """Compute the verdict of one claim by its rule.
 
     Parameters
@@ -53,37 +47,36 @@ def verdict(claim: Claim, tables: Tables, index: Index | None = None) -> Verdict
     claim
         From :func:`load_claims`.
     tables
-        Anything with ``geometry``, ``accuracy`` and ``measures`` of one profile, as ``results.load_tables`` returns it.
-    index
-        The measures, already grouped by :func:`~opdgeom_utils.claims.cell_look_up.index_measures`; None groups them
-        now.
+        Anything with ``geometry``, ``accuracy`` and ``measures`` of one profile, as ``results.load_tables`` returns it;
+        or these as :class:`~opdgeom_utils.claims.look_up.Sources`, which many claims can share.
 
     Returns
     -------
     Verdict
         One of the four words of :data:`VERDICTS`, the number that decides with its interval, and a computed sentence.
     """
-    function = STATISTICS[claim.statistic]
-    index = index_measures(tables.measures) if index is None else index
-    real = Measured(tables, claim.scope, claim.seeds, index=index)
-    found = [_Judged(c, claim.rule, _level(claim)) for c in function(real, claim.args)]
-    null = Measured(tables, claim.scope, claim.seeds, suffix="_shuffled", index=index)
-    for judged, same in zip(found, function(null, claim.args), strict=True):
-        judged.null_value = seed_interval(same.parts[judged.weakest].values).mean
-        judged.null_name = null.null_name
+    sources = tables if isinstance(tables, Sources) else Sources(tables)
+    statistic = STATISTICS[claim.statistic]
+    look, null = (LookUp(sources, claim.scope, claim.seeds, name) for name in ("", "shuffled"))
+    found = [_Judged(c, claim.rule, _level(claim)) for c in statistic(look, **claim.args)]
+    nulls = statistic(null, **claim.args)
     word = _decide(found, claim.rule)
-    untested = [j for j in found if not j.testable]
+    kept = [i for i, judged in enumerate(found) if judged.testable != (word == UNTESTABLE)]
+    clearest = max if claim.rule.require == "any" else min
+    place = kept[0] if word == UNTESTABLE else clearest(kept, key=lambda i: found[i].clearance)
+    deciding = found[place]
+    null_value = seed_interval(nulls[place].parts[deciding.weakest].values).mean
     if word == UNTESTABLE:
-        deciding = untested[0]
+        reason = _untestable(deciding, claim, look.problems)
     else:
-        tested = [j for j in found if j.testable]
-        deciding = (max if claim.rule.require == "any" else min)(tested, key=lambda j: j.clearance)
+        reason = _reason(deciding, found, claim.rule)
+        if math.isfinite(null_value):
+            shown = number(null_value, unit=deciding.part.unit)
+            reason += f" The same number from {null.null_name} is {shown}."
     part, interval = deciding.part, deciding.interval
-    holds = sum(j.holds for j in found)
-    reason = _untestable(deciding, claim, real.problems) if word == UNTESTABLE else _reason(deciding, found, claim.rule)
     return Verdict(
-        claim.id, word, interval.mean, interval.low, interval.high, deciding.null_value, deciding.null_name, part.unit,
-        interval.n, len(found), holds, part.label, reason,
+        word, interval.mean, interval.low, interval.high, null_value, null.null_name, part.unit, interval.n, len(found),
+        sum(judged.holds for judged in found), part.label, reason,
     )  # fmt: skip
 
 
@@ -97,12 +90,11 @@ def scorecard(tables: Tables, claims: Sequence[Claim] | None = None) -> pd.DataF
         side`` of the claim, then ``verdict, value, low, high, null_value, null_name, unit, n_seeds, n_comparisons,
         n_hold, deciding, reason``.
     """
-    rows, index = [], index_measures(tables.measures)
+    rows, sources = [], Sources(tables)
     for claim in load_claims() if claims is None else claims:
-        result = verdict(claim, tables, index)
         row = {name: getattr(claim, name) for name in OF_CLAIM}
         row |= {"rule": claim.rule.words, "threshold": claim.rule.threshold, "side": claim.rule.side}
-        rows.append(row | {f.name: getattr(result, f.name) for f in fields(result) if f.name != "claim_id"})
+        rows.append(row | asdict(verdict(claim, sources)))
     return pd.DataFrame(rows)
 
 
@@ -111,15 +103,12 @@ class _Judged:
 
     def __init__(self, comparison: Comparison, rule: Rule, confidence: float) -> None:
         intervals = [seed_interval(part.values, confidence) for part in comparison.parts]
-        clearances = [
-            _clearance(interval, part, rule) for interval, part in zip(intervals, comparison.parts, strict=True)
-        ]
+        clearances = [_clearance(*pair, rule) for pair in zip(intervals, comparison.parts, strict=True)]
         self.weakest = min(range(len(clearances)), key=clearances.__getitem__)
         self.part, self.interval = comparison.parts[self.weakest], intervals[self.weakest]
         self.clearance = clearances[self.weakest]
         self.testable = all(interval.n >= rule.min_seeds for interval in intervals)
         self.holds = self.testable and all(_holds(interval, rule) for interval in intervals)
-        self.null_value, self.null_name = math.nan, ""
 
 
 def _holds(interval: Interval, rule: Rule) -> bool:
@@ -157,24 +146,23 @@ def _level(claim: Claim) -> float:
 
 def _reason(deciding: _Judged, found: Sequence[_Judged], rule: Rule) -> str:
     part, interval = deciding.part, deciding.interval
-    low, mean, high = (number(value, unit=part.unit) for value in (interval.low, interval.mean, interval.high))
+    mean, low, high, threshold = (
+        number(value, unit=part.unit) for value in (interval.mean, interval.low, interval.high, rule.threshold)
+    )
+    which = ""
+    if len(found) > 1:
+        which = f"{sum(j.holds for j in found)} of {len(found)} comparisons hold. "
+        which += "Strongest: " if rule.require == "any" else "Weakest: "
     span = "" if rule.side == "at_least" else f", interval {low} to {high}"
-    need = f"needed: {rule.side.replace('_', ' ')} {number(rule.threshold, unit=part.unit)}"
-    which = f"{sum(j.holds for j in found)} of {len(found)} comparisons hold. "
-    which += "Strongest: " if rule.require == "any" else "Weakest: "
-    which = which if len(found) > 1 else ""
-    null = ""
-    if math.isfinite(deciding.null_value):
-        null = f" The same number from {deciding.null_name} is {number(deciding.null_value, unit=part.unit)}."
-    found_as = f"{part.label}, {mean}{span} over {interval.n} {part.over}"
-    return f"{which}{found_as} ({need}).{null}"
+    need = f"needed: {rule.side.replace('_', ' ')} {threshold}"
+    return f"{which}{part.label}, {mean}{span} over {interval.n} {part.over} ({need})."
 
 
 def _untestable(deciding: _Judged, claim: Claim, problems: Sequence[str]) -> str:
-    n, needed = deciding.interval.n, claim.rule.min_seeds
+    part, n, needed = deciding.part, deciding.interval.n, claim.rule.min_seeds
     if problems or len(claim.seeds) >= needed:
         shown = "; ".join(problems[:3]) or "its denominator or its value is undefined in the other seeds"
     else:
-        shown = f"this is a sweep over one seed, which gives {number(deciding.interval.mean, unit=deciding.part.unit)}"
-    over = deciding.part.over.removesuffix("s") if n == 1 else deciding.part.over
-    return f"{deciding.part.label}: {n} usable {over}, {needed} are needed; {shown}."
+        shown = f"this is a sweep over one seed, which gives {number(deciding.interval.mean, unit=part.unit)}"
+    over = part.over.removesuffix("s") if n == 1 else part.over
+    return f"{part.label}: {n} usable {over}, {needed} are needed; {shown}."

@@ -12,12 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from opdgeom_utils.claims import VERDICTS, verdict
-from opdgeom_utils.claims.look_up import Tables
+from opdgeom_utils.claims.judge import VERDICTS, verdict
+from opdgeom_utils.claims.look_up import Sources, Tables
 from opdgeom_utils.claims.schema import Claim
 from opdgeom_utils.errors import MetricInputError
-
-ORDERS = "ordering"
 
 
 @dataclass(frozen=True)
@@ -59,12 +57,12 @@ def order_claims_under_relabelling(
     if n < 1:
         raise MetricInputError(f"n is {n}; expected at least one deal of the names")
     rng = np.random.default_rng(seed)
-    orders = [claim for claim in claims if claim.statistic == ORDERS]
+    orders = [claim for claim in claims if claim.statistic == "ordering"]
     named = sorted({str(recipe) for claim in orders for recipe in claim.args["order"]})
     geometry, accuracy = (pd.DataFrame(t[t["recipe"].isin(named)]) for t in (tables.geometry, tables.accuracy))
-    judged = Relabelled(geometry, accuracy)
-    deals = [_counts(relabel(judged, rng), orders) for _ in range(n)]
-    return pd.Series(_counts(judged, orders)), pd.DataFrame(deals)
+    true = Relabelled(geometry, accuracy)
+    deals = [_counts(relabel(true, rng), orders) for _ in range(n)]
+    return pd.Series(_counts(true, orders)), pd.DataFrame(deals)
 
 
 def relabel(tables: Tables, rng: np.random.Generator) -> Relabelled:
@@ -99,30 +97,25 @@ def relabel(tables: Tables, rng: np.random.Generator) -> Relabelled:
     return Relabelled(geometry, accuracy)
 
 
-def in_words(true: pd.Series, relabelled: pd.DataFrame) -> str:
+def chance_sentence(true: pd.Series, relabelled: pd.DataFrame) -> str:
     """Say how the true count of reproduced orders compares with the deals.
-
-    Parameters
-    ----------
-    true, relabelled
-        From :func:`order_claims_under_relabelling`.
 
     Examples
     --------
-    >>> in_words(pd.Series({"n_claims": 20, "reproduced": 6}), pd.DataFrame({"reproduced": [0, 1, 0, 0]}))
+    >>> chance_sentence(pd.Series({"n_claims": 20, "reproduced": 6}), pd.DataFrame({"reproduced": [0, 1, 0, 0]}))
     'No deal of the names in 4 reaches the 6 reproduced orders of the true names: they are not chance.'
     """
     found, n = int(true.to_dict()["reproduced"]), len(relabelled)
-    reached = sum(count >= found for count in relabelled["reproduced"].tolist())
+    reached = int((relabelled["reproduced"].to_numpy() >= found).sum())
+    orders = f"the {found} reproduced orders of the true names"
     if found == 0:
         return "With the true names no order is reproduced, so there is nothing that chance would have to explain."
     if reached == 0:
-        return (
-            f"No deal of the names in {n} reaches the {found} reproduced orders of the true names: they are not chance."
-        )
-    return f"{reached} of {n} deals of the names reach the {found} reproduced orders of the true names: may be chance."
+        return f"No deal of the names in {n} reaches {orders}: they are not chance."
+    return f"{reached} of {n} deals of the names reach {orders}: may be chance."
 
 
 def _counts(tables: Tables, claims: Sequence[Claim]) -> dict[str, int]:
-    verdicts = [verdict(claim, tables).verdict for claim in claims]
+    sources = Sources(tables)
+    verdicts = [verdict(claim, sources).verdict for claim in claims]
     return {"n_claims": len(claims)} | {word: verdicts.count(word) for word in VERDICTS}

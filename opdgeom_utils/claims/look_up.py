@@ -1,19 +1,29 @@
-"""Look up one number per seed: a metric of a recipe, at its last step or at a place shared with other recipes."""
+"""Look up one number per seed: a metric of a recipe where runs are compared, or a cell of the long table.
+
+A cell is written as ``claims_rq2.yaml`` writes it: ``{recipe: opd, quantity: sim_to_end, at: 0.2, side: right}``. What
+it leaves out must have one answer in the table; two answers are a problem that is noted, and not a mean.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import pandas as pd
 
 from opdgeom_utils.claims import matching
-from opdgeom_utils.claims.cell_look_up import Index, MeasuredCells
 from opdgeom_utils.errors import MetricInputError
+from opdgeom_utils.measures.long_table import nearest_step, pick
 from opdgeom_utils.scopes import SCOPES
+
+CELL_KEYS = frozenset(("recipe", "quantity", "at", "side", "k", "scope", "null", "other", "seed", "from"))
+OWN_SEED, OTHER_SEEDS = "{seed}", "{rest}"
+Cell = Mapping[str, Any]
+Path = dict[int, float]
+Runs = Mapping[tuple[str, int], pd.DataFrame]
 
 
 @runtime_checkable
@@ -36,92 +46,222 @@ class Tables(Protocol):
         ...
 
 
+class Sources:
+    """The tables of one profile, each folded and grouped once, however many claims read it."""
+
+    def __init__(self, tables: Tables) -> None:
+        self.tables = tables
+        self._summaries: dict[str, pd.DataFrame] = {}
+        self._runs: dict[str, Runs] = {}
+        self._matched: dict[tuple[object, ...], pd.DataFrame] = {}
+
+    def summary(self, scope: str) -> pd.DataFrame:
+        """One row per checkpoint, over the matrices of the scope."""
+        if scope not in self._summaries:
+            self._summaries[scope] = matching.summarise(self.tables.geometry, SCOPES[scope])
+        return self._summaries[scope]
+
+    def runs(self, scope: str) -> Runs:
+        """Rows of each run, by recipe and seed."""
+        if scope not in self._runs:
+            self._runs[scope] = runs_of(self.summary(scope))
+        return self._runs[scope]
+
+    def matched(self, scope: str, seeds: tuple[int, ...], at: str, among: tuple[str, ...]) -> pd.DataFrame:
+        """One row per run of these recipes and seeds, where they are compared."""
+        key = (scope, seeds, at, among)
+        if key not in self._matched:
+            rows = self.summary(scope)
+            rows = rows.loc[rows["seed"].isin(seeds) & rows["recipe"].isin(among)]
+            found = matching.matched(rows, at, self.tables.accuracy) if len(rows) else rows.assign(reason="")
+            self._matched[key] = found
+        return self._matched[key]
+
+    @cached_property
+    def cells(self) -> Mapping[tuple[str, str, str], pd.DataFrame] | None:
+        """The long table by recipe, quantity and null; None where it was not made."""
+        if self.tables.measures is None:
+            return None
+        groups = self.tables.measures.groupby(["recipe", "quantity", "null"], sort=False)
+        return {cast("tuple[str, str, str]", key): rows for key, rows in groups}
+
+
 @dataclass
-class Measured:
-    """Seed-by-seed values of any metric of any recipe.
+class LookUp:
+    """Numbers seed by seed, for one claim.
 
     Parameters
     ----------
-    tables
-        Result tables of one profile.
+    sources
+        The tables.
     scope
-        ``attention`` or ``all``: which matrices are folded together.
+        ``attention`` or ``all``: which matrices are folded together; rows of the long table without one fit any.
     seeds
-        The order of every tuple of values.
-    suffix
-        Added to a metric's name, for the same computation on a null (``"_shuffled"``).
-    index
-        The table of measures from :func:`opdgeom_utils.claims.cell_look_up.index_measures`, for :attr:`cells`.
+        The order of every array.
+    null
+        Suffix of the null that stands in every metric's place (``"shuffled"``); empty for the runs themselves.
     problems
         Filled with the reason of each value that could not be had.
     null_name
-        What stands in a run's place where ``suffix`` asks for a null.
+        What stands in a run's place where a null is asked for.
     """
 
-    tables: Tables
+    sources: Sources
     scope: str
     seeds: tuple[int, ...]
-    suffix: str = ""
-    index: Index | None = None
+    null: str = ""
     problems: list[str] = field(default_factory=list)
     null_name: str = "shuffled updates"
-    _places: dict[tuple[str, tuple[str, ...]], pd.DataFrame] = field(default_factory=dict)
-    _summary: pd.DataFrame | None = None
 
-    def values(self, metric: str, recipe: str, at: str, among: Sequence[str] = (), *, bare: bool = False) -> np.ndarray:
-        """Values of ``metric`` in the order of ``seeds``, ``nan`` where missing.
+    @property
+    def real(self) -> LookUp:
+        """The same look-up of the runs themselves."""
+        return replace(self, null="") if self.null else self
+
+    def metric(self, metric: str, recipe: str, at: str, among: Sequence[str] = ()) -> np.ndarray:
+        """Values of a column of the geometry table, ``nan`` where missing.
 
         Parameters
         ----------
-        metric
-            A column of the geometry table.
-        recipe
-            Whose runs.
+        metric, recipe
+            Which number of whose runs.
         at
-            ``final``, ``equal_updates``, ``equal_norm`` or ``equal_accuracy``.
+            A key of :data:`opdgeom_utils.claims.matching.MATCHES`.
         among
-            The recipes compared; the common place depends on all of them.
-        bare
-            Use the metric's own name, whatever ``suffix`` says.
+            The recipes compared; where they are equal depends on all of them.
         """
-        rows = self._place(at, tuple(among) or (recipe,))
+        rows = self.sources.matched(self.scope, self.seeds, at, tuple(among) or (recipe,))
         rows = rows.loc[rows.loc[:, "recipe"] == recipe]
         if rows.empty:
-            self._say(f"there is no run of {recipe} in the tables")
-        column = metric if bare else metric + self.suffix
+            self.note(f"there is no run of {recipe} in the tables")
+        column = f"{metric}_{self.null}" if self.null else metric
         if column not in rows:
-            self._say(f"the geometry table has no column {column}")
-            return np.full(len(self.seeds), np.nan)
+            self.note(f"the geometry table has no column {column}")
+            return self.undefined()
         for reason in rows.loc[:, "reason"]:
-            self._say(reason)
+            self.note(reason)
         return rows.set_index("seed").loc[:, column].reindex(self.seeds).to_numpy(float)
 
-    @cached_property
-    def cells(self) -> MeasuredCells:
-        """Cells of the table of measures, with the same seeds, scope and list of problems."""
-        return MeasuredCells(self.index, self.scope, self.seeds, self.problems)
+    def cell(self, cell: Cell) -> np.ndarray:
+        """Value of a cell of the long table, ``nan`` where missing."""
+        return np.array([self._at(path, cell) for path in self.paths(cell)])
 
-    def _place(self, at: str, among: tuple[str, ...]) -> pd.DataFrame:
-        if (at, among) not in self._places:
-            if self._summary is None:
-                self._summary = matching.summarise(self.tables.geometry, SCOPES[self.scope])
-            known = self._summary.loc[:, ["recipe", "seed"]]
-            wanted = known.loc[:, "seed"].isin(self.seeds) & known.loc[:, "recipe"].isin(among)
-            runs = self._summary.loc[wanted]
-            self._places[at, among] = self._match(at, runs) if len(runs) else runs.assign(reason="")
-        return self._places[at, among]
+    def paths(self, cell: Cell) -> list[Path]:
+        """Every step of a cell, one dictionary per seed; empty where there is none.
 
-    def _match(self, at: str, runs: pd.DataFrame) -> pd.DataFrame:
-        if at == "final":
-            return matching.final(runs)
-        if at == "equal_updates":
-            return matching.at_equal_updates(runs)
-        if at == "equal_norm":
-            return matching.at_equal_norm(runs)
-        if at == "equal_accuracy":
-            return matching.at_equal_accuracy(runs, self.tables.accuracy)
-        raise MetricInputError(f"at is {at!r}; expected final, equal_updates, equal_norm or equal_accuracy")
+        Raises
+        ------
+        MetricInputError
+            If the cell has a key that no cell has.
+        """
+        unknown = set(cell) - CELL_KEYS
+        if unknown:
+            raise MetricInputError(f"a cell has the keys {sorted(unknown)}; expected some of {sorted(CELL_KEYS)}")
+        if self.sources.cells is None:
+            self.note("the table of measures (data/results/measures.parquet) has not been made")
+            return [{} for _ in self.seeds]
+        rows = self._rows(cell)
+        turn = 1 if cell.get("seed") == "next" else 0
+        turned = self.seeds[turn:] + self.seeds[:turn]
+        return [self._path(cell, rows.loc[rows["seed"] == seed]) for seed in turned]
 
-    def _say(self, problem: str) -> None:
+    def undefined(self) -> np.ndarray:
+        """No number for any seed."""
+        return np.full(len(self.seeds), np.nan)
+
+    def note(self, problem: str) -> None:
+        """Note a problem once."""
         if problem and problem not in self.problems:
             self.problems.append(problem)
+
+    def _rows(self, cell: Cell) -> pd.DataFrame:
+        assert self.sources.cells is not None
+        rows = self.sources.cells.get((cell["recipe"], cell["quantity"], cell.get("null", "")), pd.DataFrame())
+        if rows.empty:
+            return pd.DataFrame(columns=["seed"])
+        recipe, _, place = cell.get("other", "").partition(":")
+        named = {key: cell[key] for key in ("side", "k") if key in cell}
+        rows = pick(rows, scope=[cell.get("scope", self.scope), ""], other_recipe=recipe, **named)
+        if not place:
+            return rows
+        seed, _, step = place.partition("@")
+        same = rows["other_seed"] == rows["seed"]
+        return rows.loc[(rows["other_step"] == int(step)) & (same if seed == OWN_SEED else ~same)]
+
+    def _path(self, cell: Cell, rows: pd.DataFrame) -> Path:
+        if rows.empty:
+            self.note(f"measures has nothing for {_named(cell)}")
+            return {}
+        found: dict[int, list[float]] = {}
+        for step, value in zip(rows["step"].to_list(), rows["value"].to_list(), strict=True):
+            found.setdefault(step, []).append(value)
+        if len(found) < len(rows) and len(rows.drop_duplicates(["step", "scope", "side", "k"])) > len(found):
+            self.note(f"measures has more than one number for {_named(cell)}: name its side, k or scope")
+            return {}
+        if len(found) < len(rows) and OTHER_SEEDS not in cell.get("other", ""):
+            self.note(f"measures says {_named(cell)} twice")
+            return {}
+        return {step: float(np.mean(values)) for step, values in sorted(found.items())}
+
+    def _at(self, path: Path, cell: Cell) -> float:
+        at = cell.get("at", "end")
+        if not path:
+            return float("nan")
+        steps = list(path)
+        if at in ("end", "first"):
+            return path[steps[-1 if at == "end" else 0]]
+        if isinstance(at, Mapping):
+            ((kind, wanted),) = at.items()
+            if kind == "near":
+                return path[nearest_step(steps, wanted)]
+            later = [path[s] for s in steps if s > nearest_step(steps, wanted * steps[-1])]
+            return float(np.mean(later)) if later else float("nan")
+        step = at * steps[-1] if isinstance(at, float) else at
+        if not steps[0] <= step <= steps[-1]:
+            self.note(f"{_named(cell)} is asked for at update {step:g}; measured from {steps[0]} to {steps[-1]}")
+            return float("nan")
+        return float(np.interp(step, steps, [path[s] for s in steps]))
+
+
+def runs_of(summary: pd.DataFrame) -> Runs:
+    """Split one row per checkpoint into one table per run, by recipe and seed, in step order.
+
+    >>> list(runs_of(pd.DataFrame({"recipe": ["opd", "opd"], "seed": 0, "step": [8, 4]}))["opd", 0]["step"])
+    [4, 8]
+    """
+    parts = summary.sort_values("step").groupby(["recipe", "seed"], sort=False)
+    return {cast("tuple[str, int]", key): part for key, part in parts}
+
+
+def value_at(runs: Runs, recipe: str, seed: int, step: float | None, metric: str) -> float:
+    """Look up the number of one run at a step; between two checkpoints it is interpolated, outside them ``nan``.
+
+    Parameters
+    ----------
+    runs
+        From :func:`runs_of`.
+    recipe, seed
+        Whose run.
+    step
+        Number of updates; None takes the run's last checkpoint.
+    metric
+        A column of its table.
+
+    Examples
+    --------
+    Half way between 30 and 50 updates lies half way between their numbers.
+
+    >>> runs = runs_of(pd.DataFrame({"recipe": "rlvr", "seed": 0, "step": [30, 50], "x": [1.0, 3.0]}))
+    >>> [value_at(runs, "rlvr", 0, step, "x") for step in (40.0, None, 60.0)]
+    [2.0, 3.0, nan]
+    """
+    rows = runs.get((recipe, seed))
+    if rows is None or metric not in rows:
+        return float("nan")
+    steps, values = rows["step"].to_numpy(float), rows[metric].to_numpy(float)
+    return float(np.interp(steps[-1] if step is None else step, steps, values, left=np.nan, right=np.nan))
+
+
+def _named(cell: Cell) -> str:
+    rest = [f"{key} {cell[key]}" for key in ("side", "k", "null", "other") if cell.get(key)]
+    return f"{cell['quantity']} of {cell['recipe']}" + (f" ({', '.join(rest)})" if rest else "")

@@ -1,13 +1,13 @@
-"""Runs compared at the same place: last step, equal updates, equal norm of the update, equal accuracy gained.
+"""Runs compared where something is equal: at their last step, at equal updates, equal norm, equal accuracy gained.
 
-The geometry table has one row per matrix. :func:`summarise` folds it to one row per checkpoint; the ``at_...``
-functions then pick or interpolate one row per run. A run that does not reach the common place keeps its row with
-``nan`` in every metric and the reason in words, so that nothing disappears in silence.
+The geometry table has one row per matrix. :func:`summarise` folds it to one row per checkpoint; :func:`matched` then
+picks or interpolates one row per run. A run that does not reach the common value keeps its row with ``nan`` in every
+metric and the reason in words, so that nothing disappears in silence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,12 @@ from opdgeom_utils.scopes import ATTENTION
 from opdgeom_utils.vocabulary import compared
 
 METRICS = compared()
+MATCHES = {
+    "final": "the paper's steps",
+    "equal_updates": "equal updates",
+    "equal_norm": "equal norm",
+    "equal_accuracy": "equal accuracy",
+}
 RUN = ["profile", "recipe", "seed"]
 CHECKPOINT = [*RUN, "step"]
 MIN_GAIN = 0.01
@@ -95,6 +101,76 @@ def summarise(geometry: pd.DataFrame, modules: Sequence[str] | None = ATTENTION)
     return table.reset_index()
 
 
+def matched(
+    summary: pd.DataFrame, at: str, accuracy: pd.DataFrame | None = None, *, share: float = 1.0
+) -> pd.DataFrame:
+    """One row per run, where all runs of the table are equal in one thing.
+
+    Parameters
+    ----------
+    summary
+        From :func:`summarise`.
+    at
+        ``final``: each run's last checkpoint, the paper's own comparison. ``equal_updates``: the last step of the
+        shortest run. ``equal_norm``: the largest ``total_norm`` that every run reaches, between two checkpoints linear
+        in its logarithm. ``equal_accuracy``: the largest gain of sampled accuracy that every run reaches, linear in the
+        gain along the run's best so far (only checkpoints that set a new best count, so noise cannot make a run cross a
+        gain twice); a gain below 0.01 is no common ground.
+    accuracy
+        For ``equal_accuracy``: one row per (profile, recipe, seed, step, family), step 0 included.
+    share
+        The common norm, or gain, as a share of the largest that every run reaches, above 0 up to 1; without effect
+        elsewhere.
+
+    Returns
+    -------
+    DataFrame
+        The columns of ``summary``, the common value ``matched_at``, and ``reason``: empty, or why the run has ``nan``.
+
+    Raises
+    ------
+    MetricInputError
+        If there is no run, ``at`` is none of these, ``share`` is out of range, or the common norm is not positive.
+
+    Examples
+    --------
+    At equal updates both runs stand at step 2. At equal norm 2, OPD is half way from 1 to 4 on a logarithmic scale.
+
+    >>> runs = {
+    ...     "recipe": ["opd", "opd", "rlvr", "rlvr", "rlvr"],
+    ...     "step": [1, 2, 1, 2, 9],
+    ...     "x": [0.0, 1.0, 0.0, 8.0, 9.0],
+    ... }
+    >>> rows = pd.DataFrame({"profile": "toy", "seed": 0, **runs, "total_norm": [1.0, 4.0, 0.5, 1.0, 2.0]})
+    >>> [matched(rows, at)["x"].round(6).tolist() for at in ("final", "equal_updates", "equal_norm")]
+    [[1.0, 9.0], [1.0, 8.0], [0.5, 9.0]]
+    """
+    if at not in MATCHES:
+        raise MetricInputError(f"at is {at!r}; expected {', '.join([*MATCHES][:-1])} or {[*MATCHES][-1]}")
+    if not 0 < share <= 1:
+        raise MetricInputError(f"share is {share}; expected a number above 0 and at most 1")
+    if summary.empty:
+        raise MetricInputError("there is no run to compare; the table is empty")
+    if at == "final":
+        return final(summary)
+    if at == "equal_updates":
+        return _at_step(summary, int(_ends(summary, "step").min()))
+    if at == "equal_norm":
+        target = share * float(_ends(summary, "total_norm").min())
+        if not target > 0:
+            raise MetricInputError(f"the common norm is {target}; expected a positive number")
+        logarithm = summary.loc[:, "total_norm"].map(lambda norm: np.log(norm) if norm > 0 else np.nan)
+        return _interpolated(summary, logarithm, float(np.log(target)), target, f"a norm of {target:.3g}")
+    if accuracy is None:
+        raise MetricInputError("equal_accuracy needs the table of accuracy beside the geometry")
+    rows = summary.merge(accuracy_gain(accuracy).filter(items=[*CHECKPOINT, "gain"]), on=CHECKPOINT, how="left")
+    target = share * float(_ends(rows, "gain").min(skipna=False))
+    if not target >= MIN_GAIN:
+        why = f"the smallest best gain of the runs is {target:.3g}; below {MIN_GAIN} there is no common accuracy"
+        return _per_run(rows, lambda _run, _name: why, target)
+    return _interpolated(rows, rows.loc[:, "gain"], target, target, f"an accuracy gain of {target:.3g}")
+
+
 def final(summary: pd.DataFrame) -> pd.DataFrame:
     """Last checkpoint of each run: the paper's own comparison, each objective at its own number of steps.
 
@@ -107,80 +183,7 @@ def final(summary: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(matched_at=rows.loc[:, "step"].astype(float), reason="").reset_index(drop=True)
 
 
-def at_step(summary: pd.DataFrame, step: int) -> pd.DataFrame:
-    """Checkpoint of every run at exactly ``step`` updates; a run without one keeps a row of ``nan`` and the reason.
-
-    >>> rows = pd.DataFrame({"profile": "toy", "recipe": ["opd", "rlvr"], "seed": 0, "step": [4, 5], "x": [1.0, 2.0]})
-    >>> at_step(rows, 4)[["recipe", "x", "reason"]].values.tolist()
-    [['opd', 1.0, ''], ['rlvr', nan, 'rlvr seed 0 has no checkpoint at step 4']]
-    """
-
-    def pick(run: pd.DataFrame, name: str) -> pd.Series | str:
-        hit = run.loc[run.loc[:, "step"] == step]
-        return hit.iloc[0] if len(hit) else f"{name} has no checkpoint at step {step}"
-
-    return _per_run(summary, pick, float(step))
-
-
-def at_equal_updates(summary: pd.DataFrame, recipes: Iterable[str] | None = None) -> pd.DataFrame:
-    """Checkpoint of every run at the last step of the shortest one.
-
-    >>> rows = pd.DataFrame(
-    ...     {"profile": "toy", "recipe": ["opd", "rlvr", "rlvr"], "seed": 0, "step": [4, 4, 9], "x": [1.0, 2.0, 3.0]}
-    ... )
-    >>> at_equal_updates(rows)[["recipe", "step", "x"]].values.tolist()
-    [['opd', 4, 1.0], ['rlvr', 4, 2.0]]
-    """
-    rows = _only(summary, recipes)
-    return at_step(rows, int(_ends(rows, "step").min()))
-
-
-def at_equal_norm(
-    summary: pd.DataFrame, recipes: Iterable[str] | None = None, norm: float | None = None
-) -> pd.DataFrame:
-    """Every metric of every run where its update has one common Frobenius norm.
-
-    Parameters
-    ----------
-    summary
-        From :func:`summarise`.
-    recipes
-        Recipes to compare; None compares all.
-    norm
-        Common ``total_norm``. By default the largest that every run reaches.
-
-    Returns
-    -------
-    DataFrame
-        One row per run: every numeric column interpolated along the run's checkpoints, linear in log norm;
-        ``matched_at`` is the norm. Outside a run's range: ``nan`` and a ``reason``.
-
-    Examples
-    --------
-    Between norms 1 and 4, norm 2 is half way on a logarithmic scale.
-
-    >>> rows = pd.DataFrame(
-    ...     {
-    ...         "profile": "toy",
-    ...         "recipe": ["opd", "opd", "rlvr", "rlvr"],
-    ...         "seed": 0,
-    ...         "step": [1, 2, 1, 2],
-    ...         "total_norm": [1.0, 4.0, 1.0, 2.0],
-    ...         "x": [0.0, 1.0, 0.0, 8.0],
-    ...     }
-    ... )
-    >>> at_equal_norm(rows)[["recipe", "x"]].round(6).values.tolist()
-    [['opd', 0.5], ['rlvr', 8.0]]
-    """
-    rows = _only(summary, recipes)
-    target = float(_ends(rows, "total_norm").min()) if norm is None else norm
-    if not target > 0:
-        raise MetricInputError(f"the common norm is {target}; expected a positive number")
-    logarithm = rows.loc[:, "total_norm"].map(lambda norm: np.log(norm) if norm > 0 else np.nan)
-    return _interpolated(rows, logarithm, float(np.log(target)), target, f"a norm of {target:.3g}")
-
-
-def accuracy_gain(accuracy: pd.DataFrame, domain: str | None = None) -> pd.DataFrame:
+def accuracy_gain(accuracy: pd.DataFrame) -> pd.DataFrame:
     """Take sampled accuracy minus its value at step 0 on the same prompts: the mean over families, per checkpoint.
 
     >>> rows = pd.DataFrame(
@@ -190,63 +193,31 @@ def accuracy_gain(accuracy: pd.DataFrame, domain: str | None = None) -> pd.DataF
     ...         "seed": 0,
     ...         "step": [0, 0, 5, 5],
     ...         "family": ["a", "b"] * 2,
-    ...         "domain": "code",
     ...         "sampled": [0.2, 0.4, 0.4, 0.8],
     ...     }
     ... )
     >>> accuracy_gain(rows)[["step", "sampled", "gain"]].round(6).values.tolist()
     [[0.0, 0.3, 0.0], [5.0, 0.6, 0.3]]
     """
-    _need(accuracy, [*CHECKPOINT, "domain", "sampled"])
-    rows = accuracy if domain is None else accuracy.loc[accuracy.loc[:, "domain"] == domain]
-    same = [c for c in ("n_prompts",) if c in rows]  # how many prompts says which
+    _need(accuracy, [*CHECKPOINT, "sampled"])
+    same = [c for c in ("n_prompts",) if c in accuracy]  # how many prompts says which
     keys = [*CHECKPOINT, *same]
-    table = rows.filter(items=[*keys, "sampled"]).groupby(keys, sort=True).agg("mean").reset_index()
+    table = accuracy.filter(items=[*keys, "sampled"]).groupby(keys, sort=True).agg("mean").reset_index()
     start = table.query("step == 0").filter(items=[*RUN, *same, "sampled"]).rename(columns={"sampled": "start"})
     table = table.merge(start, on=[*RUN, *same], how="left")
     table = table.assign(gain=table.loc[:, "sampled"] - table.loc[:, "start"]).drop(columns=["start", *same])
     return table.drop_duplicates(CHECKPOINT, keep="last").reset_index(drop=True)
 
 
-def at_equal_accuracy(
-    summary: pd.DataFrame,
-    accuracy: pd.DataFrame,
-    recipes: Iterable[str] | None = None,
-    gain: float | None = None,
-    domain: str | None = None,
-) -> pd.DataFrame:
-    """Every metric of every run where it has gained one common held-out accuracy.
+def _at_step(summary: pd.DataFrame, step: int) -> pd.DataFrame:
+    def pick(run: pd.DataFrame, name: str) -> pd.Series | str:
+        hit = run.loc[run.loc[:, "step"] == step]
+        return hit.iloc[0] if len(hit) else f"{name} has no checkpoint at step {step}"
 
-    Parameters
-    ----------
-    summary
-        From :func:`summarise`.
-    accuracy
-        As ``accuracy.parquet``: one row per (profile, recipe, seed, step, family), step 0 included.
-    recipes
-        Recipes to compare; None compares all.
-    gain
-        Common gain of sampled accuracy since step 0, 0 to 1. By default the largest that every run reaches. A gain
-        below 0.01 is no common ground: every row is ``nan``.
-    domain
-        Families of one domain only.
-
-    Returns
-    -------
-    DataFrame
-        One row per run, interpolated linearly in the gain along its running best (only checkpoints that set a new best
-        count, so noise cannot make a run cross the gain twice). ``matched_at`` is the gain.
-    """
-    gains = accuracy_gain(accuracy, domain)
-    rows = _only(summary, recipes).merge(gains.filter(items=[*CHECKPOINT, "gain"]), on=CHECKPOINT, how="left")
-    target = float(_ends(rows, "gain").min(skipna=False)) if gain is None else gain
-    if not target >= MIN_GAIN:
-        why = f"the smallest best gain of the runs is {target:.3g}; below {MIN_GAIN} there is no common accuracy"
-        return _per_run(rows, lambda _run, _name: why, target)
-    return _interpolated(rows, rows.loc[:, "gain"], target, target, f"an accuracy gain of {target:.3g}")
+    return _per_run(summary, pick, float(step))
 
 
-def _interpolated(rows: pd.DataFrame, x: pd.Series, target: float, shown: float, place: str) -> pd.DataFrame:
+def _interpolated(rows: pd.DataFrame, x: pd.Series, target: float, shown: float, what: str) -> pd.DataFrame:
     """Interpolate each run along ``x``, keeping only checkpoints where ``x`` is higher than ever before."""
     rows = rows.assign(_x=x)
 
@@ -257,7 +228,7 @@ def _interpolated(rows: pd.DataFrame, x: pd.Series, target: float, shown: float,
         x = run.loc[:, "_x"].to_numpy(float)
         slack = 1e-9 * max(1.0, abs(target))
         if not len(x) or not x[0] - slack <= target <= x[-1] + slack:
-            return f"{name} does not pass {place} at any checkpoint"
+            return f"{name} does not pass {what} at any checkpoint"
         first = run.iloc[0].copy()
         for column in run.select_dtypes("number").columns.difference(["seed"]):
             first[column] = np.interp(target, x, run.loc[:, column].to_numpy(float))
@@ -286,13 +257,6 @@ def _per_run(
 def _ends(rows: pd.DataFrame, column: str) -> pd.Series:
     """Largest value of a column in each run."""
     return rows.filter(items=[*RUN, column]).groupby(RUN).agg("max").loc[:, column]
-
-
-def _only(table: pd.DataFrame, recipes: Iterable[str] | None) -> pd.DataFrame:
-    rows = table if recipes is None else table.loc[table.loc[:, "recipe"].isin(list(recipes))]
-    if rows.empty:
-        raise MetricInputError(f"no run of {recipes} in the table; it holds {sorted(set(table.loc[:, 'recipe']))}")
-    return rows
 
 
 def _need(table: pd.DataFrame, columns: Sequence[str]) -> None:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
 
-from opdgeom_utils.claims import path_statistics, setting_statistics, statistics
+from opdgeom_utils.claims import geometry_statistics, path_statistics, setting_statistics
 from opdgeom_utils.errors import OpdGeomError
 from opdgeom_utils.project_files import PROJECT
 from opdgeom_utils.scopes import SCOPES
 
-STATISTICS = statistics.STATISTICS | path_statistics.STATISTICS | setting_statistics.STATISTICS
+STATISTICS = geometry_statistics.STATISTICS | path_statistics.STATISTICS | setting_statistics.STATISTICS
 FILES = {
     "rq1": "claims.yaml",
     "rq2": "claims_rq2.yaml",
@@ -23,25 +24,8 @@ FILES = {
     "variants": "claims_variants.yaml",
 }
 PAPER = PROJECT / "data" / "paper"
-SIDES = ("above", "below", "at_least")
-ARGS = {
-    "settings_in_order": "settings metrics order at [descending]",
-    "settings_near": "settings metrics reference order fraction at",
-    "settings_within_seeds": "settings metrics reference confidence",
-    "settings_off_null": "settings metrics against sign margin",
-    "ordering": "metrics order at [descending] [minus_null]",
-    "log10_steps": "metrics order at",
-    "against_level": "metrics recipes level at",
-    "off_principal": "metrics recipes level at",
-    "off_principal_against_null": "metrics recipes against at",
-    "against_null": "metrics recipes against at",
-    "ratio_to_null": "metrics recipes against at",
-    "order_in_each_seed": "metrics order at [descending]",
-    "between_ends": "metrics recipes order at",
-    "surviving_share": "metrics wide matched at",
-    "objective_outweighs_length": "metrics order [descending]",
-    "outside_interval": "metrics middle ends at",
-} | dict.fromkeys(path_statistics.STATISTICS, "comparisons")
+CHOICES = {"group": ("paper", "control"), "scope": tuple(SCOPES), "statistic": tuple(STATISTICS)}
+RULE_CHOICES = {"side": ("above", "below", "at_least"), "require": ("all", "any")}
 
 
 class ClaimError(OpdGeomError, ValueError):
@@ -107,13 +91,6 @@ def _question(path: Path) -> str:
     return next((question for question, name in FILES.items() if name == path.name), "rq1")
 
 
-def _read(path: Path, question: str) -> list[Claim]:
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict) or set(content) != {"schema_version", "claims"}:
-        raise ClaimError(f"{path.name} must hold exactly schema_version and claims")
-    return [_claim(entry, place, question) for place, entry in enumerate(content["claims"], start=1)]
-
-
 def load_reported(name: str = "figures", path: Path = PAPER) -> pd.DataFrame:
     """Read the paper's own numbers: ``figures`` (one quantity for one objective) or ``table1_sparsity`` (one pair).
 
@@ -123,53 +100,51 @@ def load_reported(name: str = "figures", path: Path = PAPER) -> pd.DataFrame:
     return pd.read_csv(path / f"{name}.csv", dtype={"reported": str})
 
 
-def _claim(entry: Any, place: int, question: str) -> Claim:
-    name = f"claim {entry.get('id', place) if isinstance(entry, dict) else place}"
-    values = _checked(entry, Claim, name)
-    rule = Rule(**_checked(values["rule"], Rule, f"{name}, rule"))
-    claim = Claim(
-        **{
-            **values,
-            "rule": rule,
-            "criticism": tuple(values["criticism"]),
-            "seeds": tuple(values["seeds"]),
-            "question": question,
-        }
-    )
+def _read(path: Path, question: str) -> list[Claim]:
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or set(content) != {"schema_version", "claims"}:
+        raise ClaimError(f"{path.name} must hold exactly schema_version and claims")
+    return [_claim(entry, number, question) for number, entry in enumerate(content["claims"], start=1)]
+
+
+def _claim(entry: Any, number: int, question: str) -> Claim:
+    name = f"claim {entry.get('id', number) if isinstance(entry, dict) else number}"
+    values = _checked(entry, Claim, name, CHOICES)
+    rule = Rule(**_checked(values["rule"], Rule, f"{name}, rule", RULE_CHOICES))
+    lists = {key: tuple(values[key]) for key in ("criticism", "seeds")}
+    claim = Claim(**{**values, **lists, "rule": rule, "question": question})
     problems = [
-        (claim.group not in ("paper", "control"), f"group {claim.group!r} is neither paper nor control"),
-        (claim.scope not in SCOPES, f"scope {claim.scope!r} is not one of {list(SCOPES)}"),
-        (claim.statistic not in STATISTICS, f"statistic {claim.statistic!r} is not one of {list(STATISTICS)}"),
-        (not _fits(claim), f"statistic {claim.statistic} was given args {list(claim.args)}"),
-        (bool(_operand_problem(claim)), _operand_problem(claim)),
-        (not claim.seeds, "seeds is empty"),
-        (rule.side not in SIDES, f"side {rule.side!r} is not one of {SIDES}"),
-        (rule.require not in ("all", "any"), f"require {rule.require!r} is neither all nor any"),
-        (not 0 < rule.confidence < 1, f"confidence {rule.confidence} is not between 0 and 1"),
-        (rule.min_seeds < 2, f"min_seeds {rule.min_seeds} is below 2; an interval needs two"),
+        _wrong_arguments(claim),
+        "" if claim.seeds else "seeds is empty",
+        "" if 0 < rule.confidence < 1 else f"confidence {rule.confidence} is not between 0 and 1",
+        "" if rule.min_seeds >= 2 else f"min_seeds {rule.min_seeds} is below 2; an interval needs two",
     ]
-    for wrong, message in problems:
-        if wrong:
-            raise ClaimError(f"{name}: {message}")
+    for problem in filter(None, problems):
+        raise ClaimError(f"{name}: {problem}")
     return claim
 
 
-def _checked(entry: Any, kind: type[Claim] | type[Rule], name: str) -> dict[str, Any]:
+def _checked(
+    entry: Any, kind: type[Claim] | type[Rule], name: str, choices: Mapping[str, tuple[str, ...]]
+) -> dict[str, Any]:
+    """Return the fields of an entry: every needed one, no unknown one, each with a value that it may have."""
     known = {f.name for f in fields(kind)} - {"question"}
-    if not isinstance(entry, dict) or set(entry) != known:
-        given = set(entry) if isinstance(entry, dict) else set()
-        raise ClaimError(f"{name}: missing {sorted(known - given)}, unknown {sorted(str(k) for k in given - known)}")
+    needed = {f.name for f in fields(kind) if f.default is MISSING}
+    given = set(entry) if isinstance(entry, dict) else set()
+    if not isinstance(entry, dict) or not needed <= given <= known:
+        raise ClaimError(f"{name}: missing {sorted(needed - given)}, unknown {sorted(str(k) for k in given - known)}")
+    for field, allowed in choices.items():
+        if entry[field] not in allowed:
+            raise ClaimError(f"{name}: {field} is {entry[field]!r}; expected one of {list(allowed)}")
     return dict(entry)
 
 
-def _operand_problem(claim: Claim) -> str:
-    if claim.statistic not in path_statistics.STATISTICS:
-        return ""
-    return path_statistics.problem_of(claim.statistic, claim.args)
-
-
-def _fits(claim: Claim) -> bool:
-    """Whether the args are those that the statistic takes; an argument in brackets may be left out."""
-    words = ARGS.get(claim.statistic, "").split()
-    needed = {w for w in words if not w.startswith("[")}
-    return needed <= set(claim.args) <= {w.strip("[]") for w in words}
+def _wrong_arguments(claim: Claim) -> str:
+    """Say what is wrong with the args, as the statistic's own signature has them; empty if nothing is."""
+    _, *taken = inspect.signature(STATISTICS[claim.statistic]).parameters.values()
+    needed = {p.name for p in taken if p.default is p.empty}
+    if not needed <= set(claim.args) <= {p.name for p in taken}:
+        return f"statistic {claim.statistic} was given args {sorted(claim.args)}; it takes {[p.name for p in taken]}"
+    if claim.statistic in path_statistics.STATISTICS:
+        return path_statistics.problem_of(claim.statistic, claim.args["comparisons"])
+    return ""

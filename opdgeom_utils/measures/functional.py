@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from opdgeom_utils import objectives, storage
 from opdgeom_utils.evaluation import BATCH, rewards_on
-from opdgeom_utils.measures.long_table import as_measures, kept_measures, nearest
+from opdgeom_utils.measures.long_table import as_measures, kept_measures, nearest_step
 from opdgeom_utils.models import load_model, load_stored_state, load_tokenizer
 from opdgeom_utils.projection import projected_layers
 from opdgeom_utils.recipes import Recipe, load_recipe, recipe_names
@@ -55,7 +55,9 @@ def points_of(recipe: Recipe) -> list[int]:
     """
     names = [name for name in recipe_names(recipe.profile) if name.startswith(recipe.name + PROJECTED)]
     projected = [load_recipe(name, recipe.profile) for name in names]
-    points = {nearest(recipe.checkpoints, s) for variant in projected for s in (variant.projection_from, variant.steps)}
+    points = {
+        nearest_step(recipe.checkpoints, s) for variant in projected for s in (variant.projection_from, variant.steps)
+    }
     if PROJECTED in recipe.name and recipe.projection_from in recipe.checkpoints:
         free = load_recipe(free_run_of(recipe.name), recipe.profile)  # its start, where the free run stored none there
         points |= {recipe.projection_from} - set(free.checkpoints)

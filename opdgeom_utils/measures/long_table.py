@@ -62,10 +62,23 @@ def kept_measures(
     return kept.table(folder, name, make, module, given=("runs", "recipes"), inputs=inputs)
 
 
-def nearest(steps: Sequence[int], place: float | int) -> int:
-    """Return the step nearest to a place; of two equally near, the earlier.
+def pick(table: pd.DataFrame, **cell: Any) -> pd.DataFrame:
+    """Rows whose columns have these values; a list means any of them.
 
-    >>> nearest([2, 16, 30, 50], 24), nearest([20, 10], 15)
+    >>> table = pd.DataFrame({"recipe": ["opd", "rlvr"], "value": [1.0, 2.0]})
+    >>> pick(table, recipe=["rlvr", "sft"])["value"].tolist()
+    [2.0]
+    """
+    keep = pd.Series(True, index=table.index)
+    for column, wanted in cell.items():
+        keep &= table[column].isin(wanted if isinstance(wanted, list) else [wanted])
+    return pd.DataFrame(table[keep])
+
+
+def nearest_step(steps: Sequence[int], to: float | int) -> int:
+    """Return the step nearest to a number of updates; of two equally near, the earlier.
+
+    >>> nearest_step([2, 16, 30, 50], 24), nearest_step([20, 10], 15)
     (30, 10)
     """
-    return min(steps, key=lambda step: (abs(step - place), step))
+    return min(steps, key=lambda step: (abs(step - to), step))

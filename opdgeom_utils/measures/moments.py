@@ -36,7 +36,7 @@ from torch import Tensor
 
 from opdgeom_utils import runs, storage
 from opdgeom_utils.measures.gradient_moments import RANDOM_CREDIT, Gradients, MomentPlan, collect_gradients
-from opdgeom_utils.measures.long_table import as_measures, kept_measures, nearest
+from opdgeom_utils.measures.long_table import as_measures, kept_measures, nearest_step
 from opdgeom_utils.metrics.second_moment import (
     SIDES,
     bootstrap_weights,
@@ -231,7 +231,7 @@ def moment_measures(run: runs.Run, *, plan: MomentPlan | None = None) -> pd.Data
     halved = replace(plan, batches=max(2, plan.batches // 2), replicates=0)
     tables = [
         kept_measures(run.path, f"moments-{step}", partial(_measure, run, step, own), __name__, own)
-        for step, own in ((0, plan), (nearest(run.recipe.checkpoints, run.recipe.steps / 2), halved))
+        for step, own in ((0, plan), (nearest_step(run.recipe.checkpoints, run.recipe.steps / 2), halved))
     ]
     return pd.concat(tables, ignore_index=True)
 

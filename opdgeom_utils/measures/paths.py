@@ -23,7 +23,7 @@ from opdgeom_utils import storage
 from opdgeom_utils.errors import MetricInputError
 from opdgeom_utils.linalg.factors import Factors, factorize
 from opdgeom_utils.linalg.gram import TallMatrix
-from opdgeom_utils.measures.long_table import as_measures, kept_measures, nearest
+from opdgeom_utils.measures.long_table import as_measures, kept_measures, nearest_step
 from opdgeom_utils.metrics.sparsity import bf16_realised
 from opdgeom_utils.metrics.spectra import stable_rank_from, stable_rank_of, tail_exponent
 from opdgeom_utils.models import load_model, stored_state
@@ -53,7 +53,7 @@ class UpdatePath:
     @property
     def early(self) -> int:
         """Index of the checkpoint nearest to a fifth of the run; of two equally near, the earlier."""
-        return self.steps.index(nearest(self.steps, EARLY * self.steps[-1]))
+        return self.steps.index(nearest_step(self.steps, EARLY * self.steps[-1]))
 
     def attention(self) -> UpdatePath:
         """Return the path of the attention matrices only."""

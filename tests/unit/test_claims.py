@@ -2,11 +2,16 @@
 
 import copy
 import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
 
-from opdgeom_utils.claims import VERDICTS, load_claims, scorecard, verdict
+from opdgeom_utils.claims import VERDICTS, ClaimError, load_claims, scorecard, verdict
+from opdgeom_utils.claims.schema import PAPER, STATISTICS
 from opdgeom_utils.intervals import seed_interval
 from tests.claim_world import AGREEING, HandTables, world
 
@@ -95,6 +100,56 @@ def test_the_scorecard_keeps_the_order_and_the_words_of_the_file() -> None:
     assert card["id"].tolist() == [claim.id for claim in ledger]
     assert card["rule"].tolist() == [claim.rule.words for claim in ledger]
     assert (card["n_hold"] <= card["n_comparisons"]).all()
+
+
+def nested(node: object) -> set[str]:
+    """Operations that stand inside the operands of others."""
+    if isinstance(node, list):
+        return set().union(*map(nested, node))
+    if not isinstance(node, dict) or "recipe" in node:
+        return set()
+    return set(node).intersection(STATISTICS).union(*map(nested, node.values()))
+
+
+def test_every_statistic_is_used_by_a_claim() -> None:
+    claims = load_claims()
+    assert {claim.statistic for claim in claims}.union(*(nested(dict(c.args)) for c in claims)) == set(STATISTICS)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: c.pop("scope"), r"missing \['scope'\]"),
+        (lambda c: c.update(scpoe="all"), r"unknown \['scpoe'\]"),
+        (lambda c: c.update(group="ours"), "group is 'ours'; expected one of"),
+        (lambda c: c.update(scope="mlp"), "scope is 'mlp'"),
+        (lambda c: c.update(statistic="order"), "statistic is 'order'"),
+        (lambda c: c.update(seeds=[]), "seeds is empty"),
+        (lambda c: c["args"].pop("order"), r"ordering was given args \['at', 'metrics'\]; it takes"),
+        (lambda c: c["args"].update(oder=[]), "ordering was given args"),
+        (lambda c: c["rule"].update(side="over"), "rule: side is 'over'"),
+        (lambda c: c["rule"].update(require="most"), "rule: require is 'most'"),
+        (lambda c: c["rule"].update(confidence=1.5), "confidence 1.5 is not between 0 and 1"),
+        (lambda c: c["rule"].update(min_seeds=1), "min_seeds 1 is below 2"),
+        (lambda c: c.update(statistic="band", args={"comparisons": [{"value": {"recipe": "opd"}}]}), "has no label"),
+    ],
+)
+def test_a_slip_in_a_claim_is_named(change: Callable[[dict[str, Any]], Any], words: str, tmp_path: Path) -> None:
+    content = yaml.safe_load((PAPER / "claims.yaml").read_text(encoding="utf-8"))
+    claim = content["claims"][0]
+    change(claim)
+    path = tmp_path / "claims.yaml"
+    path.write_text(yaml.safe_dump(content | {"claims": [claim]}), encoding="utf-8")
+    with pytest.raises(ClaimError, match=words):
+        load_claims(path)
+
+
+def test_an_id_used_twice_is_refused(tmp_path: Path) -> None:
+    content = yaml.safe_load((PAPER / "claims.yaml").read_text(encoding="utf-8"))
+    path = tmp_path / "claims.yaml"
+    path.write_text(yaml.safe_dump(content | {"claims": content["claims"][:1] * 2}), encoding="utf-8")
+    with pytest.raises(ClaimError, match="used twice"):
+        load_claims(path)
 
 
 def test_one_number_has_no_interval() -> None:

@@ -43,4 +43,4 @@ def test_no_deal_is_an_error() -> None:
     [(0, [0, 0], "no order is reproduced"), (3, [0, 1], "not chance"), (1, [0, 1, 2], "2 of 3 deals")],
 )
 def test_words_follow_the_counts(found: int, deals: list[int], words: str) -> None:
-    assert words in label_null.in_words(pd.Series({"reproduced": found}), pd.DataFrame({"reproduced": deals}))
+    assert words in label_null.chance_sentence(pd.Series({"reproduced": found}), pd.DataFrame({"reproduced": deals}))

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any
 
-import pandas as pd
 import pytest
 
-from opdgeom_utils.claims import setting_statistics as statistics
-from opdgeom_utils.claims import verdict
-from opdgeom_utils.claims.look_up import Measured
+from opdgeom_utils.claims import setting_statistics, verdict
+from opdgeom_utils.claims.look_up import LookUp, Sources
 from opdgeom_utils.claims.schema import PAPER, load_claims
 from opdgeom_utils.errors import MetricInputError
 from tests.claim_world import HandTables, hand_tables
@@ -99,28 +96,47 @@ def test_a_missing_setting_is_named() -> None:
         assert "5 usable settings, 6 are needed; there is no run of opd_teacher_large" in found.reason
 
 
-def test_places_of_the_ends() -> None:
-    """At the paper's proportion 40 updates of OPD stand beside 136.9 of RLVR; SFT is taken at its end."""
-    rows = pd.DataFrame(
-        {"recipe": ["sft"] * 2 + ["rlvr"] * 2, "seed": 0, "step": [10, 90, 0, 1023], "x": [1.0, 5, 0, 1]}
+def share_between(own: float, order: list[str], at: str) -> float:
+    """A setting of 299 updates; SFT goes from 0.1 to 0.5, control SFT stays at 0.1, RLVR's sparsity is step / 1023."""
+    names = ("sft", "control_sft", "rlvr", "opd_code")
+    steps = {"sft": (10, 90), "control_sft": (2, 299), "rlvr": (1, 1023), "opd_code": (150, 299)}
+    tables = hand_tables(
+        {name: {SPARSITY: [0.1]} for name in names}, {n: dict.fromkeys(steps[n], (1.0, 0.0)) for n in names}
     )
-    setting = statistics.Setting("opd_code", 0, 299, statistics.runs_of(rows))
-    assert setting.ends("x", ["sft", "rlvr"], "paper_steps") == pytest.approx((5.0, 1.0))
-    low, high = setting.ends("x", ["sft", "rlvr"], "equal_updates")
-    assert math.isnan(low)
-    assert high == pytest.approx(299 / 1023)
+    numbers = {("sft", 90): 0.5, ("rlvr", 1): 1 / 1023, ("rlvr", 1023): 1.0, ("opd_code", 299): own}
+    keys = zip(tables.geometry["recipe"], tables.geometry["step"], strict=True)
+    geometry = tables.geometry.assign(**{SPARSITY: [numbers.get(key, 0.1) for key in keys]})
+    look = LookUp(Sources(HandTables(geometry, tables.accuracy)), "attention", (0,))
+    args = {"settings": ["opd_code"], "metrics": [SPARSITY], "order": order, "at": at}
+    (found,) = setting_statistics.settings_in_order(look, **args)
+    return found.parts[0].values[0]
+
+
+@pytest.mark.parametrize(
+    ("own", "order", "at", "expected"),
+    [
+        (0.51, ["sft", "rlvr"], "paper_steps", 1.0),  # SFT at its end, 0.5; RLVR at 1023 updates for 299, 1.0
+        (0.49, ["sft", "rlvr"], "paper_steps", 0.0),
+        (0.99, ["sft", "rlvr"], "paper_steps", 1.0),
+        (0.29, ["control_sft", "rlvr"], "equal_updates", 1.0),  # RLVR at 299 updates: 0.2923
+        (0.295, ["control_sft", "rlvr"], "equal_updates", 0.0),
+        (0.29, ["sft", "rlvr"], "equal_updates", math.nan),  # SFT ends before
+    ],
+)
+def test_where_the_ends_of_an_order_stand(own: float, order: list[str], at: str, expected: float) -> None:
+    assert share_between(own, order, at) == pytest.approx(expected, nan_ok=True)
+
+
+def test_another_match_is_refused() -> None:
     with pytest.raises(MetricInputError, match="expected paper_steps or equal_updates"):
-        setting.ends("x", ["sft", "rlvr"], "final")
+        share_between(0.5, ["sft", "rlvr"], "final")
 
 
-def test_nothing_is_said_of_a_single_seed_of_the_reference() -> None:
-    rows = pd.DataFrame({"recipe": "opd", "seed": [0], "step": 4, "x": [1.0]})
-    found: Any = statistics.seed_range(
-        statistics.Setting("opd_code", 0, 4, statistics.runs_of(rows)), "opd", "x", (0, 1)
-    )
-    assert all(math.isnan(end) for end in found)
-
-
-def test_only_the_claim_s_seeds_are_read() -> None:
-    (found,) = statistics.settings_of(Measured(world(), "attention", (3, 4)), ["opd_code"])
-    assert found is None
+@pytest.mark.parametrize("seeds", [(0,), (3, 4)])
+def test_one_seed_has_no_range_and_only_the_claim_s_seeds_are_read(seeds: tuple[int, ...]) -> None:
+    """Settings have seed 0: with it alone OPD has no range, without it there is no setting."""
+    look = LookUp(Sources(world()), "attention", seeds)
+    args = {"settings": ["opd_code"], "metrics": [SPARSITY], "reference": "opd", "confidence": 0.95}
+    (found,) = setting_statistics.settings_within_seeds(look, **args)
+    assert math.isnan(found.parts[0].values[0])
+    assert look.problems == ([] if 0 in seeds else ["there is no run of opd_code in the tables"])

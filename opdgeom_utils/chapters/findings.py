@@ -1,8 +1,6 @@
-"""The book's answer in a few sentences, written by the verdicts: nothing in them is typed by hand.
+"""What the book found, in sentences written by the verdicts: nothing in them is typed by hand.
 
-The first says what the paper's own comparison gives, the second what is left when runs are matched, the third what is
-left beside shuffled updates, the fourth what came of the path and the fifth of what controls it. The words are fixed;
-the counts and the clauses that depend on them come from the scorecard.
+The words are fixed; the counts and the clauses that depend on them come from the scorecard.
 """
 
 from __future__ import annotations
@@ -16,17 +14,14 @@ from opdgeom_utils.claims import UNTESTABLE, VERDICTS, matching
 from opdgeom_utils.claims.look_up import Tables
 
 REPRODUCED, PARTLY, NOT = VERDICTS[:3]
-MATCHES = (
-    ("equal_updates", "at equal updates"),
-    ("equal_norm", "at equal norm of the update"),
-    ("equal_accuracy", "at equal accuracy gained"),
-)
-NULLS = ("null_opd", "null_rlvr", "null_order")
-GROUPS = ("paper", "control")
-SPECTRAL = ("rotation", "spectral_drift")
+_MATCHES = {
+    "equal_updates": "at equal updates",
+    "equal_norm": "at equal norm of the update",
+    "equal_accuracy": "at equal accuracy gained",
+}
 
 
-def answer_sentences(card: pd.DataFrame, tables: Tables) -> dict[str, str]:
+def findings(card: pd.DataFrame, tables: Tables) -> dict[str, str]:
     """Write the sentences of the landing page: ``where, matched, null, path, control``.
 
     Parameters
@@ -49,24 +44,23 @@ def where_sentence(card: pd.DataFrame, geometry: pd.DataFrame) -> str:
     """Update sparsity of the three objectives at their own ends, and how many of the paper's orders come out."""
     ends = matching.final(matching.summarise(geometry, None)).groupby("recipe")["update_sparsity"].agg("mean").to_dict()
     shares = {r: f"{100 * ends[r]:.1f}%" if r in ends else "an unknown share" for r in ("sft", "opd", "rlvr")}
-    orders = verdicts_of(card.loc[card["id"].str.endswith("_order")], "paper_steps")
+    orders = _verdicts(card.loc[card["id"].str.endswith("_order")], "paper_steps")
     known = [ends[r] for r in ("sft", "opd", "rlvr") if r in ends]
     lies = "lies" if len(known) == 3 and sorted(known)[1] == ends["opd"] else "does not lie"
     between = f" By this number OPD {lies} between the other two." if len(known) == 3 else ""
     return (
         f"At the end of each run, as the paper measures it, OPD has left {shares['opd']} of the weight entries "
         f"unchanged, SFT {shares['sft']} and RLVR {shares['rlvr']}.{between} The paper finds one order of the three on "
-        f"{len(orders)} diagnostics. Reproduced: {tally(orders)}."
+        f"{len(orders)} diagnostics. Reproduced: {_tally(orders)}."
     )
 
 
 def matched_sentence(card: pd.DataFrame) -> str:
     """How many of the five orders are left under each match."""
-    parts = [f"{place} {tally(verdicts_of(card, condition))}" for condition, place in MATCHES]
-    said = "; ".join(parts)
+    left = "; ".join(f"{words} {_tally(_verdicts(card, condition))}" for condition, words in _MATCHES.items())
     return (
         "Then SFT starts where the others start, and the runs are made equal in something. How many of the same orders "
-        f"are reproduced now? {said[:1].upper()}{said[1:]}."
+        f"are reproduced now? {left[:1].upper()}{left[1:]}."
     )
 
 
@@ -90,27 +84,30 @@ def null_sentence(card: pd.DataFrame) -> str:
     bf16 rounding give by themselves. Rotation and drift are 1.8 to 1.8 times the shuffled ones, so these updates do not
     spare the leading directions.'
     """
-    rows = card.loc[card["condition"].isin(NULLS)]
+    rows = card.loc[card["condition"].isin(["null_opd", "null_rlvr", "null_order"])]
     verdicts = rows["verdict"].tolist()
     opening = "Then each update is shuffled inside its own matrix, so that it keeps its size and loses its place. "
-    if verdicts.count(UNTESTABLE) == len(verdicts):
+    if set(verdicts) <= {UNTESTABLE}:
         return opening + "Nothing could be tested with these runs."
-    spectral = rows["diagnostic"].isin(SPECTRAL)
-    clauses = [_grid_clause(rows.loc[~spectral]), _spectral_clause(rows.loc[spectral])]
+    spectral = rows["diagnostic"].isin(["rotation", "spectral_drift"])
     held = f"Beside such a null {verdicts.count(REPRODUCED)} of {len(verdicts)} statements hold"
-    return f"{opening}{'. '.join([held, *(c for c in clauses if c)])}."
+    clauses = [held, _grid_clause(rows.loc[~spectral, "verdict"].tolist()), _spectral_clause(rows.loc[spectral])]
+    return f"{opening}{'. '.join(filter(None, clauses))}."
 
 
 def path_sentence(card: pd.DataFrame) -> str:
     """Say what came of the second question: the paper's path, its nulls, and training inside the early space."""
-    said = {c: tally(verdicts_of(card, *c.split())) for c in (
-        "paper_path paper_path_seen", "path_nulls_right", "path_nulls_left", "projection", "projection_nulls"
-    )}  # fmt: skip
+    paper, right, left, projection, others = (
+        _tally(_verdicts(card, *conditions))
+        for conditions in (
+            ("paper_path", "paper_path_seen"), ("path_nulls_right",), ("path_nulls_left",), ("projection",),
+            ("projection_nulls",),
+        )
+    )  # fmt: skip
     return (
-        f"Reproduced of what the paper says of the path: {said['paper_path paper_path_seen']}. That it locks earlier "
-        f"than processes that learn nothing: {said['path_nulls_right']} on the side of the inputs, "
-        f"{said['path_nulls_left']} on that of the outputs. That the early space is enough to train in: "
-        f"{said['projection']}. That it does better than other spaces: {said['projection_nulls']}."
+        f"Reproduced of what the paper says of the path: {paper}. That it locks earlier than processes that learn "
+        f"nothing: {right} on the side of the inputs, {left} on that of the outputs. That the early space is enough to "
+        f"train in: {projection}. That it does better than other spaces: {others}."
     )
 
 
@@ -123,14 +120,14 @@ def control_sentence(card: pd.DataFrame) -> str:
     >>> control_sentence(pd.DataFrame(rows, columns=["condition", "verdict"])).split(". ")[-1]
     'But the path of RLVR itself is not further from it than the rule asks, so staying on a path shows little here.'
     """
-    kept, mixed = (tally(verdicts_of(card, *names)) for names in (("tokens", "writers"), ("mixing",)))
-    power = verdicts_of(card, "power_seen")
+    kept, mixed = (_tally(_verdicts(card, *names)) for names in (("tokens", "writers"), ("mixing",)))
+    power = _verdicts(card, "power_seen")
     tail = "The path of RLVR is apart from it, so the measure can tell objectives apart."
     if NOT in power:
         tail = (
             "But the path of RLVR itself is not further from it than the rule asks, so staying on a path shows little "
+            "here."
         )
-        tail += "here."
     elif UNTESTABLE in power or not power:
         tail = "Whether the measure can tell RLVR from it is not known."
     return (
@@ -148,55 +145,13 @@ def counts_sentence(card: pd.DataFrame) -> str:
     'Of 1 statement of the paper 0 are reproduced, 1 partly, 0 not, 0 could not be tested. Of 1 control of ours on them
     0 came out for the paper, 0 partly, 1 against it, 0 could not be tested.'
     """
-    counts = {g: card.loc[card["group"] == g, "verdict"].value_counts().reindex(VERDICTS, fill_value=0) for g in GROUPS}
-    paper, own = ([int(counts[g].sum()), *(int(n) for n in counts[g])] for g in GROUPS)
+    counts = [card.loc[card["group"] == group, "verdict"].tolist() for group in ("paper", "control")]
+    paper, own = ([len(found), *(found.count(word) for word in VERDICTS)] for found in counts)
     return (
         f"Of {paper[0]} statement{'s' * (paper[0] != 1)} of the paper {paper[1]} are reproduced, {paper[2]} partly, "
         f"{paper[3]} not, {paper[4]} could not be tested. Of {own[0]} control{'s' * (own[0] != 1)} of ours on them "
         f"{own[1]} came out for the paper, {own[2]} partly, {own[3]} against it, {own[4]} could not be tested."
     )
-
-
-def _grid_clause(rows: pd.DataFrame) -> str:
-    verdicts = rows["verdict"].tolist()
-    held, total = verdicts.count(REPRODUCED), len(verdicts)
-    if not total:
-        return ""
-    if held in (0, total):
-        meaning = "more than size and bf16 rounding" if held else "what size and bf16 rounding give by themselves"
-        return f"Sparsity and mask overlaps show {meaning}"
-    return f"Sparsity and mask overlaps show more than size and bf16 rounding on {held} of {total}"
-
-
-def _spectral_clause(rows: pd.DataFrame) -> str:
-    """Compare rotation and drift with the shuffled ones: a ratio above 1 means that place favours the spectrum."""
-    known = rows.loc[rows["value"].notna()]
-    if known.empty:
-        return ""
-    span = f"Rotation and drift are {known['value'].min():.1f} to {known['value'].max():.1f} times the shuffled ones"
-    if (known["low"] > 1).all():
-        return f"{span}, so these updates do not spare the leading directions"
-    return f"{span}, so these updates spare the leading directions" if (known["high"] < 1).all() else span
-
-
-def verdicts_of(card: pd.DataFrame, *conditions: str) -> list[str]:
-    """Return the verdicts of the claims made under one of the conditions, in the card's order."""
-    return card.loc[card["condition"].isin(conditions), "verdict"].tolist()
-
-
-def tally(verdicts: Sequence[str]) -> str:
-    """Say how many of the verdicts are "reproduced", and what is in between.
-
-    Examples
-    --------
-    >>> tally(["reproduced", "partly", "reproduced"]), tally(["not testable at this scale", "not reproduced"])
-    ('2 of 3 (1 partly)', '0 of 2 (1 not testable)')
-    """
-    counts = {word: verdicts.count(word) for word in VERDICTS}
-    rest = [
-        f"{counts[full]} {word}" for full, word in ((PARTLY, "partly"), (UNTESTABLE, "not testable")) if counts[full]
-    ]
-    return f"{counts[REPRODUCED]} of {len(verdicts)}" + (f" ({', '.join(rest)})" if rest else "")
 
 
 def criticism_answers(tables: Tables) -> dict[int, str]:
@@ -223,6 +178,38 @@ def criticism_answers(tables: Tables) -> dict[int, str]:
         ),
         8: f"Rounding to bf16 multiplies the stable rank of the update ({inflated}). Spectra are measured in fp32.",
     }
+
+
+def _verdicts(card: pd.DataFrame, *conditions: str) -> list[str]:
+    return card.loc[card["condition"].isin(conditions), "verdict"].tolist()
+
+
+def _tally(verdicts: Sequence[str]) -> str:
+    """Say how many of the verdicts are "reproduced", and what is in between."""
+    counts = {"partly": verdicts.count(PARTLY), "not testable": verdicts.count(UNTESTABLE)}
+    rest = ", ".join(f"{n} {word}" for word, n in counts.items() if n)
+    return f"{verdicts.count(REPRODUCED)} of {len(verdicts)}" + (f" ({rest})" if rest else "")
+
+
+def _grid_clause(verdicts: Sequence[str]) -> str:
+    held, total = verdicts.count(REPRODUCED), len(verdicts)
+    if not total:
+        return ""
+    if held in (0, total):
+        meaning = "more than size and bf16 rounding" if held else "what size and bf16 rounding give by themselves"
+        return f"Sparsity and mask overlaps show {meaning}"
+    return f"Sparsity and mask overlaps show more than size and bf16 rounding on {held} of {total}"
+
+
+def _spectral_clause(rows: pd.DataFrame) -> str:
+    """Compare rotation and drift with the shuffled ones: a ratio above 1 means that place favours the spectrum."""
+    known = rows.loc[rows["value"].notna()]
+    if known.empty:
+        return ""
+    span = f"Rotation and drift are {known['value'].min():.1f} to {known['value'].max():.1f} times the shuffled ones"
+    if (known["low"] > 1).all():
+        return f"{span}, so these updates do not spare the leading directions"
+    return f"{span}, so these updates spare the leading directions" if (known["high"] < 1).all() else span
 
 
 def _inflation(summary: pd.DataFrame, recipe: str) -> str:

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from opdgeom_utils.chapters import answer
+from opdgeom_utils.chapters import findings
 
 
 def card(*rows: tuple[str, str, str]) -> pd.DataFrame:
@@ -26,7 +26,7 @@ def beside_null(verdict: str, diagnostic: str, value: float = 1.0, reach: float 
 )
 def test_null_sentence_draws_the_conclusion_that_the_counts_allow(verdicts: list[str], words: str) -> None:
     rows = pd.DataFrame([beside_null(verdict, "update_sparsity") for verdict in verdicts])
-    assert words in answer.null_sentence(rows)
+    assert words in findings.null_sentence(rows)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_null_sentence_draws_the_conclusion_that_the_counts_allow(verdicts: list
 )
 def test_a_ratio_speaks_only_when_its_interval_leaves_one(ratios: list[float], words: str) -> None:
     rows = [beside_null("not reproduced", "rotation", ratio) for ratio in ratios]
-    assert words in answer.null_sentence(pd.DataFrame(rows))
+    assert words in findings.null_sentence(pd.DataFrame(rows))
 
 
 def test_matched_sentence_counts_each_match_by_itself() -> None:
@@ -50,7 +50,7 @@ def test_matched_sentence_counts_each_match_by_itself() -> None:
         ("c", "equal_norm", "not reproduced"),
         ("d", "equal_accuracy", "not testable at this scale"),
     )
-    sentence = answer.matched_sentence(rows)
+    sentence = findings.matched_sentence(rows)
     assert "reproduced now? At equal updates 1 of 2 (1 partly); at equal norm of the update 0 of 1; " in sentence
     assert "at equal accuracy gained 0 of 1 (1 not testable)." in sentence
 
@@ -62,7 +62,7 @@ def test_where_sentence_weighs_sparsity_by_entries_and_counts_orders_only() -> N
     rows = card(
         ("update_sparsity_order", "paper_steps", "reproduced"), ("spectral_drift_decades", "paper_steps", "partly")
     )
-    sentence = answer.where_sentence(rows, geometry)
+    sentence = findings.where_sentence(rows, geometry)
     assert "OPD has left 60.0% of the weight entries unchanged" in sentence
     assert "SFT 12.5% and RLVR an unknown share" in sentence
     assert "one order of the three on 1 diagnostics. Reproduced: 1 of 1." in sentence
@@ -74,7 +74,7 @@ def test_the_path_in_words_counts_the_paper_apart_from_nulls() -> None:
         ("c", "path_nulls_right", "not reproduced"), ("d", "path_nulls_left", "partly"),
         ("e", "projection", "reproduced"), ("f", "projection_nulls", "not testable at this scale"),
     )  # fmt: skip
-    sentence = answer.path_sentence(rows)
+    sentence = findings.path_sentence(rows)
     assert "says of the path: 1 of 2." in sentence
     assert "0 of 1 on the side of the inputs, 0 of 1 (1 partly) on that of the outputs" in sentence
     assert "other spaces: 0 of 1 (1 not testable)." in sentence
@@ -89,11 +89,11 @@ def test_the_path_in_words_counts_the_paper_apart_from_nulls() -> None:
     ],
 )
 def test_control_in_words_says_whether_the_measure_can_tell(verdict: str, words: str) -> None:
-    assert words in answer.control_sentence(card(("a", "tokens", "partly"), ("b", "power_seen", verdict)))
+    assert words in findings.control_sentence(card(("a", "tokens", "partly"), ("b", "power_seen", verdict)))
 
 
 def test_counts_are_those_of_the_committed_card() -> None:
     rows = card(*[(str(i), "x", verdict) for i, verdict in enumerate(["reproduced", "partly", "not reproduced"])])
-    said = answer.counts_sentence(rows.assign(group=["paper", "paper", "control"]))
+    said = findings.counts_sentence(rows.assign(group=["paper", "paper", "control"]))
     assert said.startswith("Of 2 statements of the paper 1 are reproduced, 1 partly, 0 not")
     assert "Of 1 control of ours on them 0 came out for the paper, 0 partly, 1 against it" in said

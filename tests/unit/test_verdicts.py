@@ -5,7 +5,7 @@ import re
 import pytest
 
 from opdgeom_utils import claims
-from opdgeom_utils.chapters import claim_ledger, verdict_text
+from opdgeom_utils.chapters import verdicts
 from opdgeom_utils.claims.look_up import Tables
 from tests.claim_world import AGREEING, world
 from tests.measure_world import full_world
@@ -15,7 +15,7 @@ PATHS = tuple(claim for claim in claims.load_claims() if claim.question != "rq1"
 
 def test_each_claim_is_one_row_that_each_filter_can_reach() -> None:
     card = claims.scorecard(full_world(PATHS), PATHS)
-    page = claim_ledger.ledger(card)
+    page = verdicts.ledger(card)
     rows = re.findall(r'<details class="opd-claim" ([^>]*)>', page)
     assert len(rows) == len(card)
     for name in ("verdict", "question", "chapter", "group"):
@@ -28,7 +28,7 @@ def test_each_claim_is_one_row_that_each_filter_can_reach() -> None:
 
 def test_text_of_a_claim_cannot_break_the_page() -> None:
     card = claims.scorecard(full_world(PATHS[:1]), PATHS[:1]).assign(statement="a < b & <script>")
-    assert "a &lt; b &amp; &lt;script&gt;" in claim_ledger.ledger(card)
+    assert "a &lt; b &amp; &lt;script&gt;" in verdicts.ledger(card)
 
 
 def test_a_no_is_the_opposite_only_where_the_interval_says_so() -> None:
@@ -36,21 +36,20 @@ def test_a_no_is_the_opposite_only_where_the_interval_says_so() -> None:
         return 0.3 if recipe == "rlvr" else 0.2  # OPD's norm below RLVR's
 
     claim = next(c for c in PATHS if c.id == "opd_norm_above_rlvr")
-    table = claim_ledger.negatives(claims.scorecard(full_world((claim,), turned), [claim]))
-    assert table["kind"].tolist() == [claim_ledger.WRONG_SIDE]
+    table = verdicts.negatives(claims.scorecard(full_world((claim,), turned), [claim]))
+    assert table["kind"].tolist() == [verdicts.OPPOSITE]
     assert table["needed"].tolist() == ["above 1"]
-    assert claim_ledger.negatives(claims.scorecard(full_world((claim,)), [claim])).empty
+    assert verdicts.negatives(claims.scorecard(full_world((claim,)), [claim])).empty
 
 
 @pytest.mark.parametrize("measured", [True, False])
 def test_a_criticism_is_open_until_something_was_tested(measured: bool) -> None:
     tables: Tables = full_world(PATHS) if measured else world(AGREEING)
     card = claims.scorecard(tables, PATHS)
-    table = verdict_text.criticism_table(card, PATHS, {})
+    table = verdicts.criticism_table(card, PATHS, {})
     state = table.set_index("criticism")["state"].to_dict()
     assert state[4] == state[5] == ("addressed" if measured else "open")
     assert state[3] == "open"  # no claim on a path takes up the tolerance of sparsity
-    taken = {n: [c.id for c in PATHS if n in c.criticism] for n in state}
-    said = claim_ledger.answers(table, card, taken)
+    said = verdicts.criticisms_answered(table)
     assert "`locking_before_a_tenth`" in said
     assert all(f"**{number}. " in said for number in table["criticism"])

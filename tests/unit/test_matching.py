@@ -41,19 +41,35 @@ def test_no_matrix_of_the_kind_is_an_error_that_says_what_there_is() -> None:
 
 
 def test_a_norm_that_a_run_does_not_reach_leaves_a_reason() -> None:
-    rows = pd.concat(
-        [run("opd", [1, 2], total_norm=[1.0, 4.0], x=[0.0, 1.0]), run("rlvr", [1], total_norm=[1.0], x=[5.0])]
-    )
-    there = matching.at_equal_norm(rows, norm=2.0).set_index("recipe")
-    assert there.loc["opd", "x"] == pytest.approx(0.5)
-    assert math.isnan(there.loc["rlvr", "x"])
-    assert "does not pass a norm of 2" in there.loc["rlvr", "reason"]
+    """RLVR ends at norm 2; SFT starts above it, OPD passes it half way from 1 to 4."""
+    rows = pd.concat([
+        run("opd", [1, 2], total_norm=[1.0, 4.0], x=[0.0, 1.0]), run("rlvr", [1], total_norm=[2.0], x=[5.0]),
+        run("sft", [1, 2], total_norm=[3.0, 9.0], x=[7.0, 8.0]),
+    ])  # fmt: skip
+    there = matching.matched(rows, "equal_norm").set_index("recipe")
+    assert there["x"].to_dict() == pytest.approx({"opd": 0.5, "rlvr": 5.0, "sft": math.nan}, nan_ok=True)
+    assert there["matched_at"].tolist() == [2.0] * 3
+    assert there["reason"].to_dict() == {
+        "opd": "", "rlvr": "", "sft": "sft seed 0 does not pass a norm of 2 at any checkpoint"
+    }  # fmt: skip
+
+
+def test_a_share_of_the_common_norm() -> None:
+    """A quarter of 4 is 1, half way from 0.5 to 2 on a logarithmic scale."""
+    rows = pd.concat([
+        run("opd", [1, 2, 3], total_norm=[0.5, 2.0, 4.0], x=[0.0, 1.0, 9.0]),
+        run("rlvr", [1, 2], total_norm=[1.0, 5.0], x=[3.0, 4.0]),
+    ])  # fmt: skip
+    there = matching.matched(rows, "equal_norm", share=0.25)
+    assert there["x"].tolist() == pytest.approx([0.5, 3.0])
+    with pytest.raises(MetricInputError, match="expected a number above 0 and at most 1"):
+        matching.matched(rows, "equal_norm", share=0.0)
 
 
 def test_a_norm_that_falls_back_counts_only_where_it_is_new() -> None:
     """Norms 1, 3, 2, 4: the third checkpoint is left out, so norm 2 lies between the first two."""
     rows = run("opd", [1, 2, 3, 4], total_norm=[1.0, 3.0, 2.0, 4.0], x=[0.0, 1.0, 50.0, 2.0])
-    found = matching.at_equal_norm(rows, norm=2.0)["x"].iloc[0]
+    found = matching.matched(rows, "equal_norm", share=0.5)["x"].iloc[0]
     assert found == pytest.approx(np.log(2) / np.log(3))
 
 
@@ -62,7 +78,7 @@ def test_equal_accuracy_is_linear_in_the_running_best() -> None:
     table = pd.concat([
         accuracy("opd", [0, 1, 2, 3], [0.5, 0.5, 0.4, 0.7]), accuracy("rlvr", [0, 1, 2], [0.5, 0.5, 0.6]),
     ])  # fmt: skip
-    there = matching.at_equal_accuracy(summary, table).set_index("recipe")
+    there = matching.matched(summary, "equal_accuracy", table).set_index("recipe")
     assert there["matched_at"].tolist() == pytest.approx([0.1, 0.1])
     assert there.loc["opd", "x"] == pytest.approx(10.0)  # half way from gain 0 at step 1 to gain 0.2 at step 3
     assert there.loc["rlvr", "x"] == pytest.approx(4.0)
@@ -71,17 +87,22 @@ def test_equal_accuracy_is_linear_in_the_running_best() -> None:
 def test_without_a_gain_there_is_no_common_accuracy() -> None:
     summary = pd.concat([run("opd", [1], x=[1.0]), run("rlvr", [1], x=[1.0])])
     table = pd.concat([accuracy("opd", [0, 1], [0.5, 0.9]), accuracy("rlvr", [0, 1], [0.5, 0.4])])
-    there = matching.at_equal_accuracy(summary, table)
+    there = matching.matched(summary, "equal_accuracy", table)
     assert there["x"].isna().all()
     assert there["reason"].str.contains("no common accuracy").all()
+    with pytest.raises(MetricInputError, match="needs the table of accuracy"):
+        matching.matched(summary, "equal_accuracy")
 
 
 def test_equal_updates_is_the_end_of_the_shortest_run() -> None:
     rows = pd.concat([run("opd", [2, 8], x=[1.0, 2.0]), run("rlvr", [2, 8, 30], x=[3.0, 4.0, 5.0])])
-    assert matching.at_equal_updates(rows)["x"].tolist() == [2.0, 4.0]
-    assert matching.at_equal_updates(rows, ["rlvr"])["x"].tolist() == [5.0]
+    assert matching.matched(rows, "equal_updates")["x"].tolist() == [2.0, 4.0]
+    assert matching.matched(rows.query("recipe == 'rlvr'"), "equal_updates")["x"].tolist() == [5.0]
 
 
-def test_unknown_recipes_are_named() -> None:
-    with pytest.raises(MetricInputError, match=r"it holds \['opd'\]"):
-        matching.at_equal_updates(run("opd", [1], x=[1.0]), ["nothing"])
+def test_no_run_and_an_unknown_match_are_refused() -> None:
+    rows = run("opd", [1], x=[1.0])
+    with pytest.raises(MetricInputError, match="no run to compare"):
+        matching.matched(rows.query("recipe == 'nothing'"), "equal_updates")
+    with pytest.raises(MetricInputError, match="expected final, equal_updates, equal_norm or equal_accuracy"):
+        matching.matched(rows, "half time")

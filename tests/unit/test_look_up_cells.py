@@ -6,15 +6,18 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from opdgeom_utils.claims.cell_look_up import MeasuredCells, index_measures
+from opdgeom_utils.claims.look_up import LookUp, Sources
 from opdgeom_utils.errors import MetricInputError
+from tests.claim_world import AGREEING, HandTables, world
 
 ROW = {"recipe": "opd", "scope": "attention", "side": "", "k": 0, "quantity": "x", "null": ""}
 ROW |= {"other_recipe": "", "other_seed": -1, "other_step": -1}
 
 
-def cells(*rows: dict[str, Any], seeds: tuple[int, ...] = (0, 1)) -> MeasuredCells:
-    return MeasuredCells(index_measures(pd.DataFrame([ROW | row for row in rows])), "attention", seeds)
+def cells(*rows: dict[str, Any], seeds: tuple[int, ...] = (0, 1)) -> LookUp:
+    tables = world(AGREEING)
+    measures = pd.DataFrame([ROW | row for row in rows]) if rows else None
+    return LookUp(Sources(HandTables(tables.geometry, tables.accuracy, measures)), "attention", seeds)
 
 
 def path(seed: int = 0, **words: Any) -> list[dict[str, Any]]:
@@ -37,18 +40,18 @@ def path(seed: int = 0, **words: Any) -> list[dict[str, Any]]:
 )
 def test_a_place_on_the_path(at: Any, expected: float) -> None:
     look = cells(*path())
-    assert look.value({"recipe": "opd", "quantity": "x", "at": at}).tolist()[0] == pytest.approx(expected)
+    assert look.cell({"recipe": "opd", "quantity": "x", "at": at}).tolist()[0] == pytest.approx(expected)
 
 
 def test_a_mean_over_what_comes_after() -> None:
-    found = cells(*path(), seeds=(0,)).value({"recipe": "opd", "quantity": "x", "at": {"after": 0.1}})
+    found = cells(*path(), seeds=(0,)).cell({"recipe": "opd", "quantity": "x", "at": {"after": 0.1}})
     assert found.tolist() == [70.0]  # (40 + 100) / 2
 
 
 def test_seeds_keep_their_order_and_can_be_shifted() -> None:
     look = cells(*path(0), *path(1), *path(2), seeds=(2, 0, 1))
-    assert look.value({"recipe": "opd", "quantity": "x"}).tolist() == [102.0, 100.0, 101.0]
-    assert look.value({"recipe": "opd", "quantity": "x", "seed": "next"}).tolist() == [100.0, 101.0, 102.0]
+    assert look.cell({"recipe": "opd", "quantity": "x"}).tolist() == [102.0, 100.0, 101.0]
+    assert look.cell({"recipe": "opd", "quantity": "x", "seed": "next"}).tolist() == [100.0, 101.0, 102.0]
 
 
 def test_another_run_is_the_same_seed_or_the_mean_of_the_rest() -> None:
@@ -61,36 +64,36 @@ def test_another_run_is_the_same_seed_or_the_mean_of_the_rest() -> None:
     ]
     look = cells(*rows, seeds=(0, 1, 2))
     cell = {"recipe": "opd", "quantity": "x"}
-    assert look.value(cell | {"other": "opd:{seed}@8"}).tolist() == [0.0, 11.0, 22.0]
-    assert look.value(cell | {"other": "opd:{rest}@8"}).tolist() == [1.5, 11.0, 20.5]
-    assert look.value(cell | {"other": "opd:{seed}@80"}).tolist() == [100.0, 111.0, 122.0]
+    assert look.cell(cell | {"other": "opd:{seed}@8"}).tolist() == [0.0, 11.0, 22.0]
+    assert look.cell(cell | {"other": "opd:{rest}@8"}).tolist() == [1.5, 11.0, 20.5]
+    assert look.cell(cell | {"other": "opd:{seed}@80"}).tolist() == [100.0, 111.0, 122.0]
 
 
 def test_a_row_without_a_scope_fits_any_and_another_scope_fits_none() -> None:
     cell = {"recipe": "opd", "quantity": "x"}
-    assert cells(*path(scope=""), seeds=(0,)).value(cell).tolist() == [100.0]
+    assert cells(*path(scope=""), seeds=(0,)).cell(cell).tolist() == [100.0]
     look = cells(*path(scope="all"), seeds=(0,))
-    assert math.isnan(look.value(cell)[0])
+    assert math.isnan(look.cell(cell)[0])
     assert look.problems == ["measures has nothing for x of opd"]
 
 
 def test_two_answers_are_a_problem_and_no_mean() -> None:
     look = cells(*path(side="left"), *path(side="right"), seeds=(0,))
     cell = {"recipe": "opd", "quantity": "x"}
-    assert look.value(cell | {"side": "left"}).tolist() == [100.0]
-    assert math.isnan(look.value(cell)[0])
+    assert look.cell(cell | {"side": "left"}).tolist() == [100.0]
+    assert math.isnan(look.cell(cell)[0])
     assert "more than one number" in look.problems[0]
 
 
 def test_a_step_outside_the_path_is_not_guessed() -> None:
     look = cells(*path(), seeds=(0,))
-    assert math.isnan(look.value({"recipe": "opd", "quantity": "x", "at": 11})[0])
+    assert math.isnan(look.cell({"recipe": "opd", "quantity": "x", "at": 11})[0])
     assert look.problems == ["x of opd is asked for at update 11; measured from 2 to 10"]
 
 
 def test_no_table_is_a_problem_and_an_unknown_key_an_error() -> None:
-    look = MeasuredCells(None, "attention", (0,))
-    assert math.isnan(look.value({"recipe": "opd", "quantity": "x"})[0])
+    look = cells(seeds=(0,))
+    assert math.isnan(look.cell({"recipe": "opd", "quantity": "x"})[0])
     assert "has not been made" in look.problems[0]
     with pytest.raises(MetricInputError, match="sidde"):
-        look.value({"recipe": "opd", "quantity": "x", "sidde": "left"})
+        look.cell({"recipe": "opd", "quantity": "x", "sidde": "left"})
