@@ -1,10 +1,11 @@
-"""What the shipped models are and can do, read from their files and measured on held-out prompts."""
+"""What the shipped models are and can do, read from their files."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,18 +16,12 @@ from opdgeom_utils.models import resolve_model
 
 
 def model_facts(names: Iterable[str]) -> pd.DataFrame:
-    """Read size, shape and checksum of models from their folders.
-
-    Parameters
-    ----------
-    names
-        Shipped names such as ``anchor``, or folders.
+    """Read size, shape and checksum (first 12 digits) of models from their folders, shipped names or paths.
 
     Returns
     -------
     DataFrame
-        One row per model: ``model, parameters, layers, hidden, mlp, vocabulary, megabytes, dtype, sha256`` (first 12
-        digits).
+        One row per model: ``model, parameters, layers, hidden, mlp, vocabulary, megabytes, dtype, sha256``.
     """
     return pd.DataFrame([_facts(name) for name in names])
 
@@ -51,3 +46,10 @@ def _facts(name: str) -> dict[str, object]:
         "dtype": ", ".join(dtypes),
         "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()[:12],
     }
+
+
+def card_accuracy(name: str) -> dict[str, float]:
+    """Read the mean accuracy, ``greedy`` and ``sampled``, that a model's card prints; nan where it prints none."""
+    card = (Path(resolve_model(name)) / "README.md").read_text(encoding="utf-8")
+    found = {kind: re.search(rf"mean {kind} (\d\.\d+)", card) for kind in ("greedy", "sampled")}
+    return {kind: float(number.group(1)) if number else math.nan for kind, number in found.items()}

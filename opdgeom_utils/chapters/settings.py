@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import pandas as pd
 
-from opdgeom_utils.chapters.model_cards import model_facts
 from opdgeom_utils.claims import matching
 from opdgeom_utils.claims.look_up import Runs, Tables, runs_of, value_at
 from opdgeom_utils.claims.setting_statistics import PAPER_STEPS
 from opdgeom_utils.intervals import further_seed
-from opdgeom_utils.models import MODELS, resolve_model
 from opdgeom_utils.scopes import ATTENTION
 from opdgeom_utils.vocabulary import label, metric_of
 
@@ -42,13 +38,12 @@ COUNTERPARTS = {
     "opd_code": "OPD-8B-T32B-Code",
     "rlvr": "RLVR-8B",
 }
-MODEL_NAMES = ("anchor", "teacher", "teacher_small", "teacher_large", "teacher_moe", "student_small")
 
 
-def words(recipe: str) -> str:
+def setting_label(recipe: str) -> str:
     """Name of a recipe in this chapter's tables.
 
-    >>> words("opd_code"), words("rlvr")
+    >>> setting_label("opd_code"), setting_label("rlvr")
     ('code only', 'RLVR')
     """
     return SETTINGS.get(recipe, label(recipe))
@@ -120,96 +115,6 @@ def _row(
     return row
 
 
-def setting_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Write each recipe's numbers as text, mean over its seeds, the shuffled null in brackets.
-
-    >>> rows = pd.DataFrame({"recipe": ["opd"], "seed": [0], "step": [40.0], "gain": [0.02]})
-    >>> for metric in matching.METRICS:
-    ...     rows = rows.assign(**{metric: 0.5, f"{metric}_shuffled": 0.4})
-    >>> setting_table(rows).iloc[0, [0, 2, 3]].tolist()
-    ['OPD', '40', '50.0% (40.0%)']
-    """
-    out = []
-    for recipe, own in rows.groupby("recipe", sort=False):
-        row: dict[str, object] = {"run": words(str(recipe)), "seeds": len(own), "updates": f"{own['step'].mean():.0f}"}
-        for metric in matching.METRICS:
-            shown = metric_of(metric).shown
-            value, null = own[metric].mean(), own[f"{metric}_shuffled"].mean()
-            row[metric_of(metric).title] = f"{value:{shown}} ({null:{shown}})"
-        row[metric_of("gain").title] = f"{own['gain'].mean():+.1%}"
-        out.append(row)
-    return pd.DataFrame(out)
-
-
-def beside_the_paper(rows: pd.DataFrame, table1: pd.DataFrame) -> pd.DataFrame:
-    """Lay update sparsity beside the paper's nearest row, and its place on the way from SFT (0) to RLVR (1).
-
-    Parameters
-    ----------
-    rows
-        From :func:`setting_rows`.
-    table1
-        The paper's Table 1, from ``load_reported("table1_sparsity")``.
-
-    Returns
-    -------
-    DataFrame
-        ``run, sparsity, place, the paper's row, its sparsity, its place``; numbers, not text.
-    """
-    ours = {
-        str(r): float(own["update_sparsity"].to_numpy(float).mean()) for r, own in rows.groupby("recipe", sort=False)
-    }
-    theirs = dict(zip(table1["finetuned"], table1["update_sparsity"].to_numpy(float), strict=True))
-    ends = {name: theirs[COUNTERPARTS[name]] for name in ("sft", "rlvr")}
-    out = []
-    for recipe, value in ours.items():
-        pair = COUNTERPARTS[recipe]
-        out.append({
-            "run": words(recipe),
-            "sparsity": value,
-            "place": (value - ours["sft"]) / (ours["rlvr"] - ours["sft"]),
-            "the paper's row": pair,
-            "its sparsity": theirs[pair],
-            "its place": (theirs[pair] - ends["sft"]) / (ends["rlvr"] - ends["sft"]),
-        })  # fmt: skip
-    return pd.DataFrame(out)
-
-
-def papers_places(table1: pd.DataFrame) -> pd.DataFrame:
-    """Place of every OPD row of the paper's Table 1 on the way from its SFT row (0) to its RLVR row (1).
-
-    >>> table1 = pd.DataFrame(
-    ...     {
-    ...         "finetuned": ["Qwen3-8B-SFT", "OPD-8B-T32B", "RLVR-8B"],
-    ...         "algorithm": ["SFT", "OPD", "GRPO"],
-    ...         "update_sparsity": [0.0, 0.5, 1.0],
-    ...     }
-    ... )
-    >>> papers_places(table1).values.tolist()
-    [['OPD-8B-T32B', 0.5, 0.5]]
-    """
-    by_name = table1.set_index("finetuned")["update_sparsity"]
-    low, high = (by_name[COUNTERPARTS[name]] for name in ("sft", "rlvr"))
-    rows = table1.loc[table1["algorithm"] == "OPD", ["finetuned", "update_sparsity"]]
-    return rows.assign(place=(rows["update_sparsity"] - low) / (high - low)).reset_index(drop=True)
-
-
-def say_places(beside: pd.DataFrame, ranges: pd.DataFrame) -> str:
-    """Say how many settings lie between SFT and RLVR by update sparsity, and how many leave the range of seeds."""
-    places = beside.loc[beside["run"].isin(list(SETTINGS.values())), "place"]
-    if places.empty:
-        return "No setting is in these tables."
-    between = int(places.between(0, 1).sum())
-    mine = ranges.loc[ranges["run"].isin(list(SETTINGS.values()))]
-    runs, metrics = set(mine.loc[:, "run"]), set(mine.loc[:, "metric"])
-    beyond = set(mine.loc[~mine["inside"].astype(bool), "run"])
-    return (
-        f"By update sparsity {between} of {len(places)} settings lie between SFT and RLVR. "
-        f"{len(beyond)} of {len(runs)} leave the range of a further seed of OPD in at least one of {len(metrics)} "
-        "diagnostics."
-    )
-
-
 def in_seed_ranges(rows: pd.DataFrame) -> pd.DataFrame:
     """Distance from OPD's mean in units of the reach of a further seed: between -1 and 1 a seed could have done it.
 
@@ -228,43 +133,9 @@ def in_seed_ranges(rows: pd.DataFrame) -> pd.DataFrame:
         for recipe, seed, value in shown_runs[["recipe", "seed", metric]].itertuples(index=False):
             others = opd if recipe in SETTINGS else opd.loc[opd["seed"] != seed]
             low, high = further_seed(others[metric].to_numpy(float))
-            run = words(recipe) if recipe in SETTINGS else f"OPD, seed {seed}"
+            run = setting_label(recipe) if recipe in SETTINGS else f"OPD, seed {seed}"
             distance = (value - (low + high) / 2) / ((high - low) / 2)
             shown = (run, metric_of(metric).words, value, distance, low, high)
             out.append((*shown, low <= value <= high))
     table = pd.DataFrame(out, columns=["run", "metric", "value", "distance", "low", "high", "inside"])
     return table.loc[table["distance"].notna()].reset_index(drop=True)
-
-
-def say_settings(rows: pd.DataFrame, ranges: pd.DataFrame) -> list[str]:
-    """One sentence for each question: update sparsity of its settings, and how many diagnostics leave OPD's seeds."""
-    said = []
-    for question, recipes in QUESTIONS.items():
-        parts = []
-        for recipe in recipes:
-            own, mine = rows.loc[rows["recipe"] == recipe], ranges.loc[ranges["run"] == words(recipe)]
-            if own.empty:
-                continue
-            beyond = list(mine.loc[~mine["inside"].astype(bool), "metric"])
-            tail = f"{len(beyond)} of {len(mine)} diagnostics outside the range of a further seed of OPD"
-            tail += f" ({', '.join(beyond)})" if beyond else ""
-            where = f"sparsity {own['update_sparsity'].mean():.1%}, gain {own['gain'].mean():+.1%}"
-            parts.append(f"{words(recipe)}: {where}; {tail}")
-        said.append(f"**{question}.** " + (". ".join(parts) if parts else "Not measured in these tables") + ".")
-    return said
-
-
-def model_table(names: Iterable[str] = MODEL_NAMES, folder: Path = MODELS) -> pd.DataFrame:
-    """Sizes of the shipped models and the accuracy that their cards print; a model that was not built is left out."""
-    found = [name for name in names if (folder / name / "config.json").is_file()]
-    facts = model_facts(found).reindex(columns=["model", "parameters", "layers", "megabytes"])
-    return facts.assign(
-        **{"greedy": [_card(n, "greedy") for n in found], "sampled": [_card(n, "sampled") for n in found]}
-    )
-
-
-def _card(name: str, kind: str) -> float:
-    """Read the mean accuracy that a model's card prints."""
-    card = (Path(resolve_model(name)) / "README.md").read_text(encoding="utf-8")
-    found = re.search(rf"mean {kind} (\d\.\d+)", card)
-    return float(found.group(1)) if found else float("nan")

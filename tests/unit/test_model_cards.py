@@ -1,6 +1,7 @@
 """Facts of a model are those of its files."""
 
 import hashlib
+import math
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,16 @@ def test_the_card_of_a_shipped_model_speaks_of_its_bytes(name: str) -> None:
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     assert digest in (folder / "README.md").read_text(encoding="utf-8")
     assert model_cards.model_facts([name])["dtype"].tolist() == ["BF16"]
+
+
+def test_accuracy_is_what_the_card_prints(tmp_path: Path) -> None:
+    card = Path(models.resolve_model("teacher"), "README.md").read_text(encoding="utf-8")
+    accuracy = model_cards.card_accuracy("teacher")
+    assert f"mean greedy {accuracy['greedy']:.3f}" in card
+    assert f"mean sampled {accuracy['sampled']:.3f}" in card
+    build_model("tiny", seed=0).save_pretrained(tmp_path)
+    (tmp_path / "README.md").write_text("An unmeasured model.\n")
+    assert all(math.isnan(value) for value in model_cards.card_accuracy(str(tmp_path)).values())
 
 
 def test_every_model_that_a_recipe_names_is_shipped() -> None:
