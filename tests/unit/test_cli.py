@@ -1,0 +1,202 @@
+"""The command's entrance: names as people have them, remedies that can be followed, refusals before any work."""
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from opdgeom_utils import cli, diagnose_pair, diagnose_trajectory, open_checkpoint
+from opdgeom_utils.chapters.parameters import declared_parameters
+from opdgeom_utils.chapters.your_run import open_run
+from opdgeom_utils.diagnose import plan
+from opdgeom_utils.errors import WAYS, ways
+from opdgeom_utils.report import write
+from opdgeom_utils.report.papermill_run import tagged
+
+NAMES = (
+    "My Drive/run 1",
+    "run(1)",
+    "it's",
+    'a "quoted" run',
+    "läuft/実行",
+    "run{label}",
+    "a;b&c|d",
+    "-run",
+    "run#1",
+    "%d",
+)
+W = "model.layers.0.self_attn.q_proj.weight"
+
+
+def save(folder: Path, scale: float = 1.0) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({W: scale * torch.eye(8)}, folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def papermill(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Stands in for papermill: measures what it was asked to, and returns the chapter without outputs."""
+    calls: list[dict[str, Any]] = []
+
+    def run(raw: Path, out: Path, parameters: Path, root: Path, log: Path, **options: Any) -> None:
+        given = yaml.safe_load(parameters.read_text(encoding="utf-8"))
+        calls.append(given)
+        run = open_run(given["reference"], given["tuned"], allow_pickle=given.get("allow_pickle", False))
+        diagnose_trajectory(run.reference, run.checkpoints, k=4, nulls=False, out=given["out"])
+        nbformat.write(nbformat.read(raw, as_version=4), out)
+
+    monkeypatch.setattr(write, "run_papermill", run)
+    monkeypatch.setattr(plan, "measured_rate", lambda side, settings: (1.0, 1.0))
+    return calls
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_as_people_have_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, papermill: list[dict[str, Any]], name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    before = save(tmp_path / "before")
+    after = save(tmp_path / name, 1.5)
+    (tmp_path / "link").symlink_to(after)
+    assert cli.main(["report", "--out", f"~/{name}/r.html", "--", "~/before", f"~/{name}"]) == 0
+    assert papermill.pop()["tuned"] == str(after)
+    assert (after / "r.html").is_file()
+    for source in (name, f"~/{name}", str(after), "link"):
+        assert len(open_run("~/before", source).checkpoints) == 1
+        assert diagnose_pair("~/before", source, nulls=False)["update_norm"].tolist() == pytest.approx([2**0.5])
+    assert [path.name for path in before.iterdir()] == ["model.safetensors"], "the reference's folder is only read"
+
+
+@pytest.mark.parametrize("name", [*NAMES, "~/run", "a b c", "run/checkpoint-1 run/checkpoint-2"])
+def test_make_hands_every_name_on_as_it_is(book_root: Path, tmp_path: Path, name: str) -> None:
+    echo = tmp_path / "echo"
+    echo.write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n")
+    echo.chmod(0o755)
+    given = {key: f"{key.lower()} {name}" for key in ("TUNED", "BASE", "LABEL", "PARAMETERS", "OUT", "REVISION")}
+    variables = [f"{key}={value}" for key, value in given.items()]
+    command = [
+        "make",
+        "-o",
+        "env",
+        "report",
+        f"VENV={echo}",
+        f"REFERENCE={name}",
+        *variables,
+        "K=8",
+        "MODULES=q_proj k_proj",
+    ]
+    done = subprocess.run(command, cwd=book_root, capture_output=True, text=True, check=True)
+    passed = json.loads(done.stdout.splitlines()[-1])
+    options = {key: passed[passed.index(f"--{key.lower()}") + 1] for key in given if key != "TUNED"}
+    assert options | {"TUNED": passed[-1]} == given
+    assert passed[-3:-1] == ["--", name]
+    assert passed[passed.index("--modules") + 1] == "q_proj k_proj"
+
+
+def test_several_checkpoints_in_one_variable_of_make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("run/checkpoint-1", "run/checkpoint-2", "run/checkpoint-3 copy"):
+        save(tmp_path / name)
+    assert write.taken_apart("run/checkpoint-1 run/checkpoint-2") == ["run/checkpoint-1", "run/checkpoint-2"]
+    assert write.taken_apart("run/checkpoint-1 'run/checkpoint-3 copy'") == [
+        "run/checkpoint-1",
+        "run/checkpoint-3 copy",
+    ]
+    assert write.taken_apart("run/checkpoint-3 copy") == ["run/checkpoint-3 copy"]
+    assert write.taken_apart("no such folder/checkpoint-50") == ["no such folder/checkpoint-50"]
+    assert write.taken_apart(str(tmp_path / "not here/checkpoint-50")) == [str(tmp_path / "not here/checkpoint-50")]
+
+
+@pytest.mark.parametrize("option", WAYS)
+def test_each_way_that_an_error_names_is_there(book_root: Path, option: str) -> None:
+    command, make, chapter, python = WAYS[option]
+    help_text = subprocess.run(
+        [sys.executable, "-m", "opdgeom_utils.cli", "report", "--help"], cwd=book_root, capture_output=True, text=True,
+        env={**os.environ, "COLUMNS": "120"}, check=True,
+    ).stdout  # fmt: skip
+    assert command.split()[0] in help_text
+    assert f"{make.partition('=')[0]}" in (book_root / "Makefile").read_text(encoding="utf-8")
+    notebook = nbformat.read(write.CHAPTER, as_version=4)
+    assert option in declared_parameters(tagged(notebook, "parameters")[0].source)
+    assert option in chapter
+    function = open_checkpoint if python.endswith("of open_checkpoint") else diagnose_pair
+    assert option in inspect.signature(function).parameters
+    for way in WAYS[option]:
+        assert way in ways(option)
+
+
+@pytest.mark.parametrize("way", ["command", "make", "python"])
+def test_a_pickle_is_read_by_each_way_that_its_error_names(
+    book_root: Path, tmp_path: Path, papermill: list[dict[str, Any]], capsys: pytest.CaptureFixture[str], way: str
+) -> None:
+    before, after = save(tmp_path / "before"), tmp_path / "after"
+    after.mkdir()
+    torch.save({W: 2 * torch.eye(8)}, after / "pytorch_model.bin")
+    arguments = ["report", "-o", str(tmp_path / "r.html"), str(before), str(after)]
+    assert cli.main(arguments) == 1
+    assert ways("allow_pickle") in capsys.readouterr().err
+    if way == "command":
+        assert cli.main([*arguments, WAYS["allow_pickle"][0]]) == 0
+        assert papermill[0]["allow_pickle"] is True
+    elif way == "make":
+        command = ["make", "-o", "env", "-n", "report", WAYS["allow_pickle"][1]]
+        assert "--allow-pickle" in subprocess.run(command, cwd=book_root, capture_output=True, text=True).stdout
+    else:
+        table = diagnose_pair(before, open_checkpoint(after, allow_pickle=True), nulls=False)
+        assert table["update_norm"].tolist() == pytest.approx([8**0.5])
+
+
+def test_what_has_no_counterpart_is_left_out_by_each_way(
+    book_root: Path, tmp_path: Path, papermill: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, after = save(tmp_path / "before"), tmp_path / "after"
+    after.mkdir()
+    save_file({W: torch.eye(8), "extra.weight": torch.eye(2)}, after / "model.safetensors")
+    out = ["-o", str(tmp_path / "t.csv")]
+    assert cli.main(["diagnose", *out, str(before), str(after)]) == 1
+    assert ways("strict") in capsys.readouterr().err
+    assert cli.main(["diagnose", *out, str(before), str(after), WAYS["strict"][0]]) == 0
+    command = ["make", "-o", "env", "-n", "report", WAYS["strict"][1]]
+    assert "--no-strict" in subprocess.run(command, cwd=book_root, capture_output=True, text=True).stdout
+    assert len(diagnose_pair(before, after, strict=False, nulls=False)) == 1
+
+
+@pytest.mark.parametrize("command", [["report"], ["diagnose", "--no-nulls"]])
+def test_a_folder_that_cannot_be_written_is_said_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], papermill: list[dict[str, Any]], command: list[str]
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    out = tmp_path / "file" / ("r.html" if command[0] == "report" else "t.csv")
+    assert cli.main([*command, "-o", str(out), str(save(tmp_path / "a")), str(save(tmp_path / "b"))]) == 1
+    assert ways("out") in capsys.readouterr().err
+    assert not papermill
+
+
+def test_a_table_of_another_kind_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["diagnose", "-o", str(tmp_path / "t.xlsx"), "base", "anchor"]) == 1
+    assert ".parquet or .csv" in capsys.readouterr().err
+
+
+def test_names_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "anchored run")
+    assert cli._names("anch") == ["anchor", "anchored run/"]
+    assert cli._names("anchored run/") == ["anchored run/model.safetensors"]
+
+
+def test_help_does_not_import_what_measures(book_root: Path) -> None:
+    heavy = {"torch", "pandas", "transformers", "nbformat"}
+    code = f"import sys, opdgeom_utils.cli; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=book_root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
