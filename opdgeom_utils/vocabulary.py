@@ -228,7 +228,6 @@ _OF_PATHS = (
     Metric(
         "moment_alignment", "overlap of moments",
         "how much the leading spaces of two second moments share, as Sim_K.",
-        "second moment",
     ),
     Metric(
         "moment_fit", "explained share",

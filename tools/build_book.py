@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 from filelock import FileLock
 
+from opdgeom_utils.chapters.glossary import with_entries
 from opdgeom_utils.errors import NotebookFailedError, NotebookParameterError
 from opdgeom_utils.report.papermill_run import read_parameters
 from tools.notebooks import (
@@ -38,6 +39,7 @@ ROOT = Path(__file__).resolve().parent.parent
 KEY_FILE = ".site-key"
 SMOKE_LABEL = "Smoke test, not evidence: these pages were made from tiny runs, to test the book itself."
 #: What the pages may refer to, besides the notebooks.
+WRITTEN_FROM = ("opdgeom_utils/vocabulary.py", "opdgeom_utils/chapters/glossary.py")  # the glossary
 STAGED = ("_config.yml", "_toc.yml", "book", "data/paper", "data/results")
 
 
@@ -104,6 +106,7 @@ def pages_of(root: Path) -> list[str]:
 def site_key(plan: Plan, executed: list[Executed], vendored: Path) -> str:
     """Digest of everything that the site is made of."""
     files = [path for name in STAGED for path in _files(plan.root / name)]
+    files += [path for name in WRITTEN_FROM for path in _files(plan.root / name)]
     files += [Path(__file__), plan.root / "requirements.lock", *(result.path for result in executed)]
     return digest_of(files, plan.label, vendored.name, sys.version)
 
@@ -116,6 +119,9 @@ def stage(plan: Plan, executed: list[Executed], vendored: Path, folder: Path) ->
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
         elif source.exists():
             shutil.copyfile(source, target)
+    glossary = folder / "book/glossary.md"
+    if glossary.is_file():
+        glossary.write_text(with_entries(glossary.read_text(encoding="utf-8")), encoding="utf-8")
     shutil.copytree(vendored, folder / "book/_static/vendor", ignore=shutil.ignore_patterns("complete"))
     (folder / "notebooks").mkdir()
     for result in executed:

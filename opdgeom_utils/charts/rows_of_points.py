@@ -16,6 +16,7 @@ from opdgeom_utils.charts.seed_points import (
     figure,
     fold_seeds,
     heights,
+    known,
     need,
     spread,
     without,
@@ -175,7 +176,10 @@ def variant_strips(table: pd.DataFrame, metric: str, *, title: str | None = None
     words = title or metric_of(metric).title
     means = fold_seeds(need(table, ["row", "panel", "kind", "seed", "value"]), ["panel", "row", "kind"], metric, words)
     rows, panels = (list(dict.fromkeys(table.loc[:, column])) for column in ("row", "panel"))
-    parts = [means.assign(role="mean"), table.dropna(subset=["value"]).assign(role="seed")]
+    shown = metric_of(metric).shown
+    seeds = known(table, "value", words).assign(role="seed")
+    seeds["text"] = [f"{number(v, shown)}, seed {s}" for v, s in seeds.loc[:, ["value", "seed"]].to_numpy(object)]
+    parts = [means.assign(role="mean"), seeds]
     data = pd.concat(parts).assign(kind=lambda t: t["kind"].map(KINDS))
     names = in_order(data.loc[:, "kind"])
     axis = alt.Axis(format=tick_format(metric, heights(data), 4), tickCount=4, labelOverlap=True)
@@ -185,10 +189,10 @@ def variant_strips(table: pd.DataFrame, metric: str, *, title: str | None = None
     clear, faint = (alt.when(pointed).then(alt.value(v)).otherwise(alt.value(v / 5)) for v in (1, 0.45))
     tip = tips(("row", "run"), "panel", ("text", words))
     base = alt.Chart(data).encode(y=y, color=coloured("kind", names))
-    reach, seeds, marks = reach_seeds_means(base, x, low, tip, shape=shaped("kind", names), sizes=(14, 55))
+    reach, points, marks = reach_seeds_means(base, x, low, tip, shape=shaped("kind", names), sizes=(14, 55))
     layers = [
         reach.encode(opacity=clear),
-        seeds.encode(opacity=faint, tooltip=alt.Tooltip()),
+        points.encode(opacity=faint),
         marks.encode(opacity=clear).add_params(pointed),
     ]
     panel = alt.layer(*layers).properties(width=180, height=20 * len(rows))

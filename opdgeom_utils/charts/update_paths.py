@@ -219,4 +219,4 @@ def _y(title: str, values: pd.Series, *, unit: bool = False, log: bool = False) 
 
 def _tip() -> list[alt.Tooltip]:
     share = alt.Tooltip("share:Q", title="share of the run", format=".0%")
-    return [*tips(("series", "curve"), ("step", "update")), share, *tips(("text", "value"))]
+    return [*tips(("series", "curve")), alt.Tooltip("step:Q", title="update"), share, *tips(("text", "value"))]
