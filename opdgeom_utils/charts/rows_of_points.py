@@ -62,12 +62,8 @@ def spectral_drift(
 
     Parameters
     ----------
-    ends
-        One row per run: ``recipe, seed, normalized_spectral_shift`` and its nulls.
-    reported
-        From :func:`opdgeom_utils.claims.load_reported`; None draws no paper.
-    nulls
-        Suffixes of the null columns to draw.
+    ends, reported, nulls
+        As for :func:`sparsity_comparison`, of this metric.
     """
     what = "Normalized spectral shift, logarithmic axis"
     return _row_for_each_recipe(ends, "normalized_spectral_shift", reported, nulls, what)
@@ -84,14 +80,10 @@ def rotation_comparison(
 
     Parameters
     ----------
-    ends
-        One row per run: ``recipe, seed``, the angles and their nulls.
-    reported
-        From :func:`opdgeom_utils.claims.load_reported`; the paper prints bounds for two of its angles.
-    nulls
-        Suffixes of the null columns to draw.
+    ends, reported, nulls
+        As for :func:`sparsity_comparison`, of this metric.
     metrics
-        Angles to draw, one group of rows each.
+        Angles to draw, one group of rows each; the paper prints bounds for two.
     """
     table = _row_for_each_metric(ends, metrics, reported, nulls, "principal angle")
     said = f"Principal angles in degrees, logarithmic axis. {_said(table)}"
@@ -109,12 +101,8 @@ def mask_overlap(
 
     Parameters
     ----------
-    ends
-        One row per run: ``recipe, seed, principal_overlap, low_magnitude_overlap`` and their nulls.
-    reported
-        From :func:`opdgeom_utils.claims.load_reported`; None draws no paper.
-    nulls
-        Suffixes of the null columns to draw.
+    ends, reported, nulls
+        As for :func:`sparsity_comparison`, of this metric.
     chance
         Share of the entries that each mask holds, 0 to 1.
     """

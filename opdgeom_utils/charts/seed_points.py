@@ -140,10 +140,7 @@ def along(
     nulls
         Suffixes of null columns.
 
-    Returns
-    -------
-    DataFrame
-        As :func:`spread`, with ``x`` and the columns of ``at``.
+    Returns the columns of :func:`spread`, ``x`` and those of ``at``.
     """
     need(rows, ["recipe", "seed", x, metric, *at])
     logarithmic = x.endswith("_norm")
