@@ -31,6 +31,7 @@ def known_writer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Completions that are right for the prompts it knows, whatever the model says."""
 
     def written(_: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: list[str], **__: object) -> Rollouts:
+        assert prompts == sorted(prompts, key=len), "prompts of like length share a batch"
         return encode_pairs(tokenizer, prompts, [answer_to(prompt) for prompt in prompts])
 
     monkeypatch.setattr(evaluation, "roll_out", written)

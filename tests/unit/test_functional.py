@@ -23,7 +23,7 @@ from opdgeom_utils.measures.functional import (
 from opdgeom_utils.models import load_model
 from opdgeom_utils.projection import Projector, random_space
 from opdgeom_utils.recipes import load_recipe
-from opdgeom_utils.rollouts import Rollouts, encode_pairs
+from opdgeom_utils.rollouts import Rollouts, encode_pairs, roll_out
 from tests.tiny_world import DEFAULTS, RECIPES, World
 
 
@@ -59,6 +59,13 @@ def test_the_text_is_the_anchor_s_whichever_run_asks(yardstick: Yardstick) -> No
     sft = load_recipe("sft", "tiny")
     assert sft.start == "base"
     assert yardstick_of(sft) is yardstick
+    prompts = [e.prompt for e in yardstick.examples][::2]
+    written = roll_out(
+        load_model("anchor").eval(), yardstick.tokenizer, prompts,
+        max_new_tokens=sft.max_new_tokens, generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    assert len(yardstick.texts) == 1
+    assert torch.equal(yardstick.texts[0].completion_ids, written.completion_ids)
 
 
 def test_accuracy_is_the_share_of_right_completions(yardstick: Yardstick, monkeypatch: pytest.MonkeyPatch) -> None:

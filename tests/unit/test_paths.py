@@ -131,3 +131,13 @@ def test_a_counterpart_counts_as_there_when_the_one_checkpoint_that_is_asked_for
     half_done.touch()
     assert missing_counterparts([variant], others) == [("opd", 0)]
     assert overlap_measures([variant], others[:1]).empty
+
+
+def test_sft_is_compared_at_its_own_end_and_others_at_equal_updates(make_recipe, tmp_path) -> None:
+    stored = {"opd": [2, 4], "rlvr": [3, 5, 8], "sft": [6, 20]}
+    known = {
+        (name, 0): Run(make_recipe(name=name, steps=steps[-1], checkpoints=steps), 0, tmp_path)
+        for name, steps in stored.items()
+    }
+    points = {point for step, point in counterparts(known["opd", 0], known) if step == 4}
+    assert points == {("rlvr", 0, 5), ("sft", 0, 20)}
