@@ -149,3 +149,16 @@ def check_fraction(name: str, value: Any, *, at_most: float = 1.0) -> None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value) or not 0 <= value <= at_most:
         raise MetricInputError(f"{name} is {value!r}, expected a number from 0 to {at_most:g}.")
+
+
+def check_size(name: str, value: Any) -> None:
+    """Refuse anything but a finite number of at least 0.
+
+    Raises
+    ------
+    MetricInputError
+        For another type, NaN, infinity or a negative number.
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or value < 0:
+        raise MetricInputError(f"{name} is {value!r}, expected a finite number of at least 0.")

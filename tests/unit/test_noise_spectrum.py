@@ -1,0 +1,145 @@
+"""Expected drift and rotation against the mean of exact draws, on matrices of shipped models and by hand."""
+
+import math
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+
+from opdgeom_utils import metrics
+from opdgeom_utils.errors import MetricInputError
+from opdgeom_utils.models import load_model
+
+MODELS = ("anchor", "student_small", "teacher_large")
+MODULES = ("q_proj", "k_proj", "o_proj", "down_proj", "gate_proj")
+K = 16
+
+
+@cache
+def matrices() -> tuple[Tensor, ...]:
+    return tuple(
+        parameter.detach().double()
+        for name in MODELS
+        for key, parameter in load_model(name).named_parameters()
+        if "layers.1." in key and key.split(".")[-2] in MODULES
+    )
+
+
+def drawn(w: Tensor, rms: float, n_draws: int) -> list[float]:
+    """Mean shift, left angle and right angle of exact draws."""
+    generator = torch.Generator().manual_seed(0)
+    found = torch.zeros(3)
+    for _ in range(n_draws):
+        moved = w + rms * torch.randn(w.shape, generator=generator, dtype=torch.float64)
+        angles = metrics.principal_angles(w, moved, k=K)
+        shift = metrics.normalized_spectral_shift(w, moved)
+        found += torch.tensor([shift, float(angles.left_deg.mean()), float(angles.right_deg.mean())]) / n_draws
+    return found.tolist()
+
+
+def expected(w: Tensor, rms: float) -> list[float]:
+    angles = metrics.noise_angles(w, rms, k=K)
+    return [metrics.noise_spectral_shift(w, rms), angles.left_deg, angles.right_deg]
+
+
+@pytest.mark.parametrize(("gaps", "shift", "angle"), [(0.1, 0.03, 0.05), (0.6, 0.03, 0.05), (4.0, 0.06, 0.08)])
+def test_expectation_is_the_mean_of_exact_draws(gaps, shift, angle):
+    """Over matrices of real models, with noise of so many median gaps between singular values."""
+    ratios = []
+    for w in matrices():
+        s = torch.linalg.svdvals(w)
+        rms = gaps * float((s[:-1] - s[1:]).median())
+        ratios.append([e / d for e, d in zip(expected(w, rms), drawn(w, rms, 12), strict=True)])
+    mean = torch.tensor(ratios).mean(dim=0).tolist()
+    assert mean[0] == pytest.approx(1, abs=shift)
+    assert mean[1:] == pytest.approx([1, 1], abs=angle)
+
+
+@pytest.mark.parametrize("times", [0.3, 3.0, 20.0])
+def test_shift_where_neighbours_push_each_other_apart(times):
+    """A spectrum that grows denser to its end; at three times its smallest gap first order is 40% too low."""
+    s = torch.arange(1, 301, dtype=torch.float64) ** -0.6
+    w = torch.zeros(400, 300, dtype=torch.float64)
+    w.diagonal().copy_(s)
+    rms = times * float(s[-2] - s[-1])
+    generator = torch.Generator().manual_seed(0)
+    noise = [torch.randn(400, 300, generator=generator, dtype=torch.float64) for _ in range(10)]
+    mean = sum(metrics.normalized_spectral_shift(w, w + rms * n) for n in noise) / 10
+    assert metrics.noise_spectral_shift(w, rms) == pytest.approx(mean, rel=0.04)
+    if times == 3.0:
+        assert mean > 1.3 * rms * math.sqrt(300) / float(w.norm())
+
+
+def test_windows_and_whole_draws_agree(monkeypatch):
+    from opdgeom_utils.metrics import noise_spectrum
+
+    s = torch.linspace(5, 1, 300, dtype=torch.float64)
+    for rms in (0.002, 0.02):
+        windows = noise_spectrum.expected_shift(s, longer=400, rms=rms)
+        with monkeypatch.context() as patched:
+            patched.setattr(noise_spectrum, "CROWDED", 0.0)
+            assert noise_spectrum.expected_shift(s, longer=400, rms=rms) == pytest.approx(windows, rel=0.04)
+    near = noise_spectrum.expected_angles(s, (400, 300), rms=0.002, k=100)
+    monkeypatch.setattr(noise_spectrum, "LARGE_ANGLE_DEG", 0.0)
+    whole = noise_spectrum.expected_angles(s, (400, 300), rms=0.002, k=100)
+    assert (near.left_deg, near.right_deg) == pytest.approx((whole.left_deg, whole.right_deg), rel=0.05)
+
+
+def test_transpose_trades_the_sides_and_scale_drops_out():
+    w = matrices()[1]
+    here, there = metrics.noise_angles(w, 1e-3, k=K), metrics.noise_angles(w.T, 1e-3, k=K)
+    assert (here.left_deg, here.right_deg) == (there.right_deg, there.left_deg)
+    scaled = metrics.noise_angles(8 * w, 8e-3, k=K)
+    assert (scaled.left_deg, scaled.right_deg) == pytest.approx((here.left_deg, here.right_deg), rel=1e-9)
+    assert metrics.noise_spectral_shift(8 * w, 8e-3) == pytest.approx(metrics.noise_spectral_shift(w, 1e-3), rel=1e-9)
+
+
+def test_a_space_that_is_not_defined_has_no_angle_and_a_whole_one_does_not_turn():
+    tied = torch.diag(torch.tensor([3.0, 2.0, 2.0, 1.0]))
+    assert math.isnan(metrics.noise_angles(tied, 1e-3, k=2).left_deg)
+    assert metrics.noise_angles(tied, 1e-3, k=1).left_deg > 0
+    assert metrics.noise_angles(tied, 1e-3, k=9) == metrics.NoiseAngles(0.0, 0.0)
+    tall = metrics.noise_angles(torch.eye(6)[:, :2] * torch.tensor([2.0, 1.0]), 1e-3, k=2)
+    assert tall.right_deg == 0.0 < tall.left_deg  # the whole input side; the outputs can still turn
+    assert metrics.noise_angles(tied, 0.0, k=1) == metrics.NoiseAngles(0.0, 0.0)
+
+
+def test_a_narrow_gap_at_the_cut_is_no_tie():
+    """Two almost equal directions trade places: that one angle is anything up to 90 degrees, on average 45."""
+    s = torch.tensor([8.0, 6.0, 4.0, 4.0 - 1e-6, 2.0, 1.0], dtype=torch.float64)
+    angles = metrics.noise_angles(torch.diag(s), 1e-4, k=3)
+    assert angles.left_deg == pytest.approx(45 / 3, rel=0.25)
+
+
+def test_no_noise_and_no_matrix():
+    assert metrics.noise_spectral_shift(torch.eye(3), 0.0) == 0.0
+    assert math.isnan(metrics.noise_spectral_shift(torch.zeros(3, 3), 1e-3))
+    assert math.isnan(metrics.noise_angles(torch.zeros(3, 3), 1e-3, k=1).left_deg)
+    with pytest.raises(MetricInputError, match="rms is nan"):
+        metrics.noise_spectral_shift(torch.eye(3), math.nan)
+    with pytest.raises(MetricInputError, match="k is 0"):
+        metrics.noise_angles(torch.eye(3), 1e-3, k=0)
+
+
+def test_place_puts_the_parts_together():
+    """One simulated training of AdamW on noise, measured, beside where noise was said to land."""
+    w = matrices()[0].bfloat16()
+    rates = metrics.learning_rate_schedule(1e-4, 60)
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.nn.Parameter(w.double())
+    optimizer = torch.optim.AdamW([weights], lr=1e-4, betas=(0.9, 0.98), weight_decay=0.1)
+    for _ in rates:
+        weights.grad = torch.randn(w.shape, generator=generator, dtype=torch.float64)
+        optimizer.step()
+    place = metrics.noise_place(w, rates, betas=(0.9, 0.98), weight_decay=0.1, k=K)
+    weights = weights.detach()
+    mask = metrics.update_mask(w, weights)
+    assert place.update_norm == pytest.approx(float((weights - w.double()).norm()), rel=0.03)
+    assert place.update_sparsity == pytest.approx(1 - float(mask.double().mean()), abs=0.01)
+    for name, reference in (("principal", metrics.principal_mask(w)), ("low_magnitude", metrics.low_magnitude_mask(w))):
+        assert getattr(place, f"{name}_overlap") == pytest.approx(metrics.mask_overlap(reference, mask), abs=0.01)
+    shift, angles = metrics.normalized_spectral_shift(w, weights), metrics.principal_angles(w, weights, k=K)
+    assert place.normalized_spectral_shift == pytest.approx(shift, rel=0.15)  # one draw
+    assert place.left_angle_mean_deg == pytest.approx(float(angles.left_deg.mean()), rel=0.3)
+    assert place.right_angle_mean_deg == pytest.approx(float(angles.right_deg.mean()), rel=0.3)
