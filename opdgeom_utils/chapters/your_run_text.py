@@ -320,7 +320,7 @@ def _odd_rows(table: pd.DataFrame) -> Iterable[str]:
     for when, rows in (("", last), (" at earlier checkpoints", table.loc[table["step"] != table["step"].max()])):
         notes = [_without_path(note) for note in rows["note"].fillna("") if note and note != IDENTICAL]
         if notes:
-            kinds = without_numbers(notes)
+            kinds = [kind.replace("*", "\\*") for kind in without_numbers(notes)]
             more = f"; and {len(kinds) - MOST_NOTES} more kinds" if len(kinds) > MOST_NOTES else ""
             yield f"{len(notes)} tensors could not be measured in full{when}: {'; '.join(kinds[:MOST_NOTES])}{more}."
 
