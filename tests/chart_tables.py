@@ -7,8 +7,10 @@ import numpy as np
 import pandas as pd
 
 from opdgeom_utils import claims
+from opdgeom_utils.chapters.update_path import path_curves
 from opdgeom_utils.claims import matching
-from opdgeom_utils.scopes import MODULES
+from opdgeom_utils.scopes import HEADLINE, MODULES
+from opdgeom_utils.vocabulary import RESCALED, ROUNDED, label
 
 RECIPES = {"sft": (0.1, 12.0), "opd": (0.5, 2.0), "rlvr": (0.75, 1.0), "control_sft": (0.45, 2.2)}
 STEPS = (2, 10, 40, 100)
@@ -169,3 +171,25 @@ def seed_ranges() -> pd.DataFrame:
         for metric, d in zip(("update sparsity", "left mean angle"), both, strict=True)
     ]
     return pd.DataFrame(rows)
+
+
+def spectra() -> pd.DataFrame:
+    """Singular values of the update along training, as the chapter on the path draws them."""
+    table = long_table()
+    known = table.loc[table["quantity"] == "singular_value", "k"].unique()
+    return pd.concat(
+        [path_curves(table, "singular_value", k=int(k)).assign(index=int(k)) for k in known], ignore_index=True
+    )
+
+
+def rounding_panels() -> dict[str, pd.DataFrame]:
+    """Stable rank of each objective in fp32, after rounding, and of two things that are rounding alone."""
+    panels = {}
+    for recipe in HEADLINE:
+        exact, shown = (
+            path_curves(long_table(), quantity, recipes=[recipe], nulls=["", "rounding"])
+            for quantity in ("stable_rank", "stable_rank_bf16")
+        )
+        names = shown["series"].eq(label(recipe)).map({True: ROUNDED, False: RESCALED})
+        panels[f"stable rank, {label(recipe)}"] = pd.concat([exact, shown.assign(series=names)], ignore_index=True)
+    return panels

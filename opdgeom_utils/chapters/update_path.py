@@ -1,8 +1,8 @@
-"""What the chapter on the update's path reads: its rows of the long table, as curves and as small printed tables."""
+"""The path of an update: one quantity of the long table along training, beside processes that learn nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 
 import pandas as pd
 
@@ -11,7 +11,7 @@ from opdgeom_utils.intervals import seed_interval
 from opdgeom_utils.measures.long_table import pick
 from opdgeom_utils.measures.paths import EARLY, SIDES
 from opdgeom_utils.scopes import HEADLINE
-from opdgeom_utils.vocabulary import PATH_NULLS, RESCALED, ROUNDED, label, listed, metric_of
+from opdgeom_utils.vocabulary import PATH_NULLS, label, listed, metric_of
 
 LEARNED_AND_NULLS = ("", *[null for null in PATH_NULLS if null != "rounding"])
 
@@ -69,46 +69,40 @@ def at_share(curves: pd.DataFrame, share: float = EARLY) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else curves
 
 
-def early_table(measures: pd.DataFrame, side: str, ks: Sequence[int], recipe: str = "opd") -> pd.DataFrame:
-    """Similarity to the end at a fifth of the run, by K: the run, every null, mean and 95% interval over seeds."""
-    return _by_k(measures, "sim_to_end", side, ks, recipe, at_share)
-
-
-def later_table(measures: pd.DataFrame, side: str, ks: Sequence[int], recipe: str = "opd") -> pd.DataFrame:
-    """Share of each later window's own step inside the early space, mean over windows, by K."""
-    return _by_k(measures, "captured_share", side, ks, recipe, later)
-
-
-def later(curves: pd.DataFrame) -> pd.DataFrame:
-    """Mean of each curve after the checkpoint nearest to a fifth of the run.
-
-    >>> rows = pd.DataFrame({"recipe": "OPD", "series": "OPD", "seed": 0, "share": [0.2, 0.6, 1.0], "value": [9, 1, 3]})
-    >>> later(rows)["value"].tolist()
-    [2.0]
-    """
-    early = at_share(curves).rename(columns={"share": "early"})
-    keys = ["recipe", "series", "seed"]
-    joined = curves.merge(early[[*keys, "early"]], on=keys)
-    after = joined.loc[joined["share"] > joined["early"]]
-    return after.groupby(keys, sort=False).agg({"value": "mean"}).reset_index()
-
-
-def _by_k(
+def early(
     measures: pd.DataFrame,
-    quantity: str,
     side: str,
-    ks: Sequence[int],
-    recipe: str,
-    fold: Callable[[pd.DataFrame], pd.DataFrame],
+    k: int,
+    recipes: Iterable[str] = ("opd",),
+    nulls: Iterable[str] = ("",),
+    scope: str = "attention",
 ) -> pd.DataFrame:
-    cells: dict[tuple[str, str], str] = {}
-    for k in ks:
-        curves = path_curves(measures, quantity, side=side, k=k, recipes=[recipe], nulls=LEARNED_AND_NULLS)
-        for series, own in fold(curves).groupby("series", sort=False) if len(curves) else ():
-            cells[str(series), f"K = {k}"] = seed_interval(own.loc[:, "value"]).text(".2f")
-    names = in_order(series for series, _ in cells)
-    rows = [{"process": n} | {f"K = {k}": cells.get((n, f"K = {k}"), "-") for k in ks} for n in names]
-    return pd.DataFrame(rows)
+    """Similarity to the end at a fifth of the run, as rows of :func:`path_curves`."""
+    curves = path_curves(measures, "sim_to_end", side=side, k=k, scope=scope, recipes=recipes, nulls=nulls)
+    return at_share(curves)
+
+
+def _later(curves: pd.DataFrame) -> pd.DataFrame:
+    """Mean of each curve after the checkpoint nearest to a fifth of the run."""
+    keys = ["recipe", "series", "seed"]
+    early = at_share(curves).rename(columns={"share": "early"})
+    joined = curves.merge(early[[*keys, "early"]], on=keys)
+    return joined[joined["share"] > joined["early"]].groupby(keys, sort=False).agg({"value": "mean"}).reset_index()
+
+
+def interval_grid(table: pd.DataFrame, rows: str, columns: str) -> pd.DataFrame:
+    """Mean and 95% interval of ``value`` over seeds as text, a line for each of ``rows`` in the palette's order.
+
+    >>> table = pd.DataFrame({"run": ["OPD", "OPD", "SFT"], "K": ["1", "2", "2"], "value": [0.5, 0.25, 1.0]})
+    >>> interval_grid(table, "run", "K").values.tolist()
+    [['SFT', '-', '1.00 (one value)'], ['OPD', '0.50 (one value)', '0.25 (one value)']]
+    """
+    cells = {
+        key: seed_interval(own.loc[:, "value"]).text(".2f") for key, own in table.groupby([rows, columns], sort=False)
+    }
+    heads = list(dict.fromkeys(table[columns]))
+    lines = [{rows: name} | {head: cells.get((name, head), "-") for head in heads} for name in in_order(table[rows])]
+    return pd.DataFrame(lines)
 
 
 def shared_rows(measures: pd.DataFrame, side: str, k: int, recipe: str = "opd") -> pd.DataFrame:
@@ -120,8 +114,7 @@ def shared_rows(measures: pd.DataFrame, side: str, k: int, recipe: str = "opd") 
         ``kind`` in words, ``series`` (label of the other run's recipe), ``seed, value``; several other seeds are
         averaged first.
     """
-    early = at_share(path_curves(measures, "sim_to_end", side=side, k=k, recipes=[recipe]))
-    parts = [early.assign(kind="itself at a fifth", series=label(recipe))]
+    parts = [early(measures, side, k, [recipe]).assign(kind="itself at a fifth", series=label(recipe))]
     rows = pick(measures, quantity="overlap", side=side, k=k, scope="attention", recipe=recipe)
     rows = rows.loc[rows["step"] == rows["step"].max()]
     for other, own in rows.groupby("other_recipe", sort=False):
@@ -147,29 +140,6 @@ def both_sides(
     }
 
 
-def spectra(measures: pd.DataFrame, recipes: Iterable[str] = HEADLINE) -> pd.DataFrame:
-    """Singular values of the update at every checkpoint, as curves with their ``index``."""
-    known = measures.loc[measures["quantity"] == "singular_value", "k"].unique()
-    chosen = list(recipes)
-    parts = [path_curves(measures, "singular_value", k=int(k), recipes=chosen).assign(index=int(k)) for k in known]
-    return pd.concat(parts, ignore_index=True)
-
-
-def rounding_panels(measures: pd.DataFrame, recipes: Iterable[str] = HEADLINE) -> dict[str, pd.DataFrame]:
-    """Stable rank of each objective in fp32, after rounding, and of two things that are rounding alone."""
-    panels = {}
-    for recipe in recipes:
-        exact, shown = (
-            path_curves(measures, q, recipes=[recipe], nulls=["", "rounding"])
-            for q in ("stable_rank", "stable_rank_bf16")
-        )
-        own = shown["series"] == label(recipe)
-        shown = shown.assign(series=[ROUNDED if is_own else RESCALED for is_own in own])
-        if len(exact):
-            panels[f"stable rank, {label(recipe)}"] = pd.concat([exact, shown], ignore_index=True)
-    return panels
-
-
 def beside_nulls(measures: pd.DataFrame, quantity: str, side: str, k: int, recipe: str = "opd") -> str:
     """Say which nulls a run exceeds, seed by seed, and which it does not.
 
@@ -177,7 +147,7 @@ def beside_nulls(measures: pd.DataFrame, quantity: str, side: str, k: int, recip
     interval of the paired difference lies above 0, *below* that it lies below; two seeds at least are needed.
     """
     curves = path_curves(measures, quantity, side=side, k=k, recipes=[recipe], nulls=LEARNED_AND_NULLS)
-    found = later(curves) if quantity == "captured_share" else at_share(curves)
+    found = _later(curves) if quantity == "captured_share" else at_share(curves)
     table = found.pivot_table(index="seed", columns="series", values="value")
     words: dict[str, list[str]] = {"above": [], "not told apart from": [], "below": []}
     for null in in_order(str(c) for c in table.columns if c != label(recipe)):
@@ -185,67 +155,3 @@ def beside_nulls(measures: pd.DataFrame, quantity: str, side: str, k: int, recip
         words["above" if gap.low > 0 else "below" if gap.high < 0 else "not told apart from"].append(null)
     said = "; ".join(f"{how} {listed(names)}" for how, names in words.items() if names)
     return f"{metric_of(quantity).title}, {side}, K = {k}: {label(recipe)} is {said}."
-
-
-def hardest_nulls(measures: pd.DataFrame, side: str, k: int, recipes: Iterable[str] = HEADLINE) -> pd.DataFrame:
-    """Similarity to the end at a fifth of the run: each objective beside the null that is highest for it, as text.
-
-    Returns
-    -------
-    DataFrame
-        ``run, side``, the run's own mean, the name and mean of its highest null, and the mean and 95% interval of the
-        difference, paired by seed.
-    """
-    table = []
-    for recipe in recipes:
-        curves = path_curves(measures, "sim_to_end", side=side, k=k, recipes=[recipe], nulls=LEARNED_AND_NULLS)
-        by_seed = at_share(curves).pivot_table(index="seed", columns="series", values="value")
-        nulls = by_seed.drop(columns=label(recipe), errors="ignore").mean()
-        if nulls.empty or label(recipe) not in by_seed:
-            continue
-        hardest, own = str(nulls.idxmax()), by_seed[label(recipe)]
-        row = {"run": label(recipe), "side": side, "similarity": f"{own.mean():.2f}", "highest null": hardest}
-        row |= {
-            "its similarity": f"{nulls.max():.2f}",
-            "run minus null": seed_interval(by_seed.loc[:, label(recipe)] - by_seed.loc[:, hardest]).text(".2f"),
-        }
-        table.append(row)
-    return pd.DataFrame(table)
-
-
-def scope_table(measures: pd.DataFrame, k: int, recipes: Iterable[str] = HEADLINE) -> pd.DataFrame:
-    """Similarity to the end at a fifth of the run, of attention matrices and of all matrices, as text."""
-    chosen, cells = list(recipes), {}
-    for side in SIDES:
-        for scope, words in (("attention", "attention"), ("all", "all matrices")):
-            curves = path_curves(measures, "sim_to_end", side=side, k=k, scope=scope, recipes=chosen)
-            for name, own in at_share(curves).groupby("recipe") if len(curves) else ():
-                cells[str(name), f"{side}, {words}"] = seed_interval(own.loc[:, "value"]).text(".2f")
-    columns = list(dict.fromkeys(column for _, column in cells))
-    names = in_order(name for name, _ in cells)
-    return pd.DataFrame([{"run": n} | {c: cells.get((n, c), "-") for c in columns} for n in names])
-
-
-def inputs_table(measures: pd.DataFrame, k: int, recipes: Iterable[str] = HEADLINE) -> pd.DataFrame:
-    """Overlap of each run's final right space with the leading input space, beside two nulls of the run, as text."""
-    nulls = ["", "adam_random", "activations"]
-    curves = path_curves(measures, "overlap_activations", side="right", k=k, recipes=recipes, nulls=nulls)
-    ends = curves.loc[curves["share"] == 1]
-    rows = []
-    for name in in_order(ends["recipe"]):
-        own = ends.loc[ends["recipe"] == name].groupby("series")
-        found = {str(series): seed_interval(rows_of.loc[:, "value"]).text(".2f") for series, rows_of in own}
-        others = {PATH_NULLS[null]: found.get(PATH_NULLS[null], "-") for null in nulls if null}
-        rows.append({"run": name, "overlap with the inputs": found.get(name, "-")} | others)
-    return pd.DataFrame(rows)
-
-
-def seeds_sentence(measures: pd.DataFrame) -> str:
-    """Say how many seeds each run's numbers rest on.
-
-    >>> seeds_sentence(pd.DataFrame({"recipe": ["opd", "opd", "sft"], "seed": [0, 1, 0]}))
-    'Seeds: SFT 1, OPD 2.'
-    """
-    pairs = measures.loc[measures["recipe"].isin(list(HEADLINE))].drop_duplicates(["recipe", "seed"])
-    counts = pairs.loc[:, "recipe"].map(label).value_counts().to_dict()
-    return f"Seeds: {', '.join(f'{name} {counts[name]}' for name in in_order(counts))}."

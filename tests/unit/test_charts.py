@@ -33,7 +33,9 @@ from tests.chart_tables import (
     held,
     long_table,
     places,
+    rounding_panels,
     seed_ranges,
+    spectra,
     sweep,
 )
 from tests.control_world import measures
@@ -86,12 +88,12 @@ FIGURES: dict[str, Callable[[], alt.TopLevelMixin]] = {
         {q: update_path.path_curves(long_table(), q) for q in ("stable_rank", "update_norm")}
     ),
     "against_nulls": lambda: charts.against_nulls(update_path.both_sides(long_table(), "sim_to_end", 4), "sim_to_end"),
-    "rounding_floor": lambda: charts.rounding_floor(update_path.rounding_panels(long_table())),
+    "rounding_floor": lambda: charts.rounding_floor(rounding_panels()),
     "shared_spaces": lambda: charts.shared_spaces(
         {side: update_path.shared_rows(long_table(), side, 4) for side in ("right", "left")}
     ),
     "path_slider": lambda: charts.path_slider(
-        update_path.spectra(long_table()), {"stable rank": update_path.path_curves(long_table(), "stable_rank")}
+        spectra(), {"stable rank": update_path.path_curves(long_table(), "stable_rank")}
     ),
     "settings_against_seeds": lambda: charts.settings_against_seeds(seed_ranges()),
 }
@@ -532,7 +534,7 @@ def test_no_name_lies_on_the_line_to_its_own_null(seed: int) -> None:
 
 
 def test_singular_values_of_a_zero_update_leave_the_spectrum_a_scale() -> None:
-    spectrum = update_path.spectra(long_table())
+    spectrum = spectra()
     still = spectrum.assign(value=spectrum["value"].where(spectrum["recipe"] != "RLVR", 0.0))
     rows = rows_of(charts.path_slider(still, {}).to_dict())
     assert set(rows["series"]) == {"SFT", "OPD", "control SFT"}

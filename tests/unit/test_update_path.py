@@ -28,27 +28,20 @@ def test_the_sentence_sorts_the_nulls_by_the_sign_of_paired_differences() -> Non
     assert "above random walk, decaying walk, Adam on noise and real inputs, random signals" in left
 
 
-def test_each_objective_beside_the_null_that_is_highest_for_it() -> None:
-    right = update_path.hardest_nulls(long_table(), "right", 4, ["opd"]).iloc[0]
-    assert (right["run"], right["side"]) == ("OPD", "right")
-    assert float(right["its similarity"]) > float(right["similarity"])
-    assert right["run minus null"].startswith("-")
-    none = long_table().query("null == ''")
-    assert update_path.hardest_nulls(none, "right", 4).empty
-
-
 def test_one_seed_says_nothing_about_above_or_below() -> None:
     table = long_table()
     alone = table.loc[table["seed"] == 0]
     assert "OPD is not told apart from random walk" in update_path.beside_nulls(alone, "sim_to_end", "right", 4)
 
 
-def test_tables_by_k_leave_a_dash_where_nothing_was_measured() -> None:
-    table = update_path.early_table(long_table(), "right", [4, 16])
-    assert table["process"].tolist()[0] == "OPD"
-    assert set(table["K = 16"]) == {"-"}
-    later = update_path.later_table(long_table(), "right", [4])
-    assert len(later) == 6
+def test_a_grid_leaves_a_dash_where_nothing_was_measured() -> None:
+    parts = {"right": update_path.LEARNED_AND_NULLS, "left": [""]}
+    found = [update_path.early(long_table(), side, 4, nulls=nulls).assign(side=side) for side, nulls in parts.items()]
+    grid = update_path.interval_grid(pd.concat(found), "series", "side").set_index("series")
+    assert grid.index[0] == "OPD"
+    assert len(grid) == 6
+    assert set(grid["left"].iloc[1:]) == {"-"}
+    assert (grid["right"] != "-").all()
 
 
 def test_shared_rows_average_other_seeds_and_name_other_objectives() -> None:
@@ -59,31 +52,27 @@ def test_shared_rows_average_other_seeds_and_name_other_objectives() -> None:
     assert rows.groupby("kind")["seed"].nunique().eq(5).all()
 
 
-def test_the_mean_of_later_windows_starts_after_the_early_one() -> None:
-    rows = pd.DataFrame(
-        {"recipe": "OPD", "series": "OPD", "seed": 0, "share": [0.1, 0.3, 1.0], "value": [9.0, 1.0, 3.0]}
+def test_later_windows_start_after_the_early_one() -> None:
+    """0.1 and 0.3 are equally near a fifth: the earlier is the early one, and what it captured does not count."""
+    cell = {"recipe": "opd", "scope": "attention", "side": "right", "k": 4, "quantity": "captured_share"}
+    shares = {"": (0.9, 0.5, 0.7), "adam_random": (0.1, 0.4, 0.6)}  # means after the early one: 0.6 and 0.5
+    rows = [
+        cell | {"null": null, "seed": seed, "step": step, "value": value + 0.01 * seed * (null == "")}
+        for null, values in shares.items()
+        for step, value in zip((10, 30, 100), values, strict=True)
+        for seed in (0, 1, 2)
+    ]
+    table = pd.DataFrame(rows).assign(other_recipe="")
+    assert update_path.beside_nulls(table, "captured_share", "right", 4) == (
+        "share of the step captured, right, K = 4: OPD is above Adam on noise."
     )
-    assert update_path.later(rows)["value"].tolist() == [
-        2.0
-    ]  # 0.1 and 0.3 are equally near: the earlier is the early one
+    early_only = table.assign(value=table["value"].where(table["step"] == 10, 0.3))
+    assert "not told apart from Adam on noise" in update_path.beside_nulls(early_only, "captured_share", "right", 4)
 
 
 def test_all_matrices_stand_beside_attention_ones() -> None:
     attention = long_table().query("null == ''")
     both = pd.concat([attention, attention.assign(scope="all", value=attention["value"] / 2)])
-    table = update_path.scope_table(both, 4, ["opd"]).iloc[0]
-    own, half = (float(table[f"left, {words}"].split()[0]) for words in ("attention", "all matrices"))
-    assert half == pytest.approx(own / 2, abs=0.01)
-    assert "left, all matrices" not in update_path.scope_table(attention, 4, ["opd"])
-
-
-def test_the_space_of_the_inputs_is_read_at_the_end_of_each_run() -> None:
-    cell = {"recipe": "opd", "scope": "attention", "side": "right", "k": 4, "quantity": "overlap_activations"}
-    values = {("", 40): 0.1, ("", 80): 0.3, ("adam_random", 80): 0.02}
-    rows = [
-        cell | {"null": null, "step": step, "value": value, "seed": seed, "other_recipe": ""}
-        for (null, step), value in values.items()
-        for seed in (0, 1)
-    ]
-    table = update_path.inputs_table(pd.DataFrame(rows), 4)
-    assert table.to_numpy().tolist() == [["OPD", "0.30 (0.30 to 0.30)", "0.02 (0.02 to 0.02)", "-"]]
+    own, half = (update_path.early(both, "left", 4, scope=scope)["value"].to_numpy() for scope in ("attention", "all"))
+    assert half == pytest.approx(own / 2)
+    assert update_path.early(attention, "left", 4, scope="all").empty
