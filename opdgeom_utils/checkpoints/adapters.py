@@ -26,7 +26,8 @@ from opdgeom_utils.checkpoints.fused_attention import CONV1D, IN_OUT
 from opdgeom_utils.checkpoints.layouts import WRAPPERS, plain_names, text_config
 from opdgeom_utils.checkpoints.parameter_names import embedding_and_head, tower_of
 from opdgeom_utils.checkpoints.pickled_weights import pickled_tensors
-from opdgeom_utils.checkpoints.stored_tensors import StoredTensor, safetensors_of
+from opdgeom_utils.checkpoints.safetensors_weights import safetensors_of
+from opdgeom_utils.checkpoints.stored_tensors import StoredTensor
 from opdgeom_utils.checkpoints.tied_embeddings import changed_alike, declared_tied, with_own_head
 from opdgeom_utils.checkpoints.weight_files import contained, shortened
 from opdgeom_utils.errors import (

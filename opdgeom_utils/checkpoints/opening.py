@@ -22,13 +22,15 @@ from opdgeom_utils.checkpoints.comparison import ComparisonReport, compare_opene
 from opdgeom_utils.checkpoints.distributed_folders import distributed_folder, distributed_tensors
 from opdgeom_utils.checkpoints.hub_files import hub_folder
 from opdgeom_utils.checkpoints.layouts import canonical_name, renamed, split
+from opdgeom_utils.checkpoints.other_files import other_kind
 from opdgeom_utils.checkpoints.parameter_names import is_buffer
 from opdgeom_utils.checkpoints.pickled_weights import ENDINGS, pickled_files, pickled_tensors
 from opdgeom_utils.checkpoints.rank_files import ACTOR, rank_folder, rank_tensors
+from opdgeom_utils.checkpoints.safetensors_weights import safetensors_of
 from opdgeom_utils.checkpoints.scaled_weights import unscaled
-from opdgeom_utils.checkpoints.stored_tensors import OpenCheckpoint, StoredTensor, in_layer_order, safetensors_of
+from opdgeom_utils.checkpoints.stored_tensors import OpenCheckpoint, StoredTensor, in_layer_order
 from opdgeom_utils.checkpoints.tied_embeddings import declared_tied, tied_once
-from opdgeom_utils.checkpoints.weight_files import check_index, contained, read_json, shortened, weight_files
+from opdgeom_utils.checkpoints.weight_files import check_index, contained, read_json, shortened, unread, weight_files
 from opdgeom_utils.errors import CheckpointDamagedError, CheckpointNotFoundError, MetricInputError, ways
 
 CheckpointSource = str | os.PathLike[str] | nn.Module | OpenCheckpoint
@@ -176,23 +178,26 @@ def _gathered(
 def _file_tensors(path: Path, *, allow_pickle: bool) -> tuple[dict[str, StoredTensor], list[str]]:
     """Gather the tensors of a file, or of a folder in the first form that is there."""
     if path.is_file():
+        if kind := other_kind(path):
+            raise MetricInputError(f"{path}: {kind}.")
         if path.suffix in ENDINGS:
             return pickled_tensors([path], allow_pickle=allow_pickle)
         return safetensors_of([path], path)
     if any(path.glob("*.safetensors")) or any(path.glob("*.safetensors.index.json")):
-        tensors, buffers = safetensors_of(weight_files(path), path)
-        check_index(path, {name: Path(tensor.where).name for name, tensor in tensors.items()})
-        return tensors, buffers
-    distributed = distributed_folder(path)
-    if distributed is not None:
-        return distributed_tensors(distributed)
-    ranks = rank_folder(path)
-    if ranks is not None:
-        return rank_tensors(ranks)
-    pickles = pickled_files(path)
-    if pickles:
-        return pickled_tensors(pickles, allow_pickle=allow_pickle)
-    return safetensors_of(weight_files(path), path)  # says what it found instead
+        files = weight_files(path)
+        tensors, left_out = safetensors_of(files, path)
+        check_index(path, {tensor.key: Path(tensor.where).name for tensor in tensors.values()})
+    elif (distributed := distributed_folder(path)) is not None:
+        files = distributed.glob("*.distcp")
+        tensors, left_out = distributed_tensors(distributed)
+    elif (ranks := rank_folder(path)) is not None:
+        files = ranks.glob("model_world_size_*")
+        tensors, left_out = rank_tensors(ranks)
+    elif files := pickled_files(path):
+        tensors, left_out = pickled_tensors(files, allow_pickle=allow_pickle)
+    else:
+        return safetensors_of(weight_files(path), path)  # says what it found instead
+    return tensors, [*left_out, *unread(path, files)]
 
 
 def _plainly_named(found: _Gathered) -> _Gathered:

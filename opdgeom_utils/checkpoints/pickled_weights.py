@@ -11,12 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
-from opdgeom_utils.checkpoints.stored_tensors import StoredTensor, is_weight
+from opdgeom_utils.checkpoints.stored_tensors import StoredTensor, is_weight, require_values
 from opdgeom_utils.checkpoints.torch_files import LegacyTensor, read_structure
 from opdgeom_utils.checkpoints.weight_files import contained, indexed_files
 from opdgeom_utils.errors import CheckpointDamagedError, CheckpointUnsafeError, ways
 
-ENDINGS = (".bin", ".pt", ".pth")
+ENDINGS = (".bin", ".pt", ".pth", ".ckpt")
 INDEX = "pytorch_model.bin.index.json"
 
 
@@ -54,17 +54,20 @@ def pickled_tensors(files: list[Path], *, allow_pickle: bool) -> tuple[dict[str,
     left_out: dict[str, None] = {}  # by full path: a model and what stands beside it may share a name
     for file in (file.absolute() for file in files):  # a relative path would mean another file after a chdir
         found = read_structure(file)
-        for keys, value in _tensors_in(found.content):
+        inside = list(_tensors_in(found.content))
+        names = [keys[-1] for keys, _ in inside]
+        for keys, value in inside:
             name, path = keys[-1], ".".join(keys)
             if path in left_out or (name in tensors and isinstance(value, Tensor)):
                 raise CheckpointDamagedError(
                     f"{file}: tensor {name} is there twice, or in another file too; copy again."
                 )
-            if isinstance(value, Tensor) and is_weight(os.fspath(file), name, value.dtype):
+            if isinstance(value, Tensor) and is_weight(os.fspath(file), name, value.dtype, names):
                 load = LegacyTensor(os.fspath(file), keys) if found.storages is None else found.located(value)
                 tensors[name] = StoredTensor(os.fspath(file), name, tuple(value.shape), value.dtype, load=load)
             else:
                 left_out[path] = None
+    require_values(tensors, files[0])
     return tensors, list(left_out)
 
 

@@ -55,12 +55,15 @@ class Assembled:
         Type of the entries.
     pieces : tuple of Piece
         They may overlap where they agree, as replicas do; together they must hold every entry.
+    open_ended : bool
+        Whether only the pieces say how long the whole is, so that the last ones may be missing.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
     pieces: tuple[Piece, ...]
+    open_ended: bool = False
 
     def __call__(self) -> Tensor:
         """Return the whole, as :meth:`read_part` does."""

@@ -1,6 +1,5 @@
 """Tensors that know their form and read their values only when asked, and the checkpoint that they make up."""
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opdgeom_utils.checkpoints.other_files import dequantised
 from opdgeom_utils.checkpoints.parameter_names import is_buffer
-from opdgeom_utils.checkpoints.weight_files import BUFFER_DTYPES, FLOAT_DTYPES, opened, tensor_forms
+from opdgeom_utils.checkpoints.weight_files import BUFFER_DTYPES, FLOAT_DTYPES, opened, shortened
 from opdgeom_utils.errors import CheckpointDamagedError, MetricInputError
 from opdgeom_utils.linalg.bf16_bits import is_finite
 
@@ -231,13 +231,14 @@ def in_layer_order(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTenso
     return {name: tensors[name] for name in sorted(tensors, key=key)}
 
 
-def is_weight(where: str, name: str, dtype: torch.dtype) -> bool:
+def is_weight(where: str, name: str, dtype: torch.dtype, beside: Iterable[str] = ()) -> bool:
     """Say whether a tensor is a weight, from its type; position ids and masks are not.
 
     Raises
     ------
     MetricInputError
-        When it is neither: whole numbers of other types are how weights are stored quantised.
+        When it is neither: whole numbers of other types are how weights are stored quantised. The names ``beside``
+        it tell by which method.
 
     Examples
     --------
@@ -250,34 +251,26 @@ def is_weight(where: str, name: str, dtype: torch.dtype) -> bool:
         return False
     raise MetricInputError(
         f"{where}: tensor {name} is stored as {str(dtype).removeprefix('torch.')}, expected one of "
-        f"{', '.join(FLOAT_DTYPES)}; dequantise the model and save it again."
+        f"{', '.join(FLOAT_DTYPES)} {dequantised([name, *beside])}"
     )
 
 
-def safetensors_of(files: Iterable[Path], of: Path) -> tuple[dict[str, StoredTensor], list[str]]:
-    """Gather the floating tensors of safetensors files, and the names of the others.
+def require_values(tensors: Mapping[str, StoredTensor], of: Path) -> None:
+    """Refuse the placeholders that DeepSpeed's ZeRO-3 leaves in the place of weights.
 
     Raises
     ------
     CheckpointDamagedError
-        When two files hold one name, or a file cannot be read.
-    MetricInputError
-        When a tensor is stored quantised.
+        When a tensor is of shape (0,).
     """
-    tensors: dict[str, StoredTensor] = {}
-    buffers: list[str] = []
-    for file in (file.absolute() for file in files):  # a relative path would mean another file after a chdir
-        for name, (shape, dtype) in tensor_forms(file).items():
-            if name in tensors:
-                raise CheckpointDamagedError(
-                    f"{of}: tensor {name} is in both {Path(tensors[name].where).name} and {file.name}, expected one "
-                    "checkpoint; pass the path of one file."
-                )
-            if not is_weight(os.fspath(file), name, dtype):
-                buffers.append(name)
-            else:
-                tensors[name] = StoredTensor(os.fspath(file), name, shape, dtype)
-    return tensors, buffers
+    empty = [name for name, tensor in tensors.items() if tensor.shape == (0,)]
+    if empty:
+        raise CheckpointDamagedError(
+            f"{of}: {len(empty)} of {len(tensors)} tensors are empty, {shortened(empty)}: placeholders for what the "
+            "ranks of DeepSpeed's ZeRO-3 hold. Run `python zero_to_fp32.py . whole --safe_serialization` in the "
+            "checkpoint's folder and pass the folder that it writes, or train with "
+            "stage3_gather_16bit_weights_on_model_save."
+        )
 
 
 def read_safetensors(file: str, key: str) -> Tensor:

@@ -32,6 +32,7 @@ from torch.serialization import (
 )
 
 from opdgeom_utils.checkpoints.inert_pickles import DESCRIBED, asks_for, described, load_metadata, require_small
+from opdgeom_utils.checkpoints.other_files import other_kind
 from opdgeom_utils.errors import (
     CheckpointDamagedError,
     CheckpointMemoryError,
@@ -352,6 +353,8 @@ def _damage_named(file: Path, what: str, remedy: str) -> Iterator[None]:
     except (CheckpointUnsafeError, CheckpointDamagedError):
         raise
     except DAMAGE as error:
+        if kind := other_kind(file):
+            raise CheckpointDamagedError(f"{file}: {kind}.") from error
         reason = next(iter(str(error).strip().split("\n")), "")[:300]
         raise CheckpointDamagedError(f"{file}: {what} ({type(error).__name__}: {reason}); {remedy}.") from error
 

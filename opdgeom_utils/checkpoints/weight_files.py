@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from opdgeom_utils.checkpoints.other_files import dequantised, kind_inside, other_kind
 from opdgeom_utils.checkpoints.parameter_names import is_buffer
 from opdgeom_utils.errors import (
     CheckpointDamagedError,
@@ -29,6 +30,11 @@ BITS = {"F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32":
     **{"F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4},
 }
 SHARD = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
+SLICE = re.compile(r"shard-\d+-")  # of which each rank wrote its own, under a number of its own
+WEIGHTS = (  # files that hold a model's weights, in whatever form
+    *("*.safetensors", "pytorch_model*.bin", "*.distcp", "model_world_size_*_rank_*.pt", "consolidated*.pth"),
+    *("*.gguf", "tf_model*.h5", "flax_model*.msgpack"),
+)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -43,7 +49,7 @@ def weight_files(folder: Path) -> list[Path]:
     CheckpointUnsafeError
         When a shard's name or link leads out of the folder.
     """
-    index = _index_file(folder)
+    index = index_file(folder)
     if index is not None:
         files = indexed_files(index)
         single = folder / "model.safetensors"
@@ -53,9 +59,17 @@ def weight_files(folder: Path) -> list[Path]:
             )
         return files
     files = [contained(folder, path.name) for path in sorted(folder.glob("*.safetensors"))]
+    shards = [file for file in files if SHARD.search(file.name) and not SLICE.match(file.name)]
     if folder / "model.safetensors" in files:
+        if shards:
+            raise CheckpointDamagedError(
+                f"{folder}: holds two checkpoints, model.safetensors and {shortened([file.name for file in shards])}; "
+                "move one of them away."
+            )
         return [folder / "model.safetensors"]
     if not files:
+        if kind := kind_inside(folder):
+            raise CheckpointNotFoundError(f"{folder}: no weights, but {kind}.")
         others = sorted(path.name for path in folder.iterdir())
         raise CheckpointNotFoundError(
             f"{folder}: no .safetensors file, found {shortened(others) or 'nothing'}; expected a folder saved by "
@@ -65,9 +79,14 @@ def weight_files(folder: Path) -> list[Path]:
         raise CheckpointNotFoundError(
             f"{folder}: holds an adapter without its adapter_config.json; copy that too, or merge the adapter first."
         )
-    shards = [match for file in files if (match := SHARD.search(file.name))]
-    if shards and len(shards) != int(shards[0].group(2)):
-        raise CheckpointNotFoundError(f"{folder}: {len(shards)} of {int(shards[0].group(2))} shards; copy the others.")
+    counts = {int(match.group(2)) for file in shards if (match := SHARD.search(file.name))}
+    if len(counts) > 1:
+        raise CheckpointDamagedError(
+            f"{folder}: holds shards of checkpoints of {sorted(counts)} files, without an index that names one of "
+            "them; move the others away."
+        )
+    if shards and len(shards) != min(counts):
+        raise CheckpointNotFoundError(f"{folder}: {len(shards)} of {min(counts)} shards; copy the others.")
     return files
 
 
@@ -146,11 +165,33 @@ def tensor_forms(file: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
                 dtype = "BOOL"  # older causal masks are of bytes; a mask is left out whatever its type
             if dtype not in FLOAT_DTYPES | BUFFER_DTYPES:
                 raise MetricInputError(
-                    f"{file}: tensor {name} is stored as {dtype}, expected one of {', '.join(FLOAT_DTYPES)}; "
-                    "dequantise the model and save it again."
+                    f"{file}: tensor {name} is stored as {dtype}, expected one of {', '.join(FLOAT_DTYPES)} "
+                    f"{dequantised(names)}"
                 )
             forms[name] = (tuple(part.get_shape()), (FLOAT_DTYPES | BUFFER_DTYPES)[dtype])
     return forms
+
+
+def header_notes(file: Path) -> dict[str, str]:
+    """Return what stands in a file's header beside the tensors.
+
+    Raises
+    ------
+    CheckpointNotFoundError, CheckpointDamagedError
+        When the file is not there, or not readable.
+    """
+    with opened(file) as content:
+        return content.metadata() or {}
+
+
+def unread(folder: Path, read: Iterable[Path]) -> list[str]:
+    """List the files of weights that lie in a checkpoint's folder and are not part of it: an older save, another form.
+
+    An adapter beside weights is another question (:mod:`opdgeom_utils.checkpoints.opening`).
+    """
+    known = {file.name for file in read}
+    found = {path.name for pattern in WEIGHTS for path in folder.glob(pattern) if not path.name.startswith("adapter_")}
+    return [f"{name} (a file beside the checkpoint, not read)" for name in sorted(found - known)]
 
 
 @contextmanager
@@ -162,6 +203,8 @@ def opened(file: Path) -> Iterator[Any]:
     except FileNotFoundError as error:
         raise CheckpointNotFoundError(f"{file}: no such file; check the path.") from error
     except (SafetensorError, OSError) as error:
+        if kind := other_kind(file):
+            raise CheckpointDamagedError(f"{file}: {kind}.") from error
         raise CheckpointDamagedError(f"{file}: {_damage(file)} ({error}); copy or save it again.") from error
 
 
@@ -180,7 +223,7 @@ def check_index(folder: Path, where: dict[str, str]) -> None:
     CheckpointDamagedError
         When one is elsewhere or nowhere.
     """
-    index = _index_file(folder)
+    index = index_file(folder)
     if index is None:
         return
     for name, file in weight_map(index).items():
@@ -221,7 +264,8 @@ def shortened(names: list[str], *, at_most: int = 4) -> str:
     return ", ".join(names[:at_most]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _index_file(folder: Path) -> Path | None:
+def index_file(folder: Path) -> Path | None:
+    """Return the index of a folder's shards, if there is one."""
     found = sorted(folder.glob("*.safetensors.index.json"))
     preferred = folder / "model.safetensors.index.json"
     chosen = preferred if preferred in found else next(iter(found), None)
