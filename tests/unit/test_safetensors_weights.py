@@ -88,9 +88,7 @@ def test_missing_slices_are_never_a_padded_vocabulary(tmp_path):
     with pytest.raises(CheckpointNotFoundError, match=r"slices of ranks \[2\] are not there"):
         open_checkpoint(folder)
     (folder / _file(3)).rename(folder / "a.safetensors")
-    with pytest.raises(
-        CheckpointDamagedError, match=r"slices of tensor .* hold \d+ of the \d+ entries"
-    ):
+    with pytest.raises(CheckpointDamagedError, match=r"slices of tensor .* hold \d+ of the \d+ entries"):
         open_checkpoint(folder)
 
 
