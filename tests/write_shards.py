@@ -45,6 +45,9 @@ def main() -> None:
             for (key, tensor), placement in zip(full.items(), placements, strict=False)
         }
         state["model.scale"] = full["model.scale"]
+        if mesh is grid:  # sharded over a part of the mesh, as a layer of tensor parallelism is without FSDP
+            key = "model.layers.0.up_proj.weight"
+            state[key] = distribute_tensor(full[key], grid["tp"], [Shard(1)], src_data_rank=None)
         (folder / name).mkdir(exist_ok=True)
         torch.save(state, folder / name / f"model_world_size_{world}_rank_{rank}.pt")
     dcp.save({"model": state, "optim": {"step": 3}}, checkpoint_id=folder / "distributed")

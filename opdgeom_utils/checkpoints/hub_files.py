@@ -7,6 +7,7 @@ from opdgeom_utils.errors import CheckpointNotFoundError
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(@[\w./-]+)?")
 SAFE = ["*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json"]
+FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack")
 PICKLED = ["pytorch_model*.bin", "pytorch_model.bin.index.json", "adapter_model.bin"]
 
 
@@ -29,7 +30,7 @@ def hub_folder(source: str, *, revision: str | None = None, allow_pickle: bool =
     """
     if not source.strip():
         raise CheckpointNotFoundError("a checkpoint's name is empty; give a folder, a file or a hub id.")
-    looks_local = source.startswith((".", "/", "~")) or source.endswith((".safetensors", ".bin", ".pt", ".pth"))
+    looks_local = source.startswith((".", "/", "~")) or source.endswith(FILES)
     if looks_local or not HUB_ID.fullmatch(source):
         raise CheckpointNotFoundError(f"{source}: no such file or folder (and not a hub id); check the path.")
     from huggingface_hub import snapshot_download

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opdgeom_utils.checkpoints.mapped_tensors import FileTensor
 from opdgeom_utils.checkpoints.sharded_tensors import Assembled, Intervals, Piece, entries_of, strided_chunk
 from opdgeom_utils.checkpoints.stored_tensors import StoredTensor, is_weight
-from opdgeom_utils.checkpoints.torch_files import FileTensor, Sharded, TorchFile, read_structure
+from opdgeom_utils.checkpoints.torch_files import Sharded, TorchFile, read_structure
 from opdgeom_utils.checkpoints.weight_files import contained, shortened
 from opdgeom_utils.errors import CheckpointDamagedError, CheckpointNotFoundError, MetricInputError, OpdGeomError
 

@@ -11,7 +11,7 @@ import yaml
 from torch import Tensor
 
 from opdgeom_utils import models, recipes
-from opdgeom_utils.checkpoints.torch_files import FileTensor
+from opdgeom_utils.checkpoints.mapped_tensors import FileTensor
 from opdgeom_utils.recipes import Recipe
 from tests.tiny_world import DEFAULTS, RECIPES, World, save_tiny
 

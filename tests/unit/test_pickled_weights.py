@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -157,6 +158,16 @@ def test_what_was_read_can_be_written_to_and_the_file_stays(folder):
     tensor.read().zero_()
     assert torch.equal(tensor.read(), WEIGHTS["model.a.weight"])
     assert (folder / "pytorch_model.bin").read_bytes() == before
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists what is mapped")
+def test_what_was_read_is_let_go(folder):
+    """Else reading one tensor after the other would hold the whole file, as torch's own mapping of it does."""
+    tensors = open_checkpoint(folder, allow_pickle=True).tensors
+    held = tensors["model.a.weight"].read()
+    assert str(folder) in Path("/proc/self/maps").read_text()
+    del held
+    assert str(folder) not in Path("/proc/self/maps").read_text()
 
 
 def test_views_of_one_storage_and_parts_of_them(tmp_path):

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from opdgeom_utils.checkpoints import comparison_report, open_checkpoint
+from opdgeom_utils.checkpoints.mapped_tensors import FileTensor
 from opdgeom_utils.checkpoints.rank_files import rank_tensors
 from opdgeom_utils.checkpoints.sharded_tensors import Assembled, Piece, chunk, strided_chunk
-from opdgeom_utils.checkpoints.torch_files import FileTensor
 from opdgeom_utils.diagnose import diagnose_pair
 from opdgeom_utils.errors import (
     CheckpointDamagedError,
@@ -313,7 +313,7 @@ def test_memory_that_the_system_refuses_is_not_blamed_on_the_file(tmp_path, monk
     def refused(*_args, **_options):
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
-    monkeypatch.setattr("opdgeom_utils.checkpoints.torch_files.mmap.mmap", refused)
+    monkeypatch.setattr("opdgeom_utils.checkpoints.mapped_tensors.mmap.mmap", refused)
     tensor = FileTensor(str(_sparse(tmp_path / "x.pt", 8)), 0, torch.float32, (2,), (1,), 0)
     with pytest.raises(CheckpointMemoryError, match=r"x\.pt: the system refused to map 8 bytes .*Raise the limit"):
         tensor()
