@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from opdgeom_utils.chapters.control import ALPHAS, EQUAL, RAW, TOKENS, VARIANTS, WRITERS
-from opdgeom_utils.measures.long_table import as_measures
+from opdgeom_utils.chapters.control import ALPHAS, EQUAL, RAW, TOKENS, VARIANTS, WRITERS, sweep, variant_label
+from opdgeom_utils.measures.long_table import as_measures, pick
+from opdgeom_utils.vocabulary import label
 
 STEPS = (2, 4, 8, 12, 16, 20, 26, 32, 40)
 RLVR_STEPS = (2, 4, 8, 16, 30, 50)
@@ -105,3 +106,11 @@ def moments() -> list[dict[str, Any]]:
     rows.append(opd | {"quantity": "gradient_cosine", "other_recipe": "opd", "null": "other_batch", "value": 0.1})
     rows.append({"step": 0, "recipe": "rlvr", "quantity": "gradient_cosine", "other_recipe": "opd", "value": 0.5})
     return rows
+
+
+def mixed_alignment() -> pd.DataFrame:
+    """Overlap of the raw mixtures' second moment with OPD's and with RLVR's, over the weight, as curves."""
+    cell = {"quantity": "moment_alignment", "other_recipe": ["opd", "rlvr"], "k": 4, "side": "left", "step": 0}
+    rows = pick(measures(), recipe=list(RAW), null="", **cell)
+    rows = rows.assign(row=rows["recipe"].map(variant_label), panel="with " + rows["other_recipe"].map(label))
+    return sweep(rows, {name: (name[6:], "raw") for name in RAW.values()})

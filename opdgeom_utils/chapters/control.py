@@ -41,16 +41,16 @@ OTHER_SEED, AGAINST = "another seed of OPD", "OPD and RLVR"
 STRIP = ["row", "panel", "kind", "seed", "value"]
 
 
-def words_of(recipe: str) -> str:
+def variant_label(recipe: str) -> str:
     """Name of a variant in a figure.
 
-    >>> words_of("opd_top25"), words_of("mix_05"), words_of("opd")
+    >>> variant_label("opd_top25"), variant_label("mix_05"), variant_label("opd")
     ('top 25%', 'alpha 0.05', 'OPD')
     """
     return WORDS.get(recipe, label(recipe))
 
 
-def place_of(measures: pd.DataFrame) -> int:
+def common_update(measures: pd.DataFrame) -> int:
     """Return the update at which runs are compared: 40, or the last of OPD's where that is earlier."""
     steps = pick(measures, recipe="opd", quantity="stable_rank", null="")["step"].to_numpy(int)
     if not len(steps):
@@ -69,7 +69,7 @@ def path_table(
         ``panel, recipe, seed, step, value``; ``recipe`` is ``OPD``, ``RLVR`` or ``this variant``. Without any variant
         there is one panel, of the two alone.
     """
-    until = place_of(measures)
+    until = common_update(measures)
     rows = pick(measures, quantity=quantity, null=null, scope="attention", other_recipe="")
     rows = pd.DataFrame(rows.loc[rows["step"] <= until])
     held = set(rows["recipe"])
@@ -79,7 +79,7 @@ def path_table(
     parts = []
     for name in here:
         variant = pick(rows, recipe=name).assign(recipe="this variant")
-        parts.append(pd.concat([own, variant]).assign(panel=words_of(name)))
+        parts.append(pd.concat([own, variant]).assign(panel=variant_label(name)))
     table = pd.concat(parts) if parts else own.assign(panel="OPD and RLVR")
     return table.filter(items=["panel", "recipe", "seed", "step", "value"]).reset_index(drop=True)
 
@@ -96,14 +96,14 @@ def path_gaps(measures: pd.DataFrame, recipes: Iterable[str], quantity: str = "s
     DataFrame
         ``row, panel, kind, seed, value``; ``kind`` is ``variant`` or ``null``.
     """
-    until = place_of(measures)
+    until = common_update(measures)
     rows = pick(measures, quantity=quantity, null="", scope="attention", other_recipe="").sort_values("step")
     paths: dict[tuple[str, int], dict[int, float]] = {}
     for recipe, seed, step, value in rows.filter(items=["recipe", "seed", "step", "value"]).itertuples(index=False):
         if step <= until or recipe == "rlvr":
             paths.setdefault((recipe, int(seed)), {})[step] = value
     seeds = sorted(int(s) for r, s in paths if r == "opd")
-    pairs = [(words_of(n), "variant", s, (n, s)) for n in recipes for s in seeds]
+    pairs = [(variant_label(n), "variant", s, (n, s)) for n in recipes for s in seeds]
     turned = zip(seeds, seeds[1:] + seeds[:1], strict=True)
     pairs += [(OTHER_SEED, "null", s, ("opd", t)) for s, t in turned if s != t]
     pairs += [("RLVR", "null", s, ("rlvr", s)) for s in seeds]
@@ -134,7 +134,7 @@ def at_update(
     **cell
         More columns and their values.
     """
-    place, found = place_of(measures), []
+    place, found = common_update(measures), []
     for quantity, panel in quantities.items():
         rows = pick(measures, recipe=[*recipes, "opd", "rlvr"], quantity=quantity, null="", **cell).sort_values("step")
         for name in dict.fromkeys([*recipes, "opd", "rlvr"]):
@@ -143,7 +143,7 @@ def at_update(
                 if steps.min() <= place <= steps.max():
                     value = float(np.interp(place, steps, own["value"].to_numpy(float)))
                     kind = "null" if name in ("opd", "rlvr") else "variant"
-                    found.append((words_of(name), panel, kind, seed, value))
+                    found.append((variant_label(name), panel, kind, seed, value))
     return pd.DataFrame(found, columns=STRIP)
 
 
@@ -155,26 +155,26 @@ def overlap_table(
     Nulls: OPD with OPD of other seeds, OPD with RLVR, and chance, the share that a random space of this size has.
     """
     rows = pick(measures, quantity="overlap", k=k, side=list(panels), null="", scope="attention")
-    rows = pd.DataFrame(rows.loc[rows["step"] == place_of(measures)])
+    rows = pd.DataFrame(rows.loc[rows["step"] == common_update(measures)])
     same = rows["other_seed"] == rows["seed"]
     own = rows["recipe"].isin(recipes) & (rows["other_recipe"] == "opd") & same
     seeds = (rows["recipe"] == "opd") & (rows["other_recipe"] == "opd") & ~same
     against = (rows["recipe"] == "opd") & (rows["other_recipe"] == "rlvr") & same
     parts = [
-        rows[own].assign(row=rows["recipe"].map(words_of), kind="variant"),
+        rows[own].assign(row=rows["recipe"].map(variant_label), kind="variant"),
         rows[seeds].assign(row=OTHER_SEED, kind="null"),
         rows[against].assign(row=AGAINST, kind="null"),
     ]
-    table = pd.concat([*parts, chance_rows(measures, k).pipe(lambda t: t[t["side"].isin(list(panels))])])
+    table = pd.concat([*parts, _chance_rows(measures, k).pipe(lambda t: t[t["side"].isin(list(panels))])])
     means = table.groupby(["row", "side", "kind", "seed"], sort=False).agg({"value": "mean"}).reset_index()
-    order = [*map(words_of, recipes), OTHER_SEED, AGAINST, "chance"]
+    order = [*map(variant_label, recipes), OTHER_SEED, AGAINST, "chance"]
     means = means.assign(panel=means["side"] + " space").sort_values(
         "row", key=lambda names: names.map(order.index), kind="stable"
     )
     return means.filter(items=STRIP).reset_index(drop=True)
 
 
-def chance_rows(measures: pd.DataFrame, k: int) -> pd.DataFrame:
+def _chance_rows(measures: pd.DataFrame, k: int) -> pd.DataFrame:
     """Overlap of two random spaces of dimension ``k``, which depends on the shapes only, as rows of a null."""
     rows = pick(measures, quantity="moment_alignment", null="random", k=k, step=0)
     return rows.assign(row="chance", kind="null").filter(items=["row", "kind", "side", "seed", "value"])
@@ -195,15 +195,6 @@ def sweep(table: pd.DataFrame, settings: Mapping[str, tuple[str, str]]) -> pd.Da
         for setting, series in [places]
     ]
     return pd.concat(parts).filter(items=["setting", "series", "panel", "seed", "value"]).reset_index(drop=True)
-
-
-def with_levels(swept: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """Add, at every setting of a sweep, the level of another seed of OPD and that of RLVR, as curves of their own."""
-    names = {OTHER_SEED: OTHER_SEED, "RLVR": "RLVR", AGAINST: "RLVR"}
-    panels, settings = (list(dict.fromkeys(swept.loc[:, column])) for column in ("panel", "setting"))
-    nulls = table.loc[table["row"].isin(list(names)) & table["panel"].isin(panels)]
-    levels = [nulls.assign(series=nulls.loc[:, "row"].map(names), setting=setting) for setting in settings]
-    return pd.concat([swept, *levels]).filter(items=list(swept.columns)).reset_index(drop=True)
 
 
 def say_distances(gaps: pd.DataFrame) -> str:
@@ -228,40 +219,6 @@ def say_distances(gaps: pd.DataFrame) -> str:
     }
     said += [f"{words}: {', '.join(rows)}." for words, rows in groups.items() if rows]
     return "\n".join(f"- {line}" for line in said)
-
-
-def say_clipped(training: pd.DataFrame, recipes: Sequence[str]) -> str:
-    """Say in what part of the updates the gradient was clipped, alike runs together.
-
-    >>> logged = pd.DataFrame({"recipe": ["opd", "opd_top25"], "grad_clipped": [True, True]})
-    >>> say_clipped(logged, ["opd", "opd_top25"])
-    'in 100% of the updates: OPD, top 25%.'
-    """
-    logged = training.groupby("recipe")
-    shares = {str(name): float(own["grad_clipped"].to_numpy(float).mean()) for name, own in logged}
-    alike: dict[str, list[str]] = {}
-    for name in (n for n in recipes if n in shares):
-        alike.setdefault(f"{shares[name]:.0%}", []).append(words_of(name))
-    return "; ".join(f"in {share} of the updates: {', '.join(names)}" for share, names in alike.items()) + "."
-
-
-def two_by_two(measures: pd.DataFrame, *, side: str = "left", k: int = K) -> pd.DataFrame:
-    """Overlap between the corners of {sampled token, full vocabulary} x {student, teacher prefixes}, where measured."""
-    corners = ["opd", "opd_full_vocab", "opd_teacher_writes", "opd_teacher_writes_full_vocab"]
-    rows = pick(measures, recipe=corners, quantity="overlap", side=side, k=k, null="", scope="attention")
-    rows = pd.DataFrame(rows.loc[rows["step"] == place_of(measures)])
-    rows = rows[(rows["other_seed"] == rows["seed"]) & rows["other_recipe"].isin(corners)]
-    pairs = rows.groupby(["recipe", "other_recipe"])
-    means = pairs.agg(value=("value", "mean"), seeds=("seed", "nunique")).reset_index()
-    means = pd.DataFrame(means.loc[means["recipe"] != means["other_recipe"]])
-    pairs = list(zip(means["recipe"], means["other_recipe"], strict=True))
-    names = {"one": [words_of(a) for a, _ in pairs], "other": [words_of(b) for _, b in pairs]}
-    differ = [
-        [word for word, mark in (("writer", "teacher_writes"), ("loss", "full_vocab")) if (mark in a) != (mark in b)]
-        for a, b in pairs
-    ]
-    means = means.assign(**names, **{"what differs": [" and ".join(words) for words in differ]})
-    return means.filter(items=["one", "other", "what differs", "value", "seeds"]).reset_index(drop=True)
 
 
 def say_seeds(table: pd.DataFrame, name: str = "row") -> str:

@@ -15,7 +15,7 @@ import pytest
 import vl_convert
 
 from opdgeom_utils import charts, claims
-from opdgeom_utils.chapters import control, moments, update_path
+from opdgeom_utils.chapters import control, update_path
 from opdgeom_utils.chapters.book_renderer import chart_description, static_spec
 from opdgeom_utils.charts.palette import PALETTE, VERDICT_COLOURS
 from opdgeom_utils.charts.toy_world import wilson_interval
@@ -38,7 +38,7 @@ from tests.chart_tables import (
     spectra,
     sweep,
 )
-from tests.control_world import measures
+from tests.control_world import measures, mixed_alignment
 
 ETAS = (0.0, 1e-5, 1e-4, 1e-3, 3e-3, 0.0039, 0.005, 0.01, 0.02, 0.05, 0.1)
 ALPHAS = (0.05, 0.1, 0.3, 0.5)
@@ -70,7 +70,7 @@ FIGURES: dict[str, Callable[[], alt.TopLevelMixin]] = {
     "variant_paths": lambda: charts.variant_paths(control.path_table(measures(), control.WRITERS)),
     "variant_strips": lambda: charts.variant_strips(control.overlap_table(measures(), [*control.WRITERS]), "overlap"),
     "setting_sweep": lambda: charts.setting_sweep(
-        moments.mixed_alignment(measures(), {w: (w[6:], "raw") for w in control.RAW.values()}),
+        mixed_alignment(),
         "overlap",
         setting="alpha",
         order=["0.75", "0.5", "0.25", "0.05", "0.01"],
