@@ -1,4 +1,4 @@
-"""A report's plain words: where a run lies among the paper's points and ours, what its nulls explain, what to mind.
+"""A report's plain words: where a run lies among the paper's points and ours, and what its nulls explain.
 
 Every sentence is computed from the tables. The rules: a run does *more* (or *less*) than its shuffled null where at
 least three quarters of its matrices do, and the means differ by a tenth, or for shares of entries by one percentage
@@ -8,30 +8,20 @@ point. Anything less is *about as much*. The rules were written before any pair 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pandas as pd
 
-from opdgeom_utils.chapters.your_run import PAPER_K, OpenedRun
-from opdgeom_utils.chapters.your_run_tables import SPARSITY, last_step, matrices_of, without_numbers
+from opdgeom_utils.chapters.your_run_caveats import narrow_formats, without_path
+from opdgeom_utils.chapters.your_run_tables import SPARSITY, last_step, matrices_of
 from opdgeom_utils.diagnose.matrix_rows import IDENTICAL
 from opdgeom_utils.errors import MetricInputError
 from opdgeom_utils.intervals import number
-from opdgeom_utils.results import DIAGNOSE_OPTIONS
 from opdgeom_utils.vocabulary import compared, label, listed, metric_of
 
 AGREE, TENTH, POINT = 0.75, 1.1, 0.01
 THROUGH_BF16 = (SPARSITY, "principal_overlap", "low_magnitude_overlap")
-WIDE = ("float32", "float64")
-MOST_NOTES = 3
-ALWAYS = (
-    "The paper prints no null for any of its points, so no pink diamond has a grey square. The toy points have.",
-    "One run has no interval. Another seed of the same recipe may lie elsewhere; how far, the toy seeds show for toys.",
-    "Sparsity, rotation and drift all follow the size of the update. A place on the map is a statement about learning "
-    "rate and number of steps before it is one about the objective.",
-    "The toy points are models of 1.6 million weights. They show what a null explains, not where a large model lies.",
-)
 
 
 @dataclass(frozen=True)
@@ -85,7 +75,7 @@ def against_null(table: pd.DataFrame, metric: str, null: str = "shuffled") -> Ag
     mean, mean_null = (float(values.mean()) if n else math.nan for values in (own, level))
     share = metric_of(metric).percent
     word = "about as much"
-    if not n or (metric in THROUGH_BF16 and _narrow(rows)):
+    if not n or (metric in THROUGH_BF16 and narrow_formats(rows)):
         word = "not judged"
     elif n_more >= AGREE * n and (mean - mean_null > POINT if share else mean > TENTH * mean_null):
         word = "more"
@@ -236,27 +226,6 @@ def nearest_words(found: Mapping[str, str]) -> str:
     return f"The rulers disagree on the paper's nearest point: {clauses}."
 
 
-def caveats(table: pd.DataFrame, run: OpenedRun, k: int) -> list[str]:
-    """List what a reader has to mind, computed from what was opened and measured.
-
-    Parameters
-    ----------
-    table
-        One row per (step, tensor).
-    run
-        What was opened.
-    k
-        Dimension of the singular spaces.
-
-    Returns
-    -------
-    list of str
-        Sentences; those that always hold come last.
-    """
-    last = last_step(table)
-    return [*_stored(last), *_about_k(last, k), *_odd_rows(table), *_left_whole(run), *run.remarks, *ALWAYS]
-
-
 def _nothing_to_read(last: pd.DataFrame) -> str:
     """Say in one sentence why there is nothing to read: no change at all, or no number; empty if there is."""
     notes = last["note"].fillna("") if "note" in last else pd.Series("", index=last.index)
@@ -268,73 +237,9 @@ def _nothing_to_read(last: pd.DataFrame) -> str:
     if SPARSITY in last and not len(last[SPARSITY].dropna()):
         return (
             f"**Nothing could be measured: none of the {len(last)} tensors of the last checkpoint has a number.** "
-            f"The first says: {_without_path(next(filter(None, notes), 'nothing'))}."
+            f"The first says: {without_path(next(filter(None, notes), 'nothing'))}."
         )
     return ""
-
-
-def _without_path(note: str) -> str:
-    """Leave out where a file lies: a page may be passed on."""
-    _, found, rest = note.partition(": tensor ")
-    return f"tensor {rest}" if found else note
-
-
-def _narrow(rows: pd.DataFrame) -> list[str]:
-    """Name the formats below 32 bits in which tuned weights were stored."""
-    return sorted(set(rows["dtype"].str.partition("->")[2]) - set(WIDE))
-
-
-def _stored(last: pd.DataFrame) -> Iterable[str]:
-    if _narrow(last):
-        yield (
-            f"The tuned weights were stored in {listed(_narrow(last))}. What rounding hid is gone: the update is read "
-            "as zero there, and its shuffle is too sparse. The null of sparsity and of the overlaps is biased, and the "
-            "stable rank holds rounding noise. Compare weights kept in float32 if you have them."
-        )
-
-
-def _about_k(last: pd.DataFrame, k: int) -> Iterable[str]:
-    matrices = last.loc[last["shape"].str.count("x") == 1]
-    sides = matrices["shape"].str.split("x").map(lambda sizes: min(map(int, sizes)))
-    clipped = int((sides < k).sum())
-    if clipped:
-        yield f"In {clipped} of {len(matrices)} matrices the small side is below k = {k}; k was cut to it there."
-    others = {"the paper's": PAPER_K, "the toy runs'": DIAGNOSE_OPTIONS["k"]}
-    differ = [f"{whose} {value}" for whose, value in others.items() if value != k]
-    if differ:
-        yield f"Angles are of the leading {k} directions; {listed(differ)} are another number, so compare with care."
-    undefined = sum(flag is False for flag in matrices["angles_defined"].tolist())
-    if undefined:
-        yield (
-            f"In {undefined} of {len(matrices)} matrices two singular values at the cut are equal; the leading space "
-            "is arbitrary there, and its angles are left out."
-        )
-
-
-def _odd_rows(table: pd.DataFrame) -> Iterable[str]:
-    """Yield what was identical at the last checkpoint, and what could not be measured at it or before."""
-    last = last_step(table)
-    same = last["note"].fillna("").tolist().count(IDENTICAL)
-    if same:
-        yield f"{same} of {len(last)} tensors are identical to the reference."
-    for when, rows in (("", last), (" at earlier checkpoints", table.loc[table["step"] != table["step"].max()])):
-        notes = [_without_path(note) for note in rows["note"].fillna("") if note and note != IDENTICAL]
-        if notes:
-            kinds = [kind.replace("*", "\\*") for kind in without_numbers(notes)]
-            more = f"; and {len(kinds) - MOST_NOTES} more kinds" if len(kinds) > MOST_NOTES else ""
-            yield f"{len(notes)} tensors could not be measured in full{when}: {'; '.join(kinds[:MOST_NOTES])}{more}."
-
-
-def _left_whole(run: OpenedRun) -> Iterable[str]:
-    fused = {note for report in run.reports for note in report.notes if "stays fused" in note or "stays packed" in note}
-    if fused:
-        yield (
-            f"{len(fused)} fused matrices stay whole, because their order of rows is not known here. Their numbers mix "
-            "what are separate matrices in other rows of the map."
-        )
-    partial = [report.tuned for report in run.reports if not report.complete]
-    if partial:
-        yield f"Not everything could be compared in {listed(dict.fromkeys(partial))}; the table above lists what not."
 
 
 def _own(ends: pd.DataFrame, name: str) -> dict[str, float]:

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from opdgeom_utils.chapters import your_run_caveats
 from opdgeom_utils.chapters import your_run_text as text
 from opdgeom_utils.chapters.your_run import OpenedRun
 from opdgeom_utils.checkpoints import OpenCheckpoint
@@ -99,7 +100,7 @@ def said(note: str = "", run_notes: tuple[str, ...] = (), k: int = 16, **columns
     table = pd.DataFrame([row]).astype({"angles_defined": "boolean"})
     one = OpenCheckpoint("one", {}, notes=run_notes)
     run = OpenedRun("mine", one, ((1, one),), (compare_opened(one, one),), ("A remark.",))
-    return text.caveats(table, run, k)[: -len(text.ALWAYS)]
+    return your_run_caveats.caveats(table, run, k)[: -len(your_run_caveats.ALWAYS)]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,109 @@
+"""What a reader of a report has to mind: how weights were stored, which numbers are undefined, what was left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from opdgeom_utils.chapters.your_run import PAPER_K, OpenedRun
+from opdgeom_utils.chapters.your_run_tables import last_step, without_numbers
+from opdgeom_utils.diagnose.matrix_rows import IDENTICAL
+from opdgeom_utils.results import DIAGNOSE_OPTIONS
+from opdgeom_utils.vocabulary import listed
+
+WIDE = ("float32", "float64")
+MOST_NOTES = 3
+ALWAYS = (
+    "The paper prints no null for any of its points, so no pink diamond has a grey square. The toy points have.",
+    "One run has no interval. Another seed of the same recipe may lie elsewhere; how far, the toy seeds show for toys.",
+    "Sparsity, rotation and drift all follow the size of the update. A place on the map is a statement about learning "
+    "rate and number of steps before it is one about the objective.",
+    "The toy points are models of 1.6 million weights. They show what a null explains, not where a large model lies.",
+)
+
+
+def caveats(table: pd.DataFrame, run: OpenedRun, k: int) -> list[str]:
+    """List what a reader has to mind, computed from what was opened and measured.
+
+    Parameters
+    ----------
+    table
+        One row per (step, tensor).
+    run
+        What was opened.
+    k
+        Dimension of the singular spaces.
+
+    Returns
+    -------
+    list of str
+        Sentences; those that always hold come last.
+    """
+    last = last_step(table)
+    return [*_stored(last), *_about_k(last, k), *_odd_rows(table), *_left_whole(run), *run.remarks, *ALWAYS]
+
+
+def narrow_formats(rows: pd.DataFrame) -> list[str]:
+    """Name the formats below 32 bits in which tuned weights were stored."""
+    return sorted(set(rows["dtype"].str.partition("->")[2]) - set(WIDE))
+
+
+def without_path(note: str) -> str:
+    """Leave out where a file lies: a page may be passed on."""
+    _, found, rest = note.partition(": tensor ")
+    return f"tensor {rest}" if found else note
+
+
+def _stored(last: pd.DataFrame) -> Iterable[str]:
+    formats = narrow_formats(last)
+    if formats:
+        yield (
+            f"The tuned weights were stored in {listed(formats)}. What rounding hid is gone: the update is read "
+            "as zero there, and its shuffle is too sparse. The null of sparsity and of the overlaps is biased, and the "
+            "stable rank holds rounding noise. Compare weights kept in float32 if you have them."
+        )
+
+
+def _about_k(last: pd.DataFrame, k: int) -> Iterable[str]:
+    matrices = last.loc[last["shape"].str.count("x") == 1]
+    sides = matrices["shape"].str.split("x").map(lambda sizes: min(map(int, sizes)))
+    clipped = int((sides < k).sum())
+    if clipped:
+        yield f"In {clipped} of {len(matrices)} matrices the small side is below k = {k}; k was cut to it there."
+    others = {"the paper's": PAPER_K, "the toy runs'": DIAGNOSE_OPTIONS["k"]}
+    differ = [f"{whose} {value}" for whose, value in others.items() if value != k]
+    if differ:
+        yield f"Angles are of the leading {k} directions; {listed(differ)} are another number, so compare with care."
+    undefined = sum(flag is False for flag in matrices["angles_defined"].tolist())
+    if undefined:
+        yield (
+            f"In {undefined} of {len(matrices)} matrices two singular values at the cut are equal; the leading space "
+            "is arbitrary there, and its angles are left out."
+        )
+
+
+def _odd_rows(table: pd.DataFrame) -> Iterable[str]:
+    """Yield what was identical at the last checkpoint, and what could not be measured at it or before."""
+    last = last_step(table)
+    same = last["note"].fillna("").tolist().count(IDENTICAL)
+    if same:
+        yield f"{same} of {len(last)} tensors are identical to the reference."
+    for when, rows in (("", last), (" at earlier checkpoints", table.loc[table["step"] != table["step"].max()])):
+        notes = [without_path(note) for note in rows["note"].fillna("") if note and note != IDENTICAL]
+        if notes:
+            kinds = [kind.replace("*", "\\*") for kind in without_numbers(notes)]
+            more = f"; and {len(kinds) - MOST_NOTES} more kinds" if len(kinds) > MOST_NOTES else ""
+            yield f"{len(notes)} tensors could not be measured in full{when}: {'; '.join(kinds[:MOST_NOTES])}{more}."
+
+
+def _left_whole(run: OpenedRun) -> Iterable[str]:
+    fused = {note for report in run.reports for note in report.notes if "stays fused" in note or "stays packed" in note}
+    if fused:
+        yield (
+            f"{len(fused)} fused matrices stay whole, because their order of rows is not known here. Their numbers mix "
+            "what are separate matrices in other rows of the map."
+        )
+    partial = [report.tuned for report in run.reports if not report.complete]
+    if partial:
+        yield f"Not everything could be compared in {listed(dict.fromkeys(partial))}; the table above lists what not."
