@@ -37,8 +37,8 @@ def projected_runs(profile: str) -> pd.DataFrame:
     Examples
     --------
     >>> runs = projected_runs("toy").set_index("recipe")
-    >>> runs.loc["opd_project_left", ["free", "space", "sweep", "rank"]].tolist()
-    ['opd', 'early space, left side', 'space', 4]
+    >>> runs.loc["opd_project_left", ["free", "space", "sweep"]].tolist()
+    ['opd', 'early space, left side', 'space']
     """
     recipes = [load_recipe(name, profile) for name in recipe_names(profile) if PROJECTED in name]
     runs = pd.DataFrame({"recipe": [r.name for r in recipes], "free": [free_run_of(r.name) for r in recipes]})

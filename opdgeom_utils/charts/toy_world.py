@@ -38,7 +38,7 @@ def accuracy_by_family(table: pd.DataFrame) -> Figure:
     Parameters
     ----------
     table
-        From :func:`opdgeom_utils.chapters.model_cards.family_accuracy`: ``model, domain, family, greedy, sampled,
+        From :func:`opdgeom_utils.evaluation.accuracy_table`: ``model, domain, family, greedy, sampled,
         n_prompts``.
     """
     need(table, ["model", "domain", "family", "greedy", "sampled", "n_prompts"])
@@ -71,7 +71,7 @@ def credit_per_token(credit: pd.DataFrame) -> Figure:
     Parameters
     ----------
     credit
-        From :func:`opdgeom_utils.chapters.worked_example.credit_table`: ``objective, position, token, credit,
+        From :func:`opdgeom_utils.chapters.token_credit.credit_table`: ``objective, position, token, credit,
         mistake``.
     """
     credit = known(need(credit, ["objective", "position", "token", "credit", "mistake"]), "credit", "the credit")
