@@ -87,6 +87,7 @@ def test_make_hands_every_name_on_as_it_is(book_root: Path, tmp_path: Path, name
     variables = [f"{key}={value}" for key, value in given.items()]
     command = [
         "make",
+        "--no-print-directory",  # which `make test` around it would ask for
         "-o",
         "env",
         "report",
