@@ -26,6 +26,7 @@ QUESTIONS = {
     "rq2": "2: what path it takes",
     "rq3": "3: what controls the path",
     "variants": "other settings",
+    "noise": "noise",
 }
 GROUPS = {"paper": "the paper's statement", "control": "our control"}
 OPPOSITE, UNDECIDED = "the opposite is shown", "not decided"
@@ -40,7 +41,7 @@ CRITICISMS = {
     7: "Is OPD a regime of its own, or a point on the way from SFT to RLVR?",
     8: "How much of the stable rank is noise of bf16 rounding?",
 }
-_OF_QUESTION = {"rq1": 3, "rq2": 5, "rq3": 7, "variants": 9}
+_OF_QUESTION = {"rq1": 3, "rq2": 5, "rq3": 7, "variants": 9, "noise": 2}
 _ANCHORS = {  # of a condition, else of a diagnostic, in the chapters on the first question
     **dict.fromkeys(("equal_updates", "equal_norm", "equal_accuracy"), "matches"),
     **dict.fromkeys(("share", "distinct"), "survives"),

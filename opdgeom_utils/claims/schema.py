@@ -11,17 +11,22 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from opdgeom_utils.claims import geometry_statistics, path_statistics, setting_statistics
+from opdgeom_utils.claims import geometry_statistics, noise_statistics, path_statistics, setting_statistics
 from opdgeom_utils.errors import OpdGeomError
 from opdgeom_utils.project_files import PROJECT
 from opdgeom_utils.scopes import SCOPES
 
-STATISTICS = geometry_statistics.STATISTICS | path_statistics.STATISTICS | setting_statistics.STATISTICS
+STATISTICS = {
+    name: function
+    for module in (geometry_statistics, path_statistics, setting_statistics, noise_statistics)
+    for name, function in module.STATISTICS.items()
+}
 FILES = {
     "rq1": "claims.yaml",
     "rq2": "claims_rq2.yaml",
     "rq3": "claims_rq3.yaml",
     "variants": "claims_variants.yaml",
+    "noise": "claims_noise.yaml",
 }
 PAPER = PROJECT / "data" / "paper"
 CHOICES = {"group": ("paper", "control"), "scope": tuple(SCOPES), "statistic": tuple(STATISTICS)}
@@ -46,7 +51,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim, as its file writes it; ``question`` is the file's research question: rq1, rq2, rq3 or variants."""
+    """One claim, as its file writes it; ``question`` is the file's research question: a key of :data:`FILES`."""
 
     id: str
     group: str
@@ -92,7 +97,10 @@ def _question(path: Path) -> str:
 
 
 def load_reported(name: str = "figures", path: Path = PAPER) -> pd.DataFrame:
-    """Read the paper's own numbers: ``figures`` (one quantity for one objective) or ``table1_sparsity`` (one pair).
+    """Read a table of ``data/paper``, whose README says what its columns are and how sure each entry is.
+
+    ``figures`` (one quantity for one objective) and ``table1_sparsity`` (one pair) are the paper's own numbers;
+    ``published_runs``, ``published_overlaps`` and ``weight_sizes`` (one matrix of one model) are the literature's.
 
     >>> load_reported().query("quantity == 'update_sparsity'")["value"].tolist()
     [0.081, 0.516, 0.772]

@@ -1,0 +1,132 @@
+"""What noise would have given for the runs of a table: their recipes tell the schedule, their starts the weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import pandas as pd
+
+from opdgeom_utils import metrics
+from opdgeom_utils.errors import MetricInputError
+from opdgeom_utils.metrics.noise_walk import coherence_of
+from opdgeom_utils.models import load_model
+from opdgeom_utils.recipes import Recipe, load_recipe
+
+COLUMNS = ("walk_ratio", "coherence", "noise_sparsity")
+
+
+@dataclass(frozen=True)
+class Walk:
+    """How far noise goes along the first updates of a recipe.
+
+    Attributes
+    ----------
+    rms, ballistic : float
+        Displacement of an entry under noise, and under gradients that never change.
+    shrinkage : float
+        Share of itself that a weight loses to weight decay.
+    """
+
+    rms: float
+    ballistic: float
+    shrinkage: float
+
+
+def rates_of(recipe: Recipe) -> list[float]:
+    """Learning rate of every update of a recipe.
+
+    >>> len(set(rates_of(load_recipe("opd", "toy"))))
+    1
+    """
+    return metrics.learning_rate_schedule(
+        recipe.learning_rate, recipe.steps, schedule=recipe.schedule, warmup=recipe.warmup_fraction,
+        final_learning_rate=recipe.final_learning_rate,
+    )  # fmt: skip
+
+
+@cache
+def walk_of(recipe_name: str, profile: str, step: int | None = None) -> Walk:
+    """How far noise goes in a recipe's first ``step`` updates; None takes all of them.
+
+    Raises
+    ------
+    UnknownRecipeError
+        If the profile has no recipe of that name.
+    MetricInputError
+        If the recipe has fewer updates than ``step``.
+
+    Examples
+    --------
+    >>> walk = walk_of("opd", "toy", 1)
+    >>> round(walk.rms / walk.ballistic, 5)
+    1.0
+    """
+    recipe = load_recipe(recipe_name, profile)
+    rates = rates_of(recipe)
+    if step is not None and not 1 <= step <= len(rates):
+        raise MetricInputError(f"step is {step}, expected 1 to {len(rates)}, the updates of {recipe_name}.")
+    rates = rates[:step]
+    decay = recipe.weight_decay
+    return Walk(
+        metrics.noise_walk_rms(rates, betas=recipe.betas, eps=recipe.eps, weight_decay=decay),
+        metrics.ballistic_rms(rates),
+        metrics.decay_shrinkage(rates, weight_decay=decay),
+    )
+
+
+@cache
+def noise_sparsity_of(recipe_name: str, profile: str) -> float:
+    """Update sparsity that noise is expected to leave at a recipe's end, over all tensors, weighted by entries.
+
+    >>> 0 < noise_sparsity_of("sft", "toy") < noise_sparsity_of("opd", "toy") < 1
+    True
+    """
+    start, walk = load_recipe(recipe_name, profile).start, walk_of(recipe_name, profile)
+    tensors = dict(load_model(start).named_parameters()).values()
+    unchanged = sum(metrics.noise_sparsity(w, walk.rms, shrinkage=walk.shrinkage) * w.numel() for w in tensors)
+    return unchanged / sum(w.numel() for w in tensors)
+
+
+def with_noise(geometry: pd.DataFrame) -> pd.DataFrame:
+    """Add what noise would have given to rows of a geometry table.
+
+    Parameters
+    ----------
+    geometry
+        ``profile, recipe, step, name, n_entries, update_norm`` and more, one row per (run, step, tensor).
+
+    Returns
+    -------
+    DataFrame
+        The same rows with ``walk_ratio`` and ``coherence`` (nan for tensors without a norm) and ``noise_sparsity``.
+
+    Raises
+    ------
+    MetricInputError
+        If the table lacks a column, or a start has no tensor of a row's name and size.
+    """
+    missing = {"profile", "recipe", "step", "name", "n_entries", "update_norm"} - set(geometry.columns)
+    if missing:
+        raise MetricInputError(f"the table has no column {sorted(missing)}, expected a geometry table.")
+    columns = {column: np.full(len(geometry), np.nan) for column in COLUMNS}
+    places = geometry.reset_index(drop=True).groupby(["profile", "recipe", "step", "name"], sort=False).indices
+    for (profile, recipe, step, name), rows in places.items():
+        walk = walk_of(recipe, profile, int(step))
+        own = geometry.iloc[rows]
+        moved = own["update_norm"].to_numpy(float) / np.sqrt(own["n_entries"].to_numpy(float))
+        columns["walk_ratio"][rows] = moved / walk.rms
+        columns["coherence"][rows] = [coherence_of(rms, walk.rms, walk.ballistic) for rms in moved]
+        n_entries = int(own["n_entries"].iloc[0])
+        columns["noise_sparsity"][rows] = _of_tensor(load_recipe(recipe, profile).start, name, n_entries, walk)
+    return geometry.assign(**columns)
+
+
+@cache
+def _of_tensor(start: str, name: str, n_entries: int, walk: Walk) -> float:
+    w = dict(load_model(start).named_parameters()).get(name)
+    if w is None or w.numel() != n_entries:
+        held = "none of that name" if w is None else f"{w.numel()} entries"
+        raise MetricInputError(f"{start} has {held} for {name}, expected {n_entries}; is the table of this start?")
+    return metrics.noise_sparsity(w, walk.rms, shrinkage=walk.shrinkage)
