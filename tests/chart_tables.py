@@ -193,3 +193,48 @@ def rounding_panels() -> dict[str, pd.DataFrame]:
         names = shown["series"].eq(label(recipe)).map({True: ROUNDED, False: RESCALED})
         panels[f"stable rank, {label(recipe)}"] = pd.concat([exact, shown.assign(series=names)], ignore_index=True)
     return panels
+
+
+def noise_walks() -> pd.DataFrame:
+    """Two walks of four steps that end 5 and 0 from their start, and a straight one."""
+    ends = {"one": (3.0, 4.0, "drunkards"), "two": (0.0, 0.0, "drunkards"), "straight": (4.0, 0.0, "straight")}
+    rows = [
+        {"walker": walker, "series": series, "step": step, "x": step / 4 * x, "y": step / 4 * y}
+        for walker, (x, y, series) in ends.items()
+        for step in range(5)
+    ]
+    return pd.DataFrame(rows)
+
+
+def noise_runs() -> pd.DataFrame:
+    """Four runs beside noise, one with another reading of its steps."""
+    columns = ["run", "kind", "source", "predicted", "low", "high", "sparsity", "literal"]
+    rows = [
+        ("first", "SFT", "published", 0.10, 0.05, 0.15, 0.08, np.nan),
+        ("OPD", "OPD", "published", 0.80, 0.75, 0.85, 0.50, 0.38),
+        ("RLVR", "RLVR", "published", 0.75, 0.75, 0.75, 0.77, np.nan),
+        ("OPD here", "OPD", "this book", 0.16, 0.16, 0.16, 0.15, np.nan),
+    ]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def noise_overlaps() -> pd.DataFrame:
+    """Three overlaps beside what bf16 gives and chance."""
+    rows = [("first", 0.3, 0.32, 0.3), ("two seeds", 0.6, 0.55, 0.37), ("third", 0.73, 0.72, 0.3)]
+    return pd.DataFrame(rows, columns=["pair", "measured", "gated", "chance"])
+
+
+def noise_curve() -> pd.DataFrame:
+    """Two shares that rise and fall with the displacement."""
+    powers = np.arange(-250, 1, 10) / 50
+    parts = [
+        pd.DataFrame({"power": powers, "relative": 10.0**powers, "series": series, "value": values})
+        for series, values in (("visible share", 1 + powers / 5), ("of it on small weights", 0.3 - powers / 10))
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def noise_marks() -> pd.DataFrame:
+    """Three measured runs on the curve."""
+    rows = [("other", "this book", 1e-2, 0.85), ("SFT", "published", 2e-2, 0.92), ("OPD", "published", 7e-4, 0.48)]
+    return pd.DataFrame(rows, columns=["run", "source", "relative", "value"])

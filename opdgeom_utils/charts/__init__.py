@@ -15,6 +15,7 @@ from opdgeom_utils.charts.curves import (
     training_curves,
 )
 from opdgeom_utils.charts.heat_maps import localisation, settings_against_seeds
+from opdgeom_utils.charts.noise import beside_noise, gated_overlaps, noise_sliders, walks
 from opdgeom_utils.charts.projected_runs import inside_shares, kept_along, kept_by_space
 from opdgeom_utils.charts.rows_of_points import (
     mask_overlap,
@@ -37,9 +38,10 @@ from opdgeom_utils.charts.variant_curves import setting_sweep, variant_paths
 from opdgeom_utils.charts.verdicts import scorecard
 
 __all__ = [
-    "accuracy_by_family", "against_nulls", "alpha_rank_sweep", "credit_per_token", "eta_sweep", "hero",
-    "inside_shares", "kept_along", "kept_by_space", "localisation", "mask_overlap", "matched_controls",
-    "metric_against_norm", "path_slider", "rotation_comparison", "rounding_floor", "run_trajectory", "scorecard",
-    "setting_sweep", "settings_against_seeds", "shared_spaces", "sparsity_comparison", "spectral_drift",
-    "training_curves", "update_paths", "variant_paths", "variant_strips",
+    "accuracy_by_family", "against_nulls", "alpha_rank_sweep", "beside_noise", "credit_per_token", "eta_sweep",
+    "gated_overlaps", "hero", "inside_shares", "kept_along", "kept_by_space", "localisation", "mask_overlap",
+    "matched_controls", "metric_against_norm", "noise_sliders", "path_slider", "rotation_comparison",
+    "rounding_floor", "run_trajectory", "scorecard", "setting_sweep", "settings_against_seeds", "shared_spaces",
+    "sparsity_comparison", "spectral_drift", "training_curves", "update_paths", "variant_paths", "variant_strips",
+    "walks",
 ]  # fmt: skip

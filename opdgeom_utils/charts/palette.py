@@ -34,10 +34,19 @@ PALETTE = {
     "raw": "#8F6BB3",
     "equal norms": "#E69F00",
     "another seed of OPD": "#D55E00",
+    "preferences": "#E69F00",
+    "straight": "#D55E00",
+    "drunkards": "#6F7F8F",
+    "measured": "#D55E00",
+    "noise through bf16": "#6F7F8F",
+    "chance": "#A6A6A6",
+    "visible share": "#0072B2",
+    "of it on small weights": "#009E73",
 }
 DASHES = {NULLS[name].label: dash for name, (_, dash) in _OF_NULLS.items()}
 DASHES |= {RESCALED: [7, 2], ROUNDED: [2, 3], OBJECTIVES["control_sft"].label: [5, 3]}
 SHAPES = {"comparison": "square", PAPER: "diamond", "anchor": "square", "teacher": "triangle-up"}
+SHAPES |= {"noise through bf16": "square", "chance": "triangle-up", "this book": "square", "steps as printed": "cross"}
 SHAPES |= {NULLS["shuffled"].label: "square", NULLS["random"].label: "triangle-up"}
 OTHER = ("#E69F00", "#8F6BB3", "#56777A", "#B5651D")
 VERDICT_COLOURS = {

@@ -34,7 +34,7 @@ CONDITIONS = {
     "nearer": "nearer than RLVR", "spaces_right": "right spaces", "spaces_left": "left spaces",
     "moments": "mechanism", "moments_seen": "mechanism, seen", "token_sweep": "tokens, one seed",
     "writer_sweep": "writers, one seed", "domain_sweep": "domains, one seed", "mix_scale": "scale, one seed",
-    "two_by_two": "loss or prefix",
+    "two_by_two": "loss or prefix", "noise_seen": "beside noise, seen", "noise_blind": "beside noise",
 }  # fmt: skip
 CELL = 26
 INK = dict(zip(VERDICT_COLOURS.values(), ("#FFFFFF", "#1A1A1A", "#FFFFFF", "#1A1A1A"), strict=True))

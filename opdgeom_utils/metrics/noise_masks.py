@@ -12,7 +12,7 @@ import scipy.optimize
 from jaxtyping import Float
 from torch import Tensor
 
-from opdgeom_utils.metrics.inputs import check_fraction, checked
+from opdgeom_utils.metrics.inputs import check_fraction, check_size, checked
 from opdgeom_utils.metrics.noise_sparsity import MAGNITUDES, check_move, codes_of, inside, sizes_of, unchanged_from
 
 
@@ -33,7 +33,12 @@ class MaskAgreement:
 
 @checked(tensors=("w_ref",))
 def gated_overlap(
-    w_ref: Float[Tensor, "*shape"], density: float | int, *, alpha: float | int = 0.3, law: str = "normal"
+    w_ref: Float[Tensor, "*shape"],
+    density: float | int,
+    *,
+    alpha: float | int = 0.3,
+    law: str = "normal",
+    tolerance: float | int = 0.0,
 ) -> float:
     r"""Low-magnitude overlap that bf16 alone gives an update mask of this density.
 
@@ -47,6 +52,9 @@ def gated_overlap(
         Share of entries that count as small, 0 to 1; see :func:`~opdgeom_utils.metrics.low_magnitude_mask`.
     law : str
         Of the displacements, ``normal`` or ``laplace``.
+    tolerance : float
+        Absolute difference up to which two bf16 numbers count as equal; 0 for none. Some of the literature uses 1e-5,
+        which hides changes of the smallest weights.
 
     Returns
     -------
@@ -76,10 +84,11 @@ def gated_overlap(
     check_fraction("alpha", alpha)
     check_fraction("density", density)
     check_move(0, law)
+    check_size("tolerance", tolerance)
     if density == 0:
         return math.nan
     sizes, counts = next(sizes_of(w_ref.detach().bfloat16()))
-    shown = counts * _visible(sizes, counts, float(density), law)
+    shown = counts * _visible(sizes, counts, float(density), law, tolerance)
     # Of entries tied in magnitude at the edge of the small ones, the share that fits is counted.
     small = np.clip(round(alpha * w_ref.numel()) - (np.cumsum(counts) - counts), 0, counts) / counts
     return float(small @ shown) / float(shown.sum())
@@ -87,7 +96,12 @@ def gated_overlap(
 
 @checked(tensors=("w_ref",))
 def gated_mask_agreement(
-    w_ref: Float[Tensor, "*shape"], density_a: float | int, density_b: float | int, *, law: str = "normal"
+    w_ref: Float[Tensor, "*shape"],
+    density_a: float | int,
+    density_b: float | int,
+    *,
+    law: str = "normal",
+    tolerance: float | int = 0.0,
 ) -> MaskAgreement:
     r"""Agreement that bf16 alone gives the update masks of two runs that share nothing but their starting weights.
 
@@ -99,6 +113,9 @@ def gated_mask_agreement(
         Share of entries in each mask, 0 to 1.
     law : str
         Of the displacements, ``normal`` or ``laplace``.
+    tolerance : float
+        Absolute difference up to which two bf16 numbers count as equal; 0 for none. Some of the literature uses 1e-5,
+        which hides changes of the smallest weights.
 
     Returns
     -------
@@ -129,17 +146,18 @@ def gated_mask_agreement(
     for name, density in (("density_a", density_a), ("density_b", density_b)):
         check_fraction(name, density)
     check_move(0, law)
+    check_size("tolerance", tolerance)
     if not density_a or not density_b:
         return MaskAgreement(*(math.nan if not d else 0.0 for d in (density_a, density_b, density_a or density_b)))
     sizes, counts = next(sizes_of(w_ref.detach().bfloat16()))
-    a, b = (_visible(sizes, counts, float(density), law) for density in (density_a, density_b))
+    a, b = (_visible(sizes, counts, float(density), law, tolerance) for density in (density_a, density_b))
     in_a, in_b, both = (float(counts @ shown) for shown in (a, b, a * b))
     return MaskAgreement(both / in_a, both / in_b, both / (in_a + in_b - both))
 
 
-def _visible(sizes: np.ndarray, counts: np.ndarray, density: float, law: str) -> np.ndarray:
+def _visible(sizes: np.ndarray, counts: np.ndarray, density: float, law: str, tolerance: float | int) -> np.ndarray:
     """Probability that each size shows its displacement, where that of all has the size that gives the density."""
-    low, high, _, _ = unchanged_from(codes_of(sizes), 0)
+    low, high, _, _ = unchanged_from(codes_of(sizes), 0, tolerance)
     total = counts.sum()
 
     def shown(log_rms: float) -> np.ndarray:

@@ -220,7 +220,9 @@ def codes_of(sizes: np.ndarray) -> np.ndarray:
     return torch.from_numpy(sizes).bfloat16().view(torch.int16).numpy().astype(np.int64)
 
 
-def unchanged_from(codes: np.ndarray, eta: float | int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def unchanged_from(
+    codes: np.ndarray, eta: float | int, tolerance: float | int = 0.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Interval of numbers that count as unchanged from each magnitude, and whether its two ends belong to it."""
     lowest = highest = codes
     if eta >= INERT_ETA:
@@ -228,9 +230,13 @@ def unchanged_from(codes: np.ndarray, eta: float | int) -> tuple[np.ndarray, np.
         lowest = np.searchsorted(MAGNITUDES, here * (1 - eta), "left")
         reach = here / (1 - eta) if eta < 1 else np.full(len(codes), np.inf)
         highest = np.searchsorted(MAGNITUDES, reach, "right") - 1
-    # Zero is the middle of its interval; any other that reaches down to zero ends just below it.
-    below_zero = -MIDPOINTS[np.where(codes == 0, highest, 0)]
-    low = np.where(lowest > 0, MIDPOINTS[lowest - 1], below_zero)
+    beyond = np.where(codes == 0, highest, 0)  # zero is the middle of its interval; others end just below it
+    if tolerance > 0:
+        here = MAGNITUDES[codes]
+        lowest = np.searchsorted(MAGNITUDES, here - tolerance, "left")
+        highest = np.searchsorted(MAGNITUDES, here + tolerance, "right") - 1
+        beyond = np.searchsorted(MAGNITUDES, np.maximum(tolerance - here, 0), "right") - 1
+    low = np.where(lowest > 0, MIDPOINTS[lowest - 1], -MIDPOINTS[beyond])
     # A move onto a midpoint goes to the neighbour whose code is even.
     return low, MIDPOINTS[highest], lowest % 2 == 0, highest % 2 == 0
 

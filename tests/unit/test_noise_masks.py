@@ -150,3 +150,20 @@ def test_agreement_turned_around_and_of_empty_masks():
 def test_refusals(call, message):
     with pytest.raises(MetricInputError, match=message):
         call()
+
+
+def test_a_tolerance_hides_changes_of_small_weights_only():
+    """Two bf16 numbers up to 1e-5 apart count as equal, as some of the literature has it."""
+    w = (weights().float() * 0.3).bfloat16()
+    masks = [
+        (w.double() - (w.double() + rms * moves(seed=seed)).bfloat16().double()).abs() > 1e-5
+        for rms, seed in ((3e-5, 6), (6e-5, 7))
+    ]
+    densities = [float(mask.double().mean()) for mask in masks]
+    agreement = metrics.gated_mask_agreement(w, *densities, tolerance=1e-5)
+    both = float((masks[0] & masks[1]).sum())
+    assert agreement.of_a == pytest.approx(both / float(masks[0].sum()), abs=0.01)
+    assert agreement.of_b == pytest.approx(both / float(masks[1].sum()), abs=0.01)
+    overlap = metrics.mask_overlap(metrics.low_magnitude_mask(w), masks[0])
+    assert metrics.gated_overlap(w, densities[0], tolerance=1e-5) == pytest.approx(overlap, abs=0.01)
+    assert agreement.of_a < metrics.gated_mask_agreement(w, *densities).of_a
