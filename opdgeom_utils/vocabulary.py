@@ -150,6 +150,24 @@ _OF_MATRICES = (
 _OF_RUNS = (
     Metric("total_norm", "norm of the whole update", entry="norm of the update"),
     Metric("relative_norm", "norm of the update / norm of the weights", entry="norm of the update"),
+    Metric(
+        "walk_ratio", "walk ratio",
+        "root mean square of an update's entries over that of Adam fed with noise along the same schedule. 1 is a "
+        "walk. It knows amounts, no directions.",
+    ),
+    Metric(
+        "coherence", "coherence",
+        "share of each squared step that would have to be signal, the same at every update, for an update to be as "
+        "long as it is: $(\\text{rms}^2 - s^2) / (B^2 - s^2)$ with $s$ the walk of noise and $B$ the sum of the "
+        "rates. 0 is a walk, 1 a straight line.",
+        percent=True,
+    ),
+    Metric(
+        "noise_sparsity", "sparsity of noise",
+        "{term}`update sparsity` that Adam fed with noise is expected to leave, from the schedule and the sizes of "
+        "the weights alone.",
+        percent=True,
+    ),
     Metric("both_sides_angle_mean_deg", "mean principal angle", entry="principal angle", unit="degrees",
            logarithmic=True),
     Metric("greedy", "greedy accuracy",

@@ -30,9 +30,8 @@ def walks(table: pd.DataFrame) -> Figure:
     rows = rows.assign(distance=(rows["x"] ** 2 + rows["y"] ** 2) ** 0.5)
     last = rows.sort_values("step").groupby("walker", sort=False).tail(1)
     rows, last = (part.assign(text=part["distance"].map(lambda d: number(d, ".3g"))) for part in (rows, last))
-    x, y = (
-        value_axis(alt.X(f"{c}:Q", title=None) if c == "x" else alt.Y(f"{c}:Q", title=None), c, rows[c]) for c in "xy"
-    )
+    x = value_axis(alt.X("x:Q", title=None), "x", rows["x"])
+    y = value_axis(alt.Y("y:Q", title=None), "y", rows["y"])
     base = alt.Chart(rows).encode(x=x, y=y, detail="walker:N", color=coloured("series", rows["series"]))
     lines = base.mark_line(strokeWidth=1.2, opacity=0.7).encode(order="step:Q")
     shown = tips("walker", "step", ("text", "distance from the start"))
@@ -66,9 +65,9 @@ def beside_noise(runs: pd.DataFrame) -> Figure:
     rows = rows.assign(**{text: rows[column].map(lambda share: number(share, ".1%")) for text, column in texts.items()})
     x = alt.X("predicted:Q", title="unchanged, as noise gives it").scale(domain=[0, 1])
     y = alt.Y("sparsity:Q", title="unchanged, measured").scale(domain=[0, 1])
-    x, y = (channel.axis(format=".0%", values=QUARTERS) for channel in (x, y))
-    colour, shape = coloured("kind", rows["kind"]), shaped("source", rows["source"])
-    colour, shape = (channel.legend(orient="top", columns=n) for channel, n in ((colour, 2), (shape, 1)))
+    x, y = x.axis(format=".0%", values=QUARTERS), y.axis(format=".0%", values=QUARTERS)
+    colour = coloured("kind", rows["kind"]).legend(orient="top", columns=2)
+    shape = shaped("source", rows["source"]).legend(orient="top", columns=1)
     diagonal = alt.Chart(pd.DataFrame({"at": [0.0, 1.0]})).mark_line(color="#7F7F7F", strokeDash=[2, 3], strokeWidth=1)
     base = alt.Chart(rows).encode(y=y, color=colour)
     bands = base.mark_rule(strokeWidth=2, opacity=0.5).encode(x=alt.X("low:Q"), x2="high:Q")
@@ -94,7 +93,7 @@ def gated_overlaps(table: pd.DataFrame) -> Figure:
     need(table, ["pair", "measured", "gated", "chance"])
     names = {"measured": "measured", "gated": GATED, "chance": "chance"}
     long = table.melt(id_vars="pair", value_vars=list(names), var_name="what", value_name="overlap")
-    rows = known(long.assign(series=long["what"].map(names)), "overlap", "overlap")
+    rows = known(long.assign(series=[names[what] for what in long["what"]]), "overlap", "overlap")
     rows = rows.assign(text=rows["overlap"].map(lambda share: number(share, ".1%")))
     y = alt.Y("pair:N", sort=table["pair"].tolist(), title=None).axis(labelLimit=150)
     x = alt.X("overlap:Q", title="overlap").scale(domain=[0, 1]).axis(format=".0%", values=QUARTERS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -111,8 +112,9 @@ def with_noise(geometry: pd.DataFrame) -> pd.DataFrame:
     if missing:
         raise MetricInputError(f"the table has no column {sorted(missing)}, expected a geometry table.")
     columns = {column: np.full(len(geometry), np.nan) for column in COLUMNS}
-    places = geometry.reset_index(drop=True).groupby(["profile", "recipe", "step", "name"], sort=False).indices
-    for (profile, recipe, step, name), rows in places.items():
+    groups = geometry.reset_index(drop=True).groupby(["profile", "recipe", "step", "name"], sort=False)
+    for key, rows in groups.indices.items():
+        profile, recipe, step, name = cast("tuple[str, str, int, str]", key)
         walk = walk_of(recipe, profile, int(step))
         own = geometry.iloc[rows]
         moved = own["update_norm"].to_numpy(float) / np.sqrt(own["n_entries"].to_numpy(float))
