@@ -145,6 +145,8 @@ def counts_sentence(card: pd.DataFrame) -> str:
     'Of 1 statement of the paper 0 are reproduced, 1 partly, 0 not, 0 could not be tested. Of 1 control of ours on them
     0 came out for the paper, 0 partly, 1 against it, 0 could not be tested.'
     """
+    if "question" in card:  # a run that moves as noise does speaks neither for the paper nor against it
+        card = card.loc[card["question"] != "noise"]
     counts = [card.loc[card["group"] == group, "verdict"].tolist() for group in ("paper", "control")]
     paper, own = ([len(found), *(found.count(word) for word in VERDICTS)] for found in counts)
     return (
