@@ -105,7 +105,9 @@ def gated_overlaps(table: pd.DataFrame) -> Figure:
     for pair, own in rows.groupby("pair", sort=False):
         said.append(f"{pair}: " + ", ".join(f"{s} {t}" for s, t in own[["series", "text"]].values.tolist()))
     return alt.layer(points).properties(
-        width="container", height=alt.Step(26), description=f"Overlaps of update masks. {'; '.join(said)}."
+        width="container",
+        height=26 * rows["pair"].nunique(),
+        description=f"Overlaps of update masks. {'; '.join(said)}.",
     )
 
 
