@@ -30,8 +30,8 @@ def walks(table: pd.DataFrame) -> Figure:
     rows = rows.assign(distance=(rows["x"] ** 2 + rows["y"] ** 2) ** 0.5)
     last = rows.sort_values("step").groupby("walker", sort=False).tail(1)
     rows, last = (part.assign(text=part["distance"].map(lambda d: number(d, ".3g"))) for part in (rows, last))
-    x = value_axis(alt.X("x:Q", title=None), "x", rows["x"])
-    y = value_axis(alt.Y("y:Q", title=None), "y", rows["y"])
+    paces = alt.Axis(title=None, format="~r", tickCount=5)  # "~g" would write 20 as 2e+1 here
+    x, y = alt.X("x:Q", axis=paces), alt.Y("y:Q", axis=paces)
     base = alt.Chart(rows).encode(x=x, y=y, detail="walker:N", color=coloured("series", rows["series"]))
     lines = base.mark_line(strokeWidth=1.2, opacity=0.7).encode(order="step:Q")
     shown = tips("walker", "step", ("text", "distance from the start"))
