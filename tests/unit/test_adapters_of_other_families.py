@@ -198,9 +198,7 @@ def test_an_adapter_without_tensors_is_an_error(base, tmp_path):
     with pytest.raises(CheckpointDamagedError, match=r"adapter_model\.safetensors: holds no tensors.*ZeRO-3"):
         diagnose_pair(base, open_checkpoint(folder, base=base))
     folder = _by_hand(tmp_path / "gathered not", {f"{Q}.lora_{letter}.weight": torch.zeros(0) for letter in "AB"})
-    with pytest.raises(
-        CheckpointDamagedError, match=r"factors \['lora_A', 'lora_B'\] of shapes \[\(0,\), \(0,\)\].*ZeRO"
-    ):
+    with pytest.raises(CheckpointDamagedError, match=r"2 of 2 tensors are empty, .*lora_A.*lora_B.*ZeRO-3"):
         open_checkpoint(folder, base=base)
 
 
