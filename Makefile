@@ -53,9 +53,8 @@ format: env ## rewrite code and notebooks in the house format, and derive every 
 	@$(VENV) -m tools.pair --format
 	@$(VENV) -m ruff format .
 
-bench: ## our updates beside TRL's, in one run (own environment, .venv-bench)
-	@$(PYTHON) tools/setup_env.py --venv .venv-bench --extra bench
-	@.venv-bench/bin/python benchmarks/toy_step.py
+bench: env ## our updates beside TRL's, in one run
+	@$(VENV) benchmarks/toy_step.py
 
 clean: ## remove everything that was built, except the environments, data/runs and reports
 	@rm -rf _build .pytest_cache .ruff_cache .hypothesis

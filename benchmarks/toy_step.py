@@ -36,8 +36,6 @@ from opdgeom_utils.models import keep_freed_memory, load_model, load_tokenizer, 
 from opdgeom_utils.recipes import Recipe, load_recipe
 from opdgeom_utils.tasks import draw_examples, verify
 
-NO_TRL = """toy_step: TRL is not installed in this environment.
-Run `make bench`: it makes .venv-bench with TRL beside the project's own versions, and calls this file from there."""
 LENGTH_TOLERANCE = 0.15
 SEED = 0
 
@@ -274,11 +272,8 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    try:
-        import trl
-    except ImportError:
-        print(NO_TRL, file=sys.stderr)
-        return 2
+    import trl
+
     torch.set_num_threads(1)
     keep_freed_memory()
     try:

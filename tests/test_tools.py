@@ -177,11 +177,10 @@ def test_no_browser_gives_advice(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_environment_key_follows_the_lock_file(tmp_path: Path) -> None:
     (tmp_path / "requirements.lock").write_text("a==1\n")
     (tmp_path / "pyproject.toml").write_text("")
-    first = setup_env.environment_key(tmp_path, "")
-    assert setup_env.environment_key(tmp_path, "") == first
-    assert setup_env.environment_key(tmp_path, "bench") != first
+    first = setup_env.environment_key(tmp_path)
+    assert setup_env.environment_key(tmp_path) == first
     (tmp_path / "requirements.lock").write_text("a==2\n")
-    assert setup_env.environment_key(tmp_path, "") != first
+    assert setup_env.environment_key(tmp_path) != first
 
 
 def test_lock_file_is_exact_and_complete() -> None:

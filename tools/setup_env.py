@@ -18,9 +18,9 @@ KEY_FILE = "setup-key"
 WANTED = (3, 11)
 
 
-def environment_key(root: Path, extra: str) -> str:
+def environment_key(root: Path) -> str:
     """Digest of everything that decides what the environment holds."""
-    digest = hashlib.sha256(f"{sys.version_info[:3]} {extra}".encode())
+    digest = hashlib.sha256(f"{sys.version_info[:3]}".encode())
     for name in ("requirements.lock", "pyproject.toml"):
         digest.update((root / name).read_bytes())
     return digest.hexdigest()
@@ -36,7 +36,7 @@ def pip(python: Path, *arguments: str) -> None:
         )
 
 
-def create(folder: Path, extra: str) -> None:
+def create(folder: Path) -> None:
     """Fill ``folder`` with the exact versions of the lock file and the project itself, editable."""
     print(f"setting up {folder.name} (first time, or the lock file changed)", flush=True)
     python = folder / "bin" / "python"
@@ -48,16 +48,13 @@ def create(folder: Path, extra: str) -> None:
                 f"setup stopped: no virtual environment ({error}). On Debian, Ubuntu: apt-get install python3-venv"
             )
     pip(python, "install", "-qq", "--requirement", "requirements.lock")
-    project = f".[{extra}]" if extra else "."
-    wanted = ["--constraint", "requirements.lock"] if extra else ["--no-deps"]
-    pip(python, "install", "-qq", "--no-build-isolation", *wanted, "--editable", project)
+    pip(python, "install", "-qq", "--no-build-isolation", "--no-deps", "--editable", ".")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Set the environment up unless its key says that it is already right."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--venv", default=".venv", help="folder of the environment")
-    parser.add_argument("--extra", default="", help="an optional dependency group of pyproject.toml, such as bench")
     options = parser.parse_args(arguments)
     if sys.version_info[:2] != WANTED:
         sys.exit(
@@ -65,11 +62,11 @@ def main(arguments: list[str] | None = None) -> int:
             "Call `make PYTHON=/path/to/python3.11 ...`."
         )
     folder = ROOT / options.venv
-    key = environment_key(ROOT, options.extra)
+    key = environment_key(ROOT)
     recorded = folder / KEY_FILE
     if recorded.exists() and recorded.read_text() == key:
         return 0
-    create(folder, options.extra)
+    create(folder)
     partial = recorded.with_suffix(f".{os.getpid()}")
     partial.write_text(key)
     partial.replace(recorded)

@@ -1,18 +1,15 @@
 """The benchmark of the training step: its clock, and its refusal of comparisons that are not fair."""
 
 import dataclasses
-import sys
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 from benchmarks.toy_step import (
-    NO_TRL,
     Ours,
     PhaseClock,
     Side,
-    main,
     our_variants,
     relative_change,
     trl_settings,
@@ -90,10 +87,3 @@ def test_our_turn_is_a_real_update_and_its_parts_are_timed() -> None:
     assert ours.side.moved > 0
     assert {"sampling", "teacher scoring", "forward", "backward", "optimiser", "probe"} <= set(ours.phases.seconds)
     assert 0 < sum(ours.phases.seconds.values()) <= ours.seconds
-
-
-def test_without_trl_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setitem(sys.modules, "trl", None)
-    assert main([]) == 2
-    assert capsys.readouterr().err == NO_TRL + "\n"
-    assert "make bench" in NO_TRL
