@@ -1,4 +1,4 @@
-"""The command ``opdgeom``: a report on a run, or its table alone."""
+"""The command ``opdgeom``: a report on a run, its table alone, or whether a student and a teacher fit."""
 
 import sys
 import time
@@ -154,6 +154,49 @@ def diagnose(
         content = parquet_bytes(table) if target.suffix == ".parquet" else table.to_csv(index=False).encode()
         write_atomic(target, content)
         print(f"{len(table)} rows, {len(run.checkpoints)} checkpoints: {target}")
+
+
+@app.command(no_args_is_help=True)
+def check(
+    student: Annotated[str, typer.Argument(help="The model to be trained.", autocompletion=_names)],
+    teacher: Annotated[str, typer.Argument(help="The model it learns from.", autocompletion=_names)],
+    gpu_gb: Annotated[float | None, typer.Option(help="Memory of the card in GB; else it is not judged.")] = None,
+    sequences: Annotated[int, typer.Option(help="Completions that are sampled at once.")] = 16,
+    micro_batch: Annotated[
+        int | None, typer.Option(help="Completions in one forward and backward pass.", show_default="all of them")
+    ] = None,
+    prompt_tokens: Annotated[int, typer.Option(help="Longest prompt.")] = 256,
+    completion_tokens: Annotated[int, typer.Option(help="Longest completion.")] = 256,
+    lora_rank: Annotated[int | None, typer.Option(help="Train a LoRA of this rank; else every weight.")] = None,
+    full_logits: Annotated[
+        bool, typer.Option("--full-logits/--chunked", help="Hold all logits of a micro-batch at once, or a few.")
+    ] = False,
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing/--no-checkpointing", help="Compute activations again when they are needed.")
+    ] = True,
+) -> None:
+    """Say whether a student can be distilled from a teacher: tokens, ends, templates, lengths, memory; what to change.
+
+    Only configurations and tokenizers are read, of folders, hub names (name@revision) or shipped models. The exit
+    status is 1 where they do not fit; what goes wrong unless it is changed is listed and leaves it at 0.
+
+    Examples
+    --------
+      opdgeom check Qwen/Qwen3-0.6B-Base Qwen/Qwen3-4B --gpu-gb 24
+
+      opdgeom check ./student ./teacher --gpu-gb 16 --lora-rank 32 --completion-tokens 1024
+    """
+    with _plain_errors("nothing was checked"):
+        from opdgeom_utils.fit import Setting, check_fit
+
+        setting = Setting(
+            sequences, min(micro_batch or sequences, sequences), prompt_tokens, completion_tokens, lora_rank,
+            full_logits, checkpointing,
+        )  # fmt: skip
+        fit = check_fit(student, teacher, gpu_gb=gpu_gb, setting=setting)
+        print(fit.text())
+    if not fit.fits:
+        raise typer.Exit(1)
 
 
 def _kinds(modules: list[str] | None) -> list[str] | None:

@@ -1,6 +1,7 @@
 """Checkpoints of the Hugging Face hub: from a name and a revision to a folder, downloaded or in the local cache."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from opdgeom_utils.errors import CheckpointNotFoundError
@@ -11,7 +12,9 @@ FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5"
 PICKLED = ["pytorch_model*.bin", "pytorch_model.bin.index.json", "adapter_model.bin"]
 
 
-def hub_folder(source: str, *, revision: str | None = None, allow_pickle: bool = False) -> Path:
+def hub_folder(
+    source: str, *, revision: str | None = None, allow_pickle: bool = False, patterns: Sequence[str] = SAFE
+) -> Path:
     """Return the folder of a hub id, after downloading what is not in the cache.
 
     Parameters
@@ -22,6 +25,8 @@ def hub_folder(source: str, *, revision: str | None = None, allow_pickle: bool =
         Branch, tag or commit, when it is not in the name.
     allow_pickle : bool
         Whether to fetch ``pytorch_model.bin`` and ``adapter_model.bin`` too.
+    patterns : sequence of str
+        Which files to fetch; weights and configurations unless told otherwise.
 
     Raises
     ------
@@ -42,7 +47,7 @@ def hub_folder(source: str, *, revision: str | None = None, allow_pickle: bool =
         folder = snapshot_download(
             repo_id,
             revision=named or revision or None,
-            allow_patterns=SAFE + PICKLED * allow_pickle,
+            allow_patterns=[*patterns] + PICKLED * allow_pickle,
             ignore_patterns=["*/*"],
         )
     except Exception as error:  # the hub's client lets its network library's own errors through

@@ -14,7 +14,7 @@ FLOORS = [
     {"checkpoints"},
     {"diagnose"},
     {"runs"},
-    {"measures"},
+    {"measures", "fit"},
     {"claims", "workers"},
     {"charts"},
     {"chapters"},

@@ -1,0 +1,143 @@
+"""What an on-policy distillation takes of a card's memory, by part, counted from shapes.
+
+Parts are told in 10^9 bytes. Cards count in 2^30: one of 24 GB holds 25.8 of these.
+
+The student is trained by AdamW: in full with fp32 master weights under bf16 autocast, or as a LoRA over bf16 weights.
+The teacher is in bf16. Counted exactly: weights, gradients, AdamW, one copy of the logits. Roughly: activations, which
+assume attention that keeps no square of the length (flash, SDPA), the number of logit copies that a plain loss holds,
+and the keys and values of a rollout, an upper bound for models with a sliding window or compressed keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any
+
+from opdgeom_utils.errors import MetricInputError
+from opdgeom_utils.fit.sides import Side
+
+GB, CARD_GB = 10**9, 2**30
+LIBRARIES = GB  # CUDA context, work space of the kernels
+CHUNK = 256  # tokens whose logits exist at once in a chunked loss
+LOGIT_BYTES = 20  # for each entry of the logits: reverse KL over the vocabulary, both sides, forward and backward
+RANK = 32  # of the LoRA that is proposed
+GRADIENTS, KV, ACTIVATIONS = "gradients, fp32", "keys and values of the rollouts", "activations"
+FULL, CHUNKED = "logits, all at once", f"logits, {CHUNK} tokens at a time"
+IN_TURN = (GRADIENTS, KV, ACTIVATIONS, FULL, CHUNKED)  # of a rollout, or of the learning after it
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How the training is run.
+
+    Attributes
+    ----------
+    sequences, micro_batch : int
+        Completions that are sampled at once; completions in one forward and backward pass, at most ``sequences``.
+    prompt_tokens, completion_tokens : int
+        Longest prompt and longest completion.
+    lora_rank : int, optional
+        None trains every weight.
+    full_logits : bool
+        Whether all logits of a micro-batch exist at once; else ``CHUNK`` tokens' at a time.
+    checkpointing : bool
+        Whether activations are computed again in the backward pass.
+    """
+
+    sequences: int = 16
+    micro_batch: int = 16
+    prompt_tokens: int = 256
+    completion_tokens: int = 256
+    lora_rank: int | None = None
+    full_logits: bool = False
+    checkpointing: bool = True
+
+    def __post_init__(self) -> None:
+        counts = (self.sequences, self.micro_batch, self.prompt_tokens, self.completion_tokens, self.lora_rank or 1)
+        if min(counts) < 1 or self.lora_rank == 0:
+            raise MetricInputError(f"{self}: expected counts of at least 1; without a LoRA leave its rank out.")
+
+    @property
+    def tokens(self) -> int:
+        """Longest text."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+def memory_parts(student: Side, teacher: Side, setting: Setting) -> dict[str, int]:
+    """Bytes of each part; both ways of holding the logits are there, whichever the setting takes.
+
+    Examples
+    --------
+    >>> from opdgeom_utils.fit.sides import open_side
+    >>> parts = memory_parts(open_side("anchor"), open_side("teacher"), Setting())
+    >>> parts["gradients, fp32"] / parts["teacher, bf16"]
+    2.0
+    """
+    n, completions = student.n_parameters, setting.micro_batch * setting.completion_tokens
+    if setting.lora_rank is None:
+        trained = {"weights, fp32": 4 * n, "their bf16 copy under autocast": 2 * n}
+    else:
+        n = setting.lora_rank * student.lora_entries
+        trained = {"weights, bf16": 2 * student.n_parameters, f"LoRA of rank {setting.lora_rank}, fp32": 4 * n}
+    copies = LOGIT_BYTES * max(student.rows, teacher.rows)
+    return {
+        **trained,
+        GRADIENTS: 4 * n,
+        "AdamW, two moments in fp32": 8 * n,
+        "teacher, bf16": 2 * teacher.n_parameters,
+        "libraries": LIBRARIES,
+        KV: 4 * _kv_width(student.config) * student.config.num_hidden_layers * setting.sequences * setting.tokens,
+        ACTIVATIONS: _activations(student.config, setting),
+        FULL: copies * completions,
+        CHUNKED: copies * min(CHUNK, completions),
+    }
+
+
+def peak(parts: dict[str, int], setting: Setting) -> int:
+    """Bytes at the fullest moment: what stays, and the larger of rollout and learning."""
+    learning = parts[GRADIENTS] + parts[ACTIVATIONS] + parts[FULL if setting.full_logits else CHUNKED]
+    return sum(size for part, size in parts.items() if part not in IN_TURN) + max(parts[KV], learning)
+
+
+def one_copy(side: Side, setting: Setting) -> int:
+    """Bytes of one fp32 copy of the logits of every completion."""
+    return 4 * side.rows * setting.sequences * setting.completion_tokens
+
+
+def smaller(setting: Setting) -> Iterator[tuple[str, Setting]]:
+    """Yield what to change and the setting that has it: one thing, else two and more, what costs least first."""
+    changes = [
+        ("take the loss in chunks of tokens", {"full_logits": False}),
+        ("turn on gradient checkpointing", {"checkpointing": True}),
+        ("4 completions in a micro-batch, and accumulate", {"micro_batch": min(4, setting.micro_batch)}),
+        ("1 completion in a micro-batch, and accumulate", {"micro_batch": 1}),
+        (f"train a LoRA of rank {RANK} over bf16 weights", {"lora_rank": setting.lora_rank or RANK}),
+        ("sample 4 completions at once", {"sequences": min(4, setting.sequences)}),
+    ]
+    useful = [change for change in changes if replace(setting, **change[1]) != setting]
+    for count in range(1, len(useful) + 1):
+        for chosen in combinations(useful, count):
+            values = {name: value for _, change in chosen for name, value in change.items()}
+            yield "; ".join(word for word, _ in chosen), replace(setting, **values)
+
+
+def _activations(config: Any, setting: Setting) -> int:
+    """Count what the backward pass needs of the layers: all of it, or the layers' inputs and one layer's."""
+    tokens, hidden = setting.micro_batch * setting.tokens, config.hidden_size
+    width = config.num_attention_heads * _head(config) + _kv_width(config)
+    inner = getattr(config, "intermediate_size", None) or 4 * hidden
+    layer = 26 * hidden + 10 * width + 8 * inner  # bytes a token; saved tensors of Llama and Qwen3, counted
+    layers = config.num_hidden_layers
+    return tokens * (4 * hidden * layers + layer if setting.checkpointing else layer * layers)
+
+
+def _head(config: Any) -> int:
+    """Width of an attention head."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def _kv_width(config: Any) -> int:
+    """Entries of a token's keys in one layer; its values have as many."""
+    return (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * _head(config)
