@@ -103,3 +103,7 @@ class NotebookFailedError(OpdGeomError, RuntimeError):
 
 class ChartDescriptionError(OpdGeomError, ValueError):
     """A chart has no description, so a reader who cannot see it gets nothing."""
+
+
+class MissingPackageError(OpdGeomError, ImportError):
+    """Something was asked for that needs a package which is not installed; the message says which."""
