@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from typing import cast
 
@@ -11,28 +10,11 @@ import pandas as pd
 
 from opdgeom_utils import metrics
 from opdgeom_utils.errors import MetricInputError
-from opdgeom_utils.metrics.noise_walk import coherence_of
+from opdgeom_utils.metrics.noise_walk import Walk, coherence_of
 from opdgeom_utils.models import load_model
 from opdgeom_utils.recipes import Recipe, load_recipe
 
 COLUMNS = ("walk_ratio", "coherence", "noise_sparsity")
-
-
-@dataclass(frozen=True)
-class Walk:
-    """How far noise goes along the first updates of a recipe.
-
-    Attributes
-    ----------
-    rms, ballistic : float
-        Displacement of an entry under noise, and under gradients that never change.
-    shrinkage : float
-        Share of itself that a weight loses to weight decay.
-    """
-
-    rms: float
-    ballistic: float
-    shrinkage: float
 
 
 def rates_of(recipe: Recipe) -> list[float]:
@@ -68,13 +50,7 @@ def walk_of(recipe_name: str, profile: str, step: int | None = None) -> Walk:
     rates = rates_of(recipe)
     if step is not None and not 1 <= step <= len(rates):
         raise MetricInputError(f"step is {step}, expected 1 to {len(rates)}, the updates of {recipe_name}.")
-    rates = rates[:step]
-    decay = recipe.weight_decay
-    return Walk(
-        metrics.noise_walk_rms(rates, betas=recipe.betas, eps=recipe.eps, weight_decay=decay),
-        metrics.ballistic_rms(rates),
-        metrics.decay_shrinkage(rates, weight_decay=decay),
-    )
+    return Walk.along(rates[:step], betas=recipe.betas, eps=recipe.eps, weight_decay=recipe.weight_decay)
 
 
 @cache

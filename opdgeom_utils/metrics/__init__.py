@@ -7,8 +7,9 @@ mean nothing, and states its range and its source equation.
 from opdgeom_utils.metrics.masks import low_magnitude_mask, mask_overlap, principal_mask
 from opdgeom_utils.metrics.noise_masks import MaskAgreement, gated_mask_agreement, gated_overlap
 from opdgeom_utils.metrics.noise_place import NoisePlace, noise_place
+from opdgeom_utils.metrics.noise_rotation import NoiseAngles, noise_angles
 from opdgeom_utils.metrics.noise_sparsity import noise_sparsity, noise_sparsity_without_master, shuffled_sparsity
-from opdgeom_utils.metrics.noise_spectrum import NoiseAngles, noise_angles, noise_spectral_shift
+from opdgeom_utils.metrics.noise_spectrum import noise_spectral_shift
 from opdgeom_utils.metrics.noise_walk import coherence, noise_walk_rms, walk_ratio
 from opdgeom_utils.metrics.schedules import ballistic_rms, decay_shrinkage, learning_rate_schedule
 from opdgeom_utils.metrics.second_moment import left_second_moment, moment_alignment, right_second_moment

@@ -8,8 +8,9 @@ from torch import Tensor
 from opdgeom_utils.linalg.factors import factorize
 from opdgeom_utils.metrics.inputs import check_count, check_fraction, checked
 from opdgeom_utils.metrics.masks import low_magnitude_mask, principal_mask, principal_mask_from
+from opdgeom_utils.metrics.noise_rotation import expected_angles
 from opdgeom_utils.metrics.noise_sparsity import noise_sparsity, visible_by_size
-from opdgeom_utils.metrics.noise_spectrum import expected_angles, expected_shift
+from opdgeom_utils.metrics.noise_spectrum import expected_shift
 from opdgeom_utils.metrics.noise_walk import noise_walk_rms
 from opdgeom_utils.metrics.schedules import Rates, decay_shrinkage
 

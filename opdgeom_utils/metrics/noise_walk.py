@@ -6,7 +6,8 @@ carry it up to :math:`\sum_t \eta_t`. Neither needs any training to be known.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
@@ -15,11 +16,50 @@ from torch import Tensor
 from opdgeom_utils.errors import MetricInputError
 from opdgeom_utils.linalg.gram import frobenius_norm
 from opdgeom_utils.metrics.inputs import check_fraction, check_size, checked
-from opdgeom_utils.metrics.schedules import Rates, ballistic_rms, checked_rates
+from opdgeom_utils.metrics.schedules import Rates, ballistic_rms, checked_rates, decay_shrinkage
 
 # Entries times updates of the average: its error is then below 0.5%, and 0.2% from 50 updates on.
 WALKED = 2**18
 FEWEST, MOST = 64, 2**14
+
+
+@dataclass(frozen=True)
+class Walk:
+    """How far noise goes along a schedule, and what else the schedule does.
+
+    Attributes
+    ----------
+    rms, ballistic : float
+        Displacement of an entry under noise, and under gradients that never change.
+    shrinkage : float
+        Share of itself that a weight loses to weight decay.
+
+    Examples
+    --------
+    >>> walk = Walk.along([0.5], weight_decay=0.5)
+    >>> round(walk.rms, 6), walk.ballistic, walk.shrinkage
+    (0.5, 0.5, 0.25)
+    """
+
+    rms: float
+    ballistic: float
+    shrinkage: float
+
+    @classmethod
+    def along(
+        cls,
+        learning_rates: Rates,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float | int = 1e-8,
+        weight_decay: float | int = 0.0,
+    ) -> "Walk":
+        """Walk along these rates, with the options of :func:`noise_walk_rms`."""
+        return cls(
+            noise_walk_rms(learning_rates, betas=betas, eps=eps, weight_decay=weight_decay),
+            ballistic_rms(learning_rates),
+            decay_shrinkage(learning_rates, weight_decay=weight_decay),
+        )
 
 
 def noise_walk_rms(
@@ -93,7 +133,7 @@ def noise_walk_rms(
     (32, 32)
     """
     rates = checked_rates(learning_rates)
-    _check_adam(betas, eps, seen)
+    check_adam(betas, eps, seen)
     check_fraction("weight_decay", weight_decay)
     if seen == 0 or not rates.any():
         return 0.0
@@ -227,7 +267,8 @@ def steps_on_noise(
         yield rate * first / (1 - betas[0] ** t) / (np.sqrt(second / (1 - betas[1] ** t)) + eps)
 
 
-def _check_adam(betas: tuple[float, float], eps: float | int, seen: float | int) -> None:
+def check_adam(betas: Sequence[float], eps: float | int, seen: float | int) -> None:
+    """Refuse options that no Adam has."""
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise MetricInputError(f"betas is {betas!r}, expected two numbers from 0 to below 1.")
     check_size("eps", eps)

@@ -3,12 +3,14 @@
 import math
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from opdgeom_utils import metrics
 from opdgeom_utils.errors import MetricInputError
+from opdgeom_utils.metrics import noise_rotation, noise_spectrum
 from opdgeom_utils.models import load_model
 
 MODELS = ("anchor", "student_small", "teacher_large")
@@ -72,18 +74,54 @@ def test_shift_where_neighbours_push_each_other_apart(times):
 
 
 def test_windows_and_whole_draws_agree(monkeypatch):
-    from opdgeom_utils.metrics import noise_spectrum
-
     s = torch.linspace(5, 1, 300, dtype=torch.float64)
-    for rms in (0.002, 0.02):
+    monkeypatch.setattr(noise_spectrum, "LEVELS", 2**13)  # drawn more often than a table needs
+    for rms in (0.002, 0.006, 0.02):
         windows = noise_spectrum.expected_shift(s, longer=400, rms=rms)
         with monkeypatch.context() as patched:
-            patched.setattr(noise_spectrum, "CROWDED", 0.0)
+            patched.setattr(noise_spectrum, "WIDTHS", ())
+            assert noise_spectrum.is_crowded(s, rms)
             assert noise_spectrum.expected_shift(s, longer=400, rms=rms) == pytest.approx(windows, rel=0.04)
-    near = noise_spectrum.expected_angles(s, (400, 300), rms=0.002, k=100)
-    monkeypatch.setattr(noise_spectrum, "LARGE_ANGLE_DEG", 0.0)
-    whole = noise_spectrum.expected_angles(s, (400, 300), rms=0.002, k=100)
+    near = noise_rotation.expected_angles(s, (400, 300), rms=0.002, k=100)
+    monkeypatch.setattr(noise_rotation, "LARGE_ANGLE_DEG", 0.0)
+    assert noise_rotation.are_drawn(near)
+    whole = noise_rotation.expected_angles(s, (400, 300), rms=0.002, k=100)
     assert (near.left_deg, near.right_deg) == pytest.approx((whole.left_deg, whole.right_deg), rel=0.05)
+
+
+@pytest.mark.parametrize("rms", [0.01, 0.05, 0.2])
+def test_equal_singular_values_are_spread_like_a_matrix_of_noise_alone(rms):
+    """A hundred ties: their shift is that of a 100 x 100 matrix of noise around them, far above first order."""
+    s = torch.cat([torch.linspace(30, 20, 200), torch.full((100,), 12.0), torch.linspace(8, 1, 100)]).double()
+    generator = torch.Generator().manual_seed(0)
+    w = torch.diag(s)
+    noise = [torch.randn(400, 400, generator=generator, dtype=torch.float64) for _ in range(4)]
+    mean = sum(metrics.normalized_spectral_shift(w, w + rms * n) for n in noise) / 4
+    assert metrics.noise_spectral_shift(w, rms) == pytest.approx(mean, rel=0.04)
+    assert mean > 2 * rms * math.sqrt(400) / float(w.norm())
+
+
+def test_largest_angle_is_the_mean_of_exact_draws():
+    ratios = []
+    for w in matrices():
+        s = torch.linalg.svdvals(w)
+        rms = 0.3 * float((s[:-1] - s[1:]).median())
+        generator = torch.Generator().manual_seed(1)
+        found = [
+            metrics.principal_angles(w, w + rms * torch.randn(w.shape, generator=generator, dtype=torch.float64), k=K)
+            for _ in range(12)
+        ]
+        mean = torch.stack([torch.stack([a.left_deg.max(), a.right_deg.max()]) for a in found]).mean(dim=0)
+        angles = metrics.noise_angles(w, rms, k=K)
+        ratios.append(torch.tensor([angles.left_max_deg, angles.right_max_deg]) / mean)
+    assert torch.stack(ratios).mean(dim=0).tolist() == pytest.approx([1, 1], abs=0.15)
+
+
+def test_the_limit_knows_a_matrix_of_independent_entries():
+    """All variances equal: the mean singular value of an n x n normal matrix is 8/(3 pi) of its root n."""
+    leading, other = np.full(300, 1e6), np.full(300, 1e-6)
+    expected = math.degrees(300 * 8 / (3 * math.pi) * math.sqrt(300) * 1e-6)
+    assert noise_rotation._sum_of_angles(leading, other, 0) == pytest.approx(expected, rel=0.01)
 
 
 def test_transpose_trades_the_sides_and_scale_drops_out():
