@@ -13,9 +13,17 @@ WAYS = {
         "allow_pickle=True of open_checkpoint",
     ),
     "base": ("--base MODEL", "BASE=MODEL", "-p base MODEL", "base=MODEL of open_checkpoint"),
+    "learning_rate": (
+        "--learning-rate 1e-6",
+        "LEARNING_RATE=1e-6",
+        "-p learning_rate 1e-6",
+        "learning_rates=[1e-6] * 1000",
+    ),
     "modules": ("--modules q_proj", "MODULES=q_proj", "-y 'modules: [q_proj]'", 'modules=["q_proj"]'),
+    "nulls": ("--exact-nulls", "EXACT_NULLS=1", "-p nulls exact", 'nulls="exact"'),
     "out": ("--out FILE", "OUT=FILE", "-p out FOLDER", "out=FOLDER"),
     "strict": ("--no-strict", "STRICT=0", "-p strict False", "strict=False"),
+    "updates": ("--updates 1000", "UPDATES=1000", "-p updates 1000", "learning_rates=[1e-6] * 1000"),
 }
 
 
@@ -91,6 +99,10 @@ class StorageError(OpdGeomError, OSError):
 
 class StaleResultsError(OpdGeomError, RuntimeError):
     """A committed table was made by another recipe or training version than today's: run ``make runs``."""
+
+
+class TrainerStateError(OpdGeomError, ValueError):
+    """A trainer's log, ``trainer_state.json``, is damaged or does not tell the learning rates."""
 
 
 class NotebookParameterError(OpdGeomError, ValueError):

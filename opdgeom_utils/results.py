@@ -61,7 +61,7 @@ def geometry_of(run: Run) -> pd.DataFrame:
     """
     points = run.checkpoints if run.recipe.name in HEADLINE else run.checkpoints[-1:]
     return kept.table(
-        run.path, "geometry", lambda: diagnose_trajectory(run.reference, points, **DIAGNOSE_OPTIONS),
+        run.path, "geometry", lambda: diagnose_trajectory(run.reference, points, nulls="exact", **DIAGNOSE_OPTIONS),
         "diagnose.trajectory", given=("vocabulary",),
         inputs=([point.step for point in points], DIAGNOSE_OPTIONS, COLUMNS, NULL_COLUMNS),
     )  # fmt: skip

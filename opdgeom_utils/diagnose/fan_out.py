@@ -28,13 +28,20 @@ from tqdm.auto import tqdm
 
 from opdgeom_utils import kept
 from opdgeom_utils.checkpoints import StoredTensor
-from opdgeom_utils.diagnose.matrix_rows import COLUMNS, NULL_COLUMNS, Settings, measure_checkpoints
+from opdgeom_utils.diagnose.matrix_rows import (
+    COLUMNS,
+    EXPECTED_COLUMNS,
+    NOISE_COLUMNS,
+    NULL_COLUMNS,
+    Settings,
+    measure_checkpoints,
+)
 from opdgeom_utils.errors import MetricInputError
 from opdgeom_utils.storage import locked, parquet_bytes, write_atomic
 
 WAIT_SECONDS = 6 * 3600.0  # for another call that works into the same folder
 
-NOT_FLOATS = ("step", "name", "layer", "module", "shape", "dtype", "n_entries", "angles_defined", "note")
+NOT_FLOATS = ("step", "name", "layer", "module", "shape", "dtype", "n_entries", "angles_defined", "note", "null_note")
 
 Row = dict[str, Any]
 
@@ -203,11 +210,12 @@ def _key(job: Job, settings: Settings) -> str:
 
 def _engine_digest() -> str:
     """Sha256 of the measuring code, given the values: a part made by other code is measured again."""
-    return kept.digest("diagnose.matrix_rows", given=("checkpoints", "vocabulary"), inputs=(COLUMNS, NULL_COLUMNS))
+    columns = (COLUMNS, NULL_COLUMNS, EXPECTED_COLUMNS, NOISE_COLUMNS)
+    return kept.digest("diagnose.matrix_rows", given=("checkpoints", "vocabulary"), inputs=columns)
 
 
 def _frame(rows: list[Row], settings: Settings) -> pd.DataFrame:
-    table = pd.DataFrame(rows, columns=["step", *COLUMNS, *(NULL_COLUMNS if settings.nulls else [])])
+    table = pd.DataFrame(rows, columns=settings.columns())
     floats = {column: "float64" for column in table if column not in NOT_FLOATS}
     return table.astype({**floats, "angles_defined": "boolean"})
 

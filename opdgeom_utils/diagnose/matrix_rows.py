@@ -15,12 +15,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from opdgeom_utils.checkpoints import StoredTensor
+from opdgeom_utils.diagnose.beside_noise import PLACE_COLUMNS, WALK_COLUMNS, place_row, walk_row
+from opdgeom_utils.diagnose.expected_nulls import expected_nulls
 from opdgeom_utils.diagnose.nulls import identical_angles, null_generator, random_of_norm, shuffled_difference
+from opdgeom_utils.errors import MetricInputError
 from opdgeom_utils.linalg.bf16_bits import count_true
 from opdgeom_utils.linalg.factors import Factors, factorize, factorize_tall, scaled_singular_values
 from opdgeom_utils.linalg.gram import TallMatrix
 from opdgeom_utils.metrics.inputs import check_count, check_fraction
 from opdgeom_utils.metrics.masks import low_magnitude_mask, principal_mask, principal_mask_from
+from opdgeom_utils.metrics.noise_walk import Walk
 from opdgeom_utils.metrics.sparsity import bf16_realised, visible_changes
 from opdgeom_utils.metrics.spectra import spectral_shift, stable_rank_from, stable_rank_of, tail_exponent
 from opdgeom_utils.metrics.subspaces import PrincipalAngles, angles_between
@@ -35,6 +39,8 @@ COLUMNS = [
     *("reference_norm", "gap_at_k", "angles_defined", "note"),
 ]
 NULL_COLUMNS = null_columns()
+EXPECTED_COLUMNS = [*(c for c in NULL_COLUMNS if not c.endswith("_identical")), "null_note"]
+NOISE_COLUMNS = [*WALK_COLUMNS, *PLACE_COLUMNS]
 IDENTICAL = "identical to the reference"
 NO_MASK = "no gap at the principal mask's rank: the mask is arbitrary, no overlap is given"
 TOO_LARGE = "measured on the processor: the device's memory was too small"
@@ -44,6 +50,8 @@ BF16_MAX = torch.finfo(torch.bfloat16).max
 @dataclass(frozen=True)
 class Settings:
     """How a table is measured; the fields are the options of :func:`~opdgeom_utils.diagnose.diagnose_pair`.
+
+    ``walks`` has noise's walk up to each checkpoint, None where no schedule is known; without any schedule it is empty.
 
     Raises
     ------
@@ -55,16 +63,29 @@ class Settings:
     alpha: float | int
     rank: int
     k: int
-    nulls: bool
+    nulls: bool | str
     seed: int
     device: str
+    walks: tuple[Walk | None, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.nulls not in (False, True, "expected", "exact"):
+            raise MetricInputError(f"nulls is {self.nulls!r}, expected 'expected', 'exact' (or True), or False.")
         check_fraction("eta", self.eta)
         check_fraction("alpha", self.alpha)
         check_count("rank", self.rank)
         check_count("k", self.k)
         null_generator(self.seed, "")
+
+    @property
+    def exact(self) -> bool:
+        """Whether null updates are made and measured."""
+        return self.nulls in (True, "exact")
+
+    def columns(self) -> list[str]:
+        """Columns of a table, beginning with the step."""
+        nulls = NULL_COLUMNS if self.exact else EXPECTED_COLUMNS if self.nulls else []
+        return ["step", *COLUMNS, *nulls, *(NOISE_COLUMNS if self.walks else [])]
 
 
 @dataclass(frozen=True)
@@ -100,6 +121,11 @@ class ReferenceMatrix:
             principal = principal_mask_from(factors, rank=settings.rank, alpha=settings.alpha)
         defined = whole or factors.has_gap(settings.rank)
         return cls(w, factors, principal, low_magnitude_mask(w, alpha=settings.alpha), defined)
+
+    def masks(self) -> dict[str, Bool[Tensor, "out in"]]:
+        """Return the reference masks by the metric that counts what falls on them; without those that are arbitrary."""
+        masks = {"principal_overlap": self.principal, "low_magnitude_overlap": self.low_magnitude}
+        return masks if self.mask_defined else {"low_magnitude_overlap": self.low_magnitude}
 
 
 def measure_checkpoints(
@@ -145,20 +171,35 @@ def _rows(name: str, before: StoredTensor, after: Sequence[StoredTensor], settin
     flaw = before.flaw_of(w_ref) or _too_large(before, w_ref)
     if flaw:
         return [_form(before, stored) | {"note": flaw} for stored in after]
+    walks = settings.walks or (None,) * len(after)
     if w_ref.ndim != 2:
         return [
-            _form(before, stored) | _noted(stored, w_ref, settings, lambda w_new: _sparsity_row(w_ref, w_new, settings))
-            for stored in after
+            _form(before, stored)
+            | _noted(
+                stored,
+                w_ref,
+                lambda w_new, walk=walk: (
+                    _sparsity_row(w_ref, w_new, settings) | walk_row(w_ref, walk, eta=settings.eta)
+                ),
+            )
+            for stored, walk in zip(after, walks, strict=True)
         ]
     reference = ReferenceMatrix.of(w_ref, settings)
     shared: dict[str, Any] = {"note": "" if reference.mask_defined else NO_MASK}
     shared |= {"reference_norm": reference.factors.norm(), "gap_at_k": reference.factors.relative_gap(settings.k)}
-    if settings.nulls:
+    if settings.exact:
         shared |= _named(_angle_summary(identical_angles(reference.factors, k=settings.k)), "identical")
+
+    def measured(w_new: Tensor, walk: Walk | None) -> dict[str, Any]:
+        row = measure_matrix(name, reference, w_new, settings) | shared
+        beside = walk_row(w_ref, walk, eta=settings.eta, update_norm=row["update_norm"])
+        return (
+            row | beside | place_row(w_ref, reference.factors, reference.masks(), walk, eta=settings.eta, k=settings.k)
+        )
+
     return [
-        _form(before, stored)
-        | _noted(stored, w_ref, settings, lambda w_new: measure_matrix(name, reference, w_new, settings) | shared)
-        for stored in after
+        _form(before, stored) | _noted(stored, w_ref, lambda w_new, walk=walk: measured(w_new, walk))
+        for stored, walk in zip(after, walks, strict=True)
     ]
 
 
@@ -168,11 +209,9 @@ def _sparsity_row(w_ref: Tensor, w_new: Tensor, settings: Settings) -> dict[str,
     return _elementwise(w_ref.reshape(-1, 1), lambda rows: column[rows], settings.eta)
 
 
-def _noted(
-    stored: StoredTensor, w_ref: Tensor, settings: Settings, measure: Callable[[Tensor], dict[str, float]]
-) -> dict[str, Any]:
+def _noted(stored: StoredTensor, w_ref: Tensor, measure: Callable[[Tensor], dict[str, Any]]) -> dict[str, Any]:
     """Measure a checkpoint's tensor, with a note; where it is not finite, only the note."""
-    w_new = stored.read_unchecked().to(settings.device)
+    w_new = stored.read_unchecked().to(w_ref.device)
     flaw = stored.flaw_of(w_new) or _too_large(stored, w_new)
     if flaw:
         return {"note": flaw}
@@ -206,7 +245,12 @@ def measure_matrix(
     row["stable_rank"] = stable_rank_from(spectrum)
     row["hill"] = tail_exponent(spectrum, k=settings.k, largest_side=max(w_new.shape))
     row |= {column: measure(reference.w, w_new, row) for column, measure in FURTHER.items()}
-    if settings.nulls:
+    if settings.nulls and not settings.exact:
+        row |= expected_nulls(
+            reference.w, w_new, reference.factors, reference.masks(),
+            update_norm=row["update_norm"], eta=settings.eta, k=settings.k,
+        )  # fmt: skip
+    elif settings.exact:
         for null in ("shuffled", "random"):
             generator = null_generator(settings.seed, f"{name}:{null}")
             if null == "shuffled":
@@ -246,10 +290,8 @@ def _against_reference(
     reference: ReferenceMatrix, rows_of: Callable[[slice], Tensor], factors: Factors, settings: Settings
 ) -> tuple[dict[str, Any], bool]:
     """Compare a matrix with its reference by all metrics that are defined on the pair; say if its angles are."""
-    masks = {"principal_overlap": reference.principal, "low_magnitude_overlap": reference.low_magnitude}
-    row: dict[str, Any] = _elementwise(reference.w, rows_of, settings.eta, masks)
-    if not reference.mask_defined:
-        row["principal_overlap"] = math.nan
+    row: dict[str, Any] = {"principal_overlap": math.nan}
+    row |= _elementwise(reference.w, rows_of, settings.eta, reference.masks())
     row["normalized_spectral_shift"] = spectral_shift(reference.factors.s, factors.s)
     k = min(settings.k, *reference.w.shape)
     defined = reference.factors.has_gap(k) and factors.has_gap(k)

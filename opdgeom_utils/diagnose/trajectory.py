@@ -5,7 +5,7 @@ The reference's factors and masks are computed once per matrix and shared by all
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
@@ -17,8 +17,10 @@ from opdgeom_utils.checkpoints.comparison import aligned
 from opdgeom_utils.checkpoints.parameter_names import names_of_module
 from opdgeom_utils.diagnose.fan_out import Job, as_folder, fan_out
 from opdgeom_utils.diagnose.matrix_rows import Settings
+from opdgeom_utils.diagnose.schedule import walks_at
 from opdgeom_utils.diagnose.steps import IN_ORDER, checkpoints_inside, numbered
 from opdgeom_utils.errors import MetricInputError
+from opdgeom_utils.metrics.schedules import Rates
 from opdgeom_utils.storage import write_json
 
 
@@ -51,8 +53,11 @@ def diagnose_pair(
     modules: Sequence[str] | None = None,
     device: str = "auto",
     n_jobs: int = 1,
-    nulls: bool = True,
+    nulls: bool | str = "expected",
     seed: int = 0,
+    learning_rates: Rates | None = None,
+    betas: tuple[float, float] = (0.9, 0.999),
+    weight_decay: float | int = 0.0,
     strict: bool = True,
     out: str | os.PathLike[str] | None = None,
 ) -> pd.DataFrame:
@@ -81,10 +86,15 @@ def diagnose_pair(
         Processes over matrices, one thread each; -1 means one per core. The numbers do not depend on it. Inside
         ``joblib.parallel_config(backend="dask")`` the same call uses that cluster (``"ray"`` too, after
         ``ray.util.joblib.register_ray()``); its workers must see the checkpoints under the same paths.
-    nulls : bool
-        Whether to measure the shuffled, random and identical nulls too (about twice the time).
+    nulls : str or bool
+        ``"expected"``: what a shuffled and a random update give on average, which costs next to nothing. ``"exact"`` or
+        True: one of each made and measured, and the reference against itself, in twice the time. False: none.
     seed : int
-        Seed of the nulls; each matrix draws its own from it and its name.
+        Seed of the exact nulls; each matrix draws its own from it and its name.
+    learning_rates : sequence of float, optional
+        The rate of each update between the two; adds what noise would have done along them, see Returns.
+    betas, weight_decay
+        Of the optimiser, as for :func:`~opdgeom_utils.metrics.noise_walk_rms`. They matter with ``learning_rates``.
     strict : bool
         Whether a tensor on one side only, of two shapes or with two claimants is an error; else it is left out.
     out : path, optional
@@ -100,7 +110,10 @@ def diagnose_pair(
         that bf16 shows, and ``gap_at_k``, the reference's ``(s_k - s_{k+1}) / s_1``, and ``angles_defined``: False
         where this gap, or the tuned matrix's, is below 1e-8. A top-k space is arbitrary there, and its angles are NaN.
         ``note`` says in words what is odd about a row: NaN or infinite weights (then no metric is given), or no change
-        at all. Then the nulls. Undefined values are NaN; tensors that are not matrices have ``update_sparsity`` only.
+        at all. Then the nulls; expected ones say in ``null_note`` where drift and rotation had to be drawn. With
+        ``learning_rates``, then ``walk_ratio``, ``coherence`` and ``noise_sparsity``, and, with the suffix ``_noise``,
+        where :func:`~opdgeom_utils.metrics.noise_place` puts noise. Undefined values are NaN; tensors that are not
+        matrices have ``update_sparsity`` and ``noise_sparsity`` only.
         In ``attrs["comparisons"]``, and with ``out`` in ``comparisons.json``: what was compared and what was not.
 
     Raises
@@ -126,7 +139,8 @@ def diagnose_pair(
     >>> table[["name", "shape", "update_sparsity", "stable_rank"]].values.tolist()
     [['weight', '1x2', 0.5, 1.0]]
     """
-    settings = Settings(eta=eta, alpha=alpha, rank=rank, k=k, nulls=nulls, seed=seed, device=_device(device))
+    walks = walks_at([0], learning_rates, betas=betas, weight_decay=weight_decay)
+    settings = Settings(eta, alpha, rank, k, nulls, seed, _device(device), walks)
     table = _table(reference, [(0, tuned)], modules=modules, settings=settings, n_jobs=n_jobs, strict=strict, out=out)
     return table.drop(columns="step")
 
@@ -142,8 +156,11 @@ def diagnose_trajectory(
     modules: Sequence[str] | None = None,
     device: str = "auto",
     n_jobs: int = 1,
-    nulls: bool = True,
+    nulls: bool | str = "expected",
     seed: int = 0,
+    learning_rates: Rates | Mapping[int, Rates] | None = None,
+    betas: tuple[float, float] = (0.9, 0.999),
+    weight_decay: float | int = 0.0,
     strict: bool = True,
     out: str | os.PathLike[str] | None = None,
 ) -> pd.DataFrame:
@@ -156,7 +173,10 @@ def diagnose_trajectory(
     checkpoints : iterable, or a folder
         Paths whose names hold the step (``step_000050.safetensors``, ``checkpoint-50``, ``global_step_50``), pairs
         ``(step, checkpoint)``, objects with ``.step`` and ``.path``, or a folder of such files.
-    eta, alpha, rank, k, modules, device, n_jobs, nulls, seed, strict, out
+    learning_rates : sequence of float, or a mapping from a step to one, optional
+        The rate of each update of the whole run: a checkpoint at step t has had the first t of them. Where steps are no
+        updates, a mapping gives the rates up to each checkpoint; one that it leaves out gets no columns of noise.
+    eta, alpha, rank, k, modules, device, n_jobs, nulls, seed, betas, weight_decay, strict, out
         As for :func:`diagnose_pair`. A matrix keeps one null seed over all steps.
 
     Returns
@@ -178,10 +198,10 @@ def diagnose_trajectory(
     >>> diagnose_trajectory(before, [(0, before), (5, after)], nulls=False)[["step", "update_norm"]].values.tolist()
     [[0.0, 0.0], [5.0, 1.0]]
     """
-    settings = Settings(eta=eta, alpha=alpha, rank=rank, k=k, nulls=nulls, seed=seed, device=_device(device))
-    return _table(
-        reference, _steps(checkpoints), modules=modules, settings=settings, n_jobs=n_jobs, strict=strict, out=out
-    )
+    steps = _steps(checkpoints)
+    walks = walks_at([step for step, _ in steps], learning_rates, betas=betas, weight_decay=weight_decay)
+    settings = Settings(eta, alpha, rank, k, nulls, seed, _device(device), walks)
+    return _table(reference, steps, modules=modules, settings=settings, n_jobs=n_jobs, strict=strict, out=out)
 
 
 def _table(

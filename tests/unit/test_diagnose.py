@@ -52,7 +52,8 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pair(run):
-    return diagnose_pair(run / "reference.safetensors", run / "step_000010.safetensors", k=5, rank=6)
+    paths = run / "reference.safetensors", run / "step_000010.safetensors"
+    return diagnose_pair(*paths, k=5, rank=6, nulls="exact")
 
 
 def _weights(run, step, name):
@@ -188,20 +189,23 @@ def test_a_plain_module_name_selects_every_expert():
 
 
 def test_the_seed_moves_the_nulls_only(run, pair):
-    table = diagnose_pair(run / "reference.safetensors", run / "step_000010.safetensors", k=5, rank=6, seed=1)
+    table = diagnose_pair(
+        run / "reference.safetensors", run / "step_000010.safetensors", k=5, rank=6, seed=1, nulls=True
+    )
     same = [column for column in table if not column.endswith(("_shuffled", "_random"))]
     pd.testing.assert_frame_equal(table[same], pair[same])
     assert not np.allclose(table["stable_rank_random"].dropna(), pair["stable_rank_random"].dropna())
 
 
 def test_processes_do_not_change_the_numbers(run, pair):
-    table = diagnose_pair(run / "reference.safetensors", run / "step_000010.safetensors", k=5, rank=6, n_jobs=2)
+    options = {"k": 5, "rank": 6, "nulls": "exact", "n_jobs": 2}
+    table = diagnose_pair(run / "reference.safetensors", run / "step_000010.safetensors", **options)
     pd.testing.assert_frame_equal(table, pair, rtol=1e-12, atol=1e-11)
 
 
 def test_a_trajectory_is_its_pairs_in_order_of_steps(run, pair):
     paths = [run / f"step_{step:06d}.safetensors" for step in (100, 5, 10)]
-    table = diagnose_trajectory(run / "reference.safetensors", paths, k=5, rank=6)
+    table = diagnose_trajectory(run / "reference.safetensors", paths, k=5, rank=6, nulls="exact")
     assert list(table) == ["step", *pair]
     assert table["step"].tolist() == [5] * 4 + [10] * 4 + [100] * 4
     at_ten = table[table["step"] == 10].drop(columns="step").reset_index(drop=True)
