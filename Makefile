@@ -36,10 +36,13 @@ runs: env ## train whatever run is missing and rewrite data/results (hours; resu
 models: env ## rebuild base, anchor and teacher in data/models (up to two hours)
 	@$(VENV) -m tools.build_models
 
-report: env ## where your run lies: REFERENCE=... TUNED=... [BASE= REVISION= K= LABEL= MODULES= STRICT=0 ALLOW_PICKLE=1 PARAMETERS= OUT=], one HTML file and a table
+report: env ## where your run lies: REFERENCE=... TUNED=... [BASE= REVISION= K= LABEL= MODULES= STRICT=0 ALLOW_PICKLE=1 EXACT_NULLS=1 LEARNING_RATE= UPDATES= SCHEDULE= WARMUP= PARAMETERS= OUT=], one HTML file and a table
 	@$(VENV) -m opdgeom_utils.cli report --jobs $(JOBS) $(if $(BASE),--base "$$BASE") $(if $(REVISION),--revision "$$REVISION") \
 	  $(if $(K),--k "$$K") $(if $(LABEL),--label "$$LABEL") $(if $(MODULES),--modules "$$MODULES") $(if $(OUT),--out "$$OUT") \
 	  $(if $(filter 0,$(STRICT)),--no-strict) $(if $(filter 1,$(ALLOW_PICKLE)),--allow-pickle) \
+	  $(if $(filter 1,$(EXACT_NULLS)),--exact-nulls) \
+	  $(if $(LEARNING_RATE),--learning-rate "$$LEARNING_RATE") $(if $(UPDATES),--updates "$$UPDATES") \
+	  $(if $(SCHEDULE),--schedule "$$SCHEDULE") $(if $(WARMUP),--warmup "$$WARMUP") \
 	  $(if $(PARAMETERS),--parameters "$$PARAMETERS") -- "$$REFERENCE" "$$TUNED"
 
 lint: env ## ruff over code and notebooks, pyright over the package, notebook pairs

@@ -48,6 +48,19 @@ Jobs = Annotated[int | None, typer.Option(help="Processes at once, -1 for one pe
 Strict = Annotated[
     bool | None, typer.Option("--strict/--no-strict", help="Refuse what has no counterpart, or list it.")
 ]
+Rate = Annotated[
+    float | None, typer.Option(help="The highest; else all rates from trainer_state.json beside TUNED, if there.")
+]
+Updates = Annotated[int | None, typer.Option(help="How many the run had; else the step in the last checkpoint's name.")]
+Shape = Annotated[str | None, typer.Option(help="constant, linear or cosine.", show_default="constant")]
+Warmup = Annotated[float | None, typer.Option(help="Share of the updates, 0 to 1, while the rate rises.")]
+FinalRate = Annotated[float | None, typer.Option(help="Where linear or cosine ends.", show_default="0")]
+Betas = Annotated[str | None, typer.Option(help="Adam's, such as 0.9,0.95.", show_default="0.9,0.999")]
+Decay = Annotated[float | None, typer.Option(help="AdamW's coefficient.", show_default="0")]
+Exact = Annotated[
+    bool,
+    typer.Option("--exact-nulls", help="Measure shuffled updates; else the nulls are expected values, nearly free."),
+]
 Pickle = Annotated[
     bool | None, typer.Option("--allow-pickle", help="Read pytorch_model.bin and its like: tensors only, no code.")
 ]
@@ -66,6 +79,14 @@ def report(
     jobs: Jobs = None,
     strict: Strict = None,
     allow_pickle: Pickle = None,
+    learning_rate: Rate = None,
+    updates: Updates = None,
+    schedule: Shape = None,
+    warmup: Warmup = None,
+    final_learning_rate: FinalRate = None,
+    betas: Betas = None,
+    weight_decay: Decay = None,
+    exact_nulls: Exact = False,
     parameters: Annotated[
         Path | None, typer.Option(help="A YAML file of the chapter's parameters; what is given here wins.")
     ] = None,
@@ -73,7 +94,8 @@ def report(
     """Write where a run lies: one HTML file that opens anywhere, and the whole table beside it.
 
     REFERENCE and TUNED are folders, files, hub names (name@revision) or shipped models (base, anchor, teacher).
-    Nothing is measured before the plan is printed. A killed call goes on where it was when it is made again.
+    Nothing is measured before the plan is printed. A killed call goes on where it was when it is made again. With a
+    learning rate, or a trainer_state.json beside TUNED, the run also stands beside noise along its own schedule.
 
     Examples
     --------
@@ -82,6 +104,8 @@ def report(
       opdgeom report Qwen/Qwen3-8B-Base ./my-run --jobs 4 --out my-run.html
 
       opdgeom report Qwen/Qwen3-8B-Base run/checkpoint-* --modules q_proj,k_proj --label "my run"
+
+      opdgeom report Qwen/Qwen3-8B-Base ./my-run --learning-rate 1e-6 --updates 1000 --schedule cosine --warmup 0.1
     """
     with _plain_errors("no report was written"):
         from opdgeom_utils.report.papermill_run import read_parameters
@@ -100,9 +124,12 @@ def report(
             "n_jobs": jobs,
             "strict": strict,
             "allow_pickle": allow_pickle,
+            "nulls": "exact" if exact_nulls else None,
+            **_schedule(learning_rate, updates, schedule, warmup, final_learning_rate),
+            "optimizer": _optimizer(betas, weight_decay),
         }
         given = read_parameters(parameters.expanduser()) if parameters else {}
-        given |= {name: value for name, value in options.items() if value not in (None, "", [])}
+        given |= {name: value for name, value in options.items() if value not in (None, "", [], {})}
         page, table = write_report(given, out)
         print(f"report ready in {time.monotonic() - start:.0f} s\n  {page.as_uri()}\n  {table}")
 
@@ -119,11 +146,20 @@ def diagnose(
     jobs: Jobs = None,
     strict: Strict = None,
     allow_pickle: Pickle = None,
-    nulls: Annotated[bool, typer.Option("--nulls/--no-nulls", help="Measure the null updates too.")] = True,
+    learning_rate: Rate = None,
+    updates: Updates = None,
+    schedule: Shape = None,
+    warmup: Warmup = None,
+    final_learning_rate: FinalRate = None,
+    betas: Betas = None,
+    weight_decay: Decay = None,
+    exact_nulls: Exact = False,
+    nulls: Annotated[bool, typer.Option("--nulls/--no-nulls", help="Give the nulls of every metric.")] = True,
 ) -> None:
     """Write the table alone: one row for each step and tensor, every metric and its nulls.
 
     The columns are those of opdgeom_utils.diagnose_trajectory, in Python; angles are in degrees, shares from 0 to 1.
+    With a schedule, given or in a trainer_state.json beside TUNED: walk_ratio, coherence and noise_sparsity too.
     A killed call goes on where it was when it is made again.
 
     Examples
@@ -131,11 +167,13 @@ def diagnose(
       opdgeom diagnose base anchor -o table.parquet
 
       opdgeom diagnose Qwen/Qwen3-8B-Base run/checkpoint-* --no-nulls -o table.csv
+
+      opdgeom diagnose Qwen/Qwen3-8B-Base ./my-run --learning-rate 1e-6 --updates 1000 -o table.parquet
     """
     with _plain_errors("no table was written"):
         if out.suffix not in TABLES:
             raise MetricInputError(f"the table is {out.name!r}, expected a name that ends in {' or '.join(TABLES)}.")
-        from opdgeom_utils.chapters.your_run import matching_k, open_run
+        from opdgeom_utils.chapters.your_run import matching_k, noise_options, open_run
         from opdgeom_utils.diagnose import diagnose_trajectory
         from opdgeom_utils.report.write import work_folder
         from opdgeom_utils.results import DIAGNOSE_OPTIONS
@@ -146,14 +184,34 @@ def diagnose(
             reference, tuned[0] if len(tuned) == 1 else tuned,
             revision=revision, base=base, modules=_kinds(modules), strict=strict, allow_pickle=bool(allow_pickle),
         )  # fmt: skip
-        options: dict[str, Any] = {**DIAGNOSE_OPTIONS, "k": k or matching_k(run.reference), "nulls": nulls}
+        options: dict[str, Any] = {**DIAGNOSE_OPTIONS, "k": k or matching_k(run.reference)}
+        options["nulls"] = nulls and ("exact" if exact_nulls else "expected")
+        told = _schedule(learning_rate, updates, schedule, warmup, final_learning_rate)
+        beside_noise, said = noise_options(run, **told, **_optimizer(betas, weight_decay))
+        options |= beside_noise
         work = work_folder(target)
         table = diagnose_trajectory(
             run.reference, run.checkpoints, **options, n_jobs=jobs or 1, strict=strict, out=work
         )
         content = parquet_bytes(table) if target.suffix == ".parquet" else table.to_csv(index=False).encode()
         write_atomic(target, content)
-        print(f"{len(table)} rows, {len(run.checkpoints)} checkpoints: {target}")
+        print(f"{len(table)} rows, {len(run.checkpoints)} checkpoints: {target}", *said, sep="\n")
+
+
+def _schedule(*told: Any) -> dict[str, Any]:
+    """Name what was said of a run's schedule."""
+    return dict(zip(("learning_rate", "updates", "schedule", "warmup", "final_learning_rate"), told, strict=True))
+
+
+def _optimizer(betas: str | None, weight_decay: float | None) -> dict[str, Any]:
+    """Name what was said of the optimiser."""
+    told: dict[str, Any] = {} if weight_decay is None else {"weight_decay": weight_decay}
+    if betas is not None:
+        try:
+            told["betas"] = [float(part) for part in betas.replace(",", " ").split()]
+        except ValueError as error:
+            raise MetricInputError(f"betas is {betas!r}, expected two numbers, such as 0.9,0.999.") from error
+    return told
 
 
 @app.command(no_args_is_help=True)

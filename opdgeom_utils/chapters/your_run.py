@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from opdgeom_utils.charts.palette import PALETTE
 from opdgeom_utils.checkpoints import OpenCheckpoint, module_of, open_checkpoint
 from opdgeom_utils.checkpoints.comparison import ComparisonReport, aligned
 from opdgeom_utils.checkpoints.opening import holds_weights
-from opdgeom_utils.diagnose.steps import checkpoints_inside, numbered
+from opdgeom_utils.diagnose.schedule import schedule_of
+from opdgeom_utils.diagnose.steps import ALIKE, checkpoints_inside, numbered
 from opdgeom_utils.diagnose.trajectory import selected
 from opdgeom_utils.errors import CheckpointNotFoundError, MetricInputError, NotebookParameterError, ways
 from opdgeom_utils.models import resolve_model
@@ -38,6 +40,10 @@ class OpenedRun:
         For each checkpoint, what is compared with the reference and what is not.
     remarks : tuple of str
         What was decided while opening, in words.
+    last_name : str
+        The last checkpoint as it was named, or its path.
+    counted : bool
+        Whether the steps are numbers of updates, as the names have them.
     """
 
     label: str
@@ -45,6 +51,8 @@ class OpenedRun:
     checkpoints: tuple[tuple[int, OpenCheckpoint], ...]
     reports: tuple[ComparisonReport, ...]
     remarks: tuple[str, ...] = ()
+    last_name: str = ""
+    counted: bool = False
 
 
 def open_run(
@@ -112,7 +120,52 @@ def open_run(
     )
     keep = _kept(before, modules)
     before, *after = (only(one, keep) for one in (before, *after))
-    return OpenedRun(label, before, tuple(zip(sorted(steps), after, strict=True)), tuple(reports), tuple(remarks))
+    last = max(zip(steps, names, strict=True))[1]
+    return OpenedRun(
+        label, before, tuple(zip(sorted(steps), after, strict=True)), tuple(reports), tuple(remarks),
+        last_name=last, counted=remark in ("", ALIKE),
+    )  # fmt: skip
+
+
+def noise_options(run: OpenedRun, **given: Any) -> tuple[dict[str, Any], list[str]]:
+    """Options of :func:`~opdgeom_utils.diagnose_trajectory` that set a run beside noise, and sentences about them.
+
+    Parameters
+    ----------
+    run : OpenedRun
+        From :func:`open_run`.
+    **given
+        Of :data:`opdgeom_utils.diagnose.schedule.OPTIONS`; None where nothing was said. Without a learning rate, a
+        ``trainer_state.json`` beside the last checkpoint is read.
+
+    Returns
+    -------
+    tuple
+        ``learning_rates, betas, weight_decay``, or nothing where no schedule is known. Then what a reader should know:
+        first where the rates come from.
+
+    Raises
+    ------
+    MetricInputError
+        For numbers out of range, or words that make no schedule.
+
+    Examples
+    --------
+    >>> options, said = noise_options(open_run("base", "anchor", modules=["q_proj"]), learning_rate=1e-6, updates=2)
+    >>> options["learning_rates"], said[0]
+    ({0: (1e-06, 1e-06)}, 'Noise was given 2 updates at a learning rate of 1e-06, constant, as given.')
+    """
+    steps = [step for step, _ in run.checkpoints]
+    schedule, remark = schedule_of(given, _found(run.last_name), updates=steps[-1] if run.counted else None)
+    if schedule is None:
+        return {}, [remark] if remark else []
+    said = [f"Noise was given {schedule.said}.", *([remark] if remark else [])]
+    rates: dict[int, tuple[float, ...]] = {steps[-1]: schedule.rates}
+    if run.counted:
+        rates = {step: schedule.rates[:step] for step in steps}
+    elif len(steps) > 1:
+        said.append("No name holds a number of updates, so only the last checkpoint is set beside noise.")
+    return {"learning_rates": rates, "betas": schedule.betas, "weight_decay": schedule.weight_decay}, said
 
 
 def only(checkpoint: OpenCheckpoint, names: Sequence[str]) -> OpenCheckpoint:

@@ -19,10 +19,11 @@ import yaml
 from tqdm import tqdm
 
 from opdgeom_utils.chapters.parameters import check_given, declared_parameters
-from opdgeom_utils.chapters.your_run import matching_k, open_run
+from opdgeom_utils.chapters.your_run import matching_k, noise_options, open_run
 from opdgeom_utils.checkpoints.hub_files import HUB_ID
 from opdgeom_utils.diagnose.matrix_rows import Settings
 from opdgeom_utils.diagnose.plan import plan_comparison
+from opdgeom_utils.diagnose.schedule import OPTIONS as SCHEDULE
 from opdgeom_utils.errors import NotebookParameterError, StorageError, ways
 from opdgeom_utils.models import MODELS, pick_device
 from opdgeom_utils.project_files import PROJECT
@@ -164,13 +165,17 @@ def _print_plan(parameters: Mapping[str, Any]) -> int:
     """Open what is compared, print what it will take, and return the number of tensors."""
     run = open_run(**{name: parameters[name] for name in OPENING if name in parameters})
     options = {**DIAGNOSE_OPTIONS, "k": parameters.get("k") or matching_k(run.reference)}
-    settings = Settings(**options, nulls=True, seed=0, device=pick_device().type)
+    settings = Settings(**options, nulls=parameters.get("nulls", "expected"), seed=0, device=pick_device().type)
+    told = {name: parameters[name] for name in SCHEDULE if name in parameters}
+    _, said = noise_options(run, **told, **(parameters.get("optimizer") or {}))
     opened = [checkpoint for _, checkpoint in run.checkpoints]
     planned = plan_comparison(run.reference, opened, settings, n_jobs=parameters.get("n_jobs", 1))
     for what, value in planned.table().itertuples(index=False):
         print(f"  {what:48s} {value}")
     for report in run.reports:
         print(f"  {report.tuned}: " + ("everything compared" if report.complete else "not everything can be compared"))
+    for sentence in said:
+        print(f"  {sentence}")
     return len(run.reference.tensors)
 
 

@@ -1,0 +1,158 @@
+"""A report's words about noise: how far Adam would have gone on noise along the run's own schedule, and what it shows.
+
+A run went *further* (or *less far*) than noise where its update is longer (or shorter) by a tenth. It shows *more*
+change (or *less*) than noise where its sparsity is one percentage point lower (or higher).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from opdgeom_utils.chapters.your_run_caveats import narrow_formats
+from opdgeom_utils.chapters.your_run_tables import SPARSITY, last_step, matrices_of
+from opdgeom_utils.intervals import number
+from opdgeom_utils.vocabulary import compared, metric_of
+
+NOISE = "noise, same schedule"
+TENTH, POINT = 1.1, 0.01
+PLACED = ("left_angle_mean_deg", "right_angle_mean_deg", "normalized_spectral_shift")
+
+
+def noise_of(table: pd.DataFrame) -> dict[str, float]:
+    """Fold the last checkpoint's columns of noise into one number each; nothing where there are none.
+
+    Parameters
+    ----------
+    table
+        One row per (step, tensor), from :func:`opdgeom_utils.diagnose_trajectory`.
+
+    Returns
+    -------
+    dict
+        ``walk_ratio`` and ``coherence`` of the report's matrices together, ``noise_sparsity`` and ``update_sparsity``
+        over all tensors, weighted by entries, and the mean of each column that ends in ``_noise``.
+
+    Examples
+    --------
+    >>> rows = pd.DataFrame(
+    ...     {"step": 1, "module": "q_proj", "shape": "2x2", "n_entries": [4, 4], "walk_ratio": [1.0, 7.0]}
+    ... )
+    >>> rows = rows.assign(coherence=[0.0, 0.5], noise_sparsity=[0.5, 0.7], update_sparsity=0.5)
+    >>> found = noise_of(rows)
+    >>> found["walk_ratio"], found["coherence"], found["noise_sparsity"]
+    (5.0, 0.25, 0.6)
+    """
+    last = last_step(table)
+    if "noise_sparsity" not in last or not _numbers(last, "noise_sparsity").size:
+        return {}
+    known, rows = last.dropna(subset=["noise_sparsity", SPARSITY]), matrices_of(last)
+    found = {column: _weighted(known, column) for column in ("noise_sparsity", SPARSITY)}
+    found |= {"walk_ratio": _weighted(rows, "walk_ratio", power=2) ** 0.5, "coherence": _weighted(rows, "coherence")}
+    places = [str(column) for column in rows if str(column).endswith("_noise")]
+    return found | {
+        name: float(np.mean(_numbers(rows, name) if _numbers(rows, name).size else math.nan)) for name in places
+    }
+
+
+def with_noise(ends: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """Add noise's own place to the runs of a figure, as one more run; as they are where no schedule is known.
+
+    Parameters
+    ----------
+    ends
+        One row per run, from :func:`opdgeom_utils.chapters.your_run_tables.among`.
+    table
+        One row per (step, tensor).
+    """
+    found = noise_of(table)
+    if not found:
+        return ends
+    place = {metric: found.get(f"{metric}_noise", math.nan) for metric in compared()}
+    place[SPARSITY] = found["noise_sparsity"]
+    return pd.concat([ends, pd.DataFrame([{"recipe": NOISE, "seed": 0, **place}])], ignore_index=True)
+
+
+def noise_reading(table: pd.DataFrame) -> list[str]:
+    """Say how the run compares with noise along its schedule, and where noise lies on the map.
+
+    Parameters
+    ----------
+    table
+        One row per (step, tensor).
+
+    Returns
+    -------
+    list of str
+        Sentences in Markdown, none where no schedule is known.
+    """
+    found = noise_of(table)
+    if not found or math.isnan(found["walk_ratio"]):
+        return []
+    return [_length_words(found), _sparsity_words(found), _place_words(found)]
+
+
+def _length_words(found: dict[str, float]) -> str:
+    ratio, coherent = found["walk_ratio"], found["coherence"]
+    share = (
+        "" if math.isnan(coherent) else f" Coherence: {number(coherent, '.2g')} (0 for a walk, 1 for a straight line)."
+    )
+    if ratio > TENTH:
+        verdict = "It went further than noise: its gradients agreed from update to update, or weight decay pulled."
+    elif ratio < 1 / TENTH:
+        verdict = (
+            "It went less far than noise of this schedule. Either its steps undid each other, or a part was frozen, or "
+            "the schedule or the betas were not as told."
+        )
+    else:
+        verdict = "It went as far as noise goes. Its length says nothing of what was learned."
+    return f"**Beside noise: {number(ratio, '.3g')} times as far.**{share} {verdict}"
+
+
+def _sparsity_words(found: dict[str, float]) -> str:
+    own, noise = found[SPARSITY], found["noise_sparsity"]
+    verdict = "Sparsity is what noise at this rate gives; it is no finding about the objective."
+    if own < noise - POINT:
+        verdict = "More entries changed than noise explains."
+    elif own > noise + POINT:
+        verdict = "Fewer entries changed than noise explains: steps undid each other, or some weights were not trained."
+    return (
+        f"**Predicted by noise: {number(noise, '.1%')} unchanged; measured: {number(own, '.1%')}.** The prediction "
+        f"knows the learning rates and the sizes of the weights, and nothing else. {verdict}"
+    )
+
+
+def _place_words(found: dict[str, float]) -> str:
+    parts = [
+        f"{metric_of(metric).words} {number(found[f'{metric}_noise'], metric_of(metric).shown)}"
+        for metric in (*PLACED, "principal_overlap", "low_magnitude_overlap")
+    ]
+    return f"**Noise's own place on the map:** {', '.join(parts)}. What a run has beyond these is left to explain."
+
+
+def noise_caveats(table: pd.DataFrame) -> list[str]:
+    """Say what to mind about the ruler itself, where it was used."""
+    if not noise_of(table):
+        return []
+    said = ["Noise's ruler knows amounts and no directions: a run may go as far as noise and still go somewhere."]
+    if narrow_formats(last_step(table)):
+        said.append(
+            "The walk ratio and coherence are of weights as they were stored, rounded: what did not show counts as no "
+            "move, and what showed as a whole step of the grid. The predicted sparsity holds all the same, if a copy "
+            "in float32 was trained."
+        )
+    return said
+
+
+def _numbers(rows: pd.DataFrame, column: str) -> np.ndarray:
+    """Return a column without its gaps."""
+    values = rows[column].to_numpy(float)
+    return values[~np.isnan(values)]
+
+
+def _weighted(rows: pd.DataFrame, column: str, power: int = 1) -> float:
+    """Mean over entries of a column's power; nan where it has no number."""
+    known = rows.loc[:, ["n_entries", column]].dropna().to_numpy(float)
+    return float(np.average(known[:, 1] ** power, weights=known[:, 0])) if len(known) else math.nan

@@ -1,0 +1,105 @@
+"""What a report says of noise: its numbers and its words, on tables where the answer is known."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from opdgeom_utils import diagnose_pair, metrics
+from opdgeom_utils.chapters import your_run_noise
+from opdgeom_utils.chapters.your_run_noise import NOISE, noise_caveats, noise_of, noise_reading, with_noise
+from opdgeom_utils.charts import hero
+
+PLACES = {
+    "left_angle_mean_deg": 0.5, "right_angle_mean_deg": 0.25, "normalized_spectral_shift": 1e-4,
+    "principal_overlap": 0.28, "low_magnitude_overlap": 0.55,
+}  # fmt: skip
+
+
+def table(ratio: float = 1.0, sparsity: float = 0.5, expected: float = 0.5, dtype: str = "float32") -> pd.DataFrame:
+    rows = {"step": [1, 5, 5, 5], "module": ["q_proj", "q_proj", "o_proj", "norm"], "shape": ["2x2", "2x2", "4x2", "4"]}
+    frame = pd.DataFrame(rows | {"n_entries": [4, 4, 8, 4], "dtype": f"float32->{dtype}", "update_sparsity": sparsity})
+    frame = frame.assign(walk_ratio=ratio, coherence=(ratio**2 - 1) / 99, noise_sparsity=expected)
+    frame = frame.assign(**{f"{name}_noise": value for name, value in PLACES.items()})
+    frame.loc[3, ["walk_ratio", "coherence", *(f"{name}_noise" for name in PLACES)]] = np.nan
+    frame.loc[0, "walk_ratio"] = 99.0  # an earlier checkpoint is not read
+    return frame
+
+
+@pytest.mark.parametrize(
+    ("ratio", "words"), [(4.0, "further than noise"), (1.05, "as far as noise goes"), (0.5, "less far than noise")]
+)
+def test_length_follows_its_rule(ratio: float, words: str) -> None:
+    said = noise_reading(table(ratio))
+    assert f"{ratio:g} times as far" in said[0]
+    assert words in said[0]
+
+
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        (0.4, "More entries changed than noise"),
+        (0.505, "what noise at this rate gives"),
+        (0.7, "Fewer entries changed"),
+    ],
+)
+def test_sparsity_follows_its_rule(own: float, words: str) -> None:
+    said = noise_reading(table(sparsity=own))
+    assert f"Predicted by noise: 50.0% unchanged; measured: {own:.1%}" in said[1]
+    assert words in said[1]
+
+
+def test_rows_are_weighted_by_entries_and_squares_are_averaged() -> None:
+    rows = table()
+    rows.loc[1, ["walk_ratio", "noise_sparsity"]] = 4.0, 0.2
+    found = noise_of(rows)
+    assert found["walk_ratio"] == pytest.approx(math.sqrt((4 * 16 + 8 * 1) / 12))
+    assert found["noise_sparsity"] == pytest.approx((4 * 0.2 + 8 * 0.5 + 4 * 0.5) / 16)
+    assert found["left_angle_mean_deg_noise"] == 0.5
+
+
+def test_noise_has_a_place_on_the_map_beside_the_run() -> None:
+    ends = pd.DataFrame([{"recipe": "mine", "seed": 0, "update_sparsity": 0.4, **PLACES}])
+    drawn = with_noise(ends, table(expected=0.75))
+    assert drawn["recipe"].tolist() == ["mine", NOISE]
+    assert drawn.loc[1, "update_sparsity"] == 0.75
+    assert drawn.loc[1, list(PLACES)].tolist() == list(PLACES.values())
+    assert f"{NOISE}: 75.0% unchanged" in hero(drawn).to_dict()["description"]
+    assert "low-magnitude overlap 55.0%" in noise_reading(table())[2]
+
+
+def test_without_a_schedule_nothing_is_said() -> None:
+    rows = table().drop(columns=["walk_ratio", "coherence", "noise_sparsity"])
+    ends = pd.DataFrame([{"recipe": "mine", "seed": 0}])
+    assert noise_reading(rows) == noise_caveats(rows) == []
+    assert with_noise(ends, rows) is ends
+    assert noise_of(table().assign(noise_sparsity=np.nan)) == {}
+
+
+def test_rounded_weights_are_a_caveat() -> None:
+    assert len(noise_caveats(table())) == 1
+    assert any("as they were stored, rounded" in said for said in noise_caveats(table(dtype="bfloat16")))
+
+
+def test_a_walk_that_torch_made_is_read_as_one() -> None:
+    """Weights after 40 updates of Adam on noise: one walk long, as sparse and as turned as noise was said to be."""
+    generator = torch.Generator().manual_seed(0)
+    before, after = (torch.nn.Linear(96, 128, bias=False) for _ in range(2))
+    before.weight.data.copy_((torch.randn(128, 96, generator=generator) / 30).bfloat16())
+    after.weight.data.copy_(before.weight.data)
+    running = torch.optim.Adam(after.parameters(), lr=1e-5)
+    for _ in range(40):
+        after.weight.grad = torch.randn(128, 96, generator=generator)
+        running.step()
+    measured = diagnose_pair(before, after, k=8, learning_rates=[1e-5] * 40).assign(step=40)
+    found, row = noise_of(measured), measured.iloc[0]
+    assert found["walk_ratio"] == pytest.approx(1, abs=0.03)
+    assert found["coherence"] == pytest.approx(0, abs=0.01)
+    assert found["noise_sparsity"] == pytest.approx(row["update_sparsity"], abs=0.01)
+    for name in your_run_noise.PLACED:
+        assert found[f"{name}_noise"] == pytest.approx(row[name], rel=0.3)  # one draw
+    place = metrics.noise_place(before.weight.detach(), [1e-5] * 40, k=8)
+    assert found["low_magnitude_overlap_noise"] == pytest.approx(place.low_magnitude_overlap)
+    assert found["principal_overlap_noise"] == pytest.approx(place.principal_overlap)
