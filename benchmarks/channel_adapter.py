@@ -1,6 +1,6 @@
 """Training inside a space beside plain LoRA and full training: one step at SmolLM2-135M shapes, turn by turn.
 
-    python benchmarks/channel_adapter.py                  # rank 16, bf16 autocast, 4 x 128 tokens: three minutes
+    python benchmarks/channel_adapter.py                  # rank 16, bf16 autocast, 4 x 128 tokens: two minutes
     python benchmarks/channel_adapter.py --rank 64 --fp32
 
 All train the same random weights on the same tokens with AdamW, on one thread; after a step of one comes a step of each

@@ -10,6 +10,7 @@ and the keys and values of a rollout, an upper bound for models with a sliding w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -126,18 +127,20 @@ def smaller(setting: Setting) -> Iterator[tuple[str, Setting]]:
 def _activations(config: Any, setting: Setting) -> int:
     """Count what the backward pass needs of the layers: all of it, or the layers' inputs and one layer's."""
     tokens, hidden = setting.micro_batch * setting.tokens, config.hidden_size
-    width = config.num_attention_heads * _head(config) + _kv_width(config)
+    width = math.prod(_heads(config)) + _kv_width(config)
     inner = getattr(config, "intermediate_size", None) or 4 * hidden
     layer = 26 * hidden + 10 * width + 8 * inner  # bytes a token; saved tensors of Llama and Qwen3, counted
     layers = config.num_hidden_layers
     return tokens * (4 * hidden * layers + layer if setting.checkpointing else layer * layers)
 
 
-def _head(config: Any) -> int:
-    """Width of an attention head."""
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+def _heads(config: Any) -> tuple[int, int]:
+    """Attention heads and the width of one; none where there is no attention."""
+    heads = getattr(config, "num_attention_heads", None) or 0
+    return heads, getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1)
 
 
 def _kv_width(config: Any) -> int:
     """Entries of a token's keys in one layer; its values have as many."""
-    return (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * _head(config)
+    heads, width = _heads(config)
+    return (getattr(config, "num_key_value_heads", None) or heads) * width

@@ -12,6 +12,7 @@ import torch
 from jinja2 import TemplateError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from opdgeom_utils.checkpoints.hub_files import hub_folder
 from opdgeom_utils.errors import CheckpointDamagedError, CheckpointNotFoundError
@@ -143,14 +144,14 @@ def open_side(source: str | Path) -> Side:
             f"{source}: its files describe no causal language model that can be built here ({reason}); code of the "
             "model's own is not run. Update transformers, or check a model of the same shape."
         ) from error
-    linear = [m for name, m in model.named_modules() if isinstance(m, nn.Linear) and not name.endswith("lm_head")]
+    linear = [m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and not n.endswith("lm_head")]
     return Side(
         name=str(source),
         config=whole.get_text_config(),
         tokenizer=tokenizer,
         stops=stops,
         n_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        lora_entries=sum(layer.in_features + layer.out_features for layer in linear),
+        lora_entries=sum(sum(layer.weight.shape) for layer in linear),
         quantised=getattr(whole, "quantization_config", None) is not None,
     )
 

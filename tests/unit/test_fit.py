@@ -3,6 +3,7 @@
 import json
 import weakref
 from collections.abc import Callable, Iterable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,11 @@ from torch.utils._pytree import tree_leaves
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
+    Gemma3Config,
+    Gemma3TextConfig,
+    GPT2Config,
     LlamaConfig,
+    MambaConfig,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
     Qwen3Config,
@@ -37,11 +42,13 @@ CHAT = (
 QUIET = "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48, "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 8, "tie_word_embeddings": True}  # fmt: skip
+GPT2_CONFIG = GPT2Config(vocab_size=320, n_embd=32, n_layer=2, n_head=4)
 QWEN3 = {  # as published: width, layers, heads, inner width; 8 heads of keys and values of 128 each, tied
     "0.6B": (1024, 28, 16, 3072),
     "1.7B": (2048, 28, 16, 6144),
     "4B": (2560, 36, 32, 9728),
 }
+WEIGHTS = ("model.safetensors", "model-00001-of-00002.safetensors", "pytorch_model.bin", "model.gguf", "x.pt")
 Save = Callable[..., Path]
 
 
@@ -112,7 +119,10 @@ def levels(fit: Fit) -> dict[str, str]:
 
 
 def test_a_pair_of_one_family_has_nothing_to_change(save: Save) -> None:
-    fit = check_fit(save("student"), save("teacher"), gpu_gb=8)
+    student, teacher = save("student"), save("teacher")
+    for side in (student, teacher):
+        (side / "model.safetensors").write_bytes(b"weights that nobody reads")
+    fit = check_fit(student, teacher, gpu_gb=8)
     assert (fit.fits, levels(fit)) == (True, {})
     assert found(fit, "vocabulary")[1] == "logits of 320 entries on both sides for 304 tokens"
 
@@ -351,8 +361,9 @@ def test_keys_and_values_are_those_of_a_real_cache(save: Save) -> None:
     assert memory_parts(side, side, Setting(3, 3, 5, 7))[KV] == real
 
 
-def test_a_lora_has_as_many_parameters_as_peft_makes(save: Save) -> None:
-    side = open_side(save("side"))
+@pytest.mark.parametrize("config", [Qwen3Config(**TINY, vocab_size=320), GPT2_CONFIG], ids=["qwen3", "gpt2"])
+def test_a_lora_has_as_many_parameters_as_peft_makes(save: Save, config: PreTrainedConfig) -> None:
+    side = open_side(save("side", config=config))
     model = get_peft_model(AutoModelForCausalLM.from_config(side.config), LoraConfig(r=3, target_modules="all-linear"))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     parts = memory_parts(side, side, Setting(lora_rank=3))
@@ -419,6 +430,15 @@ def test_what_is_missing_is_said_with_what_to_do(save: Save, tmp_path: Path) -> 
             Setting(**counts)
 
 
+def test_other_families_are_read_too(save: Save) -> None:
+    mamba = save("mamba", config=MambaConfig(vocab_size=320, hidden_size=32, num_hidden_layers=2))
+    assert check_fit(mamba, mamba).memory[KV] == 0
+    words = Gemma3TextConfig(**TINY, vocab_size=320)
+    both = save("gemma", config=Gemma3Config(text_config=words))
+    assert open_side(both).longest == words.max_position_embeddings
+    assert check_fit(both, save("student")).memory[KV] == 2 * 2 * (2 * 8) * 2 * 16 * 512  # bf16, keys and values
+
+
 def test_an_encoder_is_no_student(save: Save) -> None:
     config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=320)
     (folder := save("vision", config=config)).joinpath("config.json").write_text(
@@ -426,6 +446,18 @@ def test_an_encoder_is_no_student(save: Save) -> None:
     )
     with pytest.raises(CheckpointDamagedError, match="no causal language model"):
         open_side(folder)
+
+
+def test_of_a_hub_name_only_small_files_are_fetched(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, asked = save("cached"), []
+
+    def snapshot(repo_id: str, *, revision: str | None, allow_patterns: list[str], **_: Any) -> str:
+        asked.extend([repo_id, revision, *(name for name in WEIGHTS if any(fnmatch(name, p) for p in allow_patterns))])
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    assert open_side("some-owner/some-model@v2").rows == 320
+    assert asked == ["some-owner/some-model", "v2"]
 
 
 def test_the_command_exits_with_1_where_they_do_not_fit(save: Save, capsys: pytest.CaptureFixture[str]) -> None:
