@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from opdgeom_utils.problems import Tasks
 from opdgeom_utils.projection import Projector
 from opdgeom_utils.recipes import Recipe
+from opdgeom_utils.world import World
 
 
 @dataclass
@@ -20,7 +22,8 @@ class Learner:
     """Everything an update reads or changes: the student, its optimiser, and the fixed models beside it.
 
     ``writer`` writes completions in the student's place; ``other_update`` is the update of the run whose space this one
-    is projected onto, ``projector`` the projection once it has begun.
+    is projected onto, ``projector`` the projection once it has begun. ``vocabulary`` is the number of tokens that all
+    of these models have, where some pad theirs; None is all of the student's.
     """
 
     recipe: Recipe
@@ -30,15 +33,21 @@ class Learner:
     teacher: PreTrainedModel | None = None
     anchor: PreTrainedModel | None = None
     writer: PreTrainedModel | None = None
+    vocabulary: int | None = None
+    world: World = field(default_factory=World)
     step: int = 0
     other_update: dict[str, Tensor] | None = None
     projector: Projector | None = None
+    tasks: Tasks = field(init=False)
     optimizer: torch.optim.AdamW = field(init=False)
     start_weights: list[Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Build the optimiser and remember where the weights were, for the update norm."""
+        """Open the tasks, build the optimiser and remember where the weights were, for the update norm."""
         r = self.recipe
+        self.tasks = self.world.open_tasks()
+        if r.gradient_checkpointing:
+            self.student.gradient_checkpointing_enable({"use_reentrant": False})
         self.optimizer = torch.optim.AdamW(
             self.student.parameters(),
             lr=r.learning_rate,

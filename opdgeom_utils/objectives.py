@@ -135,6 +135,26 @@ def keep_scale(kept: Bool[Tensor, "B G T"], mask: Bool[Tensor, "B G T"]) -> Floa
     return mask.sum(-1, keepdim=True) / kept.sum(-1, keepdim=True).clamp_min(1)
 
 
+def permuted(
+    values: Float[Tensor, "*batch"], mask: Bool[Tensor, "*batch"], generator: torch.Generator, *, signs: bool = False
+) -> Float[Tensor, "*batch"]:
+    """Shuffle values over the true places of a mask, each with a random sign where ``signs`` is set; 0 elsewhere.
+
+    The null objectives: credit of the same sizes on the same text, that says nothing of the text.
+
+    >>> values, mask = torch.tensor([1.0, 2.0, 3.0, 9.0]), torch.tensor([True, True, True, False])
+    >>> shuffled = permuted(values, mask, torch.Generator().manual_seed(0), signs=True)
+    >>> shuffled.abs().sort().values
+    tensor([0., 1., 2., 3.])
+    """
+    chosen = values[mask]
+    chosen = chosen[torch.randperm(len(chosen), generator=generator, device=chosen.device)]
+    if signs:
+        heads = torch.randint(0, 2, chosen.shape, generator=generator, device=chosen.device)
+        chosen = chosen * (2 * heads - 1)
+    return torch.zeros_like(values).masked_scatter(mask, chosen)
+
+
 def rlvr_advantages(
     rewards: Float[Tensor, "B G"], mask: Bool[Tensor, "B G T"], *, eps: float = 1e-6
 ) -> Float[Tensor, "B G T"]:

@@ -25,7 +25,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from opdgeom_utils.rollouts import Rollouts, completion_logits
+from opdgeom_utils.rollouts import Rollouts
+from opdgeom_utils.scoring import completion_logits
 
 
 def projected_layers(model: PreTrainedModel) -> Iterator[tuple[str, nn.Linear]]:
@@ -62,7 +63,7 @@ def random_space(dim: int, rank: int, seed: int) -> Float[Tensor, "dim k"]:
 def activation_moments(model: PreTrainedModel, batches: Sequence[Rollouts]) -> dict[str, Float[Tensor, "in in"]]:
     """Second moment ``sum x x'`` (float64) of the inputs of every projected matrix, padding left out.
 
-    Inputs are those of prompts and completions as :func:`~opdgeom_utils.rollouts.completion_logits` runs them, one
+    Inputs are those of prompts and completions as :func:`~opdgeom_utils.scoring.completion_logits` runs them, one
     completion a prompt.
     """
     moments: dict[str, Tensor] = {}

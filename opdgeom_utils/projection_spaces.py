@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 from opdgeom_utils.learner import Learner, stream_seed
 from opdgeom_utils.projection import Projector, activation_moments, leading_space, projected_layers, random_space
 from opdgeom_utils.rollouts import Rollouts, encode_pairs, roll_out
-from opdgeom_utils.tasks import draw_examples
 
 
 def make_projector(learner: Learner) -> Projector:
@@ -36,9 +35,10 @@ def _start_and_its_batch(learner: Learner) -> tuple[PreTrainedModel, list[Rollou
     with torch.no_grad():
         for parameter, value in zip(start.parameters(), learner.start_weights, strict=True):
             parameter.copy_(value)
-    examples = draw_examples(recipe.mixture, 256, seed=f"activations:{learner.seed}", weights=recipe.weights)
-    prompts, longest = [e.prompt for e in examples], recipe.max_new_tokens
+    problems = learner.tasks.draw(recipe.mixture, 256, f"activations:{learner.seed}", weights=recipe.weights)
+    prompts, longest = [learner.world.put(learner.tokenizer, p.prompt) for p in problems], recipe.max_new_tokens
     if not recipe.on_policy:
-        return start, [encode_pairs(learner.tokenizer, prompts, [e.completion for e in examples], learner.device)]
+        shown = [learner.world.demonstrated(learner.tokenizer, p.completion) for p in problems]
+        return start, [encode_pairs(learner.tokenizer, prompts, shown, learner.device)]
     generator = torch.Generator(learner.device).manual_seed(stream_seed("activations", learner.seed))
     return start, [roll_out(start, learner.tokenizer, prompts, max_new_tokens=longest, generator=generator)]

@@ -16,6 +16,7 @@ from opdgeom_utils import kept
 from opdgeom_utils.models import PROJECT, UNTRAINED, resolve_model
 from opdgeom_utils.recipes import RUN_SPACE, Recipe, load_recipe
 from opdgeom_utils.training import TRAINING_VERSION
+from opdgeom_utils.world import load_world
 
 
 def fingerprint(recipe: Recipe, seed: int) -> str:
@@ -24,7 +25,8 @@ def fingerprint(recipe: Recipe, seed: int) -> str:
     The recipe's list of seeds is left out: asking for one seed more is no change. A run that is projected onto another
     run's space depends on that run too.
     """
-    said = [recipe.settings(), recipe.held_out, recipe.on_policy, seed, TRAINING_VERSION, training_source(recipe)]
+    world, source = load_world(recipe.profile).settings(), training_source(recipe)
+    said = [recipe.settings(), recipe.held_out, recipe.on_policy, world, seed, TRAINING_VERSION, source]
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     for name in (recipe.start, recipe.teacher, recipe.anchor, recipe.writer):
         if name is None or name.startswith(UNTRAINED):
@@ -41,11 +43,12 @@ def fingerprint(recipe: Recipe, seed: int) -> str:
 def training_source(recipe: Recipe) -> str:
     """Return the sha256 of the code of the loop and of the evaluation; and of the models, where one is made anew.
 
-    The recipe's values stand in the fingerprint themselves, so that a new field makes no run stale that has no use for
-    it.
+    The values of the recipe and of its world stand in the fingerprint themselves, so that a new field or another kind
+    of tasks makes no run stale that has no use for it. Only the module that sets this profile's problems counts.
     """
     made = ("models",) if recipe.start.startswith(UNTRAINED) else ()
-    return kept.digest("training", "evaluation", *made, given=("recipes",))
+    tasks = load_world(recipe.profile).tasks_module
+    return kept.digest("training", "evaluation", tasks, *made, given=("recipes", "world"))
 
 
 def provenance(recipe: Recipe, seed: int, device: str) -> dict[str, Any]:

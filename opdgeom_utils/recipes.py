@@ -1,7 +1,8 @@
 """What a run is: a frozen :class:`Recipe`, read from ``data/recipes/<profile>.yaml``.
 
-A recipe holds everything that decides the result except the seed. A profile file has a ``defaults`` block and a
-``recipes`` block; a recipe may name another with ``like`` and say only what differs.
+A recipe holds everything that decides the result except the seed and the profile's world
+(:mod:`opdgeom_utils.world`). A profile file has a ``defaults`` and a ``recipes`` block; a recipe may name another with
+``like`` and say only what differs.
 """
 
 from __future__ import annotations
@@ -10,20 +11,17 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field
-from pathlib import Path
 from typing import Any
 
-import yaml
+from opdgeom_utils.errors import RecipeError, UnknownRecipeError
+from opdgeom_utils.precision import COMPUTE
+from opdgeom_utils.world import load_world, read_profile, tasks_of
 
-from opdgeom_utils.errors import RecipeError, UnknownProfileError, UnknownRecipeError
-from opdgeom_utils.project_files import PROJECT
-from opdgeom_utils.tasks import check_mixture
-
-RECIPES = PROJECT / "data" / "recipes"
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same loader in C, ten times as fast, where it was built
 OBJECTIVES = ("sft", "opd", "rlvr", "mixed")
+PLAIN = {"int": int, "float": float, "bool": bool, "str": str, "tuple": list, "dict": dict}  # as YAML reads them
 KEEP_BY = ("top", "random")
 SPACES = ("early", "complement", "random", "activations")
+MODELS = ("start", "teacher", "anchor", "writer")  # fields that name a model, in the world's words
 RUN_SPACE = re.compile(r"run:(?P<recipe>\w+)@(?P<step>\d+)")
 
 
@@ -35,8 +33,11 @@ class Recipe:
     ``mixture`` and ``evaluation`` map a task family to the levels drawn from; ``weights`` makes families more frequent.
     ``writer`` names a model that writes the completions in the student's place. ``keep_fraction`` of each completion's
     tokens get credit in OPD, chosen by ``keep_by``, their credit scaled up by the inverse unless ``keep_rescaled`` is
-    off. ``equal_gradients`` brings the two gradients of a mixture to one norm before they are mixed. The
-    ``projection_*`` fields are explained in :mod:`opdgeom_utils.projection`.
+    off. ``random_credit`` and ``random_reward`` make the null objectives: OPD's credits permuted over the tokens of an
+    update with random signs, RLVR's rewards permuted over its completions. ``equal_gradients`` brings the two gradients
+    of a mixture to one norm before they are mixed. The ``projection_*`` fields are explained in
+    :mod:`opdgeom_utils.projection`, ``compute`` in :mod:`opdgeom_utils.precision`. ``micro_tokens``, where it is not 0,
+    cuts an update into parts of at most so many tokens, padding included, in place of ``micro_batches`` parts.
     """
 
     name: str
@@ -45,11 +46,11 @@ class Recipe:
     start: str
     steps: int
     learning_rate: float
-    mixture: dict[str, list[int]]
+    mixture: dict[str, list[Any]]
     checkpoints: tuple[int, ...]
     teacher: str | None = "teacher"
     anchor: str | None = "anchor"
-    evaluation: dict[str, list[int]] = field(default_factory=dict)
+    evaluation: dict[str, list[Any]] = field(default_factory=dict)
     weights: dict[str, int] = field(default_factory=dict)
     estimator: str = "sampled"
     alpha: float = 1.0
@@ -81,6 +82,11 @@ class Recipe:
     projection_from: int = 0
     projection_side: str = "right"
     projection_of: str = "gradient"
+    random_credit: bool = False
+    random_reward: bool = False
+    compute: str = "float32"
+    micro_tokens: int = 0
+    gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         """Check the values, so that a typing slip stops before any training does."""
@@ -101,8 +107,6 @@ class Recipe:
         for wrong, message in problems:
             if wrong:
                 raise RecipeError(f"recipe {self.name!r} of profile {self.profile!r}: {message}")
-        check_mixture(self.mixture, self.weights)
-        check_mixture(self.evaluation)
 
     def _variant_problems(self) -> list[tuple[bool, str]]:
         """Say what is wrong with the fields that only the variants of RQ2 and RQ3 use."""
@@ -113,6 +117,10 @@ class Recipe:
             (self.keep_by not in KEEP_BY, f"keep_by {self.keep_by!r} is not one of {KEEP_BY}"),
             (self.keep_fraction < 1 and not sampled_opd, "keep_fraction is for OPD with the sampled estimator"),
             (self.equal_gradients and self.objective != "mixed", "equal_gradients is for the mixed objective"),
+            (self.random_credit and not sampled_opd, "random_credit is for OPD with the sampled estimator"),
+            (self.random_reward and self.objective != "rlvr", "random_reward is for RLVR"),
+            (self.compute not in COMPUTE, f"compute {self.compute!r} is not one of {tuple(COMPUTE)}"),
+            (self.micro_tokens < 0, f"micro_tokens is {self.micro_tokens}; expected 0 or more"),
             (self.writer is not None and not self.on_policy, "writer is for objectives that sample completions"),
             (bool(space) and space not in SPACES and not RUN_SPACE.fullmatch(space),
              f"projection_space {space!r} is not one of {SPACES} or run:<recipe>@<update>"),
@@ -131,7 +139,7 @@ class Recipe:
         ]  # fmt: skip
 
     @property
-    def held_out(self) -> dict[str, list[int]]:
+    def held_out(self) -> dict[str, list[Any]]:
         """Families and levels of the accuracy: ``evaluation``, or the training mixture where it is empty."""
         return self.evaluation or self.mixture
 
@@ -163,28 +171,14 @@ def deciding_settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
 VARIANT_FIELDS = {
     f.name: f.default
     for f in dataclasses.fields(Recipe)
-    if f.name in ("writer", "equal_gradients") or f.name.startswith(("keep_", "projection_"))
-}
-
-
-def profile_path(profile: str) -> Path:
-    """Return the file of a profile.
-
-    >>> profile_path("toy").name
-    'toy.yaml'
-    """
-    path = RECIPES / f"{profile}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
-        raise UnknownProfileError(
-            f"unknown profile {profile!r}; there is no {path.name} in data/recipes. Known: {known}"
-        )
-    return path
+    if f.name in ("writer", "equal_gradients", "random_credit", "random_reward", "compute", "micro_tokens",
+                  "gradient_checkpointing") or f.name.startswith(("keep_", "projection_"))
+}  # fmt: skip
 
 
 def recipe_names(profile: str = "toy") -> list[str]:
     """Names of a profile's recipes, in the order of its file."""
-    return list(_read(profile)["recipes"])
+    return list(read_profile(profile)["recipes"])
 
 
 def load_recipe(name: str, profile: str = "toy") -> Recipe:
@@ -202,17 +196,24 @@ def load_recipe(name: str, profile: str = "toy") -> Recipe:
     >>> load_recipe("opd").objective
     'opd'
     """
-    content = _read(profile)
+    content = read_profile(profile)
     if name not in content["recipes"]:
         known = ", ".join(content["recipes"])
         raise UnknownRecipeError(f"unknown recipe {name!r} in profile {profile!r}; known: {known}")
     values = {**content["defaults"], **_with_parents(content["recipes"], name), "name": name, "profile": profile}
     _check_fields(values)
     _check_needed_runs(content, name)
+    world = load_world(profile)
+    for key in MODELS:
+        if values.get(key):
+            values[key] = world.source_of(values[key])
     for key in ("checkpoints", "betas", "seeds"):
         if key in values:
             values[key] = tuple(values[key])
-    return Recipe(**values)
+    recipe, tasks = Recipe(**values), tasks_of(profile)
+    tasks.check(recipe.mixture, recipe.weights)
+    tasks.check(recipe.evaluation)
+    return recipe
 
 
 def _check_needed_runs(content: dict[str, Any], name: str) -> None:
@@ -241,23 +242,13 @@ def _check_fields(values: dict[str, Any]) -> None:
     if missing:
         raise RecipeError(f"{where} does not say {missing}")
     for key, value in values.items():
-        expected = {"int": int, "float": float, "tuple": list, "dict": dict}.get(str(fields[key].type).split("[")[0])
+        expected = PLAIN.get(str(fields[key].type).split("[")[0])
         if expected is float and type(value) is int:
             value = values[key] = float(value)
         if expected and type(value) is not expected:
             raise RecipeError(
                 f"{where}: {key} is {value!r}; expected {fields[key].type} (YAML reads 1e-5 as text: 1.0e-5)"
             )
-
-
-def _read(profile: str) -> dict[str, Any]:
-    try:
-        content = yaml.load(profile_path(profile).read_text(encoding="utf-8"), Loader=LOADER)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"data/recipes/{profile}.yaml is not readable YAML: {error}") from error
-    if not isinstance(content, dict) or set(content) != {"defaults", "recipes"}:
-        raise RecipeError(f"data/recipes/{profile}.yaml must have exactly two blocks, defaults and recipes")
-    return content
 
 
 def _with_parents(

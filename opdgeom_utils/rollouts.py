@@ -1,13 +1,13 @@
-"""Prompts in, completions out: batched sampling with a key-value cache, and scoring of what was sampled.
+"""Prompts in, completions out: batched sampling with a key-value cache.
 
 Axes: ``B`` prompts, ``G`` completions per prompt, ``P`` prompt tokens (padded on the left), ``T`` completion tokens
 (padded on the right), ``V`` vocabulary. The ``G`` completions of a prompt share its tokens, so the prompt is computed
-once, in sampling and in scoring alike: ``P + G * T`` tokens instead of ``G * (P + T)``.
+once, here and in :mod:`opdgeom_utils.scoring`: ``P + G * T`` tokens instead of ``G * (P + T)``.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportOptionalSubscript=false
 # pyright: reportArgumentType=false, reportCallIssue=false
-# (the cache layers of transformers are typed more loosely than they are; a tokenizer may lack an end token, ours not)
+# (the cache layers of transformers are typed more loosely than they are; a tokenizer may lack an end token, none here)
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
+
+from opdgeom_utils.problems import Written
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,11 @@ class Rollouts:
 def encode_prompts(
     tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], device: torch.device | str = "cpu"
 ) -> tuple[Int[Tensor, "B P"], Bool[Tensor, "B P"]]:
-    """Tokenize prompts, padded on the left; the mask is true on real tokens."""
-    batch = tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="left")
+    """Tokenize prompts, padded on the left; the mask is true on real tokens. A chat turn brings its own marks."""
+    marked = bool(tokenizer.bos_token) and all(prompt.startswith(tokenizer.bos_token) for prompt in prompts)
+    batch = tokenizer(
+        list(prompts), return_tensors="pt", padding=True, padding_side="left", add_special_tokens=not marked
+    )
     return batch["input_ids"].to(device), batch["attention_mask"].bool().to(device)
 
 
@@ -60,18 +65,22 @@ def encode_pairs(
 ) -> Rollouts:
     """Offline demonstrations in the same shape as rollouts: one completion per prompt, log-probabilities 0."""
     prompt_ids, prompt_mask = encode_prompts(tokenizer, prompts, device)
-    batch = tokenizer(list(completions), return_tensors="pt", padding=True, padding_side="right")
+    batch = tokenizer(
+        list(completions), return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False
+    )
     ids, mask = batch["input_ids"].to(device), batch["attention_mask"].bool().to(device)
     return Rollouts(
         prompt_ids, prompt_mask, ids[:, None], mask[:, None], torch.zeros(ids[:, None].shape, device=device)
     )
 
 
-def _positions(mask: Tensor) -> Tensor:
+def positions(mask: Tensor) -> Tensor:
+    """Place of every token among the real ones of its row."""
     return (mask.long().cumsum(-1) - 1).clamp_min(0)
 
 
-def _repeat_cache(cache: DynamicCache, times: int) -> DynamicCache:
+def repeat_cache(cache: DynamicCache, times: int) -> DynamicCache:
+    """Give every row's keys and values ``times`` times."""
     pairs = [
         (layer.keys.repeat_interleave(times, 0), layer.values.repeat_interleave(times, 0)) for layer in cache.layers
     ]
@@ -80,41 +89,6 @@ def _repeat_cache(cache: DynamicCache, times: int) -> DynamicCache:
 
 def _select_cache(cache: DynamicCache, rows: Tensor) -> DynamicCache:
     return DynamicCache(ddp_cache_data=[(layer.keys[rows], layer.values[rows]) for layer in cache.layers])
-
-
-def completion_logits(model: PreTrainedModel, rollouts: Rollouts) -> Float[Tensor, "B G T V"]:
-    """Logits that predict each completion token, from one pass over the prompts and one over the completions.
-
-    Equal to a plain forward over every prompt and completion glued together (a test checks it token for token).
-    Differentiable. ``logits[b, g, t]`` predicts ``completion_ids[b, g, t]``.
-    """
-    b, g, t = rollouts.completion_ids.shape
-    p = rollouts.prompt_ids.shape[1]
-    if g == 1:
-        ids = torch.cat([rollouts.prompt_ids, rollouts.completion_ids[:, 0]], dim=1)
-        mask = torch.cat([rollouts.prompt_mask, rollouts.mask[:, 0]], dim=1)
-        hidden = model.model(input_ids=ids, attention_mask=mask, position_ids=_positions(mask), use_cache=False)[0]
-        return model.lm_head(hidden[:, p - 1 : -1])[:, None]
-    positions = _positions(rollouts.prompt_mask)
-    prefix = model.model(
-        input_ids=rollouts.prompt_ids,
-        attention_mask=rollouts.prompt_mask,
-        position_ids=positions,
-        past_key_values=DynamicCache(),
-        use_cache=True,
-    )
-    last = prefix[0][:, -1:].repeat_interleave(g, 0)
-    if t > 1:
-        mask = torch.cat([rollouts.prompt_mask.repeat_interleave(g, 0), rollouts.mask.flatten(0, 1)], dim=1)
-        hidden = model.model(
-            input_ids=rollouts.completion_ids.flatten(0, 1)[:, :-1],
-            attention_mask=mask[:, :-1],
-            position_ids=_positions(mask)[:, p:-1],
-            past_key_values=_repeat_cache(prefix.past_key_values, g),
-            use_cache=True,
-        )[0]
-        last = torch.cat([last, hidden], dim=1)
-    return model.lm_head(last).unflatten(0, (b, g))
 
 
 @torch.no_grad()
@@ -126,11 +100,13 @@ def roll_out(
     group_size: int = 1,
     max_new_tokens: int,
     generator: torch.Generator | None,
+    vocabulary: int | None = None,
 ) -> Rollouts:
     """Let a model write ``group_size`` completions for each prompt at temperature 1; greedy without a ``generator``.
 
-    A completion ends with the tokenizer's end token, which is part of it. Rows that have ended leave the batch. The
-    result is the same on every call with a generator in the same state.
+    A completion ends with an end token, the tokenizer's or one of the model's own, which is part of it. Rows that have
+    ended leave the batch. The result is the same on every call with a generator in the same state. ``vocabulary`` cuts
+    the choice to the first so many tokens.
     """
     device = next(model.parameters()).device
     prompt_ids, prompt_mask = encode_prompts(tokenizer, prompts, device)
@@ -138,22 +114,23 @@ def roll_out(
     out = torch.full((n, max_new_tokens), tokenizer.pad_token_id, dtype=torch.long, device=device)
     log_probs = torch.zeros((n, max_new_tokens), device=device)
     length = torch.full((n,), max_new_tokens, device=device)
+    ends = torch.tensor(sorted(end_tokens(model, tokenizer)), device=device)
     step = model(
         input_ids=prompt_ids,
         attention_mask=prompt_mask,
-        position_ids=_positions(prompt_mask),
+        position_ids=positions(prompt_mask),
         past_key_values=DynamicCache(),
         use_cache=True,
         logits_to_keep=1,
     )
-    cache = _repeat_cache(step.past_key_values, group_size)
+    cache = repeat_cache(step.past_key_values, group_size)
     logits = step.logits[:, -1].repeat_interleave(group_size, 0)
     mask = prompt_mask.repeat_interleave(group_size, 0)
     rows = torch.arange(n, device=device)
     for t in range(max_new_tokens):
-        token, log_prob = _choose(logits, generator)
+        token, log_prob = _choose(logits[:, :vocabulary], generator)
         out[rows, t], log_probs[rows, t] = token, log_prob
-        ended = token == tokenizer.eos_token_id
+        ended = torch.isin(token, ends)
         length[rows[ended]] = t + 1
         if bool(ended.all()) or t + 1 == max_new_tokens:
             break
@@ -191,11 +168,27 @@ def _choose(logits: Tensor, generator: torch.Generator | None) -> tuple[Tensor, 
     return token, log_probs.gather(-1, token[:, None])[:, 0]
 
 
-def decode_completions(tokenizer: PreTrainedTokenizerFast, rollouts: Rollouts) -> list[list[str]]:
-    """Completions as text, ``[B][G]``, each with its end mark where it has one."""
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> set[int]:
+    """Return every token that ends a completion: the tokenizer's, and those of the model's generation settings."""
+    settings = model.generation_config.eos_token_id if model.generation_config else None
+    own = settings if isinstance(settings, list) else [settings]
+    return {token for token in (tokenizer.eos_token_id, *own) if token is not None}
+
+
+def decode_completions(
+    tokenizer: PreTrainedTokenizerFast, rollouts: Rollouts, ends: set[int] | None = None
+) -> list[list[Written]]:
+    """Completions as text, ``[B][G]``, without their end; ``ends`` are the end tokens (default: the tokenizer's)."""
+    ends = ends or {tokenizer.eos_token_id}
     table = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))) if len(tokenizer) < 1000 else None
     result = []
     for ids, mask in zip(rollouts.completion_ids.tolist(), rollouts.mask.tolist(), strict=True):
-        kept = [[i for i, m in zip(row, keep, strict=True) if m] for row, keep in zip(ids, mask, strict=True)]
-        result.append(["".join(table[i] for i in row) for row in kept] if table else tokenizer.batch_decode(kept))
+        row = []
+        for tokens, keep in zip(ids, mask, strict=True):
+            kept = [i for i, m in zip(tokens, keep, strict=True) if m]
+            ended = bool(kept) and kept[-1] in ends
+            kept = kept[:-1] if ended else kept
+            text = "".join(table[i] for i in kept) if table else str(tokenizer.decode(kept, skip_special_tokens=True))
+            row.append(Written(text, ended))
+        result.append(row)
     return result

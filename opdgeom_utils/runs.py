@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ import pandas as pd
 import torch
 import yaml
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from opdgeom_utils import storage, training
 from opdgeom_utils.errors import CheckpointDamagedError, CheckpointNotFoundError, RecipeError
@@ -38,8 +40,11 @@ from opdgeom_utils.models import (
     resolve_model,
     stored_state,
 )
+from opdgeom_utils.precision import prepare
 from opdgeom_utils.provenance import fingerprint, provenance
 from opdgeom_utils.recipes import RUN_SPACE, Recipe, load_recipe
+from opdgeom_utils.scoring import check_head
+from opdgeom_utils.world import load_world
 
 WAIT_SECONDS = 6 * 3600.0
 
@@ -169,15 +174,19 @@ def _train(run: Run, device: str) -> None:
         for per_family in sorted({recipe.eval_per_family, recipe.final_eval_per_family}):
             accuracy += _evaluate(learner, per_family)
     bar = tqdm(total=recipe.steps, initial=learner.step, desc=path.name, unit="update", mininterval=2.0, disable=None)
-    for log in training.train(learner):
-        logs.append(log)
-        bar.update()
-        if learner.step in recipe.checkpoints:
-            last = learner.step == recipe.steps
-            rows = _evaluate(learner, recipe.final_eval_per_family if last else recipe.eval_per_family)
-            accuracy += rows
-            _store(run, learner, logs, accuracy)
-            bar.set_postfix(sampled=f"{mean(row['sampled'] for row in rows):.2f}", loss=f"{log['loss']:.3f}")
+    try:
+        for log in training.train(learner):
+            logs.append(log)
+            bar.update()
+            if learner.step in recipe.checkpoints:
+                last = learner.step == recipe.steps
+                rows = _evaluate(learner, recipe.final_eval_per_family if last else recipe.eval_per_family)
+                accuracy += rows
+                _store(run, learner, logs, accuracy)
+                bar.set_postfix(sampled=f"{mean(row['sampled'] for row in rows):.2f}", loss=f"{log['loss']:.3f}")
+    except KeyboardInterrupt:
+        _store_where_stopped(run, learner, logs, accuracy)
+        raise
     bar.close()
     origin = provenance(recipe, run.seed, str(learner.device))
     storage.write_json(path / "provenance.json", origin)
@@ -195,12 +204,47 @@ def make_learner(run: Run, device: str) -> Learner:
         torch.nn.Module.to(student, where)
     else:
         student, tokenizer = load_model(recipe.start, where), load_tokenizer(recipe.start)
-    names = {recipe.teacher, recipe.anchor, recipe.writer}
-    fixed = {name: load_model(name, where).eval() if name else None for name in names}
+    prepare(student, recipe.compute)
+    fixed: dict[str | None, PreTrainedModel | None] = {None: None}
+    for name in {recipe.teacher, recipe.anchor, recipe.writer} - {None}:
+        fixed[name] = prepare(load_model(name, where).eval(), recipe.compute, fixed=True)
+    vocabulary = shared_vocabulary(student, tokenizer, {n: (m, load_tokenizer(n)) for n, m in fixed.items() if n and m})
     return Learner(
         recipe, run.seed, student, tokenizer, fixed[recipe.teacher], fixed[recipe.anchor], fixed[recipe.writer],
-        other_update=_other_update(run, device),
+        vocabulary, load_world(recipe.profile), other_update=_other_update(run, device),
     )  # fmt: skip
+
+
+def shared_vocabulary(
+    student: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    others: Mapping[str, tuple[PreTrainedModel, PreTrainedTokenizerFast]],
+) -> int | None:
+    """Return how many tokens all models share, where some pad their vocabulary; None where all have as many.
+
+    Raises
+    ------
+    RecipeError
+        If two tokenizers differ in a token, or a model has fewer rows than the student's tokenizer has tokens.
+    """
+    own, sizes = tokenizer.get_vocab(), {student.config.vocab_size}
+    for name, (model, other) in others.items():
+        check_head(model)
+        theirs = other.get_vocab()
+        if differing := sorted(set(own.items()) ^ set(theirs.items()), key=lambda pair: (pair[1], pair[0])):
+            shown = ", ".join(f"{token!r} ({number})" for token, number in differing[:4])
+            raise RecipeError(
+                f"the tokenizers of the student and of {name} differ in {len(differing)} entries, such as {shown}; "
+                "token by token they cannot be compared. Choose a teacher of the same tokenizer"
+            )
+        sizes.add(model.config.vocab_size)
+    check_head(student)
+    if min(sizes) < len(own):
+        raise RecipeError(f"the tokenizer has {len(own)} tokens, the smallest model {min(sizes)} rows for them")
+    if len(sizes) == 1:
+        return None
+    print(f"vocabularies are padded to {sorted(sizes)}: the first {min(sizes)} tokens are compared")
+    return min(sizes)
 
 
 def _other_update(run: Run, device: str) -> dict[str, torch.Tensor] | None:
@@ -224,7 +268,11 @@ def _update_since_start(run: Run, checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 def _evaluate(learner: Learner, per_family: int) -> list[dict[str, Any]]:
-    table = accuracy_table(learner.student, learner.tokenizer, learner.recipe.held_out, per_family)
+    recipe = learner.recipe
+    table = accuracy_table(
+        learner.student, learner.tokenizer, recipe.held_out, per_family, tasks=learner.tasks, world=learner.world,
+        max_new_tokens=recipe.max_new_tokens, compute=recipe.compute, vocabulary=learner.vocabulary,
+    )  # fmt: skip
     return table.assign(step=learner.step).to_dict("records")
 
 
@@ -242,6 +290,13 @@ def _store(run: Run, learner: Learner, logs: list[training.Log], accuracy: list[
     for old in run.path.glob("state_*"):
         if not old.name.startswith(state.stem):
             old.unlink()
+
+
+def _store_where_stopped(run: Run, learner: Learner, logs: list[training.Log], accuracy: list[dict[str, Any]]) -> None:
+    """Keep what an interrupted process has trained, if it stands between two rounds of rollouts with its log whole."""
+    if learner.step == len(logs) > 0 and learner.step % run.recipe.updates_per_rollout == 0:
+        _store(run, learner, logs, accuracy)
+        print(f"{run.path.name}: stopped after update {learner.step}; the same call goes on from there")
 
 
 def _resume(run: Run, learner: Learner) -> tuple[list[training.Log], list[dict[str, Any]]]:

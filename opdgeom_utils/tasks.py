@@ -9,19 +9,15 @@ from __future__ import annotations
 
 import random
 import string
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from opdgeom_utils.errors import RecipeError
 from opdgeom_utils.families import FAMILIES, LEVELS
+from opdgeom_utils.problems import Grade, Mixture, Split, Written, split_of
 
 END = "$"
 CHARACTERS = string.digits + string.ascii_lowercase + " +-*%>,@=;:()[]"
-HELD_OUT_ONE_IN = 8
-Split = Literal["train", "held_out"]
-Mixture = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -54,15 +50,6 @@ def make_example(family: str, args: str, level: int = 0) -> Example:
     """Solve the problem ``args`` of ``family`` and write it down as a prompt with its worked completion."""
     steps, answer = FAMILIES[family].solve(args)
     return Example(family, level, f"{family} {args}=", tuple(steps), answer)
-
-
-def split_of(prompt: str) -> Split:
-    """Return the side a prompt belongs to: one prompt in eight is held out, by the checksum of its text.
-
-    >>> split_of("sum 47+8-5="), split_of("gcd 84,36=")
-    ('train', 'train')
-    """
-    return "held_out" if zlib.crc32(prompt.encode()) % HELD_OUT_ONE_IN == 0 else "train"
 
 
 def verify(prompt: str, completion: str) -> float:
@@ -132,3 +119,30 @@ def _draw_one(rng: random.Random, family: str, level: int, split: Split) -> Exam
         if split_of(f"{family} {args}=") == split:
             return make_example(family, args, level)
     raise RecipeError(f"no {split} prompt found for family {family!r} at level {level}; its prompt space is too small")
+
+
+class Tasks:
+    """The twelve families behind the protocol of the loop (:class:`opdgeom_utils.problems.Tasks`).
+
+    >>> tasks, example = Tasks(), make_example("sum", "47+8-5")
+    >>> tasks.grade(example, Written("55;50", ended=True)), tasks.grade(example, Written("55;50", ended=False))
+    (Grade(reward=1.0, parsed=True), Grade(reward=0.0, parsed=False))
+    """
+
+    def check(self, mixture: Mixture, weights: Mapping[str, int] | None = None) -> None:
+        """See :func:`check_mixture`."""
+        check_mixture(mixture, weights)
+
+    def draw(
+        self, mixture: Mixture, n: int, seed: int | str, weights: Mapping[str, int] | None = None
+    ) -> list[Example]:
+        """See :func:`draw_examples`."""
+        return draw_examples(mixture, n, seed, weights=weights)
+
+    def held_out(self, mixture: Mixture, per_family: int, seed: int = 0) -> list[Example]:
+        """See :func:`held_out_set`."""
+        return held_out_set(mixture, per_family, seed)
+
+    def grade(self, problem: Example, written: Written) -> Grade:
+        """See :func:`verify`; an answer is what stands before an end mark."""
+        return Grade(verify(problem.prompt, written.text + END * written.ended), written.ended)

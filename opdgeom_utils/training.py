@@ -17,14 +17,16 @@ import torch
 from torch import Tensor
 
 from opdgeom_utils import objectives
-from opdgeom_utils.batches import Batch, counting_part, length_groups, make_batches
+from opdgeom_utils.batches import Batch, counting_part, make_batches, parts_of
 from opdgeom_utils.errors import TrainingDivergedError
 from opdgeom_utils.learner import Learner
 from opdgeom_utils.mixing import TermGradients
+from opdgeom_utils.precision import computing
 from opdgeom_utils.projection import projected_layers
 from opdgeom_utils.projection_spaces import make_projector
 from opdgeom_utils.recipes import Recipe
-from opdgeom_utils.rollouts import Rollouts, completion_logits
+from opdgeom_utils.rollouts import Rollouts
+from opdgeom_utils.scoring import TokenScores, token_scores
 
 TRAINING_VERSION = 1  # raise it when a change here, in objectives or in rollouts changes what a run computes
 
@@ -53,11 +55,15 @@ def train(learner: Learner) -> Iterator[Log]:
     """
     recipe = learner.recipe
     while learner.step < recipe.steps:
-        for batch in make_batches(learner):
+        began = time.perf_counter()
+        with computing(recipe.compute, learner.device):
+            batches = make_batches(learner)
+        shared = (time.perf_counter() - began) / len(batches)  # sampling and the teacher's part of each update
+        for batch in batches:
             began = time.perf_counter()
             log = apply_update(learner, batch)
             tokens = float(batch.rollouts.mask.sum())
-            log["tokens_per_second"] = tokens / max(time.perf_counter() - began, 1e-9)
+            log["tokens_per_second"] = tokens / max(time.perf_counter() - began + shared, 1e-9)
             log["step"] = learner.step
             yield log
 
@@ -69,7 +75,8 @@ def apply_update(learner: Learner, batch: Batch) -> Log:
     learner.optimizer.zero_grad(set_to_none=True)
     if recipe.projection_space and learner.step >= recipe.projection_from and learner.projector is None:
         learner.projector = make_projector(learner)
-    log = _differentiate(learner, batch)
+    with computing(recipe.compute, learner.device):
+        log = _differentiate(learner, batch)
     layers = dict(projected_layers(student)) if learner.projector else {}
     if learner.projector and recipe.projection_of == "gradient":
         learner.projector.project_gradients(layers)
@@ -82,7 +89,8 @@ def apply_update(learner: Learner, batch: Batch) -> Log:
     rate = learning_rate_at(recipe, learner.step)
     for group in learner.optimizer.param_groups:
         group["lr"] = rate
-    log.update(probe(learner, batch))
+    with computing(recipe.compute, learner.device):  # a context of its own: it keeps its copies of the weights
+        log.update(probe(learner, batch))
     before = {name: layer.weight.detach().clone() for name, layer in layers.items()}
     learner.optimizer.step()
     if learner.projector:
@@ -108,10 +116,12 @@ def _differentiate(learner: Learner, batch: Batch) -> Log:
     total, written = float(kept.sum()), float(counted.rollouts.mask.sum())
     log: Log = {"loss": 0.0, "clip_rate": 0.0, "entropy": 0.0}
     apart = TermGradients(list(learner.student.parameters())) if batch.terms else None
-    for rows in length_groups(counted.rollouts, recipe.micro_batches):
+    exact = recipe.objective == "opd" and recipe.estimator == "full_vocab"
+    for rows in parts_of(recipe, counted.rollouts):
         part = counted.rollouts.select(rows)
-        logits = completion_logits(learner.student, part).float()
-        losses = _losses(recipe, counted, part, logits, rows, kept, total)
+        beside = learner.teacher if exact else None
+        scores = token_scores(learner.student, part, beside=beside, vocabulary=learner.vocabulary)
+        losses = _losses(recipe, counted, part, scores, rows, kept, total)
         if apart is None:
             losses[0].loss.backward()
         else:
@@ -119,27 +129,25 @@ def _differentiate(learner: Learner, batch: Batch) -> Log:
         for name in ("loss", "clip_rate"):
             opd, *rlvr = (getattr(term, name).detach() for term in losses)
             log[name] += float(recipe.alpha * opd + (1 - recipe.alpha) * rlvr[0] if rlvr else opd)
-        log["entropy"] += float((objectives.entropy(logits.detach()) * part.mask).sum()) / written
+        log["entropy"] += float(scores.entropy.sum()) / written
     if apart is not None:
         log.update(apart.mix(recipe.alpha))
     return log
 
 
 def _losses(
-    recipe: Recipe, batch: Batch, part: Rollouts, logits: Tensor, rows: list[int], kept: Tensor, total: float
+    recipe: Recipe, batch: Batch, part: Rollouts, scores: TokenScores, rows: list[int], kept: Tensor, total: float
 ) -> list[objectives.PolicyLoss]:
     """Loss and clip rate of one micro-batch; two of each, OPD's and RLVR's, where their gradients are taken apart."""
     width = part.mask.shape[-1]
-    kept, log_probs = kept[rows, :, :width], objectives.token_log_probs(logits, part.completion_ids)
+    kept = kept[rows, :, :width]
     if recipe.objective == "sft":
-        return [objectives.PolicyLoss(objectives.sft_loss(log_probs, kept, total=total), torch.zeros(()))]
+        return [objectives.PolicyLoss(objectives.sft_loss(scores.log_probs, kept, total=total), torch.zeros(()))]
     if recipe.objective == "opd" and recipe.estimator == "full_vocab":
-        assert batch.teacher_logits is not None
-        exact = objectives.reverse_kl_full_vocab(logits, batch.teacher_logits[rows, :, :width])
-        return [objectives.PolicyLoss(objectives.token_mean(exact, kept, total), torch.zeros(()))]
+        return [objectives.PolicyLoss(objectives.token_mean(scores.kl, kept, total), torch.zeros(()))]
     return [
         objectives.policy_loss(
-            log_probs, part.log_probs, credit[rows, :, :width], kept,
+            scores.log_probs, part.log_probs, credit[rows, :, :width], kept,
             clip_low=recipe.clip_low, clip_high=recipe.clip_high, total=total,
         )
         for credit in batch.terms or (batch.advantages,)
@@ -150,17 +158,13 @@ def _losses(
 def probe(learner: Learner, batch: Batch) -> Log:
     """Distances to the teacher and to the anchor, on the first few prompts of the batch only (nats per token)."""
     part = batch.rollouts.select(range(min(learner.recipe.probe_prompts, len(batch.rewards))))
-    logits = completion_logits(learner.student, part).float()
-    own = objectives.token_log_probs(logits, part.completion_ids)
     log: Log = {"reverse_kl_sampled": math.nan, "reverse_kl_full_vocab": math.nan, "kl_to_anchor": math.nan}
     if learner.teacher is not None:
-        teacher = completion_logits(learner.teacher, part).float()
-        sampled = objectives.reverse_kl_sampled(own, objectives.token_log_probs(teacher, part.completion_ids))
+        beside = token_scores(learner.student, part, beside=learner.teacher, vocabulary=learner.vocabulary)
+        sampled = objectives.reverse_kl_sampled(beside.log_probs, beside.other_log_probs)
         log["reverse_kl_sampled"] = float(objectives.token_mean(sampled, part.mask))
-        log["reverse_kl_full_vocab"] = float(
-            objectives.token_mean(objectives.reverse_kl_full_vocab(logits, teacher), part.mask)
-        )
+        log["reverse_kl_full_vocab"] = float(objectives.token_mean(beside.kl, part.mask))
     if learner.anchor is not None:
-        anchor = completion_logits(learner.anchor, part).float()
-        log["kl_to_anchor"] = float(objectives.token_mean(objectives.reverse_kl_full_vocab(logits, anchor), part.mask))
+        beside = token_scores(learner.student, part, beside=learner.anchor, vocabulary=learner.vocabulary)
+        log["kl_to_anchor"] = float(objectives.token_mean(beside.kl, part.mask))
     return log

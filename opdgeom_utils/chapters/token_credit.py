@@ -17,7 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from opdgeom_utils import objectives
 from opdgeom_utils.errors import RecipeError
 from opdgeom_utils.models import PAD
-from opdgeom_utils.rollouts import Rollouts, completion_logits, decode_completions, roll_out
+from opdgeom_utils.rollouts import Rollouts, decode_completions, roll_out
+from opdgeom_utils.scoring import completion_logits
 from opdgeom_utils.tasks import END, Example, held_out_set, verify
 
 MAX_NEW_TOKENS = 40

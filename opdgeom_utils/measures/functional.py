@@ -24,13 +24,14 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from opdgeom_utils import objectives, storage
-from opdgeom_utils.evaluation import BATCH, rewards_on
+from opdgeom_utils.evaluation import BATCH, grades_on
 from opdgeom_utils.measures.long_table import as_measures, kept_measures, nearest_step
 from opdgeom_utils.models import load_model, load_stored_state, load_tokenizer
 from opdgeom_utils.projection import projected_layers
 from opdgeom_utils.recipes import Recipe, load_recipe, recipe_names
-from opdgeom_utils.rollouts import Rollouts, completion_logits, roll_out
+from opdgeom_utils.rollouts import Rollouts, roll_out
 from opdgeom_utils.runs import Run, checkpoint_path
+from opdgeom_utils.scoring import completion_logits
 from opdgeom_utils.tasks import Example, held_out_set
 
 SAMPLES = 1  # completions of each held-out prompt that the accuracy rests on
@@ -96,8 +97,8 @@ def _yardstick(writer: str, teacher: str, held_out: str, per_family: int, max_ne
 def sampled_accuracy(model: PreTrainedModel, yardstick: Yardstick, *, longest: int = 40) -> float:
     """Share (0 to 1) of right answers, one completion of every prompt at temperature 1, the same stream each time."""
     generator = torch.Generator().manual_seed(0)
-    rewards = rewards_on(model, yardstick.tokenizer, yardstick.examples, generator, longest)
-    return sum(rewards) / len(rewards)
+    grades = grades_on(model, yardstick.tokenizer, yardstick.examples, generator, longest)
+    return sum(grade.reward for grade in grades) / len(grades)
 
 
 @torch.no_grad()

@@ -21,8 +21,9 @@ from transformers import PreTrainedModel
 from opdgeom_utils import objectives
 from opdgeom_utils.batches import length_groups, reward_of
 from opdgeom_utils.learner import Learner, stream_seed
-from opdgeom_utils.rollouts import Rollouts, completion_logits, roll_out
+from opdgeom_utils.rollouts import Rollouts, roll_out
 from opdgeom_utils.scopes import ATTENTION
+from opdgeom_utils.scoring import completion_logits
 from opdgeom_utils.tasks import Example, draw_examples
 
 KEPT = {
@@ -80,7 +81,7 @@ def _of_one_batch(
     assert learner.teacher is not None
     matrices = attention_matrices(learner.student, layers)
     own = _written_by(learner.student, learner, examples, number)
-    rewards = reward_of(learner.tokenizer, examples, own).to(learner.device)
+    rewards = reward_of(learner, examples, own)
     gradients = _differentiate(learner, matrices, own, rewards, number)
     theirs = _written_by(learner.teacher, learner, examples, number)
     return gradients | {TEACHER_WRITES: _differentiate(learner, matrices, theirs, None, number)["opd"]}

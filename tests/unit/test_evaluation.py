@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from opdgeom_utils import evaluation
-from opdgeom_utils.evaluation import accuracy_table, rewards_on
+from opdgeom_utils.evaluation import accuracy_table, grades_on
 from opdgeom_utils.models import load_model, load_tokenizer
 from opdgeom_utils.rollouts import Rollouts, encode_pairs
 from opdgeom_utils.tasks import draw_examples, held_out_set, make_example
@@ -49,7 +49,7 @@ def test_rewards_come_back_in_the_order_of_the_examples(
 ) -> None:
     monkeypatch.setattr(evaluation, "BATCH", batch)
     examples = draw_examples(MIXTURE, 40, seed=2)
-    rewards = rewards_on(*tiny, examples, None)
+    rewards = grades_on(*tiny, examples, None)
     assert rewards == [float(knows(e.prompt)) for e in examples]
     assert 0 < sum(rewards) < 40
 

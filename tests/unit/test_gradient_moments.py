@@ -11,7 +11,7 @@ from opdgeom_utils import objectives, runs
 from opdgeom_utils.measures import moments
 from opdgeom_utils.measures.gradient_moments import KEPT, RANDOM_CREDIT, Gradients, MomentPlan, collect_gradients
 from opdgeom_utils.measures.moments import ALPHAS, mixtures_of, moment_rows
-from opdgeom_utils.rollouts import completion_logits
+from opdgeom_utils.scoring import completion_logits
 from tests.tiny_world import World
 
 PLAN = MomentPlan(batches=4, prompts=3, group_size=4, replicates=8)

@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM, Qwen3ForCausalLM, Qwen3MoeForCaus
 
 from opdgeom_utils import model_surgery, models
 from opdgeom_utils.errors import RecipeError
-from opdgeom_utils.rollouts import Rollouts, completion_logits, roll_out
+from opdgeom_utils.rollouts import Rollouts, roll_out
+from opdgeom_utils.scoring import completion_logits
 from tools import build_models
 
 IDS = torch.tensor([[3, 4, 5, 6], [7, 8, 9, 10]])

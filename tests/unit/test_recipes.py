@@ -10,9 +10,10 @@ from opdgeom_utils import recipes
 from opdgeom_utils.errors import OpdGeomError, RecipeError, UnknownProfileError, UnknownRecipeError
 from opdgeom_utils.recipes import Recipe, load_recipe, recipe_names
 from opdgeom_utils.tasks import draw_examples, held_out_set
+from opdgeom_utils.world import RECIPES
 from tests.tiny_world import DEFAULTS, World
 
-PUBLISHED = sorted(path.stem for path in recipes.RECIPES.glob("*.yaml"))
+PUBLISHED = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 HEADLINE = {"sft", "opd", "rlvr", "control_sft"}
 
 

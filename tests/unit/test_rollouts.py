@@ -8,14 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from opdgeom_utils.models import build_model, build_tokenizer
-from opdgeom_utils.rollouts import (
-    Rollouts,
-    completion_logits,
-    decode_completions,
-    encode_pairs,
-    encode_prompts,
-    roll_out,
-)
+from opdgeom_utils.rollouts import Rollouts, decode_completions, encode_pairs, encode_prompts, roll_out
+from opdgeom_utils.scoring import completion_logits
 
 PROMPTS = ["sum 47+8-5=", "gcd 84,36=", "sort 31="]
 END = 1

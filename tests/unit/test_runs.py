@@ -39,9 +39,9 @@ from tests.tiny_world import DEFAULTS, RECIPES, World
 DRIVER = """
 import sys, time
 from pathlib import Path
-from opdgeom_utils import models, recipes, runs, training
+from opdgeom_utils import models, runs, training, world
 
-models.MODELS, recipes.RECIPES, go = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
+models.MODELS, world.RECIPES, go = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
 inner = training.apply_update
 
 def told(learner, batch):

