@@ -163,7 +163,7 @@ def baseline(matrix: Callable[[torch.Tensor, torch.Tensor], list[float]]) -> Cal
     return run
 
 
-def ours(nulls: bool, trajectory: bool = False) -> Callable[[Path, int], None]:
+def ours(nulls: bool | str, trajectory: bool = False) -> Callable[[Path, int], None]:
     """Our table, with one process of one thread for each thread of the baselines."""
 
     def run(folder: Path, threads: int) -> None:
@@ -202,7 +202,8 @@ CONTENDERS = {
     "paper": baseline(paper_matrix),
     "peer": baseline(peer_matrix),
     "ours": ours(nulls=False),
-    "ours, nulls": ours(nulls=True),
+    "ours, nulls": ours(nulls="expected"),
+    "ours, exact nulls": ours(nulls="exact"),
     "ours, trajectory": ours(nulls=False, trajectory=True),
     "read": read_files,
     "elementwise": elementwise_only,
@@ -248,7 +249,8 @@ def ratios(found: dict[str, dict[str, float]], clock: str) -> list[tuple[str, fl
         ("paper / ours, one pair", "paper", "ours", 1, "at least 5"),
         ("paper / ours, per checkpoint of ten", "paper", "ours, trajectory", N_CHECKPOINTS, "at least 8"),
         ("peer / ours, one pair", "peer", "ours", 1, "at least 6"),
-        ("nulls on / off", "ours, nulls", "ours", 1, "at most 1.5"),
+        ("nulls on / off", "ours, nulls", "ours", 1, "at most 1.1"),
+        ("exact nulls / none", "ours, exact nulls", "ours", 1, "at most 1.5"),
         ("elementwise / reading", "elementwise", "read", 1, "at most 3"),
     ]
     return [(what, n * t[a] / t[b], target) for what, a, b, n, target in wanted if a in t and b in t]
@@ -264,7 +266,7 @@ def extrapolate(found: dict[str, dict[str, float]], model: str, layers: int) -> 
     print("Extrapolated at the speed measured above (entries times small side; layers only, no embedding):")
     for other, (n_layers, _) in MODELS.items():
         factor = work(other, n_layers) / work(model, layers)
-        shown = [name for name in ("paper", "ours", "ours, nulls") if name in found]
+        shown = [name for name in ("paper", "ours", "ours, nulls", "ours, exact nulls") if name in found]
         hours = {name: found[name]["seconds"] * factor / 3600 for name in shown}
         print(f"  {other:10s} " + ", ".join(f"{name} {value:.2f} h" for name, value in hours.items()))
 

@@ -23,7 +23,7 @@ SAMPLED = 2**18  # moves of the update, and weights that are not in bf16: shares
 COUNTED = 2**22  # entries that are counted in one go
 #: Mean of the largest eigenvalue of real Wishart matrices, in the scale of its spread (Tracy and Widom).
 EDGE_MEAN = -1.2065
-DRAWN = "drift and rotation of the nulls come from draws of the whole matrix: noise is large against its gaps"
+DRAWN = "drift or rotation of the nulls was drawn: the update is large against the gaps between singular values"
 
 
 def expected_nulls(

@@ -181,3 +181,25 @@ def test_place_puts_the_parts_together():
     assert place.normalized_spectral_shift == pytest.approx(shift, rel=0.15)  # one draw
     assert place.left_angle_mean_deg == pytest.approx(float(angles.left_deg.mean()), rel=0.3)
     assert place.right_angle_mean_deg == pytest.approx(float(angles.right_deg.mean()), rel=0.3)
+
+
+@pytest.mark.parametrize("times", [5, 20])
+def test_a_smaller_matrix_stands_for_a_large_one_under_much_noise(times):
+    """A thousand directions and noise of many gaps: the mean of two exact draws, without decomposing such a matrix."""
+    s = 10 * torch.arange(1, 801, dtype=torch.float64) ** -0.5
+    rms, k = times * float((s[:-1] - s[1:]).median()), 200
+    smaller, extra, more = noise_spectrum.shrunk(s, 100, rms, 100, k=k)
+    assert len(smaller) < 300
+    assert extra / len(smaller) == pytest.approx(100 / 800, rel=0.05)
+    assert more**2 * len(smaller) == pytest.approx(rms**2 * 800)
+    generator, found = np.random.default_rng(1), []
+    w = torch.cat([torch.diag(s), torch.zeros(100, 800, dtype=torch.float64)])
+    for _ in range(2):
+        moved = w + rms * torch.from_numpy(generator.standard_normal((900, 800)))
+        angles = metrics.principal_angles(w, moved, k=k)
+        shift = metrics.normalized_spectral_shift(w, moved)
+        found.append([shift, float(angles.left_deg.mean()), float(angles.right_deg.mean())])
+    mean = np.mean(found, axis=0)
+    assert noise_spectrum.expected_shift(s, longer=900, rms=rms) == pytest.approx(mean[0], rel=0.05)
+    angles = noise_rotation.expected_angles(s, (900, 800), rms=rms, k=k)
+    assert (angles.left_deg, angles.right_deg) == pytest.approx(mean[1:], rel=0.06)
