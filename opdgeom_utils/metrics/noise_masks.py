@@ -8,7 +8,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.optimize
 from jaxtyping import Float
 from torch import Tensor
 
@@ -157,6 +156,8 @@ def gated_mask_agreement(
 
 def _visible(sizes: np.ndarray, counts: np.ndarray, density: float, law: str, tolerance: float | int) -> np.ndarray:
     """Probability that each size shows its displacement, where that of all has the size that gives the density."""
+    from scipy.optimize import root_scalar  # 18 MB that a worker of diagnose_pair has no use for
+
     low, high, _, _ = unchanged_from(codes_of(sizes), 0, tolerance)
     total = counts.sum()
 
@@ -171,5 +172,5 @@ def _visible(sizes: np.ndarray, counts: np.ndarray, density: float, law: str, to
         return np.where(sizes == 0, density * total / counts[sizes == 0].sum(), 0.0)
     if excess(ends[1]) <= 0:
         return np.full(len(sizes), density)
-    found = scipy.optimize.root_scalar(excess, bracket=ends, xtol=1e-12)
+    found = root_scalar(excess, bracket=ends, xtol=1e-12)
     return shown(float(found.root))
