@@ -33,6 +33,7 @@ from opdgeom_utils import batches, training
 from opdgeom_utils.errors import CheckpointNotFoundError
 from opdgeom_utils.learner import Learner
 from opdgeom_utils.models import keep_freed_memory, load_model, load_tokenizer, resolve_model
+from opdgeom_utils.precision import computing, prepare
 from opdgeom_utils.recipes import Recipe, load_recipe
 from opdgeom_utils.tasks import draw_examples, verify
 
@@ -68,7 +69,7 @@ class PhaseClock:
         """Time the parts of our update while the block runs."""
         places = [
             (batches, "roll_out", "sampling"), (batches, "score", "teacher scoring"),
-            (training, "completion_logits", "forward"), (torch.Tensor, "backward", "backward"),
+            (training, "token_scores", "forward"), (torch.Tensor, "backward", "backward"),
             (learner.optimizer, "step", "optimiser"), (training, "probe", "probe"),
             (learner, "update_norm", "update norm"), (torch.nn.utils, "clip_grad_norm_", "gradient clip"),
         ]  # fmt: skip
@@ -138,7 +139,9 @@ class Ours:
         """Do one round of rollouts and its updates; note the time of one update."""
         began = read_clocks()
         with (self.phases if keep else PhaseClock()).watching(self.learner):
-            logs = [training.apply_update(self.learner, batch) for batch in training.make_batches(self.learner)]
+            with computing(self.learner.recipe.compute, self.learner.device):
+                made = training.make_batches(self.learner)
+            logs = [training.apply_update(self.learner, batch) for batch in made]
         if keep:
             self.seconds += self.side.add(began, len(logs))
             self.updates += len(logs)
@@ -221,24 +224,27 @@ def trl_trainer(recipe: Recipe, student: str, teacher: str, settings: dict[str, 
 
 
 def our_variants(name: str, prompts: int = 16, micro_batches: int = 4) -> list[tuple[str, Recipe]]:
-    """Return our sides of one objective: like TRL's update first, then with the recipe's updates a rollout."""
+    """Return our sides of one objective: like TRL's update first, all in fp32, then the other ways to compute one."""
     batch = {"prompts_per_update": prompts, "micro_batches": micro_batches}
-    recipe = dataclasses.replace(load_recipe(name, "toy"), **batch)
-    single = dataclasses.replace(recipe, updates_per_rollout=1)
-    variants = [("ours", single), (f"ours, {recipe.updates_per_rollout} updates a rollout (recipe)", recipe)]
+    single = dataclasses.replace(load_recipe(name, "toy"), updates_per_rollout=1, **batch)
+    variants = [("ours, fp32", single), ("ours, products in bf16", dataclasses.replace(single, compute="bfloat16"))]
     if name == "opd":
-        variants.insert(1, ("ours, full vocabulary", dataclasses.replace(single, estimator="full_vocab")))
+        variants.append(("ours, fp32, full vocabulary", dataclasses.replace(single, estimator="full_vocab")))
     return variants
+
+
+def learner_of(recipe: Recipe, student: str, teacher: str) -> Learner:
+    """Return our side of a comparison, ready for its recipe's kind of compute."""
+    own = prepare(load_model(student), recipe.compute)
+    fixed = [prepare(load_model(name).eval(), recipe.compute, fixed=True) for name in (teacher, student)]
+    return Learner(recipe, SEED, own, load_tokenizer(student), *fixed)
 
 
 def compare(name: str, options: argparse.Namespace) -> list[str]:
     """Run one objective on all sides, print its table, return what makes the comparison unfair."""
     student, teacher = options.student, options.teacher
-    fixed = {"teacher": load_model(teacher).eval(), "anchor": load_model(student).eval()}
-    ours = [
-        Ours(Side(label), Learner(recipe, SEED, load_model(student), load_tokenizer(student), **fixed))
-        for label, recipe in our_variants(name, options.prompts, options.micro_batches)
-    ]
+    variants = our_variants(name, options.prompts, options.micro_batches)
+    ours = [Ours(Side(label), learner_of(recipe, student, teacher)) for label, recipe in variants]
     rounds = options.warm_up + options.rounds
     theirs = Side({"opd": "TRL DistillationTrainer", "rlvr": "TRL GRPOTrainer"}[name])
     with tempfile.TemporaryDirectory() as folder:

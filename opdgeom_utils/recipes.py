@@ -205,8 +205,9 @@ def load_recipe(name: str, profile: str = "toy") -> Recipe:
     _check_needed_runs(content, name)
     world = load_world(profile)
     for key in MODELS:
-        if values.get(key):
-            values[key] = world.source_of(values[key])
+        named = values.get(key, getattr(Recipe, key, None))
+        if named:
+            values[key] = world.source_of(named)
     for key in ("checkpoints", "betas", "seeds"):
         if key in values:
             values[key] = tuple(values[key])

@@ -6,7 +6,8 @@ once, here and in :mod:`opdgeom_utils.scoring`: ``P + G * T`` tokens instead of 
 """
 
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportOptionalSubscript=false
-# pyright: reportArgumentType=false, reportCallIssue=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAssignmentType=false, reportUnhashable=false
+# pyright: reportReturnType=false
 # (the cache layers of transformers are typed more loosely than they are; a tokenizer may lack an end token, none here)
 from __future__ import annotations
 

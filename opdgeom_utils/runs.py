@@ -206,7 +206,7 @@ def make_learner(run: Run, device: str) -> Learner:
         student, tokenizer = load_model(recipe.start, where), load_tokenizer(recipe.start)
     prepare(student, recipe.compute)
     fixed: dict[str | None, PreTrainedModel | None] = {None: None}
-    for name in {recipe.teacher, recipe.anchor, recipe.writer} - {None}:
+    for name in {n for n in (recipe.teacher, recipe.anchor, recipe.writer) if n}:
         fixed[name] = prepare(load_model(name, where).eval(), recipe.compute, fixed=True)
     vocabulary = shared_vocabulary(student, tokenizer, {n: (m, load_tokenizer(n)) for n, m in fixed.items() if n and m})
     return Learner(

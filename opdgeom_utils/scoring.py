@@ -4,7 +4,7 @@ Axes as in :mod:`opdgeom_utils.rollouts`. Logits are made of completion tokens o
 vocabulary never makes a full copy in fp32.
 """
 
-# pyright: reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalCall=false
 # (transformers types what a model returns more loosely than it is)
 from __future__ import annotations
 

@@ -164,10 +164,10 @@ def load_world(profile: str) -> World:
     where = f"world of profile {profile!r}"
     if not isinstance(block, dict) or set(block) - set(known):
         raise RecipeError(f"{where} is {block!r}; expected a block with no other keys than {known}")
+    tasks = block.get("tasks", {"kind": "families"})
+    if not isinstance(tasks, dict) or tasks.get("kind") not in KINDS:
+        raise RecipeError(f"{where}: tasks is {tasks!r}; expected a block with kind, one of {', '.join(KINDS)}")
     world = World(**block)
-    kind = world.tasks.get("kind") if isinstance(world.tasks, dict) else None
-    if kind not in KINDS:
-        raise RecipeError(f"{where}: tasks is {world.tasks!r}; expected a block with kind, one of {', '.join(KINDS)}")
     if world.prompt not in PROMPTS:
         raise RecipeError(f"{where}: prompt is {world.prompt!r}; expected one of {', '.join(PROMPTS)}")
     return world

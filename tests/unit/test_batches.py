@@ -1,6 +1,7 @@
 """What an update of a variant learns from: which tokens get credit, and who wrote them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from opdgeom_utils import objectives
+from opdgeom_utils import objectives, tasks
 from opdgeom_utils.batches import Batch, make_batches, student_log_probs
 from opdgeom_utils.learner import Learner
 from opdgeom_utils.models import build_model, build_tokenizer
@@ -209,3 +210,27 @@ def test_terms_are_the_two_credits_and_only_there_where_they_are_needed(make_rec
     assert apart.terms is not None
     opd, rlvr = apart.terms
     torch.testing.assert_close(objectives.mixed_advantages(opd, rlvr, alpha=0.25), raw.advantages)
+
+
+def test_random_credit_is_the_real_credit_somewhere_else(make_recipe: Callable[..., Recipe]) -> None:
+    recipe = make_recipe(objective="opd", prompts_per_update=8)
+    real = make_batches(learner_of(recipe))[0]
+    null, again = (make_batches(learner_of(replace(recipe, random_credit=True)))[0] for _ in range(2))
+    assert torch.equal(null.rollouts.completion_ids, real.rollouts.completion_ids)
+    mask = real.rollouts.mask
+    torch.testing.assert_close(null.advantages[mask].abs().sort().values, real.advantages[mask].abs().sort().values)
+    assert not null.advantages[~mask].any()
+    assert torch.equal(null.advantages, again.advantages)
+    assert abs(torch.corrcoef(torch.stack([null.advantages[mask], real.advantages[mask]]))[0, 1]) < 0.5
+
+
+def test_random_rewards_are_the_real_ones_of_other_completions(
+    make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make_recipe(objective="rlvr", prompts_per_update=8, group_size=4)
+    monkeypatch.setattr(tasks, "verify", lambda prompt, text: float(len(text) % 2))
+    real, null = (make_batches(learner_of(r))[0] for r in (recipe, replace(recipe, random_reward=True)))
+    assert 0 < real.rewards.mean() < 1
+    assert real.rewards.sum() == null.rewards.sum()
+    assert not torch.equal(real.rewards, null.rewards)
+    torch.testing.assert_close(null.advantages, objectives.rlvr_advantages(null.rewards, null.rollouts.mask))

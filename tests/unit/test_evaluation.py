@@ -49,7 +49,9 @@ def test_rewards_come_back_in_the_order_of_the_examples(
 ) -> None:
     monkeypatch.setattr(evaluation, "BATCH", batch)
     examples = draw_examples(MIXTURE, 40, seed=2)
-    rewards = grades_on(*tiny, examples, None)
+    grades = grades_on(*tiny, examples, None)
+    rewards = [grade.reward for grade in grades]
+    assert all(grade.parsed for grade in grades)
     assert rewards == [float(knows(e.prompt)) for e in examples]
     assert 0 < sum(rewards) < 40
 
@@ -59,7 +61,8 @@ def test_accuracy_per_family_is_the_share_of_right_answers(
     tiny: tuple[PreTrainedModel, PreTrainedTokenizerFast],
 ) -> None:
     table = accuracy_table(*tiny, MIXTURE, per_family=20)
-    assert list(table.columns) == ["domain", "family", "greedy", "sampled", "n_prompts"]
+    assert list(table.columns)[:5] == ["domain", "family", "greedy", "sampled", "n_prompts"]
+    assert (table[["greedy_parsed", "sampled_parsed"]] == 1).all(axis=None)
     expected = {name: [knows(e.prompt) for e in held_out_set(MIXTURE, 20) if e.family == name] for name in MIXTURE}
     for row in table.itertuples():
         right: Sequence[bool] = expected[str(row.family)]

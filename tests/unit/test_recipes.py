@@ -89,8 +89,10 @@ def test_unknown_names_say_what_is_known(world: World) -> None:
         ({"checkpoints": [2, 2, 4]}, "rise"),
         ({"updates_per_rollout": 2}, "multiple"),
         ({"objective": "opd", "teacher": None}, "teacher"),
-        ({"mixture": {"tetris": [1]}}, "tetris"),
-        ({"evaluation": {"sum": [9]}}, "sum"),
+        ({"objective": "opd", "estimator": "full_vocab", "random_credit": True}, "random_credit"),
+        ({"objective": "opd", "random_reward": True}, "random_reward"),
+        ({"compute": "float16"}, "compute"),
+        ({"micro_tokens": -1}, "micro_tokens"),
         ({"objective": "opd", "keep_fraction": 0.0}, "keep_fraction"),
         ({"objective": "opd", "keep_fraction": 1.5}, "keep_fraction"),
         ({"objective": "opd", "keep_fraction": float("nan")}, "keep_fraction"),
@@ -128,6 +130,9 @@ def write(folder: Path, text: str) -> None:
     ("defaults", "own", "message"),
     [
         ({"learnin_rate": 0.1}, {}, "learnin_rate"),
+        ({}, {"mixture": {"tetris": [1]}}, "tetris"),
+        ({}, {"evaluation": {"sum": [9]}}, "sum"),
+        ({}, {"random_credit": 1}, "random_credit"),
         ({}, {"learning_rate": "1e-5"}, r"1\.0e-5"),
         ({}, {"steps": 4.5}, "steps"),
         ({}, {"steps": True}, "steps"),
@@ -175,8 +180,10 @@ def test_a_variant_field_counts_only_where_it_is_used(make_recipe: Callable[...,
     assert name not in plain.settings()
     used = {"writer": "teacher", "equal_gradients": True, "keep_by": "random", "keep_rescaled": False,
             "projection_rank": 3, "projection_from": 2, "projection_side": "left", "projection_of": "update",
-            "projection_space": "random", "keep_fraction": 0.5}  # fmt: skip
-    needs = {"projection_space": {"projection_rank": 3}, "keep_fraction": {"objective": "opd"}}.get(name, {})
+            "projection_space": "random", "keep_fraction": 0.5, "random_credit": True, "random_reward": True,
+            "compute": "bfloat16", "micro_tokens": 9, "gradient_checkpointing": True}  # fmt: skip
+    needs = {"projection_space": {"projection_rank": 3}, "keep_fraction": {"objective": "opd"},
+             "random_credit": {"objective": "opd"}, "random_reward": {"objective": "rlvr"}}.get(name, {})  # fmt: skip
     changed = make_recipe(**{"objective": "mixed", "alpha": 0.5, name: used[name], **needs})
     assert changed.settings()[name] == used[name]
 

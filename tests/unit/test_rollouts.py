@@ -194,8 +194,7 @@ def test_same_generator_state_same_rollouts(draw: Sampler) -> None:
 
 
 def test_decoding_gives_the_text_up_to_its_end(tokenizer: PreTrainedTokenizerFast) -> None:
-    completions = ["55;50$", "12;0;12$", "13$"]
-    pairs = encode_pairs(tokenizer, PROMPTS, completions)
-    assert decode_completions(tokenizer, pairs) == [[text] for text in completions]
-    assert pairs.mask.sum(-1).flatten().tolist() == [len(text) for text in completions]
+    pairs = encode_pairs(tokenizer, PROMPTS, ["55;50$", "12;0;12", "$"])
+    assert decode_completions(tokenizer, pairs) == [[("55;50", True)], [("12;0;12", False)], [("", True)]]
+    assert pairs.mask.sum(-1).flatten().tolist() == [6, 7, 1]
     assert not pairs.log_probs.any()

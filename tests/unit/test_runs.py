@@ -123,7 +123,9 @@ def test_a_run_has_all_that_the_contract_says(world: World) -> None:
         assert {value.dtype for value in state.values()} == {torch.float32}
     assert list(run.log["step"]) == [1, 2, 3, 4]
     assert list(run.accuracy["step"].unique()) == [0, 1, 2, 4]
-    assert set(run.accuracy) == {"step", "domain", "family", "greedy", "sampled", "n_prompts"}
+    assert set(run.accuracy) == {
+        "step", "domain", "family", "greedy", "sampled", "n_prompts", "greedy_parsed", "sampled_parsed"
+    }  # fmt: skip
     assert yaml.safe_load((run.path / "recipe.yaml").read_text())["learning_rate"] == run.recipe.learning_rate
     assert run.provenance["fingerprint"] == digest
     assert run.provenance["training_source"] == training_source(run.recipe)

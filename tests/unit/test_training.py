@@ -1,5 +1,6 @@
 """The loop: schedule, batches, one update against plain torch, logs, and what happens when a number is lost."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from opdgeom_utils.batches import length_groups, make_batches, reward_of
 from opdgeom_utils.errors import TrainingDivergedError
 from opdgeom_utils.learner import Learner, stream_seed
 from opdgeom_utils.models import build_model, build_tokenizer, load_model
+from opdgeom_utils.precision import prepare
 from opdgeom_utils.recipes import OBJECTIVES, Recipe
 from opdgeom_utils.rollouts import encode_pairs
 from opdgeom_utils.tasks import draw_examples
@@ -170,11 +172,11 @@ def test_length_groups_hold_every_prompt_once(make_recipe: MakeRecipe) -> None:
     assert lengths == sorted(lengths)
 
 
-def test_rewards_come_from_the_verifier() -> None:
-    tokenizer = build_tokenizer()
+def test_rewards_come_from_the_verifier(make_recipe: MakeRecipe) -> None:
+    learner = learner_of(make_recipe())
     examples = draw_examples({"sum": [2]}, 3, seed=0)
     texts = [examples[0].completion, "0;0$", examples[2].completion[:-1]]
-    rewards = reward_of(tokenizer, examples, encode_pairs(tokenizer, [e.prompt for e in examples], texts))
+    rewards = reward_of(learner, examples, encode_pairs(learner.tokenizer, [e.prompt for e in examples], texts))
     assert rewards.tolist() == [[1.0], [0.0], [0.0]]
 
 
@@ -217,3 +219,23 @@ def test_master_weights_are_fp32(tiny_models: Path, make_recipe: MakeRecipe) -> 
     learner = Learner(make_recipe(teacher=None, anchor=None), 0, student, build_tokenizer())
     list(train(learner))
     assert {p.dtype for p in student.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("estimator", ["sampled", "full_vocab"])
+def test_products_in_bf16_change_the_gradient_little_and_leave_weights_in_fp32(
+    estimator: str, make_recipe: MakeRecipe
+) -> None:
+    gradients = []
+    for compute in ("float32", "bfloat16"):
+        recipe = make_recipe(objective="opd", estimator=estimator, prompts_per_update=16, compute=compute)
+        learner = learner_of(recipe)
+        prepare(learner.student, compute)
+        prepare(learner.teacher, compute, fixed=True)
+        batch = make_batches(learner_of(dataclasses.replace(recipe, compute="float32")))[0]  # one text for both
+        apply_update(learner, batch)
+        assert {p.dtype for p in learner.student.parameters()} == {p.grad.dtype for p in learner.student.parameters()}
+        assert {p.dtype for p in learner.student.parameters()} == {torch.float32}
+        gradients.append(torch.cat([p.grad.flatten() for p in learner.student.parameters()]))
+    full, half = gradients
+    assert not torch.equal(full, half)
+    assert torch.cosine_similarity(full, half, dim=0) > 0.995
