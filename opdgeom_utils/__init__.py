@@ -18,9 +18,12 @@ if TYPE_CHECKING:
     from opdgeom_utils import charts, metrics
     from opdgeom_utils.checkpoints import comparison_report, open_checkpoint
     from opdgeom_utils.diagnose import diagnose_pair, diagnose_trajectory
+    from opdgeom_utils.monitor import GeometryCallback, GeometryMonitor
     from opdgeom_utils.runs import load_or_train
 
 __all__ = [
+    "GeometryCallback",
+    "GeometryMonitor",
     "charts",
     "comparison_report",
     "diagnose_pair",
@@ -31,6 +34,8 @@ __all__ = [
 ]
 
 _HOME = {
+    "GeometryCallback": "monitor",
+    "GeometryMonitor": "monitor",
     "comparison_report": "checkpoints",
     "diagnose_pair": "diagnose",
     "diagnose_trajectory": "diagnose",

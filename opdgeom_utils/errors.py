@@ -93,6 +93,10 @@ class RunLockedError(OpdGeomError, RuntimeError):
     """Another process is training this run and did not finish within the waiting time."""
 
 
+class MonitorError(OpdGeomError, ValueError):
+    """A training run cannot be watched as asked: no matrix of that kind, or another start than the one named."""
+
+
 class StorageError(OpdGeomError, OSError):
     """The disk is full or not writable; nothing half-written was left behind."""
 

@@ -14,7 +14,7 @@ FLOORS = [
     {"checkpoints"},
     {"diagnose"},
     {"runs"},
-    {"measures", "fit"},
+    {"measures", "fit", "monitor"},
     {"claims", "workers"},
     {"charts"},
     {"chapters"},

@@ -1,0 +1,242 @@
+"""The matrices that are watched: weights, or what a LoRA adds to them, whole or sharded; and where each began."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from opdgeom_utils.checkpoints import StoredTensor, module_of
+from opdgeom_utils.errors import MonitorError
+from opdgeom_utils.monitor.rates import RatesTaken
+
+ROWS = 32  # rows, and columns, of a weight that are kept over a step
+Parts = list[Tensor]
+#: What wrappers put into the names of what they wrap.
+WRAPPERS = re.compile(r"^module\.|^base_model\.model\.|_orig_mod\.|_checkpoint_wrapped_module\.")
+
+
+def whole(parameter: Tensor) -> Tensor:
+    """Return a parameter's values; of a sharded one (DTensor) all of them, which every process must ask for."""
+    value = parameter.detach()
+    return value.full_tensor() if hasattr(value, "full_tensor") else value  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def kept_reference(values: Tensor) -> Tensor:
+    """Copy to the host, as bf16 where that loses nothing, as it is where it would."""
+    short = values.to("cpu", torch.bfloat16, copy=True)
+    return short if torch.equal(short.to(values.dtype), values.cpu()) else values.to("cpu", copy=True)
+
+
+@dataclass
+class WatchedWeight:
+    """A weight matrix that the optimizer steps itself. ``turned`` where a layer stores it (in, out)."""
+
+    name: str
+    parameters: list[nn.Parameter]
+    layer: nn.Module
+    turned: bool = False
+    reference: Tensor | StoredTensor | None = None
+    before: Parts = field(default_factory=list)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        out, in_ = self.parameters[0].shape
+        return (in_, out) if self.turned else (out, in_)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """As it is trained."""
+        return self.parameters[0].dtype
+
+    def gather(self, *, with_start: bool = False) -> Parts:
+        """Return the values now, (out, in), not copied where they lie whole; a collective call where sharded."""
+        values = whole(self.parameters[0])
+        return [values.T if self.turned else values]
+
+    def begin(self, parts: Parts) -> None:
+        """Keep where training starts, unless a file has it: then refuse a file that holds something else."""
+        if not isinstance(self.reference, StoredTensor):
+            self.reference = kept_reference(parts[0])
+            return
+        if self.reference.shape != tuple(parts[0].shape) or not torch.equal(
+            self.reference.read_part((slice(0, ROWS),)).to(parts[0].dtype), parts[0][:ROWS].cpu()
+        ):
+            raise MonitorError(
+                f"{self.name} is not what {self.reference.where} holds; expected the weights that training starts "
+                "from. Give that folder as reference, or none: then they are copied when training starts."
+            )
+
+    def start(self) -> Tensor | None:
+        """Return the matrix before training, where it lies; None where it is quantised."""
+        return self.reference.read_unchecked() if isinstance(self.reference, StoredTensor) else self.reference
+
+    def update(self, parts: Parts, start: Tensor | None) -> Tensor:
+        """Return what training has added, float32."""
+        assert start is not None
+        return parts[0].float() - start.to(parts[0].device).float()
+
+    def now(self, parts: Parts, start: Tensor, update: Tensor) -> Tensor:
+        """Return the matrix as it is."""
+        return parts[0]
+
+    def moved(self, parts: Parts, update: Tensor) -> list[tuple[nn.Parameter, float, int]]:
+        """Return each stepped parameter, the squared norm of its displacement, and its entries."""
+        return [(self.parameters[0], float(update.norm()) ** 2, update.numel())]
+
+    def noise_rms(self, walks: dict[int, float]) -> float:
+        """Displacement of an entry, given that of each parameter on noise."""
+        return walks[id(self.parameters[0])]
+
+    def keep(self, parts: Parts, step: int) -> None:
+        """Keep a few rows and columns before a step, others each time."""
+        generator = torch.Generator().manual_seed(step)
+        self._lines = [torch.randperm(n, generator=generator)[:ROWS].to(parts[0].device) for n in parts[0].shape]
+        self.before = self._cut(parts[0])
+
+    def step(self, parts: Parts) -> tuple[Tensor, Tensor]:
+        """Return rows, then columns, of the step since :meth:`keep`, float32."""
+        rows, columns = (a.float() - b.float() for a, b in zip(self._cut(parts[0]), self.before, strict=True))
+        self.before = []
+        return rows, columns
+
+    def _cut(self, w: Tensor) -> Parts:
+        return [w.index_select(0, self._lines[0]), w.index_select(1, self._lines[1])]
+
+
+@dataclass
+class WatchedAdapter(WatchedWeight):
+    """A matrix with a LoRA: its update is ``scale (B A - B0 A0)``; A is (rank, in), B is (out, rank)."""
+
+    scale: float = 1.0
+    trained: tuple[bool, bool] = (True, True)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in) of the matrix that is adapted."""
+        return (self.parameters[1].shape[0], self.parameters[0].shape[1])
+
+    def gather(self, *, with_start: bool = False) -> Parts:
+        """Return both factors; ``with_start`` holds the frozen matrix below until :meth:`start` takes it."""
+        below: Any = self.layer.base_layer
+        self._below = [whole(below.weight)] if with_start else []
+        return [whole(parameter) for parameter in self.parameters]
+
+    def begin(self, parts: Parts) -> None:
+        """Keep the factors; the matrix below is frozen."""
+        self._factors = [part.float().clone() for part in parts]
+
+    def start(self) -> Tensor | None:
+        """Return the matrix below with the adapter as it began."""
+        values = self._below.pop()
+        if not values.is_floating_point():
+            return None
+        return (values.T if self.turned else values).float() + self._product(self._factors)
+
+    def update(self, parts: Parts, start: Tensor | None) -> Tensor:
+        """Return what training has added to the merged matrix, float32."""
+        return self._product(parts) - self._product(self._factors)
+
+    def now(self, parts: Parts, start: Tensor, update: Tensor) -> Tensor:
+        """Return the merged matrix as it is."""
+        return start + update
+
+    def moved(self, parts: Parts, update: Tensor) -> list[tuple[nn.Parameter, float, int]]:
+        """Adam moves the factors, so they are what a walk is compared with."""
+        pairs = zip(self.parameters, parts, self._factors, self.trained, strict=True)
+        return [(p, float((now - then).norm()) ** 2, now.numel()) for p, now, then, trained in pairs if trained]
+
+    def noise_rms(self, walks: dict[int, float]) -> float:
+        """Root mean square of ``scale (B A - B0 A0)`` when each factor walks by itself."""
+        a, b = (float(f.square().mean()) for f in self._factors)
+        da, db = (walks[id(p)] ** 2 if t else 0.0 for p, t in zip(self.parameters, self.trained, strict=True))
+        return abs(self.scale) * math.sqrt(self._factors[0].shape[0] * (b * da + db * a + da * db))
+
+    def keep(self, parts: Parts, step: int) -> None:
+        """Keep both factors before a step."""
+        self.before = [part.clone() for part in parts]
+
+    def step(self, parts: Parts) -> tuple[Tensor, Tensor]:
+        """Return the step of the merged matrix, twice: all its rows, all its columns."""
+        change = self._product(parts) - self._product(self.before)
+        self.before = []
+        return change, change
+
+    def _product(self, parts: Parts) -> Tensor:
+        return self.scale * (parts[1].float() @ parts[0].float())
+
+
+def watched_matrices(model: nn.Module, rates: RatesTaken, which: str | list[str]) -> list[WatchedWeight]:
+    """Find what is trained in a model, and choose.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any; sharded by ``fully_shard`` (FSDP 2) or not, with LoRA layers of peft or not.
+    rates : RatesTaken
+        Of its optimizer.
+    which : "sample", "all" or list of str
+        One matrix of each kind, spread over the depth; every one in the layers; or kinds and names. Embedding and
+        head are watched only where they are named.
+
+    Raises
+    ------
+    MonitorError
+        When nothing is left, or an adapter is of a kind whose update is not a product of two factors.
+    """
+    adapters = [
+        m for name, layer in model.named_modules() if hasattr(layer, "lora_A") for m in _adapter(name, layer, rates)
+    ]
+    inside = {id(p) for m in adapters for p in m.parameters}
+    found = list(adapters)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2 and rates.trains(parameter) and id(parameter) not in inside:
+            layer = model.get_submodule(name.rpartition(".")[0])
+            found.append(
+                WatchedWeight(WRAPPERS.sub("", name), [parameter], layer, turned=type(layer).__name__ == "Conv1D")
+            )
+    if isinstance(which, list):
+        chosen = [m for m in found if module_of(m.name) in which or m.name in which]
+    else:
+        chosen = [m for m in found if any(part.isdigit() for part in m.name.split("."))] or found
+    if not chosen:
+        raise MonitorError(
+            f"found {len(found)} trained matrices and chose none by {which!r}; expected at least one. Name kinds among "
+            f"{sorted({module_of(m.name) for m in found})}, or take 'all'. FSDP 1 and DeepSpeed ZeRO 3 flatten their "
+            "matrices: use FSDP 2 (fsdp_version: 2), or ZeRO 2."
+        )
+    return _spread(chosen) if which == "sample" else chosen
+
+
+def _spread(found: list[WatchedWeight]) -> list[WatchedWeight]:
+    """One of each kind: the first kind from the first layers, the last kind from the last."""
+    kinds: dict[str, list[WatchedWeight]] = {}
+    for m in found:
+        kinds.setdefault(module_of(m.name), []).append(m)
+    return [of_kind[(2 * i + 1) * len(of_kind) // (2 * len(kinds))] for i, of_kind in enumerate(kinds.values())]
+
+
+def _adapter(name: str, layer: Any, rates: RatesTaken) -> list[WatchedWeight]:
+    """Return the matrix that a LoRA layer of peft adapts, if it is trained."""
+    found: list[WatchedWeight] = []
+    for adapter in layer.active_adapters:
+        if adapter not in layer.lora_A:
+            continue
+        factors = [layer.lora_A[adapter].weight, layer.lora_B[adapter].weight]
+        trained = (rates.trains(factors[0]), rates.trains(factors[1]))
+        if not any(trained):
+            continue
+        if getattr(layer, "lora_variant", {}).get(adapter) is not None or factors[0].ndim != 2:
+            raise MonitorError(
+                f"{name} has an adapter of another kind ({type(layer.lora_variant.get(adapter)).__name__}); expected "
+                "LoRA of linear layers, whose update is B A. Watch other kinds: matrices=[...]."
+            )
+        own = WRAPPERS.sub("", f"{name}.weight")
+        scale, turned = float(layer.scaling[adapter]), bool(getattr(layer, "fan_in_fan_out", False))
+        found.append(WatchedAdapter(own, factors, layer, turned=turned, scale=scale, trained=trained))
+    return found

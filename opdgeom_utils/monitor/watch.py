@@ -1,0 +1,278 @@
+"""The monitor of a plain loop: hooks around the optimizer's steps, a table of every matrix, one number of each kind."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from opdgeom_utils import metrics
+from opdgeom_utils.checkpoints import CheckpointSource, layer_of, module_of, open_checkpoint
+from opdgeom_utils.errors import MonitorError
+from opdgeom_utils.metrics.inputs import check_count
+from opdgeom_utils.metrics.noise_walk import coherence_of
+from opdgeom_utils.monitor.alerts import Alerts
+from opdgeom_utils.monitor.matrices import Parts, WatchedWeight, watched_matrices
+from opdgeom_utils.monitor.rates import RatesTaken
+from opdgeom_utils.monitor.spaces import (
+    LeadingSpaces,
+    leading_spaces,
+    share_inside,
+    similarity,
+    stable_rank_of_noise,
+    walk_similarity,
+)
+from opdgeom_utils.monitor.table import WatchedTable, summary
+
+Row = dict[str, Any]
+
+
+class GeometryMonitor:
+    """Watch the geometry of a training run from its optimizer's hooks.
+
+    Parameters
+    ----------
+    model : nn.Module
+        What is trained: any module, with peft's LoRA layers or not, sharded by ``fully_shard`` or not.
+    optimizer : torch.optim.Optimizer
+        Of its parameters. Walks need one of Adam's family; with another they are nan, and the rest is measured.
+    every : int
+        Measure at every so many steps of the optimizer.
+    matrices : "sample", "all" or list of str
+        One matrix of each kind, spread over the depth; all in the layers; or kinds (``q_proj``) and names.
+    reference : str, path or checkpoint, optional
+        The checkpoint that training starts from: its files are mapped into memory, and no copy is kept. Without it,
+        the watched matrices are copied to the host when the monitor is made, in bf16 where that loses nothing.
+    out : path, optional
+        A parquet file, one row for each watched matrix at each measured step.
+    k : int
+        Dimension of the spaces.
+    activations : bool
+        Whether to hook the watched layers' inputs, for one more null of the share inside the early right space.
+    first_step : int
+        Steps that were taken before; added to the steps in table and log.
+    on_measured : callable, optional
+        Called after each measurement with the step and its numbers, on the main process.
+    alert : callable, optional
+        Called with a title and a text; otherwise trackio's alert where a run of it is open, or a warning.
+
+    Attributes
+    ----------
+    latest : dict of str to float
+        The newest numbers, by their keys ``geometry/...``.
+
+    Raises
+    ------
+    MonitorError
+        When nothing is left to watch, or the reference is not what training starts from.
+
+    Notes
+    -----
+    Weights are only read, torch's generators are not used, nothing is differentiated: a run's weights are the same, bit
+    for bit, with and without it. The share of a step inside the early space is taken from 32 rows (right) and 32
+    columns (left) of the step, other ones each time.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(8, 8)
+    >>> optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-3)
+    >>> with GeometryMonitor(layer, optimizer, every=2, k=2) as monitor:
+    ...     for _ in range(4):
+    ...         optimizer.zero_grad()
+    ...         layer(torch.ones(1, 8)).sum().backward()
+    ...         optimizer.step()
+    >>> round(monitor.latest["geometry/coherence"], 2), monitor.latest["geometry/stable_rank"] < 1.1
+    (1.0, True)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        every: int = 10,
+        matrices: str | list[str] = "sample",
+        reference: CheckpointSource | None = None,
+        out: str | Path | None = None,
+        k: int = 16,
+        activations: bool = False,
+        first_step: int = 0,
+        on_measured: Callable[[int, Mapping[str, float]], object] | None = None,
+        alert: Callable[[str, str], object] | None = None,
+    ) -> None:
+        check_count("every", every)
+        check_count("k", k)
+        self.every, self.k, self.first_step, self.latest = every, k, first_step, {}
+        self.is_main = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+        # Accelerate and the like hold the optimizer that steps inside one of their own.
+        while not hasattr(optimizer, "register_step_pre_hook") or hasattr(optimizer, "optimizer"):
+            optimizer = optimizer.optimizer  # pyright: ignore[reportAttributeAccessIssue]
+        self.rates = RatesTaken(optimizer)
+        self.matrices = watched_matrices(model, self.rates, matrices)
+        self._updates, self._on_measured, self._table = 0, on_measured, WatchedTable(out)
+        self._alerts = Alerts(alert)
+        self._early: dict[str, LeadingSpaces] = {}
+        self._inputs: dict[str, list[float]] = {}
+        self._begin(reference)
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+        if activations:
+            self._handles += [m.layer.register_forward_pre_hook(self._input_hook(m)) for m in self.matrices]
+
+    def __enter__(self) -> GeometryMonitor:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the hooks off and write what is not yet in the table."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._table.write()
+
+    @torch.no_grad()
+    def _begin(self, reference: CheckpointSource | None) -> None:
+        stored = {} if reference is None else open_checkpoint(reference).tensors
+        for m in self.matrices:
+            if reference is not None:
+                if m.name not in stored:
+                    raise MonitorError(
+                        f"the reference has no {m.name}; expected the checkpoint that training starts from, with the "
+                        f"model's own names. It has {len(stored)} tensors, such as {next(iter(stored), 'none')}."
+                    )
+                m.reference = stored[m.name]
+            parts = m.gather()
+            if self.is_main:
+                m.begin(parts)
+
+    def _due(self, updates: int) -> bool:
+        return updates % self.every == 0
+
+    @torch.no_grad()
+    def _before_step(self, *_: object) -> None:
+        self.rates.record()
+        self._updates += 1
+        if self._due(self._updates) and self._updates > self.every:
+            for m in self.matrices:
+                parts = m.gather()
+                if m.name in self._early:
+                    m.keep(parts, self._updates)
+
+    @torch.no_grad()
+    def _after_step(self, *_: object) -> None:
+        if not self._due(self._updates):
+            return
+        rows = []
+        for m in self.matrices:
+            parts = m.gather(with_start=True)
+            if self.is_main:
+                rows.append(self._measured(m, parts))
+        self._inputs.clear()
+        if self.is_main:
+            step = self.first_step + self._updates
+            self._table.add(rows)
+            self.latest = summary(rows)
+            self._alerts.look(step, self._updates, self.latest, rows)
+            if self._on_measured is not None:
+                self._on_measured(step, self.latest)
+
+    def _measured(self, m: WatchedWeight, parts: Parts) -> Row:
+        """Measure one matrix."""
+        start = m.start()
+        update = m.update(parts, start)
+        row: Row = {
+            "step": self.first_step + self._updates,
+            "updates": self._updates,
+            "name": m.name,
+            "layer": layer_of(m.name),
+            "module": module_of(m.name),
+            "shape": "x".join(map(str, m.shape)),
+            "dtype": str(m.dtype).removeprefix("torch."),
+            "entries": update.numel(),
+            "learning_rate": self.rates.last(next(p for p in m.parameters if self.rates.trains(p))),
+        }
+        spaces = leading_spaces(update, k=self.k) if math.isfinite(float(update.norm())) else None
+        row |= self._sizes(m, parts, start, update, finite=spaces is not None)
+        if spaces is None:
+            warnings.warn(f"{m.name} holds NaN or infinite values at step {row['step']}.", stacklevel=2)
+            return row
+        row |= {"stable_rank": spaces.stable_rank, "stable_rank_noise": stable_rank_of_noise(m.shape)}
+        if m.name in self._early:
+            row |= self._beside_early(m, parts, spaces)
+        elif spaces.largest > 0:
+            self._early[m.name] = spaces
+        return row
+
+    def _sizes(self, m: WatchedWeight, parts: Parts, start: Tensor | None, update: Tensor, *, finite: bool) -> Row:
+        """How far the matrix went, beside noise at the rates that were taken, and how much of it bf16 shows."""
+        far = {id(p): self.rates.distances(p) for p in m.parameters if self.rates.trains(p)}
+        moved = m.moved(parts, update)
+        n = sum(entries for _, _, entries in moved)
+        squares = (
+            sum(square for _, square, _ in moved),
+            *(sum(entries * far[id(p)][i] ** 2 for p, _, entries in moved) for i in (0, 1)),
+        )
+        rms, walk, ballistic = (math.sqrt(square / n) for square in squares)
+        noise = m.noise_rms({key: value[0] for key, value in far.items()})
+        row = {
+            "update_norm": float(update.norm()),
+            "update_norm_noise": noise * math.sqrt(update.numel()),
+            "rms": rms,
+            "walk": walk,
+            "ballistic": ballistic,
+            "walk_ratio": rms / walk if walk > 0 else math.nan,
+            "coherence": coherence_of(rms, walk, ballistic),
+        }
+        if start is not None and finite:
+            now = m.now(parts, start.to(update.device), update)
+            row["update_sparsity"] = metrics.update_sparsity(start.to(update.device), now)
+            row["update_sparsity_noise"] = metrics.noise_sparsity(start, noise) if math.isfinite(noise) else math.nan
+        return row
+
+    def _beside_early(self, m: WatchedWeight, parts: Parts, spaces: LeadingSpaces) -> Row:
+        """Say what the update, and the step just taken, share with the early spaces."""
+        early = self._early[m.name]
+        k, (out, in_) = early.left.shape[1], m.shape
+        walk = walk_similarity(m.shape, min(1.0, early.norm / spaces.norm) if spaces.norm else 1.0, k=self.k)
+        row: Row = {
+            "similarity_left": similarity(early.left, spaces.left) if spaces.largest > 0 else math.nan,
+            "similarity_right": similarity(early.right, spaces.right) if spaces.largest > 0 else math.nan,
+            "similarity_left_random_walk": walk[0],
+            "similarity_right_random_walk": walk[1],
+        }
+        if m.before:
+            rows, columns = m.step(parts)
+            row |= {
+                "step_changed": float((rows != 0).float().mean()),
+                "step_inside_left": share_inside(columns.T, early.left),
+                "step_inside_right": share_inside(rows, early.right),
+                "step_inside_left_random": k / out,
+                "step_inside_right_random": k / in_,
+            }
+        if m.name in self._inputs:
+            inside, whole = self._inputs[m.name]
+            row["step_inside_right_activations"] = inside / whole if whole > 0 else math.nan
+        return row
+
+    def _input_hook(self, m: WatchedWeight) -> Callable[..., None]:
+        """Add up, in the pass before a measured step, how much of a layer's inputs lies in the early right space."""
+
+        @torch.no_grad()
+        def hook(_: nn.Module, given: tuple[Any, ...]) -> None:
+            if not self.is_main or m.name not in self._early or not self._due(self._updates + 1):
+                return
+            x = given[0].detach().reshape(-1, given[0].shape[-1]).float()
+            sums = self._inputs.setdefault(m.name, [0.0, 0.0])
+            sums[0] += float((x @ self._early[m.name].right).square().sum())
+            sums[1] += float(x.square().sum())
+
+        return hook

@@ -1,0 +1,307 @@
+"""The monitor against numbers computed without it: weights, adapters, alerts, and a run that it must not change."""
+
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+
+from opdgeom_utils import GeometryCallback, GeometryMonitor, metrics
+from opdgeom_utils.errors import MonitorError
+from opdgeom_utils.monitor.alerts import Alerts, to_trackio_or_warning
+from opdgeom_utils.monitor.rates import RatesTaken
+from opdgeom_utils.monitor.spaces import leading_spaces, share_inside, similarity, stable_rank_of_noise, walk_similarity
+
+WORDS = 64
+
+
+def tiny_llama(**changes: Any) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+    config = LlamaConfig(vocab_size=WORDS, num_key_value_heads=2, tie_word_embeddings=True, **{**sizes, **changes})
+    return LlamaForCausalLM(config).to(torch.bfloat16).float()  # as a checkpoint in bf16 is opened
+
+
+def train(model: nn.Module, updates: int, watch: Callable[..., Any] | None = None, **options: Any) -> Any:
+    """Train on random tokens, with or without a monitor, and return the monitor."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=options.pop("lr", 1e-3))
+    monitor = watch(model, optimizer, **options) if watch else None
+    torch.manual_seed(1)
+    for _ in range(updates):
+        tokens = torch.randint(WORDS, (2, 12))
+        loss = model(input_ids=tokens, labels=tokens).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    if monitor:
+        monitor.close()
+    return monitor
+
+
+def test_weights_and_random_numbers_are_the_same_bit_for_bit(tmp_path: Path) -> None:
+    alone, watched = tiny_llama(), tiny_llama()
+    train(alone, 6)
+    after = torch.rand(1)
+    train(watched, 6, GeometryMonitor, every=2, matrices="all", activations=True, k=4, out=tmp_path / "g.parquet")
+    assert torch.equal(after, torch.rand(1))
+    for a, b in zip(alone.parameters(), watched.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_each_row_is_what_the_metrics_say(tmp_path: Path) -> None:
+    model = tiny_llama()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    train(model, 6, GeometryMonitor, every=3, matrices="all", k=4, out=tmp_path / "g.parquet")
+    table = pd.read_parquet(tmp_path / "g.parquet")
+    assert sorted(set(table["step"])) == [3, 6]
+    assert len(table) == 2 * 3 * 7
+    rates, options = [1e-3] * 6, {"weight_decay": 0.01}
+    for row in table[table["step"] == 6].to_dict("records"):
+        w_ref, w_new = before[row["name"]], model.get_parameter(row["name"]).detach()
+        delta = w_new - w_ref
+        assert row["update_norm"] == pytest.approx(float(delta.norm()), rel=1e-5)
+        assert row["update_sparsity"] == metrics.update_sparsity(w_ref, w_new)
+        assert row["walk_ratio"] == pytest.approx(metrics.walk_ratio(delta, rates, **options), rel=1e-5)
+        assert row["coherence"] == pytest.approx(metrics.coherence(delta, rates, **options), abs=1e-5)
+        noise = metrics.noise_sparsity(w_ref, metrics.noise_walk_rms(rates, **options))
+        assert row["update_sparsity_noise"] == pytest.approx(noise, abs=1e-6)
+        assert row["stable_rank"] == pytest.approx(metrics.stable_rank(delta), rel=0.02)
+        assert row["step_inside_right_random"] == 4 / w_ref.shape[1]
+
+
+def test_the_share_of_a_step_is_exact_where_its_lines_are_all_there(tmp_path: Path) -> None:
+    model, kept = tiny_llama(), []
+    name = "model.layers.1.self_attn.q_proj.weight"  # 32 x 32: all of it is kept over a step
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    optimizer.register_step_pre_hook(lambda *_: kept.append(model.get_parameter(name).detach().clone()))
+    with GeometryMonitor(model, optimizer, every=2, matrices=[name], k=4, out=tmp_path / "g.parquet"):
+        for step in range(4):
+            tokens = torch.randint(WORDS, (2, 12), generator=torch.Generator().manual_seed(step))
+            model(input_ids=tokens, labels=tokens).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    last = pd.read_parquet(tmp_path / "g.parquet").iloc[-1]
+    step, early = model.get_parameter(name).detach() - kept[3], kept[2] - kept[0]
+    u, _, vh = torch.linalg.svd(early)
+    inside_right = float((step @ vh[:4].T).square().sum() / step.square().sum())
+    inside_left = float((u[:, :4].T @ step).square().sum() / step.square().sum())
+    assert last["step_inside_right"] == pytest.approx(inside_right, abs=0.02)
+    assert last["step_inside_left"] == pytest.approx(inside_left, abs=0.02)
+    end = model.get_parameter(name).detach() - kept[0]
+    assert last["similarity_right"] == pytest.approx(metrics.subspace_similarity(early, end, k=4), abs=0.05)
+    assert last["similarity_left"] == pytest.approx(metrics.subspace_similarity(early.T, end.T, k=4), abs=0.05)
+
+
+@pytest.mark.parametrize(("decay", "error", "apart"), [(1.0, 1e-3, 0.01), (0.5, 1e-3, 0.05), (0.3, 5e-3, 0.12)])
+def test_sketched_spaces_are_as_near_as_stated(decay: float, error: float, apart: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    u, v = (torch.linalg.qr(torch.randn(n, 192, generator=generator)).Q for n in (256, 192))
+    sizes = torch.arange(1, 193) ** -decay
+    found = leading_spaces(1e-6 * (u * sizes) @ v.T, k=16)
+    assert found.stable_rank == pytest.approx(float((sizes / sizes[0]).square().sum()), rel=error)
+    assert similarity(u[:, :16], found.left) > 1 - apart
+    assert similarity(v[:, :16], found.right) > 1 - apart
+
+
+def test_noise_has_the_stable_rank_that_is_stated() -> None:
+    noise = torch.randn(768, 288, generator=torch.Generator().manual_seed(0))
+    exact = metrics.stable_rank(noise)
+    assert stable_rank_of_noise((768, 288)) == pytest.approx(exact, rel=0.03)
+    assert exact <= leading_spaces(noise).stable_rank <= 1.1 * exact
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.65, 0.9])
+def test_the_random_walk_at_full_size_is_near_the_small_one(kept: float) -> None:
+    early, later = torch.randn(2, 640, 320, generator=torch.Generator().manual_seed(3))
+    now, then = leading_spaces(kept * early + math.sqrt(1 - kept**2) * later), leading_spaces(early)
+    full = similarity(then.left, now.left), similarity(then.right, now.right)
+    assert walk_similarity((640, 320), kept) == pytest.approx(full, abs=0.08)
+
+
+def test_a_few_rows_tell_the_share_of_a_step() -> None:
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(576, 16, generator=generator)).Q
+    for strength in (0.0, 1.0, 4.0):
+        step = torch.randn(1536, 576, generator=generator)
+        step += strength * torch.randn(1536, 16, generator=generator) @ basis.T
+        few = step[torch.randperm(1536, generator=generator)[:32]]
+        exact, found = share_inside(step, basis), share_inside(few, basis)
+        assert found == pytest.approx(exact, rel=0.2)
+
+
+def test_the_walk_of_a_long_run_is_scaled_within_a_percent() -> None:
+    weight = nn.Parameter(torch.zeros(2, 2))
+    optimizer = torch.optim.AdamW([weight], lr=1e-3, weight_decay=0.1)
+    rates, given = RatesTaken(optimizer), []
+    for step in range(330):
+        optimizer.param_groups[0]["lr"] = 1e-3 * min(1.0, (step + 1) / 30)
+        given.append(optimizer.param_groups[0]["lr"])
+        rates.record()
+        if step in (50, 130, 210, 290, 329):
+            walk, ballistic = rates.distances(weight)
+            assert walk == pytest.approx(metrics.noise_walk_rms(given, weight_decay=0.1), rel=0.01)
+            assert ballistic == pytest.approx(sum(given))
+
+
+def test_another_optimizer_has_no_walk_but_the_rest(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(8, 8))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with GeometryMonitor(model, optimizer, every=1, k=2) as monitor:
+        for _ in range(2):
+            model(torch.randn(4, 8)).square().sum().backward()
+            optimizer.step()
+    assert "geometry/walk_ratio" not in monitor.latest
+    assert {"geometry/update_norm", "geometry/visible_share", "geometry/step_inside_left"} <= set(monitor.latest)
+
+
+def test_a_reference_on_disk_is_used_and_another_start_refused(tmp_path: Path) -> None:
+    model = tiny_llama()
+    model.bfloat16().save_pretrained(tmp_path / "start")
+    model.float()
+    copied = train(tiny_llama(), 4, GeometryMonitor, every=2, matrices="all", k=4)
+    mapped = train(model, 4, GeometryMonitor, every=2, matrices="all", k=4, reference=str(tmp_path / "start"))
+    assert mapped.latest == copied.latest
+    with pytest.raises(MonitorError, match="expected the weights that training starts from"):
+        train(model, 1, GeometryMonitor, reference=str(tmp_path / "start"))
+
+
+def test_weights_that_bf16_cannot_hold_are_kept_as_they_are() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+    with GeometryMonitor(model, optimizer, every=1, k=2) as monitor:
+        model(torch.randn(4, 16)).sum().backward()
+        optimizer.step()
+    assert monitor.latest["geometry/update_norm"] == pytest.approx(16e-6, rel=0.01)
+
+
+def test_lora_is_measured_as_the_merged_matrix(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    model, before = tiny_llama(), tiny_llama()
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=12, target_modules=["q_proj", "down_proj"]))
+    monitor = train(adapted, 6, GeometryMonitor, every=3, matrices="all", k=2, out=tmp_path / "g.parquet", lr=1e-2)
+    assert len(monitor.matrices) == 6
+    merged = adapted.merge_and_unload()
+    table = pd.read_parquet(tmp_path / "g.parquet")
+    for row in table[table["step"] == 6].to_dict("records"):
+        w_ref, w_new = (m.get_parameter(row["name"]).detach() for m in (before, merged))
+        assert row["update_norm"] == pytest.approx(float((w_new - w_ref).norm()), rel=1e-4)
+        assert row["update_sparsity"] == pytest.approx(metrics.update_sparsity(w_ref, w_new), abs=2e-3)
+        assert row["stable_rank"] <= 4
+        assert 0 < row["walk_ratio"] < 4
+
+
+def test_what_noise_does_to_a_lora() -> None:
+    """A and B driven by Adam on white noise: the merged matrix moves as far as stated."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=8, lora_alpha=16, target_modules=["0"])
+    model = peft.get_peft_model(nn.Sequential(nn.Linear(96, 64)), config)
+    factors = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(factors, lr=1e-2, weight_decay=0.0)
+    with GeometryMonitor(model, optimizer, every=60, k=2) as monitor:
+        for _ in range(60):
+            for p in factors:
+                p.grad = torch.randn_like(p)
+            optimizer.step()
+    found = {name.removeprefix("geometry/"): value for name, value in monitor.latest.items()}
+    assert found["walk_ratio"] == pytest.approx(1, abs=0.06)
+    assert found["update_norm"] == pytest.approx(found["update_norm_noise"], rel=0.1)
+    assert found["visible_share"] == pytest.approx(found["visible_share_noise"], abs=0.03)
+
+
+def test_dora_and_flattened_matrices_are_refused() -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], use_dora=True)
+    with pytest.raises(MonitorError, match="adapter of another kind"):
+        train(peft.get_peft_model(tiny_llama(), config), 1, GeometryMonitor)
+    flat = nn.ParameterList([nn.Parameter(torch.zeros(64))])
+    with pytest.raises(MonitorError, match="FSDP 2"):
+        GeometryMonitor(flat, torch.optim.AdamW(flat.parameters()))
+
+
+class Lines(torch.utils.data.Dataset):
+    """Eight random lines of twelve tokens."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
+        tokens = torch.randint(WORDS, (12,), generator=torch.Generator().manual_seed(i))
+        return {"input_ids": tokens, "labels": tokens}
+
+
+def test_transformers_trainer_logs_numbers_and_its_own_loss(tmp_path: Path) -> None:
+    settings = TrainingArguments(
+        str(tmp_path), max_steps=4, per_device_train_batch_size=2, logging_steps=2, report_to=[], use_cpu=True,
+        save_strategy="no", disable_tqdm=True, learning_rate=1e-3,
+    )  # fmt: skip
+    trainer = Trainer(tiny_llama(), settings, train_dataset=Lines())
+    trainer.add_callback(GeometryCallback(trainer, every=2, k=4))
+    trainer.train()
+    history = trainer.state.log_history
+    assert [entry["step"] for entry in history if "geometry/walk_ratio" in entry] == [2, 4]
+    assert [entry["step"] for entry in history if "loss" in entry] == [2, 4]
+    table = pd.read_parquet(tmp_path / "geometry.parquet")
+    assert list(table["learning_rate"].unique()) == [7.5e-4, 2.5e-4]  # taken at steps 2 and 4 of a linear schedule
+    assert len(table) == 2 * 7
+
+
+def test_the_rules_of_the_alerts() -> None:
+    said: list[str] = []
+    alerts = Alerts(lambda title, text: said.append(title))
+    quiet = {"geometry/walk_ratio": 1.05}
+    alerts.look(99, 99, quiet, [])
+    assert said == []
+    alerts.look(100, 100, quiet, [])
+    alerts.look(110, 110, quiet, [])
+    assert said == ["the run is no better than noise"]
+
+    def inside(times: float) -> dict[str, float]:
+        sides = {f"geometry/step_inside_{side}{null}": 0.1 for side in ("left", "right") for null in ("", "_random")}
+        return {**sides, "geometry/step_inside_left": 0.1 * times, "geometry/step_inside_right": 0.1}
+
+    for times in (1.0, 1.0, 1.0, 1.0, 3.0, 1.0, 1.0):
+        alerts.look(0, 0, inside(times), [])
+    assert said[1:] == []
+    alerts.look(0, 0, inside(1.0), [])
+    assert said[1:] == ["the channel is being left"]
+
+
+def test_bf16_weights_that_swallow_their_steps_are_named() -> None:
+    said: list[str] = []
+    model = tiny_llama().bfloat16()
+    train(model, 4, GeometryMonitor, every=2, k=4, alert=lambda title, text: said.append(title), lr=1e-6)
+    assert said == ["bf16 is swallowing the update"]
+    said.clear()
+    train(tiny_llama(), 4, GeometryMonitor, every=2, k=4, alert=lambda title, text: said.append(title), lr=1e-6)
+    assert said == []
+
+
+def test_alerts_go_to_trackio_where_it_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[dict[str, Any]] = []
+    trackio = SimpleNamespace(alert=lambda **words: sent.append(words), AlertLevel=SimpleNamespace(WARN="warn"))
+    monkeypatch.setitem(__import__("sys").modules, "trackio", trackio)
+    to_trackio_or_warning("a title", "a text")
+    assert sent == [{"title": "a title", "text": "a text", "level": "warn"}]
+    monkeypatch.delitem(__import__("sys").modules, "trackio")
+    with pytest.warns(UserWarning, match="a title: a text"):
+        to_trackio_or_warning("a title", "a text")
+
+
+def test_a_diverged_run_goes_on_and_is_told() -> None:
+    model = nn.Sequential(nn.Linear(8, 8))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    with GeometryMonitor(model, optimizer, every=1, k=2) as monitor, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model[0].weight.grad = torch.full((8, 8), math.nan)
+        optimizer.step()
+    assert any("NaN or infinite" in str(w.message) for w in caught)
+    assert "geometry/stable_rank" not in monitor.latest
