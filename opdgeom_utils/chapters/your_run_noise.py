@@ -99,7 +99,12 @@ def _length_words(found: dict[str, float]) -> str:
     share = (
         "" if math.isnan(coherent) else f" Coherence: {number(coherent, '.2g')} (0 for a walk, 1 for a straight line)."
     )
-    if ratio > TENTH:
+    if coherent > TENTH:
+        verdict = (
+            "That is further than these rates could carry any weight, even with the same gradient at every update. So "
+            "the rate, the number of updates or the optimiser is not as told."
+        )
+    elif ratio > TENTH:
         verdict = "It went further than noise: its gradients agreed from update to update, or weight decay pulled."
     elif ratio < 1 / TENTH:
         verdict = (

@@ -17,7 +17,7 @@ from opdgeom_utils.errors import MetricInputError
 from opdgeom_utils.intervals import number
 from opdgeom_utils.project_files import PROJECT
 from opdgeom_utils.scopes import ATTENTION, MODULES
-from opdgeom_utils.vocabulary import metric_of
+from opdgeom_utils.vocabulary import compared, metric_of
 
 PARAMETER_FILES = PROJECT / "notebooks" / "params"
 SPARSITY = "update_sparsity"
@@ -192,6 +192,43 @@ def by_kind(table: pd.DataFrame, metrics: Sequence[str] = (SPARSITY, "normalized
         for name, values in numbers.items()
     }
     return pd.DataFrame({"kind": list(order), "matrices": groups.size().reindex(order).tolist(), **text})
+
+
+def expected_beside_made(expected: pd.DataFrame, made: pd.DataFrame, null: str = "shuffled") -> pd.DataFrame:
+    """Set the expected values of a null beside one that was made and measured, for the matrices of a report.
+
+    Parameters
+    ----------
+    expected, made
+        Tables of the same pair, with ``nulls="expected"`` and ``nulls="exact"``.
+    null
+        Suffix of the null.
+
+    Returns
+    -------
+    DataFrame
+        ``metric`` in words, the mean of the ``expected`` and of the ``made`` null at the last checkpoint, and
+        ``expected / made``.
+
+    Examples
+    --------
+    >>> rows = pd.DataFrame({"step": 1, "module": "q_proj", "shape": "2x2"}, index=range(2))
+    >>> columns = {f"{metric}_shuffled": 0.5 for metric in compared()}
+    >>> both = expected_beside_made(rows.assign(**columns), rows.assign(**columns))
+    >>> both["expected / made"].tolist() == [1.0] * len(compared())
+    True
+    """
+    columns = [f"{metric}_{null}" for metric in compared()]
+    first, second = (matrices_of(last_step(table))[columns].mean() for table in (expected, made))
+    titles = [metric_of(metric).title for metric in compared()]
+    return pd.DataFrame(
+        {
+            "metric": titles,
+            "expected": first.tolist(),
+            "made": second.tolist(),
+            "expected / made": (first / second).tolist(),
+        }
+    )
 
 
 def compared_table(run: OpenedRun) -> pd.DataFrame:

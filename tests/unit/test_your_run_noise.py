@@ -29,7 +29,8 @@ def table(ratio: float = 1.0, sparsity: float = 0.5, expected: float = 0.5, dtyp
 
 
 @pytest.mark.parametrize(
-    ("ratio", "words"), [(4.0, "further than noise"), (1.05, "as far as noise goes"), (0.5, "less far than noise")]
+    ("ratio", "words"),
+    [(40.0, "not as told"), (4.0, "further than noise"), (1.05, "as far as noise goes"), (0.5, "less far than noise")],
 )
 def test_length_follows_its_rule(ratio: float, words: str) -> None:
     said = noise_reading(table(ratio))
