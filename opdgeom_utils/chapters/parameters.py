@@ -172,6 +172,10 @@ def check_given(given: Mapping[str, object], declared: Mapping[str, str], notebo
     Examples
     --------
     >>> check_given({"profile": "smoke"}, {"profile": "str"}, "01_toy_world")
+    >>> check_given({"rate": "1e-6"}, {"rate": "float"}, "01_toy_world")
+    Traceback (most recent call last):
+        ...
+    opdgeom_utils.errors.NotebookParameterError: ... YAML reads 1e-6 as text: write 1.000000e-06, with a point, or ...
     >>> check_given({"profil": "smoke"}, {"profile": "str"}, "01_toy_world")
     Traceback (most recent call last):
         ...
@@ -199,6 +203,9 @@ def _how_to_pass(name: str, value: object, annotation: Any) -> str:
         return f'It is text, so tell papermill -r {name} {value} (not -p), or quote it in YAML: {name}: "{value}".'
     if isinstance(value, str) and has_type([value], annotation):
         return f"It is a list, so tell papermill -y '{name}: [{value}]', or give it in a file of parameters."
+    with contextlib.suppress(ValueError):
+        if isinstance(value, str) and "e" in value.lower() and has_type(float(value), annotation):
+            return f"YAML reads {value} as text: write {float(value):.6e}, with a point, or {float(value):.12f}."
     with contextlib.suppress(yaml.YAMLError):
         if isinstance(value, str) and has_type(yaml.safe_load(value), annotation):
             return f"It is no text, so tell papermill -p {name} {value} (not -r), or leave the quotes out in YAML."
