@@ -144,38 +144,39 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
+@pytest.mark.parametrize("nulls", ["expected", "exact"])
 @pytest.mark.parametrize("shape", [(6000, 16), (16, 6000)])
-def test_nothing_larger_than_the_matrix_in_float64_is_ever_made(shape):
+def test_nothing_larger_than_the_matrix_in_float64_is_ever_made(shape, nulls):
     generator = torch.Generator().manual_seed(0)
     before, after = (nn.Linear(*shape[::-1], bias=False, dtype=torch.bfloat16) for _ in range(2))
     before.weight.data.copy_(torch.randn(shape, generator=generator))
     after.weight.data.copy_(before.weight.data + 0.01 * torch.randn(shape, generator=generator))
     with LargestTensor() as largest:
-        diagnose_pair(before, after, k=4, rank=4)
+        diagnose_pair(before, after, k=4, rank=4, nulls=nulls)
     assert largest.n_bytes <= 8 * 6000 * 16
 
 
 DEVICES = ["cpu", *[d for d in ("cuda", "xpu") if getattr(torch, d).is_available()]]
 
 
+@pytest.mark.parametrize("nulls", ["expected", "exact"])
 @pytest.mark.parametrize("device", DEVICES)
-def test_devices_agree(device, monkeypatch):
+def test_devices_agree(device, nulls, monkeypatch):
     """The processor is asked to go the road of the others: Gram matrices and eigenvalues by torch."""
     generator = torch.Generator().manual_seed(0)
     before, after = (nn.Linear(48, 96, bias=False) for _ in range(2))
     before.weight.data.copy_(torch.randn(96, 48, generator=generator))
     after.weight.data.copy_(before.weight.data + 0.01 * torch.randn(96, 48, generator=generator))
-    here = diagnose_pair(before, after, k=8, rank=8, device="cpu").iloc[0]
+    here = diagnose_pair(before, after, k=8, rank=8, nulls=nulls, device="cpu").iloc[0]
     asked = []
     for module in (gram, symmetric_eigen) if device == "cpu" else ():
         monkeypatch.setattr(module, "on_cpu", lambda tensor: bool(asked.append(tensor)))
-    there = diagnose_pair(before, after, k=8, rank=8, device=device).iloc[0]
+    there = diagnose_pair(before, after, k=8, rank=8, nulls=nulls, device=device).iloc[0]
     assert asked or device != "cpu"
     exact = [column for column in here.index if "sparsity" in column or "overlap" in column]
     assert here[exact].tolist() == there[exact].tolist()
-    for column in (
-        set(here.index) - set(exact) - {"name", "module", "shape", "dtype", "layer", "angles_defined", "note"}
-    ):
+    words = {"name", "module", "shape", "dtype", "layer", "angles_defined", "note", "null_note"}
+    for column in set(here.index) - set(exact) - words:
         assert there[column] == pytest.approx(here[column], rel=1e-8, abs=1e-6 if "deg" in column else 1e-12), column
 
 
