@@ -152,6 +152,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = ["sft", "grpo", "distillation"]
     parser.add_argument("--trainers", nargs="+", default=["sft", "distillation"], choices=kinds)
+    parser.add_argument("--matrices", nargs="+", default=list(LIMITS), choices=list(LIMITS))
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=30)
@@ -163,7 +164,7 @@ def main() -> int:
         print(f"every {EVERY}th of {options.steps} steps, {options.tokens} tokens in 8 sequences, one thread")
         print(f"{'trainer':14s}{'matrices':>10s}{'cpu s/step':>12s}{'time':>8s}{'memory':>8s}{'limit':>8s}")
         for kind in options.trainers:
-            for matrices, limit in LIMITS.items():
+            for matrices, limit in ((name, LIMITS[name]) for name in options.matrices):
                 seconds, of_time, of_memory = measure(kind, matrices, options, start)
                 over |= max(of_time, of_memory) > limit
                 print(f"{kind:14s}{matrices:>10s}{seconds:12.2f}{of_time:8.2%}{of_memory:8.2%}{limit:8.0%}", flush=True)

@@ -96,6 +96,7 @@ def report(
     REFERENCE and TUNED are folders, files, hub names (name@revision) or shipped models (base, anchor, teacher).
     Nothing is measured before the plan is printed. A killed call goes on where it was when it is made again. With a
     learning rate, or a trainer_state.json beside TUNED, the run also stands beside noise along its own schedule.
+    A table that a monitor wrote while a run trained (geometry.parquet) is given alone.
 
     Examples
     --------
@@ -108,6 +109,11 @@ def report(
       opdgeom report Qwen/Qwen3-8B-Base ./my-run --learning-rate 1e-6 --updates 1000 --schedule cosine --warmup 0.1
     """
     with _plain_errors("no report was written"):
+        if reference.endswith(".parquet") and not tuned:
+            from opdgeom_utils.report.watched import write_watched
+
+            print(f"report ready\n  {write_watched(Path(reference), out).as_uri()}")
+            return
         from opdgeom_utils.report.papermill_run import read_parameters
         from opdgeom_utils.report.write import taken_apart, write_report
 

@@ -58,12 +58,10 @@ class RatesTaken:
         index = self._group[id(parameter)]
         taken, group = self.taken[index], self._optimizer.param_groups[index]
         length, walk = self._exact.get(index, (0, 0.0))
-        if len(taken) <= EXACT_UNTIL or len(taken) >= GROWTH * length or walk == 0:
+        if length != len(taken) and (len(taken) <= EXACT_UNTIL or len(taken) >= GROWTH * length or walk == 0):
             first, second = (float(beta) for beta in group["betas"])
             decay = min(1.0, float(group.get("weight_decay", 0.0) or 0.0))
-            length, walk = (
-                len(taken),
-                noise_walk_rms(taken, betas=(first, second), weight_decay=decay),
-            )
+            length = len(taken)
+            walk = noise_walk_rms(taken, betas=(first, second), weight_decay=decay)
             self._exact[index] = (length, walk)
         return walk * math.hypot(*taken) / (math.hypot(*taken[:length]) or 1.0), ballistic_rms(taken)

@@ -12,12 +12,15 @@ import pytest
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers.pytorch_utils import Conv1D
 
-from opdgeom_utils import GeometryCallback, GeometryMonitor, metrics
+from opdgeom_utils import GeometryCallback, GeometryMonitor, cli, metrics
 from opdgeom_utils.errors import MonitorError
 from opdgeom_utils.monitor.alerts import Alerts, to_trackio_or_warning
 from opdgeom_utils.monitor.rates import RatesTaken
 from opdgeom_utils.monitor.spaces import leading_spaces, share_inside, similarity, stable_rank_of_noise, walk_similarity
+from opdgeom_utils.monitor.watch import SIZES
+from opdgeom_utils.report.watched import watched_numbers
 
 WORDS = 64
 
@@ -198,13 +201,14 @@ def test_lora_is_measured_as_the_merged_matrix(tmp_path: Path) -> None:
         assert 0 < row["walk_ratio"] < 4
 
 
-def test_what_noise_does_to_a_lora() -> None:
-    """A and B driven by Adam on white noise: the merged matrix moves as far as stated."""
+@pytest.mark.parametrize("frozen", [None, "lora_A"])
+def test_what_noise_does_to_a_lora(frozen: str | None) -> None:
+    """A and B, or B alone, driven by Adam on white noise: the merged matrix moves as far as stated."""
     peft = pytest.importorskip("peft")
     torch.manual_seed(0)
     config = peft.LoraConfig(r=8, lora_alpha=16, target_modules=["0"])
     model = peft.get_peft_model(nn.Sequential(nn.Linear(96, 64)), config)
-    factors = [p for p in model.parameters() if p.requires_grad]
+    factors = [p for name, p in model.named_parameters() if p.requires_grad and (not frozen or frozen not in name)]
     optimizer = torch.optim.AdamW(factors, lr=1e-2, weight_decay=0.0)
     with GeometryMonitor(model, optimizer, every=60, k=2) as monitor:
         for _ in range(60):
@@ -225,6 +229,28 @@ def test_dora_and_flattened_matrices_are_refused() -> None:
     flat = nn.ParameterList([nn.Parameter(torch.zeros(64))])
     with pytest.raises(MonitorError, match="FSDP 2"):
         GeometryMonitor(flat, torch.optim.AdamW(flat.parameters()))
+
+
+def test_a_layer_stored_as_in_out_is_turned(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layers = nn.Sequential(Conv1D(24, 16))  # 16 inputs, 24 outputs
+    before = layers[0].weight.detach().clone()
+    optimizer = torch.optim.AdamW(layers.parameters(), lr=1e-3)
+    with GeometryMonitor(layers, optimizer, every=2, k=2, out=tmp_path / "g.parquet"):
+        for _ in range(4):
+            layers(torch.randn(4, 16)).square().sum().backward()
+            optimizer.step()
+    last = pd.read_parquet(tmp_path / "g.parquet").iloc[-1]
+    assert last["shape"] == "24x16"
+    assert (last["step_inside_left_random"], last["step_inside_right_random"]) == (2 / 24, 2 / 16)
+    assert last["update_norm"] == pytest.approx(float((layers[0].weight.detach() - before).norm()), rel=1e-5)
+
+
+def test_a_few_weights_tell_what_noise_would_show() -> None:
+    w = 0.02 * torch.randn(1536, 576, generator=torch.Generator().manual_seed(0)).bfloat16()
+    for rms in (1e-6, 1e-5, 1e-4):
+        few = metrics.noise_sparsity(w[:: math.ceil(w.numel() / SIZES)], rms)
+        assert few == pytest.approx(metrics.noise_sparsity(w, rms), abs=0.003)
 
 
 class Lines(torch.utils.data.Dataset):
@@ -305,3 +331,18 @@ def test_a_diverged_run_goes_on_and_is_told() -> None:
         optimizer.step()
     assert any("NaN or infinite" in str(w.message) for w in caught)
     assert "geometry/stable_rank" not in monitor.latest
+
+
+def test_the_report_of_a_watched_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "geometry.parquet"
+    monitor = train(tiny_llama(), 6, GeometryMonitor, every=2, k=4, out=table)
+    assert cli.main(["report", str(table)]) == 0
+    page = (tmp_path / "geometry.html").read_text()
+    assert f"{monitor.latest['geometry/walk_ratio']:.2f} times as far" in page
+    assert "similarity to early space, left" in page
+    numbers = watched_numbers(table)
+    assert list(numbers["step"]) == [2, 4, 6]
+    assert numbers["coherence"].iloc[-1] == pytest.approx(monitor.latest["geometry/coherence"])
+    pd.DataFrame({"step": [1]}).to_parquet(tmp_path / "other.parquet")
+    assert cli.main(["report", str(tmp_path / "other.parquet")]) == 1
+    assert "expected the table that a" in capsys.readouterr().err
