@@ -30,8 +30,8 @@ serve: book ## show the built book at http://127.0.0.1:8000 (PORT=... for anothe
 linkcheck: env ## follow every outside link of the book (needs the internet; never part of `test`)
 	@$(VENV) -m tools.build_book --jobs $(JOBS) --linkcheck
 
-runs: env ## train whatever run is missing and rewrite data/results (hours; resumable); ADD=1 trains only what the tables lack
-	@$(VENV) -m tools.make_runs --workers $(JOBS) $(if $(ADD),--add)
+runs: env ## train whatever run is missing and rewrite data/results/PROFILE (toy; hours; resumable); ADD=1 trains only what the tables lack
+	@$(VENV) -m tools.make_runs --profile $(or $(PROFILE),toy) --workers $(JOBS) $(if $(ADD),--add)
 
 models: env ## rebuild base, anchor and teacher in data/models (up to two hours)
 	@$(VENV) -m tools.build_models

@@ -226,7 +226,7 @@ def trl_trainer(recipe: Recipe, student: str, teacher: str, settings: dict[str, 
 def our_variants(name: str, prompts: int = 16, micro_batches: int = 4) -> list[tuple[str, Recipe]]:
     """Return our sides of one objective: like TRL's update first, all in fp32, then the other ways to compute one."""
     batch = {"prompts_per_update": prompts, "micro_batches": micro_batches}
-    single = dataclasses.replace(load_recipe(name, "toy"), updates_per_rollout=1, **batch)
+    single = dataclasses.replace(load_recipe(name, "first_regime"), updates_per_rollout=1, **batch)
     variants = [("ours, fp32", single), ("ours, products in bf16", dataclasses.replace(single, compute="bfloat16"))]
     if name == "opd":
         variants.append(("ours, fp32, full vocabulary", dataclasses.replace(single, estimator="full_vocab")))

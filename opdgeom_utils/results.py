@@ -28,7 +28,7 @@ from opdgeom_utils.runs import Run
 from opdgeom_utils.scopes import HEADLINE
 from opdgeom_utils.training import TRAINING_VERSION
 
-RESULTS = PROJECT / "data" / "results"
+RESULTS = PROJECT / "data" / "results"  # a folder for each profile
 RunKey = tuple[str, str, int]  # profile, recipe, seed
 KEYS = ["profile", "recipe", "seed", "step"]
 DIAGNOSE_OPTIONS: dict[str, Any] = {"eta": 1e-3, "alpha": 0.3, "rank": 64, "k": 16}
@@ -81,13 +81,23 @@ def weights_of(recipe: Recipe) -> dict[str, str]:
     }
 
 
-def recorded_runs(folder: Path = RESULTS) -> dict[RunKey, str]:
+def results_of(profile: str) -> Path:
+    """Return the folder of a profile's committed tables, there or not."""
+    return RESULTS / profile
+
+
+def are_committed(profile: str) -> bool:
+    """Whether a profile has committed tables."""
+    return (results_of(profile) / "provenance.json").is_file()
+
+
+def recorded_runs(folder: Path) -> dict[RunKey, str]:
     """Fingerprint of every run that the tables in a folder hold, by (profile, recipe, seed); empty without tables."""
     return {_entry_key(entry): entry["fingerprint"] for entry in _entries(folder)}
 
 
 def write_tables(
-    runs: Iterable[Run], folder: Path = RESULTS, *, measures: pd.DataFrame | None = None, add: bool = False
+    runs: Iterable[Run], folder: Path, *, measures: pd.DataFrame | None = None, add: bool = False
 ) -> Tables:
     """Write the tables of ``runs`` and their provenance, each file whole or not at all.
 
@@ -150,21 +160,25 @@ def _entries(folder: Path) -> list[dict[str, Any]]:
     return json.loads(path.read_text(encoding="utf-8"))["runs"] if path.is_file() else []
 
 
-def load_tables(profile: str = "toy", folder: Path = RESULTS) -> Tables:
+def load_tables(profile: str = "toy", folder: Path | None = None) -> Tables:
     """Read the committed tables of one profile and check that today's recipes made them.
+
+    Tables that their provenance calls archived were made by an earlier training source. They are never made anew, so
+    they must be, byte for byte, the ones that were archived.
 
     Raises
     ------
     StaleResultsError
         If the tables are missing, or a recipe, its weights or the training version has changed since: run ``make
-        runs``.
+        runs``. If an archived table has changed.
     """
+    folder = folder or results_of(profile)
     if not (folder / "provenance.json").is_file():
         raise StaleResultsError(
             f"no result tables in {folder}; expected geometry, training, accuracy and provenance. Run `make runs`"
         )
-    entries = _entries(folder)
-    known = recipe_names(profile)
+    entries, known = _entries(folder), recipe_names(profile)
+    _check_archived(folder)
     for entry in (e for e in entries if e["recipe"]["profile"] == profile):
         name = entry["recipe"]["name"]
         if name not in known:
@@ -185,6 +199,16 @@ def load_tables(profile: str = "toy", folder: Path = RESULTS) -> Tables:
         if found[name] is None or found[name].empty:
             raise StaleResultsError(f"{folder / name}.parquet holds nothing of profile {profile}. Run `make runs`")
     return Tables(**found)
+
+
+def _check_archived(folder: Path) -> None:
+    archived = json.loads((folder / "provenance.json").read_text(encoding="utf-8")).get("archived")
+    for name, digest in (archived or {"sha256": {}})["sha256"].items():
+        path = folder / name
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            raise StaleResultsError(
+                f"{path} is missing or is not the table that was archived; bring it back with `git checkout -- {path}`"
+            )
 
 
 def _rows_of(path: Path, profile: str) -> Any:

@@ -41,7 +41,7 @@ def geometry() -> pd.DataFrame:
             for metric in METRICS:
                 values[f"{metric}_shuffled"] = values[metric] * 0.93
                 values[f"{metric}_random"] = values[metric] * 1.05
-            keys = {"profile": "toy", "recipe": recipe, "seed": seed, "step": step, "layer": layer, "module": module}
+            keys = {"profile": "first_regime", "recipe": recipe, "seed": seed, "step": step, "layer": layer, "module": module}
             rows.append(keys | {"n_entries": 1000, "update_norm": size, "reference_norm": 100.0} | values)
     return pd.DataFrame(rows)
 
@@ -50,7 +50,7 @@ def geometry() -> pd.DataFrame:
 def accuracy() -> pd.DataFrame:
     draw = np.random.default_rng(1)
     rows = [
-        ("toy", recipe, seed, step, "code", family, 0.4 + 0.02 * step**0.5 + 0.01 * float(draw.normal()))
+        ("first_regime", recipe, seed, step, "code", family, 0.4 + 0.02 * step**0.5 + 0.01 * float(draw.normal()))
         for recipe, seed, step, family in itertools.product(RECIPES, range(5), (0, *STEPS), "ab")
     ]
     return pd.DataFrame(rows, columns=["profile", "recipe", "seed", "step", "domain", "family", "sampled"])
@@ -142,7 +142,7 @@ def long_table() -> pd.DataFrame:
     """The long table of paths: every quantity that the figures of the path draw, with its nulls; five seeds."""
     draw, rows = np.random.default_rng(1), []
     for (i, recipe), seed, step in itertools.product(enumerate(RECIPES), range(5), STEPS):
-        part, key = (step / 100) ** 0.5, {"profile": "toy", "recipe": recipe, "seed": seed, "step": step}
+        part, key = (step / 100) ** 0.5, {"profile": "first_regime", "recipe": recipe, "seed": seed, "step": step}
         key |= {"scope": "attention", "side": "", "k": 0, "null": ""}
         key |= {"other_recipe": "", "other_seed": -1, "other_step": -1}
         rank = 6.0 + i + float(draw.normal(scale=0.1))

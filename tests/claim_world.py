@@ -35,7 +35,7 @@ def hand_tables(values: Values, steps: Mapping[str, Mapping[int, tuple[float, fl
     for recipe, metrics in values.items():
         lengths = [len(v) for v in metrics.values() if not isinstance(v, float)]
         for seed in range(max(lengths, default=len(SEEDS))):
-            keys = {"profile": "toy", "recipe": recipe, "seed": seed}
+            keys = {"profile": "first_regime", "recipe": recipe, "seed": seed}
             accuracy.append(keys | {"step": 0, "domain": "code", "family": "runs", "sampled": 0.4})
             for step, (norm, gain) in (steps or {}).get(recipe, {1: (1.0, 0.0)}).items():
                 own = {m: v if isinstance(v, float) else v[seed] for m, v in metrics.items()}

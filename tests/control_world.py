@@ -28,7 +28,7 @@ def measures() -> pd.DataFrame:
         rank = 4.0 if recipe in ("rlvr", "mix_05", "mix_01") else 6.0
         for seed in seeds_of(recipe):
             for step in RLVR_STEPS if recipe == "rlvr" else STEPS:
-                keep = {"profile": "toy", "recipe": recipe, "seed": seed, "step": step}
+                keep = {"profile": "first_regime", "recipe": recipe, "seed": seed, "step": step}
                 value = rank + 0.1 * float(draw.normal())
                 rows.append(keep | {"scope": "attention", "quantity": "stable_rank", "value": value})
                 rows.append(keep | {"scope": "attention", "quantity": "stable_rank_bf16", "value": value * 1.5})
@@ -36,13 +36,13 @@ def measures() -> pd.DataFrame:
                 rows.append(keep | {"quantity": "teacher_distance", "value": 0.5 - 0.002 * step})
             rows += overlaps(recipe, seed)
     for seed in range(3):
-        rows += [row | {"profile": "toy", "seed": seed, "scope": "attention"} for row in moments()]
+        rows += [row | {"profile": "first_regime", "seed": seed, "scope": "attention"} for row in moments()]
     return as_measures(rows)
 
 
 def overlaps(recipe: str, seed: int) -> list[dict[str, Any]]:
     keep = {
-        "profile": "toy",
+        "profile": "first_regime",
         "recipe": recipe,
         "seed": seed,
         "step": 50 if recipe == "rlvr" else 40,

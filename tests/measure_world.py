@@ -100,7 +100,7 @@ def measures_for(
     columns = ["recipe", "seed", "step", "scope", "side", "k", "quantity", "null"]
     columns += ["other_recipe", "other_seed", "other_step"]
     table = pd.DataFrame(list(rows), columns=columns)
-    return table.assign(profile="toy", value=list(rows.values()))
+    return table.assign(profile="first_regime", value=list(rows.values()))
 
 
 def full_world(claims: tuple[Claim, ...], value: Callable[[str, str, str, str, int], float] = agreeing) -> HandTables:

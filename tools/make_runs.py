@@ -1,4 +1,4 @@
-"""Train every run of a profile that is missing, two processes at once, and write data/results (`make runs`)."""
+"""Train every run of a profile that is missing, two processes at once, and write data/results/PROFILE (`make runs`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from opdgeom_utils.measures.path_overlaps import missing_counterparts
 from opdgeom_utils.models import PROJECT
 from opdgeom_utils.provenance import fingerprint
 from opdgeom_utils.recipes import load_recipe, recipe_names
-from opdgeom_utils.results import RESULTS, Tables, recorded_runs, run_key, write_tables
+from opdgeom_utils.results import Tables, recorded_runs, results_of, run_key, write_tables
 from opdgeom_utils.runs import Run, load_or_train, run_of
 from opdgeom_utils.workers import Job, load_or_train_many
 
@@ -59,8 +59,10 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--finished", action="store_true", help="train nothing: take the runs that are finished")
     parser.add_argument("--add", action="store_true", help="keep the tables' rows of runs that they hold already")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the tables")
+    parser.add_argument("--results", type=Path, help="folder for the tables (default: data/results/PROFILE)")
     args = parser.parse_args()
+    own = results_of(args.profile)
+    args.results = args.results or own
     every = known_runs(args.profile)
     jobs = [job for job in jobs_of(args.profile, args.recipes, args.seeds) if job in every]
     if args.add:
@@ -76,14 +78,12 @@ def main() -> int:
     if not runs:
         print(f"{args.results} holds every run that is {'finished' if args.finished else 'asked for'}; nothing to do")
         return 0
-    whole = args.profile == PUBLISHED and (args.add or (not args.recipes and args.seeds is None))
-    if args.results == RESULTS and not whole:
-        print(
-            f"{len(jobs)} runs are ready; the committed tables hold all of {PUBLISHED} and stay. Give --results FOLDER"
-        )
+    whole = args.add or (not args.recipes and args.seeds is None)
+    if args.results == own and not whole:
+        print(f"{len(jobs)} runs are ready; {own} holds all of {args.profile} and stays. Give --add or --results FOLDER")
         return 0
     tables = write_tables(runs, args.results, measures=measures_of(runs, others=list(every.values())), add=args.add)
-    if args.results == RESULTS:
+    if args.profile == PUBLISHED and args.results == own:
         storage.write_atomic(FIGURE, readme_figure(tables))
     print(f"wrote {args.results}: {len(tables.geometry)} geometry rows from {len(jobs)} runs")
     return 0

@@ -14,11 +14,11 @@ import pandas as pd
 from opdgeom_utils.errors import NotebookParameterError, StaleResultsError
 from opdgeom_utils.measures.of_runs import OVERLAPS, PARTS, measures_of
 from opdgeom_utils.recipes import load_recipe, recipe_names
-from opdgeom_utils.results import Tables, load_tables, tables_of
+from opdgeom_utils.results import Tables, are_committed, load_tables, tables_of
 from opdgeom_utils.runs import Run, load_or_train
 from opdgeom_utils.scopes import HEADLINE
 
-PUBLISHED = "toy"
+PUBLISHED = "first_regime"  # whose runs the chapters show
 SMOKE_LABEL = "smoke test, not evidence"
 
 
@@ -41,8 +41,8 @@ def tables_for(profile: str, seeds: Sequence[int], recipes: Sequence[str] = HEAD
     Parameters
     ----------
     profile
-        ``toy``: the committed tables of every recipe are read, and checked against today's recipes. Any other profile:
-        its runs are opened, or trained first, and measured now.
+        Where it has committed tables, they are read and checked against today's recipes. Of any other profile the runs
+        are opened, or trained first, and measured now.
     seeds
         Which seeds, each one of the profile's own.
     recipes
@@ -55,7 +55,7 @@ def tables_for(profile: str, seeds: Sequence[int], recipes: Sequence[str] = HEAD
     NotebookParameterError
         If no seed is given, or one that the profile does not have.
     """
-    if profile == PUBLISHED:
+    if are_committed(profile):
         tables, origin = load_tables(profile), "committed tables"
         held = {int(seed) for seed in tables.accuracy["seed"]}
     else:
@@ -94,9 +94,9 @@ def with_measures(
     """
     measures = tables.measures
     if measures is None:
-        if tables.profile == PUBLISHED:
+        if are_committed(tables.profile):
             raise StaleResultsError(
-                f"measures.parquet is not in data/results, expected the measures of {PUBLISHED}. Run `make runs`"
+                f"measures.parquet is not in data/results/{tables.profile}, expected its measures. Run `make runs`"
             )
         measures = measures_of(_runs(tables.profile, tables.seeds, recipes), parts)
     if quantities and not set(quantities) & set(measures["quantity"]):

@@ -36,7 +36,7 @@ def projected_runs(profile: str) -> pd.DataFrame:
 
     Examples
     --------
-    >>> runs = projected_runs("toy").set_index("recipe")
+    >>> runs = projected_runs("first_regime").set_index("recipe")
     >>> runs.loc["opd_project_left", ["free", "space", "sweep"]].tolist()
     ['opd', 'early space, left side', 'space']
     """

@@ -101,7 +101,7 @@ def among(own: pd.DataFrame, toy: pd.DataFrame) -> pd.DataFrame:
     Examples
     --------
     >>> own = pd.DataFrame({"profile": "yours", "recipe": "mine", "seed": 0, "step": [1, 2], "x": [5.0, 6.0]})
-    >>> toy = pd.DataFrame({"profile": "toy", "recipe": ["sft"], "seed": 0, "step": 9, "x": 1.0})
+    >>> toy = pd.DataFrame({"profile": "first_regime", "recipe": ["sft"], "seed": 0, "step": 9, "x": 1.0})
     >>> among(own, toy)[["recipe", "x"]].values.tolist()
     [['sft', 1.0], ['mine', 6.0]]
     """

@@ -158,7 +158,7 @@ class LookUp:
         if unknown:
             raise MetricInputError(f"a cell has the keys {sorted(unknown)}; expected some of {sorted(CELL_KEYS)}")
         if self.sources.cells is None:
-            self.note("the table of measures (data/results/measures.parquet) has not been made")
+            self.note("the table of measures (measures.parquet) has not been made")
             return [{} for _ in self.seeds]
         rows = self._rows(cell)
         turn = 1 if cell.get("seed") == "next" else 0

@@ -61,7 +61,7 @@ def summarise(geometry: pd.DataFrame, modules: Sequence[str] | None = ATTENTION)
 
     >>> rows = pd.DataFrame(
     ...     {
-    ...         "profile": "toy",
+    ...         "profile": "first_regime",
     ...         "recipe": "opd",
     ...         "seed": 0,
     ...         "step": 1,
@@ -141,7 +141,7 @@ def matched(
     ...     "step": [1, 2, 1, 2, 9],
     ...     "x": [0.0, 1.0, 0.0, 8.0, 9.0],
     ... }
-    >>> rows = pd.DataFrame({"profile": "toy", "seed": 0, **runs, "total_norm": [1.0, 4.0, 0.5, 1.0, 2.0]})
+    >>> rows = pd.DataFrame({"profile": "first_regime", "seed": 0, **runs, "total_norm": [1.0, 4.0, 0.5, 1.0, 2.0]})
     >>> [matched(rows, at)["x"].round(6).tolist() for at in ("final", "equal_updates", "equal_norm")]
     [[1.0, 9.0], [1.0, 8.0], [0.5, 9.0]]
     """
@@ -174,7 +174,7 @@ def matched(
 def final(summary: pd.DataFrame) -> pd.DataFrame:
     """Last checkpoint of each run: the paper's own comparison, each objective at its own number of steps.
 
-    >>> final(pd.DataFrame({"profile": "toy", "recipe": "opd", "seed": 0, "step": [2, 9, 5], "x": [1.0, 2.0, 3.0]}))[
+    >>> final(pd.DataFrame({"profile": "first_regime", "recipe": "opd", "seed": 0, "step": [2, 9, 5], "x": [1.0, 2.0, 3.0]}))[
     ...     "x"
     ... ].tolist()
     [2.0]
@@ -188,7 +188,7 @@ def accuracy_gain(accuracy: pd.DataFrame) -> pd.DataFrame:
 
     >>> rows = pd.DataFrame(
     ...     {
-    ...         "profile": "toy",
+    ...         "profile": "first_regime",
     ...         "recipe": "opd",
     ...         "seed": 0,
     ...         "step": [0, 0, 5, 5],

@@ -37,7 +37,7 @@ def as_measures(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
     Examples
     --------
-    >>> row = {"profile": "toy", "recipe": "opd", "seed": 0, "step": 8, "quantity": "accuracy", "value": 0.5}
+    >>> row = {"profile": "first_regime", "recipe": "opd", "seed": 0, "step": 8, "quantity": "accuracy", "value": 0.5}
     >>> as_measures([row])[["recipe", "scope", "k", "value"]].values.tolist()
     [['opd', '', 0, 0.5]]
     """

@@ -20,7 +20,7 @@ COLUMNS = ("walk_ratio", "coherence", "noise_sparsity")
 def rates_of(recipe: Recipe) -> list[float]:
     """Learning rate of every update of a recipe.
 
-    >>> len(set(rates_of(load_recipe("opd", "toy"))))
+    >>> len(set(rates_of(load_recipe("opd", "first_regime"))))
     1
     """
     return metrics.learning_rate_schedule(
@@ -42,7 +42,7 @@ def walk_of(recipe_name: str, profile: str, step: int | None = None) -> Walk:
 
     Examples
     --------
-    >>> walk = walk_of("opd", "toy", 1)
+    >>> walk = walk_of("opd", "first_regime", 1)
     >>> round(walk.rms / walk.ballistic, 5)
     1.0
     """
@@ -57,7 +57,7 @@ def walk_of(recipe_name: str, profile: str, step: int | None = None) -> Walk:
 def noise_sparsity_of(recipe_name: str, profile: str) -> float:
     """Update sparsity that noise is expected to leave at a recipe's end, over all tensors, weighted by entries.
 
-    >>> 0 < noise_sparsity_of("sft", "toy") < noise_sparsity_of("opd", "toy") < 1
+    >>> 0 < noise_sparsity_of("sft", "first_regime") < noise_sparsity_of("opd", "first_regime") < 1
     True
     """
     start, walk = load_recipe(recipe_name, profile).start, walk_of(recipe_name, profile)

@@ -14,7 +14,7 @@ def tables() -> Tables:
 
 
 def test_only_the_seeds_asked_for_stay_in_every_table() -> None:
-    kept = committed_tables.only_seeds(tables(), "toy", [2, 0], "committed tables")
+    kept = committed_tables.only_seeds(tables(), "first_regime", [2, 0], "committed tables")
     assert kept.seeds == (0, 2)
     assert sorted(set(kept.geometry["seed"])) == [0, 2]
     assert [len(t) for t in (kept.geometry, kept.training, kept.accuracy)] == [4, 4, 4]

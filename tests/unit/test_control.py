@@ -15,7 +15,7 @@ from tests.control_world import measures
 
 
 def paths_of(values: dict[tuple[str, int], dict[int, float]]) -> pd.DataFrame:
-    keep = {"profile": "toy", "scope": "attention", "quantity": "stable_rank"}
+    keep = {"profile": "first_regime", "scope": "attention", "quantity": "stable_rank"}
     return as_measures(
         keep | {"recipe": r, "seed": s, "step": t, "value": v}
         for (r, s), path in values.items()

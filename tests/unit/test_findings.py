@@ -58,7 +58,7 @@ def test_matched_sentence_counts_each_match_by_itself() -> None:
 def test_where_sentence_weighs_sparsity_by_entries_and_counts_orders_only() -> None:
     geometry = pd.DataFrame(
         {"recipe": ["sft", "opd", "opd"], "n_entries": [4, 3, 1], "update_sparsity": [0.125, 0.5, 0.9]}
-    ).assign(profile="toy", seed=0, step=1, module="q_proj", update_norm=1.0)
+    ).assign(profile="first_regime", seed=0, step=1, module="q_proj", update_norm=1.0)
     rows = card(
         ("update_sparsity_order", "paper_steps", "reproduced"), ("spectral_drift_decades", "paper_steps", "partly")
     )

@@ -11,7 +11,7 @@ from opdgeom_utils.errors import MetricInputError
 
 
 def run(recipe: str, steps: list[int], **columns: list[float]) -> pd.DataFrame:
-    return pd.DataFrame({"profile": "toy", "recipe": recipe, "seed": 0, "step": steps, **columns})
+    return pd.DataFrame({"profile": "first_regime", "recipe": recipe, "seed": 0, "step": steps, **columns})
 
 
 def accuracy(recipe: str, steps: list[int], sampled: list[float]) -> pd.DataFrame:
@@ -20,7 +20,7 @@ def accuracy(recipe: str, steps: list[int], sampled: list[float]) -> pd.DataFram
 
 def geometry(**columns: list[float]) -> pd.DataFrame:
     n = len(next(iter(columns.values())))
-    keys = {"profile": "toy", "recipe": "opd", "seed": 0, "step": 1, "module": ["q_proj"] * n}
+    keys = {"profile": "first_regime", "recipe": "opd", "seed": 0, "step": 1, "module": ["q_proj"] * n}
     return pd.DataFrame({**keys, "update_norm": [1.0] * n, "reference_norm": [2.0] * n, **columns})
 
 

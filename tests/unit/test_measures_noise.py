@@ -13,7 +13,7 @@ from opdgeom_utils.measures import noise
 from opdgeom_utils.models import load_model
 from opdgeom_utils.recipes import load_recipe
 
-PROFILE, RECIPES = "toy", ("sft", "opd", "rlvr")
+PROFILE, RECIPES = "first_regime", ("sft", "opd", "rlvr")
 Q = "model.layers.0.self_attn.q_proj.weight"
 
 

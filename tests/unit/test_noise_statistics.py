@@ -59,7 +59,7 @@ def test_beyond_is_what_noise_leaves_unchanged_and_the_run_does_not(gap: float) 
 
 @pytest.mark.parametrize("statistic", [noise_statistics.beyond_noise, noise_statistics.within_noise])
 def test_a_recipe_with_too_few_prompts_has_no_number(statistic, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = load_recipe("opd", "toy")
+    own = load_recipe("opd", "first_regime")
     more = {"margin": 0.03} if statistic is noise_statistics.within_noise else {}
     monkeypatch.setattr(noise_statistics, "load_recipe", lambda *names: replace(own, prompts_per_update=64))
     look = look_up(gaps(opd=0.0))

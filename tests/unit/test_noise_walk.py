@@ -125,7 +125,7 @@ def test_one_update_tells_nothing_of_coherence():
 
 @pytest.mark.parametrize("name", ["sft", "opd", "rlvr"])
 def test_schedule_is_that_of_the_books_own_training(name):
-    recipe = load_recipe(name, "toy")
+    recipe = load_recipe(name, "first_regime")
     rates = metrics.learning_rate_schedule(
         recipe.learning_rate,
         recipe.steps,

@@ -134,7 +134,7 @@ def test_a_missing_table_and_a_missing_run_are_named() -> None:
     claim = next(c for c in LEDGER if c.id == "opd_norm_above_rlvr")
     row = scorecard(world(AGREEING), [claim]).iloc[0]
     assert row["verdict"] == UNTESTABLE
-    assert "data/results/measures.parquet" in row["reason"]
+    assert "measures.parquet" in row["reason"]
     tables = full_world((claim,))
     assert tables.measures is not None
     without = HandTables(tables.geometry, tables.accuracy, tables.measures.query("recipe != 'rlvr'"))

@@ -24,7 +24,7 @@ def test_every_recipe_of_every_profile_is_valid(profile: str) -> None:
         assert (recipe.name, recipe.profile) == (name, profile)
 
 
-@pytest.mark.parametrize("profile", ["smoke", "toy"])
+@pytest.mark.parametrize("profile", ["smoke", "first_regime"])
 def test_the_paper_s_contrasts_hold_in_both_profiles(profile: str) -> None:
     assert set(recipe_names(profile)) >= HEADLINE
     sft, opd, rlvr, control = (load_recipe(name, profile) for name in ("sft", "opd", "rlvr", "control_sft"))

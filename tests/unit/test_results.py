@@ -126,8 +126,8 @@ def test_a_live_number_outside_the_seeds_spread_stops() -> None:
 def test_measures_are_cut_to_the_profile_and_may_be_missing(tmp_path: Path) -> None:
     row = {"recipe": "opd", "seed": 0, "step": 8, "quantity": "accuracy", "value": 0.5}
     path = tmp_path / "measures.parquet"
-    assert results._rows_of(path, "toy") is None
-    as_measures([row | {"profile": name} for name in ("toy", "smoke")]).to_parquet(path)
-    found = results._rows_of(path, "toy")
+    assert results._rows_of(path, "first_regime") is None
+    as_measures([row | {"profile": name} for name in ("first_regime", "smoke")]).to_parquet(path)
+    found = results._rows_of(path, "first_regime")
     assert found is not None
-    assert found["profile"].tolist() == ["toy"]
+    assert found["profile"].tolist() == ["first_regime"]

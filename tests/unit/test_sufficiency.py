@@ -12,7 +12,7 @@ from opdgeom_utils.measures.long_table import as_measures
 
 
 def path(recipe: str, seed: int, accuracy: dict[int, float], distance: dict[int, float]) -> list[dict[str, object]]:
-    key = {"profile": "toy", "recipe": recipe, "seed": seed}
+    key = {"profile": "first_regime", "recipe": recipe, "seed": seed}
     quantities = {"accuracy": accuracy, "teacher_distance": distance}
     return [key | {"quantity": q, "step": s, "value": v} for q, values in quantities.items() for s, v in values.items()]
 
@@ -26,7 +26,7 @@ def rows() -> pd.DataFrame:
         *path("opd_project_random", 3, {40: 0.62}, {40: 0.50}),  # of a seed without its free run
         *path("rlvr_project_early", 0, {24: 0.52, 120: 0.55}, {24: 0.6, 120: 0.6}),
     ]
-    inside = {"profile": "toy", "recipe": "opd_project_early", "step": 40, "k": 4, "quantity": "update_inside"}
+    inside = {"profile": "first_regime", "recipe": "opd_project_early", "step": 40, "k": 4, "quantity": "update_inside"}
     return as_measures([
         *path("opd", 0, {0: 0.4, 8: 0.5, 40: 0.6, 80: 0.9}, {0: 0.7, 8: 0.6, 40: 0.5, 80: 0.1}),
         *path("opd", 1, {0: 0.4, 8: 0.5, 40: 0.5, 80: 0.9}, {0: 0.7, 8: 0.6, 40: 0.65, 80: 0.1}),
@@ -38,7 +38,7 @@ def rows() -> pd.DataFrame:
 
 
 def ends() -> pd.DataFrame:
-    return start_and_ends(rows(), projected_runs("toy"))
+    return start_and_ends(rows(), projected_runs("first_regime"))
 
 
 def with_progress() -> pd.DataFrame:
@@ -65,7 +65,7 @@ def test_three_numbers_of_one_seed() -> None:
 
 def test_a_null_is_no_run() -> None:
     null = rows().query("quantity == 'accuracy'").assign(null="shuffled", value=9.0)
-    pd.testing.assert_frame_equal(start_and_ends(pd.concat([rows(), null]), projected_runs("toy")), ends())
+    pd.testing.assert_frame_equal(start_and_ends(pd.concat([rows(), null]), projected_runs("first_regime")), ends())
 
 
 def test_the_early_space_against_others_on_common_seeds() -> None:
@@ -102,7 +102,7 @@ def test_the_nearest_checkpoint_stands_in_and_the_page_says_so() -> None:
 
 
 def test_words_and_sweeps() -> None:
-    runs = projected_runs("toy").set_index("recipe")
+    runs = projected_runs("first_regime").set_index("recipe")
     assert runs.loc[["opd_project_early", "opd_project_k8", "opd_project_from4"], "sweep"].tolist() == [
         *["space", "rank", "start"]
     ]

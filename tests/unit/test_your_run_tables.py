@@ -41,7 +41,7 @@ def test_without_attention_all_matrices_are_averaged() -> None:
 
 
 def test_path_is_the_runs_own_from_two_checkpoints_on() -> None:
-    toy = ROWS.iloc[:1].assign(profile="toy", recipe="opd", seed=0)
+    toy = ROWS.iloc[:1].assign(profile="first_regime", recipe="opd", seed=0)
     along = your_run_tables.along_run(pd.concat([ROWS, ROWS.assign(step=9)]), "mine")
     assert your_run_tables.path_of(along, toy)[0] is along
     path, said = your_run_tables.path_of(along.iloc[:1], toy)
