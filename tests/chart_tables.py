@@ -41,7 +41,14 @@ def geometry() -> pd.DataFrame:
             for metric in METRICS:
                 values[f"{metric}_shuffled"] = values[metric] * 0.93
                 values[f"{metric}_random"] = values[metric] * 1.05
-            keys = {"profile": "first_regime", "recipe": recipe, "seed": seed, "step": step, "layer": layer, "module": module}
+            keys = {
+                "profile": "first_regime",
+                "recipe": recipe,
+                "seed": seed,
+                "step": step,
+                "layer": layer,
+                "module": module,
+            }
             rows.append(keys | {"n_entries": 1000, "update_norm": size, "reference_norm": 100.0} | values)
     return pd.DataFrame(rows)
 

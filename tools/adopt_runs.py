@@ -45,7 +45,7 @@ def candidates(profile: str) -> list[tuple[runs.Run, runs.Run]]:
 def proving_checkpoints(recipe: Recipe) -> list[int]:
     """Return the checkpoints to train again: the first and, where a projection begins later, all up to its first.
 
-    >>> proving_checkpoints(load_recipe("opd")), proving_checkpoints(load_recipe("opd_project_early"))
+    >>> proving_checkpoints(load_recipe("opd")), proving_checkpoints(load_recipe("opd_project_early", "first_regime"))
     ([2], [2, 4, 8, 12])
     """
     begins = recipe.projection_from if recipe.projection_space else 0

@@ -80,7 +80,9 @@ def main() -> int:
         return 0
     whole = args.add or (not args.recipes and args.seeds is None)
     if args.results == own and not whole:
-        print(f"{len(jobs)} runs are ready; {own} holds all of {args.profile} and stays. Give --add or --results FOLDER")
+        print(
+            f"{len(jobs)} runs are ready; {own} holds all of {args.profile} and stays. Give --add or --results FOLDER"
+        )
         return 0
     tables = write_tables(runs, args.results, measures=measures_of(runs, others=list(every.values())), add=args.add)
     if args.profile == PUBLISHED and args.results == own:

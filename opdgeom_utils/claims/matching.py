@@ -174,9 +174,11 @@ def matched(
 def final(summary: pd.DataFrame) -> pd.DataFrame:
     """Last checkpoint of each run: the paper's own comparison, each objective at its own number of steps.
 
-    >>> final(pd.DataFrame({"profile": "first_regime", "recipe": "opd", "seed": 0, "step": [2, 9, 5], "x": [1.0, 2.0, 3.0]}))[
-    ...     "x"
-    ... ].tolist()
+    >>> final(
+    ...     pd.DataFrame(
+    ...         {"profile": "first_regime", "recipe": "opd", "seed": 0, "step": [2, 9, 5], "x": [1.0, 2.0, 3.0]}
+    ...     )
+    ... )["x"].tolist()
     [2.0]
     """
     rows = summary.sort_values("step").groupby(RUN, sort=True).tail(1).sort_values(RUN)

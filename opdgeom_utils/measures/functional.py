@@ -51,8 +51,8 @@ def free_run_of(name: str) -> str:
 def points_of(recipe: Recipe) -> list[int]:
     """Return the steps at which a run is measured; 0 is the model it starts from.
 
-    >>> points_of(load_recipe("rlvr")), points_of(load_recipe("opd_project_early"))
-    ([0, 30, 120, 274], [40])
+    >>> [points_of(load_recipe(name, "first_regime")) for name in ("rlvr", "opd_project_early")]
+    [[0, 30, 120, 274], [40]]
     """
     names = [name for name in recipe_names(recipe.profile) if name.startswith(recipe.name + PROJECTED)]
     projected = [load_recipe(name, recipe.profile) for name in names]

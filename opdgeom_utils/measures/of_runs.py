@@ -38,8 +38,9 @@ def parts_of(run: Run, parts: Iterable[str] = PARTS) -> list[str]:
     """Keep the parts that apply to one run.
 
     >>> from pathlib import Path
-    >>> parts_of(Run(load_recipe("opd"), 4, Path("r"))), parts_of(Run(load_recipe("mix_25"), 0, Path("r")))
-    (['path', 'nulls'], ['path', 'function'])
+    >>> runs = [("opd", 4), ("mix_25", 0)]
+    >>> [parts_of(Run(load_recipe(name, "first_regime"), seed, Path("r"))) for name, seed in runs]
+    [['path', 'nulls'], ['path', 'function']]
     """
     return [part for part in parts if part in PARTS and PARTS[part][1](run)]
 

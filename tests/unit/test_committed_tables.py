@@ -18,7 +18,7 @@ def test_only_the_seeds_asked_for_stay_in_every_table() -> None:
     assert kept.seeds == (0, 2)
     assert sorted(set(kept.geometry["seed"])) == [0, 2]
     assert [len(t) for t in (kept.geometry, kept.training, kept.accuracy)] == [4, 4, 4]
-    assert kept.source == "Profile toy, 2 recipes, 2 seeds, committed tables."
+    assert kept.source == "Profile first_regime, 2 recipes, 2 seeds, committed tables."
 
 
 def test_smoke_says_that_it_is_no_evidence() -> None:

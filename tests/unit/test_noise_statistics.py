@@ -76,7 +76,7 @@ def test_a_recipe_that_no_profile_has_is_named(monkeypatch: pytest.MonkeyPatch) 
     look = look_up(gaps(nothing=0.0))
     (found,) = noise_statistics.beyond_noise(look, recipes=["nothing"])
     assert np.isnan(found.parts[0].values).all()
-    assert look.problems == ["profile toy has no recipe nothing"]
+    assert look.problems == ["profile first_regime has no recipe nothing"]
 
 
 def test_every_claim_of_the_ledger_has_its_statistic_here() -> None:
