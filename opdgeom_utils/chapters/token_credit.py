@@ -72,7 +72,7 @@ def work_through(
     )  # fmt: skip
     logits = completion_logits(teacher, rollouts)
     teacher_log_probs = objectives.token_log_probs(logits, rollouts.completion_ids)
-    texts = decode_completions(tokenizer, rollouts)
+    texts = [[w.text + END * w.ended for w in row] for row in decode_completions(tokenizer, rollouts)]
     worked = []
     for i, example in enumerate(examples):
         own = rollouts.select([i])
