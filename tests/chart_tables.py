@@ -119,7 +119,7 @@ def card(question: str = "rq1") -> pd.DataFrame:
     found = [claim for claim in claims.load_claims() if claim.question == question]
     columns = ("id", "diagnostic", "condition", "statement")
     rows = [{c: getattr(claim, c) for c in columns} for claim in found]
-    verdicts = [claims.VERDICTS[i % 4] for i in range(len(found))]
+    verdicts = [claims.VERDICTS[i % 5] for i in range(len(found))]
     return pd.DataFrame(rows).assign(verdict=verdicts, deciding="-", reason="1 of 1 comparisons hold.")
 
 

@@ -48,8 +48,8 @@ def agreeing(recipe: str, quantity: str, null: str, other: str, step: int) -> fl
     if quantity == "sim_to_end":
         return 0.3 if null else {"opd": 0.85, "sft": 0.5, "rlvr": 0.4}.get(recipe, 0.5)
     if quantity in ("stable_rank", "stable_rank_bf16", "hill"):
-        if null == "rounding":
-            return 30.0
+        if null:
+            return 30.0 if null == "rounding" else 20.0 + 40.0 * share
         ends = FIRST_TO_LAST[quantity.removesuffix("_bf16")].get(recipe)
         return MIXTURES.get(recipe, 25.0) if ends is None else ends[0] + share * (ends[1] - ends[0])
     if quantity in ("accuracy", "teacher_distance"):

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from opdgeom_utils.claims import UNTESTABLE, VERDICTS, matching
+from opdgeom_utils.chapters.verdicts import under
+from opdgeom_utils.claims import BEARINGS, OPPOSITE, UNTESTABLE, VERDICTS, matching
 from opdgeom_utils.claims.look_up import Tables
 
-REPRODUCED, PARTLY, NOT = VERDICTS[:3]
+REPRODUCED, PARTLY, UNDECIDED = VERDICTS[:3]
 _MATCHES = {
     "equal_updates": "at equal updates",
     "equal_norm": "at equal norm of the update",
@@ -74,14 +75,15 @@ def null_sentence(card: pd.DataFrame) -> str:
     >>> rows = {
     ...     "condition": ["null_opd", "null_rlvr"],
     ...     "diagnostic": ["update_sparsity", "rotation"],
-    ...     "verdict": ["not reproduced", "not reproduced"],
-    ...     "value": [0.0, 1.8],
-    ...     "low": [-0.01, 1.7],
-    ...     "high": [0.01, 1.9],
+    ...     "verdict": ["the opposite", "the opposite"],
+    ...     "least": [0.0, 1.5],
+    ...     "most": [0.0, 2.0],
+    ...     "n_opposite": [1, 2],
+    ...     "n_comparisons": [1, 2],
     ... }
     >>> null_sentence(pd.DataFrame(rows))
     'Then each update ... Beside such a null 0 of 2 statements hold. Sparsity and mask overlaps show what size and
-    bf16 rounding give by themselves. Rotation and drift are 1.8 to 1.8 times the shuffled ones, so these updates do not
+    bf16 rounding give by themselves. Rotation and drift are 1.5 to 2.0 times the shuffled ones, so these updates do not
     spare the leading directions.'
     """
     rows = card.loc[card["condition"].isin(["null_opd", "null_rlvr", "null_order"])]
@@ -92,6 +94,8 @@ def null_sentence(card: pd.DataFrame) -> str:
     spectral = rows["diagnostic"].isin(["rotation", "spectral_drift"])
     held = f"Beside such a null {verdicts.count(REPRODUCED)} of {len(verdicts)} statements hold"
     clauses = [held, _grid_clause(rows.loc[~spectral, "verdict"].tolist()), _spectral_clause(rows.loc[spectral])]
+    sft = card.loc[under(card, "null_sft")].to_dict("records")
+    clauses += [f"SFT's drift is {row['value']:.2f} times its shuffled one" for row in sft]
     return f"{opening}{'. '.join(filter(None, clauses))}."
 
 
@@ -100,7 +104,7 @@ def path_sentence(card: pd.DataFrame) -> str:
     paper, right, left, projection, others = (
         _tally(_verdicts(card, *conditions))
         for conditions in (
-            ("paper_path", "paper_path_seen"), ("path_nulls_right",), ("path_nulls_left",), ("projection",),
+            ("paper_path",), ("path_nulls_right",), ("path_nulls_left",), ("projection",),
             ("projection_nulls",),
         )
     )  # fmt: skip
@@ -116,16 +120,16 @@ def control_sentence(card: pd.DataFrame) -> str:
 
     Examples
     --------
-    >>> rows = [("tokens", "reproduced"), ("mixing", "partly"), ("power_seen", "not reproduced")]
+    >>> rows = [("tokens", "not testable"), ("mixing", "not testable"), ("power_seen", "not decided")]
     >>> control_sentence(pd.DataFrame(rows, columns=["condition", "verdict"])).split(". ")[-1]
-    'But the path of RLVR itself is not further from it than the rule asks, so staying on a path shows little here.'
+    'But RLVR itself is not shown to leave it by more than the rule asks, so no claim on a path can be tested here.'
     """
     kept, mixed = (_tally(_verdicts(card, *names)) for names in (("tokens", "writers"), ("mixing",)))
     power = _verdicts(card, "power_seen")
     tail = "The path of RLVR is apart from it, so the measure can tell objectives apart."
-    if NOT in power:
+    if {PARTLY, UNDECIDED, OPPOSITE} & set(power):
         tail = (
-            "But the path of RLVR itself is not further from it than the rule asks, so staying on a path shows little "
+            "But RLVR itself is not shown to leave it by more than the rule asks, so no claim on a path can be tested "
             "here."
         )
     elif UNTESTABLE in power or not power:
@@ -137,22 +141,22 @@ def control_sentence(card: pd.DataFrame) -> str:
 
 
 def counts_sentence(card: pd.DataFrame) -> str:
-    """Count verdicts for the paper's own statements and for our controls on them.
+    """Count which way the verdicts speak: a control that is reproduced can speak against the paper's reading.
 
     Examples
     --------
-    >>> counts_sentence(pd.DataFrame({"group": ["paper", "control"], "verdict": ["partly", "not reproduced"]}))
-    'Of 1 statement of the paper 0 are reproduced, 1 partly, 0 not, 0 could not be tested. Of 1 control of ours on them
-    0 came out for the paper, 0 partly, 1 against it, 0 could not be tested.'
+    >>> words = {"bearing": ["against it", "undecided", "neither"], "verdict": ["the opposite", "partly", "reproduced"]}
+    >>> counts_sentence(pd.DataFrame(words))
+    "Of 2 claims that bear on the paper's reading 0 speak for it, 1 against it; 1 partly, 0 not decided, 0 not testable.
+    1 more speaks for neither side."
     """
-    if "question" in card:  # a run that moves as noise does speaks neither for the paper nor against it
-        card = card.loc[card["question"] != "noise"]
-    counts = [card.loc[card["group"] == group, "verdict"].tolist() for group in ("paper", "control")]
-    paper, own = ([len(found), *(found.count(word) for word in VERDICTS)] for found in counts)
+    bears = card.loc[card["bearing"] != BEARINGS[3]]
+    pro, contra = ((bears["bearing"] == word).sum() for word in BEARINGS[:2])
+    rest = ", ".join(f"{(bears['verdict'] == word).sum()} {word}" for word in (PARTLY, UNDECIDED, UNTESTABLE))
+    more = len(card) - len(bears)
     return (
-        f"Of {paper[0]} statement{'s' * (paper[0] != 1)} of the paper {paper[1]} are reproduced, {paper[2]} partly, "
-        f"{paper[3]} not, {paper[4]} could not be tested. Of {own[0]} control{'s' * (own[0] != 1)} of ours on them "
-        f"{own[1]} came out for the paper, {own[2]} partly, {own[3]} against it, {own[4]} could not be tested."
+        f"Of {len(bears)} claims that bear on the paper's reading {pro} speak for it, {contra} against it; {rest}. "
+        f"{more} more {'speaks' if more == 1 else 'speak'} for neither side."
     )
 
 
@@ -171,7 +175,8 @@ def criticism_answers(tables: Tables) -> dict[int, str]:
     inflated = "; ".join(_inflation(attention, recipe) for recipe in ("opd", "rlvr"))
     return {
         2: (
-            "Every curve and verdict has an interval over seeds. At a run's end, the standard deviation of update "
+            "A claim with fewer than three seeds gets no verdict; sweeps and the other settings have one each. "
+            "At a run's end, the standard deviation of update "
             f"sparsity over seeds is at most {100 * spread[widest]:.2f} points ({widest})."
         ),
         3: (
@@ -183,35 +188,35 @@ def criticism_answers(tables: Tables) -> dict[int, str]:
 
 
 def _verdicts(card: pd.DataFrame, *conditions: str) -> list[str]:
-    return card.loc[card["condition"].isin(conditions), "verdict"].tolist()
+    return card.loc[under(card, *conditions), "verdict"].tolist()
 
 
 def _tally(verdicts: Sequence[str]) -> str:
-    """Say how many of the verdicts are "reproduced", and what is in between."""
-    counts = {"partly": verdicts.count(PARTLY), "not testable": verdicts.count(UNTESTABLE)}
-    rest = ", ".join(f"{n} {word}" for word, n in counts.items() if n)
+    """Say how many of the verdicts are "reproduced", and what became of the others."""
+    rest = ", ".join(f"{verdicts.count(word)} {word}" for word in VERDICTS[1:] if word in verdicts)
     return f"{verdicts.count(REPRODUCED)} of {len(verdicts)}" + (f" ({rest})" if rest else "")
 
 
 def _grid_clause(verdicts: Sequence[str]) -> str:
-    held, total = verdicts.count(REPRODUCED), len(verdicts)
+    held, total, refuted = verdicts.count(REPRODUCED), len(verdicts), verdicts.count(OPPOSITE)
     if not total:
         return ""
-    if held in (0, total):
-        meaning = "more than size and bf16 rounding" if held else "what size and bf16 rounding give by themselves"
-        return f"Sparsity and mask overlaps show {meaning}"
-    return f"Sparsity and mask overlaps show more than size and bf16 rounding on {held} of {total}"
+    if held:
+        share = "" if held == total else f" on {held} of {total}"
+        return f"Sparsity and mask overlaps show more than size and bf16 rounding{share}"
+    rest = "" if refuted == total else f" on {refuted} of {total}, and on the others nothing is decided"
+    return f"Sparsity and mask overlaps show what size and bf16 rounding give by themselves{rest}"
 
 
 def _spectral_clause(rows: pd.DataFrame) -> str:
     """Compare rotation and drift with the shuffled ones: a ratio above 1 means that place favours the spectrum."""
-    known = rows.loc[rows["value"].notna()]
+    known = rows.loc[rows["least"].notna()]
     if known.empty:
         return ""
-    span = f"Rotation and drift are {known['value'].min():.1f} to {known['value'].max():.1f} times the shuffled ones"
-    if (known["low"] > 1).all():
+    span = f"Rotation and drift are {known['least'].min():.1f} to {known['most'].max():.1f} times the shuffled ones"
+    if (known["n_opposite"] == known["n_comparisons"]).all():
         return f"{span}, so these updates do not spare the leading directions"
-    return f"{span}, so these updates spare the leading directions" if (known["high"] < 1).all() else span
+    return f"{span}, so these updates spare the leading directions" if (known["verdict"] == REPRODUCED).all() else span
 
 
 def _inflation(summary: pd.DataFrame, recipe: str) -> str:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from opdgeom_utils.charts.palette import VERDICT_MARKS
 from opdgeom_utils.charts.verdicts import DIAGNOSTICS
-from opdgeom_utils.claims import UNTESTABLE, VERDICTS, Claim, matching
+from opdgeom_utils.claims import BEARINGS, UNTESTABLE, VERDICTS, Claim, matching, power
 from opdgeom_utils.claims.schema import STATISTICS
 from opdgeom_utils.intervals import Interval, number
 from opdgeom_utils.project_files import PROJECT
@@ -29,7 +29,11 @@ QUESTIONS = {
     "noise": "noise",
 }
 GROUPS = {"paper": "the paper's statement", "control": "our control"}
-OPPOSITE, UNDECIDED = "the opposite is shown", "not decided"
+POLARITIES = {
+    "for": "for the paper's reading",
+    "against": "against the paper's reading",
+    "neither": "neither for the paper's reading nor against it",
+}
 ORDERED = ("update_sparsity", "rotation", "spectral_drift", "principal_mask", "low_magnitude_mask")
 CRITICISMS = {
     1: "Is the order of the objectives only learning rate times steps?",
@@ -66,7 +70,7 @@ def as_list(card: pd.DataFrame, conditions: Iterable[str], diagnostics: Iterable
     card
         From :func:`opdgeom_utils.claims.scorecard`.
     conditions
-        Which claims to list.
+        Which claims to list; those about numbers that had been seen (``_seen``) are listed with the others.
     diagnostics
         Keep only claims on these; none keeps all.
 
@@ -77,34 +81,34 @@ def as_list(card: pd.DataFrame, conditions: Iterable[str], diagnostics: Iterable
     '- ◐ **partly**: It holds.<br><small>`a`. 1 of 2 comparisons hold.</small>'
     """
     kept = list(diagnostics) or list(card["diagnostic"])
-    rows = card.loc[card["condition"].isin(list(conditions)) & card["diagnostic"].isin(kept)]
+    rows = card.loc[under(card, *conditions) & card["diagnostic"].isin(kept)]
     return "\n".join(
         f"- {VERDICT_MARKS[word]} **{word}**: {statement}<br><small>`{name}`. {reason[:1].upper()}{reason[1:]}</small>"
         for word, statement, name, reason in rows[["verdict", "statement", "id", "reason"]].itertuples(index=False)
     )
 
 
+def under(card: pd.DataFrame, *conditions: str) -> pd.Series:
+    """Whether each claim stands under one of the conditions, or under one of them with numbers seen before.
+
+    >>> under(pd.DataFrame({"condition": ["mixing", "mixing_seen", "moments"]}), "mixing").tolist()
+    [True, True, False]
+    """
+    return card["condition"].isin(conditions) | card["condition"].str.removesuffix("_seen").isin(conditions)
+
+
 def match_grid(card: pd.DataFrame) -> pd.DataFrame:
     """Lay out the five orders in rows and what is made equal in columns, a verdict in each cell."""
     columns = {"paper_steps" if at == "final" else at: words for at, words in matching.MATCHES.items()}
     orders = card.loc[card["condition"].isin(list(columns)) & card["id"].str.contains("_order")]
-    shown = [f"{VERDICT_MARKS[v]} {v.removesuffix(' at this scale')}" for v in orders["verdict"]]
+    shown = [f"{VERDICT_MARKS[v]} {v}" for v in orders["verdict"]]
     grid = orders.assign(shown=shown).pivot(index="diagnostic", columns="condition", values="shown")
     grid = grid.reindex(index=list(ORDERED), columns=list(columns)).rename(index=DIAGNOSTICS, columns=columns)
     return grid.rename_axis(index="order of", columns=None).reset_index()
 
 
-def kind_of_no(side: str, threshold: float, low: float, high: float) -> str:
-    """Say whether an interval that does not prove a claim proves the opposite, or leaves both open.
-
-    >>> kind_of_no("above", 0.0, -2.0, -1.0), kind_of_no("above", 0.0, -1.0, 1.0)
-    ('the opposite is shown', 'not decided')
-    """
-    return OPPOSITE if (low > threshold if side == "below" else high < threshold) else UNDECIDED
-
-
 def negatives(card: pd.DataFrame) -> pd.DataFrame:
-    """List the claims that were tested and not fully reproduced, with the kind of their "no".
+    """List the claims that were tested and not fully reproduced, and how many of their comparisons show the opposite.
 
     Parameters
     ----------
@@ -114,30 +118,77 @@ def negatives(card: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        ``claim, verdict, value (95% interval), needed, kind``; the interval is that of the weakest comparison.
+        ``claim, verdict, value (interval), needed, opposite``; the interval is that of the weakest comparison.
     """
     rows = []
-    for row in card.loc[card["verdict"].isin(VERDICTS[1:3])].to_dict("records"):
-        kind = kind_of_no(row["side"], row["threshold"], row["low"], row["high"])
+    for row in card.loc[card["verdict"].isin(VERDICTS[1:4])].to_dict("records"):
         needed = f"{row['side'].replace('_', ' ')} {number(row['threshold'], unit=row['unit'])}"
-        rows.append((row["id"], row["verdict"], _value(row), needed, kind))
-    return pd.DataFrame(rows, columns=["claim", "verdict", "value (95% interval)", "needed", "kind"])
+        opposed = f"{row['n_opposite']} of {row['n_comparisons']}"
+        rows.append((row["id"], row["verdict"], _value(row), needed, opposed))
+    return pd.DataFrame(rows, columns=["claim", "verdict", "value (interval)", "needed", "opposite"])
 
 
-def untestable_reasons(card: pd.DataFrame) -> pd.Series:
-    """Count why claims could not be tested: one seed, runs or a table that are not there, or something undefined.
+def bearings(card: pd.DataFrame) -> pd.DataFrame:
+    """Count, for each question, which way the verdicts speak: by what a claim would mean and what came of it.
 
     Examples
     --------
-    >>> rows = {"verdict": ["not testable at this scale", "partly"], "reason": ["x: 1 usable seed, 3 ... one seed", ""]}
+    >>> rows = {"question": ["rq1", "rq1"], "bearing": ["against it", "undecided"]}
+    >>> bearings(pd.DataFrame(rows))[["question", "against it", "undecided"]].values.tolist()
+    [['1: where OPD lies', 1, 1]]
+    """
+    counts = pd.crosstab(card["question"], card["bearing"])
+    counts = counts.reindex(index=[q for q in QUESTIONS if q in counts.index], columns=list(BEARINGS), fill_value=0)
+    return counts.rename(index=QUESTIONS).rename_axis(columns=None).reset_index()
+
+
+def power_table(card: pd.DataFrame) -> pd.DataFrame:
+    """List the claims for which the paper has an effect, with the rule's chance to pass there, the smallest first.
+
+    Returns
+    -------
+    DataFrame
+        ``claim, needed, the paper's effect, chance to pass, 80% from``.
+    """
+    rows = []
+    for row in card.loc[card["power"].notna()].sort_values("power", kind="stable").to_dict("records"):
+        needed, effect, smallest = (
+            number(row[name], unit=row["unit"]) for name in ("threshold", "effect", "detectable")
+        )
+        chance = power.chance_words(row["power"])
+        rows.append((row["id"], f"{row['side']} {needed}", effect, chance, smallest))
+    return pd.DataFrame(rows, columns=["claim", "needed", "the paper's effect", "chance to pass", "80% from"])
+
+
+def withdrawn_list(claims: Sequence[Claim]) -> str:
+    """List withdrawn claims as Markdown: what was said, when and why it was taken back, and what asks it now."""
+    lines = []
+    for claim in claims:
+        if claim.withdrawn is None:
+            continue
+        by = ", ".join(f"`{name}`" for name in claim.withdrawn.replaced_by) or "nothing yet"
+        why = f"{claim.withdrawn.date}. {claim.withdrawn.reason} In its place: {by}."
+        lines.append(f"- {claim.statement}<br><small>`{claim.id}`. {why}</small>")
+    return "\n".join(lines)
+
+
+def untestable_reasons(card: pd.DataFrame) -> pd.Series:
+    """Count why claims could not be tested: a closed gate, one seed, runs that are not there, something undefined.
+
+    Examples
+    --------
+    >>> rows = {"verdict": ["not testable", "partly"], "reason": ["x: 1 usable seed, 3 ... one seed", ""]}
     >>> untestable_reasons(pd.DataFrame(rows)).to_dict()
     {'a sweep over one seed': 1}
     """
     kinds = {
+        "its gate": "a claim that they rest on is not reproduced",
         "one seed": "a sweep over one seed",
         "has not been made": "not measured yet",
         "has nothing for": "some of its runs are not in the tables",
         "there is no run of": "some of its runs are not in the tables",
+        "has no recipe": "some of its runs are not in the tables",
+        "the claim is about": "its runs are still to come",
         "": "a number is missing or undefined",
     }
     reasons = card.loc[card["verdict"] == UNTESTABLE, "reason"]
@@ -196,10 +247,11 @@ def ledger(card: pd.DataFrame) -> str:
         From :func:`opdgeom_utils.claims.scorecard`.
     """
     rows = [{str(k): v for k, v in row.items()} for row in card.to_dict("records")]
-    found = {name: {row[name] for row in rows} for name in ("verdict", "question", "group")}
+    found = {name: {row[name] for row in rows} for name in ("verdict", "bearing", "question", "group")}
     chapters = sorted({_chapter(row["question"], row["condition"]) for row in rows})
     selects = [
         _select("verdict", "verdict", {v: f"{VERDICT_MARKS[v]} {v}" for v in VERDICTS if v in found["verdict"]}),
+        _select("bearing", "speaks", {b: b for b in BEARINGS if b in found["bearing"]}),
         _select("question", "research question", {q: w for q, w in QUESTIONS.items() if q in found["question"]}),
         _select("chapter", "chapter", {str(n): f"chapter {n}" for n in chapters}),
         _select("group", "whose", {g: w for g, w in GROUPS.items() if g in found["group"]}),
@@ -221,7 +273,8 @@ def link_of(question: str, condition: str, diagnostic: str) -> str:
 
 
 def _chapter(question: str, condition: str) -> int:
-    return next((n for n, own in _CHAPTERS.items() if condition in own), _OF_QUESTION[question])
+    base = condition.removesuffix("_seen")
+    return next((n for n, own in _CHAPTERS.items() if {condition, base} & set(own)), _OF_QUESTION[question])
 
 
 @cache
@@ -232,6 +285,12 @@ def _page(chapter: int) -> str:
 
 def _value(row: Mapping[str, Any]) -> str:
     return Interval(row["value"], row["low"], row["high"], row["n_seeds"]).text(unit=row["unit"])
+
+
+def _power(row: Mapping[str, Any]) -> str:
+    shown = partial(number, unit=row["unit"])
+    said = power.words(row["effect"], row["power"], row["detectable"], shown)
+    return said or "not known: the rule has no interval, or too few seeds."
 
 
 def _function(statistic: str) -> str:
@@ -253,9 +312,12 @@ def _row(row: Mapping[str, Any]) -> str:
     facts = {
         "In the paper": row["where"],
         "Decided by": row["deciding"],
-        "Value (95% interval)": _value(row),
+        f"Value ({100 * row['level']:.3g}% interval)": _value(row),
         "Null": null,
         "Rule": row["rule"],
+        "Rests on": row["gate"] or "nothing else",
+        "If reproduced, it speaks": POLARITIES[row["polarity"]],
+        "Power": _power(row),
         "Reason": row["reason"],
         "Would refute it": row["refuted_by"],
     }
@@ -265,7 +327,13 @@ def _row(row: Mapping[str, Any]) -> str:
     where = (
         f'<a href="{link}">chapter {chapter}</a>' if link else f"chapter {chapter}, which this book does not have yet"
     )
-    data = {"verdict": row["verdict"], "question": row["question"], "chapter": chapter, "group": row["group"]}
+    data = {
+        "verdict": row["verdict"],
+        "bearing": row["bearing"],
+        "question": row["question"],
+        "chapter": chapter,
+        "group": row["group"],
+    }
     attributes = " ".join(f'data-{name}="{html.escape(str(value))}"' for name, value in data.items())
     return (
         f'<details class="opd-claim" {attributes}><summary><strong>{VERDICT_MARKS[row["verdict"]]} '

@@ -52,19 +52,22 @@ OTHER = ("#E69F00", "#8F6BB3", "#56777A", "#B5651D")
 VERDICT_COLOURS = {
     "reproduced": "#1B7837",
     "partly": "#E1B12C",
-    "not reproduced": "#B2432F",
-    "not testable at this scale": "#8A94A0",
+    "not decided": "#D9CDB4",
+    "the opposite": "#B2432F",
+    "not testable": "#8A94A0",
 }
-VERDICT_MARKS = {"reproduced": "●", "partly": "◐", "not reproduced": "○", "not testable at this scale": "◌"}
+VERDICT_MARKS = {"reproduced": "●", "partly": "◐", "not decided": "○", "the opposite": "✕", "not testable": "◌"}
 _RING = "M0,-1A1,1,0,1,1,0,1A1,1,0,1,1,0,-1ZM0,-.75A.75,.75,0,1,0,0,.75A.75,.75,0,1,0,0,-.75Z"
+_CROSS = "M-.9,-.65L-.65,-.9L0,-.25L.65,-.9L.9,-.65L.25,0L.9,.65L.65,.9L0,.25L-.65,.9L-.9,.65L-.25,0Z"
 _DOT = "a.2,.2,0,1,0,.4,0a.2,.2,0,1,0,-.4,0Z"
 _TURNS = [i * math.pi / 4 for i in range(8)]
 _DOTS = "".join(f"M{0.82 * math.cos(t) - 0.2:.3f},{0.82 * math.sin(t):.3f}{_DOT}" for t in _TURNS)
 VERDICT_SHAPES = {
     "reproduced": "circle",
     "partly": _RING + "M0,-1A1,1,0,0,0,0,1Z",
-    "not reproduced": _RING,
-    "not testable at this scale": _DOTS,
+    "not decided": _RING,
+    "the opposite": _CROSS,
+    "not testable": _DOTS,
 }
 
 

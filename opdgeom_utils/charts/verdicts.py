@@ -27,17 +27,19 @@ CONDITIONS = {
     "null_opd": "OPD and its null", "null_rlvr": "RLVR and its null", "null_order": "order less nulls",
     "paper_path": "the paper's path", "paper_path_seen": "path, seen before", "projection": "the paper's test",
     "spacing": "denser checkpoints", "path_matched": "matched SFT", "path_matched_seen": "matched SFT, seen",
-    "path_nulls_right": "nulls, right", "path_nulls_left": "nulls, left", "channel_right": "two runs, right",
-    "channel_left": "two runs, left", "rounding_seen": "rounding, seen", "projection_nulls": "other spaces",
-    "projection_sweep": "sweep, one seed", "tokens": "fewer tokens", "writers": "teacher writes",
-    "mixing": "mixing with RLVR", "power_seen": "can it tell? (seen)", "power": "another seed",
-    "nearer": "nearer than RLVR", "spaces_right": "right spaces", "spaces_left": "left spaces",
+    "path_nulls_right": "nulls, right", "path_nulls_left": "nulls, left", "steps": "order of steps",
+    "channel_right": "two runs, right", "channel_left": "two runs, left", "rounding_seen": "rounding, seen",
+    "projection_nulls": "other spaces", "projection_sweep": "sweep, one seed", "tokens": "fewer tokens",
+    "writers": "teacher writes", "mixing": "mixing with RLVR", "mixing_seen": "mixing, seen",
+    "power_seen": "can it tell? (seen)", "power": "another seed", "nearer": "nearer than RLVR",
+    "nearer_seen": "nearer, seen", "spaces_right": "right spaces", "spaces_left": "left spaces",
     "moments": "mechanism", "moments_seen": "mechanism, seen", "token_sweep": "tokens, one seed",
     "writer_sweep": "writers, one seed", "domain_sweep": "domains, one seed", "mix_scale": "scale, one seed",
-    "two_by_two": "loss or prefix", "noise_seen": "beside noise, seen", "noise_blind": "beside noise",
+    "two_by_two": "loss or prefix", "null_sft": "SFT and its null",
+    "noise_seen": "beside noise, seen", "noise_blind": "beside noise",
 }  # fmt: skip
 CELL = 26
-INK = dict(zip(VERDICT_COLOURS.values(), ("#FFFFFF", "#1A1A1A", "#FFFFFF", "#1A1A1A"), strict=True))
+INK = dict(zip(VERDICT_COLOURS.values(), ("#FFFFFF", "#1A1A1A", "#1A1A1A", "#FFFFFF", "#1A1A1A"), strict=True))
 
 
 @figure
@@ -53,7 +55,10 @@ def scorecard(card: pd.DataFrame) -> Figure:
     if card.empty:
         raise NothingToDraw("a verdict")
     across = [d for d in DIAGNOSTICS if d in set(card.loc[:, "diagnostic"])]
-    down = [c for c in CONDITIONS if c in set(card.loc[:, "condition"])]
+    found = set(card.loc[:, "condition"])
+    down = [
+        c for name in CONDITIONS for c in (name, f"{name}_seen") if c in found and (c == name or c not in CONDITIONS)
+    ]
     strange = set(card.loc[:, "diagnostic"]).union(card.loc[:, "condition"]) - {*across, *down}
     if strange:
         raise MetricInputError(
@@ -66,10 +71,15 @@ def scorecard(card: pd.DataFrame) -> Figure:
         left=column + place / among + 0.03,
         right=column + (place + 1) / among - 0.03,
         middle=column + (place + 0.5) / among,
-        condition=card.loc[:, "condition"].map(CONDITIONS),
+        condition=card.loc[:, "condition"].map(_words),
         ink=[INK[VERDICT_COLOURS[v]] for v in card.loc[:, "verdict"]],
     )
-    return _matrix(rows, [DIAGNOSTICS[d] for d in across], [CONDITIONS[c] for c in down])
+    return _matrix(rows, [DIAGNOSTICS[d] for d in across], [_words(c) for c in down])
+
+
+def _words(condition: str) -> str:
+    """Label of a condition; one about numbers that had been seen says so."""
+    return CONDITIONS.get(condition) or f"{CONDITIONS[condition.removesuffix('_seen')]}, seen"
 
 
 def _matrix(rows: pd.DataFrame, across: Sequence[str], down: Sequence[str]) -> Figure:

@@ -184,9 +184,9 @@ NUMBERS: dict[str, Callable[[], str]] = {
     "variant_paths": lambda: f"this variant {last_rank('opd_base_writes'):.3g} (one seed)",
     "variant_strips": lambda: "teacher writes 0.61 (95% interval 0.585 to 0.635, 3 seeds)",  # 0.60, 0.61 and 0.62
     "setting_sweep": lambda: "with RLVR: raw at 0.75 0.5 (95% interval",
-    "scorecard": lambda: "10 reproduced, 10 partly, 9 not reproduced and 9 not testable at this scale",
-    "scorecard_path": lambda: "11 reproduced, 10 partly, 10 not reproduced and 10 not testable at this scale",
-    "scorecard_control": lambda: "8 reproduced, 8 partly, 8 not reproduced and 8 not testable at this scale",
+    "scorecard": lambda: "7 reproduced, 7 partly, 7 not decided, 7 the opposite and 6 not testable",
+    "scorecard_path": lambda: "8 reproduced, 8 partly, 7 not decided, 7 the opposite and 7 not testable",
+    "scorecard_control": lambda: "5 reproduced, 5 partly, 4 not decided, 4 the opposite and 4 not testable",
     "hero": lambda: f"OPD: {mean_of('update_sparsity'):.1%} unchanged",
     "run_trajectory": lambda: f"as bf16 shows it {mean_of('stable_rank_bf16'):.3g}",
     "kept_by_space": lambda: f"SFT: early space {held_mean('sft_early space', 'kept'):.1%} (95% interval",

@@ -15,7 +15,7 @@ from opdgeom_utils.claims.schema import PAPER, STATISTICS
 from opdgeom_utils.intervals import seed_interval
 from tests.claim_world import AGREEING, HandTables, world
 
-REPRODUCED, PARTLY, NOT, UNTESTABLE = VERDICTS
+REPRODUCED, PARTLY, UNDECIDED, OPPOSITE, UNTESTABLE = VERDICTS
 LEDGER = tuple(claim for claim in load_claims() if claim.question == "rq1")
 
 
@@ -25,8 +25,7 @@ def verdicts(tables: HandTables) -> dict[str, str]:
 
 def test_a_world_that_agrees_with_the_paper_gets_every_claim_but_the_distinct_regime() -> None:
     found = verdicts(world(AGREEING))
-    assert found.pop("opd_distinct_at_equal_norm") == NOT
-    assert found.pop("ordering_in_other_settings") == UNTESTABLE  # no such runs in this world
+    assert found.pop("opd_distinct_at_equal_norm") == OPPOSITE  # on every diagnostic it is shown to lie between
     assert set(found.values()) == {REPRODUCED}
 
 
@@ -37,7 +36,7 @@ def test_trading_opd_with_rlvr_turns_every_order_to_partly_or_worse() -> None:
         name: found for name, found in verdicts(world(traded)).items() if "_order" in name and "masks" not in name
     }
     assert orders
-    assert set(orders.values()) <= {PARTLY, NOT}
+    assert set(orders.values()) <= {PARTLY, OPPOSITE}
 
 
 def test_shuffled_updates_that_measure_the_same_leave_no_control_against_the_null() -> None:
@@ -45,7 +44,7 @@ def test_shuffled_updates_that_measure_the_same_leave_no_control_against_the_nul
     found = verdicts(world(same))
     nulls = [claim.id for claim in LEDGER if claim.condition in ("null_opd", "null_rlvr", "null_order")]
     assert nulls
-    assert {found[name] for name in nulls} == {NOT}
+    assert {found[name] for name in nulls} == {UNDECIDED, OPPOSITE}  # a ratio of 1 is neither below 0.95 nor above 1
     assert found["update_sparsity_order"] == REPRODUCED  # an order needs no null
 
 
@@ -82,7 +81,7 @@ def test_the_interval_decides_and_not_the_mean() -> None:
         + tables.geometry["seed"].map(noise) * (tables.geometry["recipe"] == "opd")
     )
     result = verdict(claim, HandTables(loud, tables.accuracy))
-    assert result.verdict == NOT
+    assert result.verdict == UNDECIDED
     assert result.low < 0 < result.high
 
 
@@ -112,7 +111,7 @@ def nested(node: object) -> set[str]:
 
 
 def test_every_statistic_is_used_by_a_claim() -> None:
-    claims = load_claims()
+    claims = load_claims() + load_claims(withdrawn=True)
     assert {claim.statistic for claim in claims}.union(*(nested(dict(c.args)) for c in claims)) == set(STATISTICS)
 
 
@@ -131,6 +130,12 @@ def test_every_statistic_is_used_by_a_claim() -> None:
         (lambda c: c["rule"].update(require="most"), "rule: require is 'most'"),
         (lambda c: c["rule"].update(confidence=1.5), "confidence 1.5 is not between 0 and 1"),
         (lambda c: c["rule"].update(min_seeds=1), "min_seeds 1 is below 2"),
+        (lambda c: c.update(polarity="pro"), "polarity is 'pro'; expected one of"),
+        (lambda c: c.update(withdrawn={"date": "2026-11-28"}), r"withdrawn: missing \['reason'\]"),
+        (lambda c: c["rule"].update(opposite=0.5), "opposite 0.5 lies on the side above of threshold 0.0"),
+        (lambda c: c["rule"].update(correction="sidak"), "rule: correction is 'sidak'"),
+        (lambda c: c["rule"].update(require="any"), "needs a correction"),
+        (lambda c: c["rule"].update(family=3), "family 3 needs to be 1 or more, and a correction"),
         (lambda c: c.update(statistic="band", args={"comparisons": [{"value": {"recipe": "opd"}}]}), "has no label"),
     ],
 )

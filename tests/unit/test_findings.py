@@ -4,24 +4,26 @@ import pandas as pd
 import pytest
 
 from opdgeom_utils.chapters import findings
+from opdgeom_utils.claims import bearing
 
 
 def card(*rows: tuple[str, str, str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["id", "condition", "verdict"])
 
 
-def beside_null(verdict: str, diagnostic: str, value: float = 1.0, reach: float = 0.1) -> dict[str, object]:
-    interval = {"value": value, "low": value - reach, "high": value + reach}
-    return {"condition": "null_opd", "verdict": verdict, "diagnostic": diagnostic, **interval}
+def beside_null(verdict: str, diagnostic: str, value: float = 1.0, opposed: int = 1) -> dict[str, object]:
+    means = {"value": value, "least": value, "most": value, "n_comparisons": 1, "n_opposite": opposed}
+    return {"condition": "null_opd", "verdict": verdict, "diagnostic": diagnostic, **means}
 
 
 @pytest.mark.parametrize(
     ("verdicts", "words"),
     [
-        (["not reproduced", "partly"], "give by themselves"),
+        (["the opposite", "the opposite"], "give by themselves."),
+        (["the opposite", "not decided"], "by themselves on 1 of 2, and on the others nothing is decided"),
         (["reproduced", "reproduced"], "show more than size"),
-        (["reproduced", "not reproduced"], "more than size and bf16 rounding on 1 of 2"),
-        (["not testable at this scale"], "Nothing could be tested"),
+        (["reproduced", "the opposite"], "more than size and bf16 rounding on 1 of 2"),
+        (["not testable"], "Nothing could be tested"),
     ],
 )
 def test_null_sentence_draws_the_conclusion_that_the_counts_allow(verdicts: list[str], words: str) -> None:
@@ -32,26 +34,40 @@ def test_null_sentence_draws_the_conclusion_that_the_counts_allow(verdicts: list
 @pytest.mark.parametrize(
     ("ratios", "words"),
     [
-        ([1.5, 2.0], "1.5 to 2.0 times the shuffled ones, so these updates do not spare"),
-        ([0.5, 0.8], "0.5 to 0.8 times the shuffled ones, so these updates spare the leading"),
-        ([0.5, 2.0], "0.5 to 2.0 times the shuffled ones."),
-        ([1.05, 2.0], "1.1 to 2.0 times the shuffled ones."),  # the first interval reaches below 1
+        (
+            {1.5: "the opposite", 2.0: "the opposite"},
+            "1.5 to 2.0 times the shuffled ones, so these updates do not spare",
+        ),
+        (
+            {0.5: "reproduced", 0.8: "reproduced"},
+            "0.5 to 0.8 times the shuffled ones, so these updates spare the leading",
+        ),
+        ({0.5: "reproduced", 2.0: "the opposite"}, "0.5 to 2.0 times the shuffled ones."),
+        ({1.05: "not decided", 2.0: "the opposite"}, "1.1 to 2.0 times the shuffled ones."),
     ],
 )
-def test_a_ratio_speaks_only_when_its_interval_leaves_one(ratios: list[float], words: str) -> None:
-    rows = [beside_null("not reproduced", "rotation", ratio) for ratio in ratios]
+def test_a_ratio_speaks_only_when_its_interval_leaves_one(ratios: dict[float, str], words: str) -> None:
+    rows = [beside_null(word, "rotation", ratio, int(word == "the opposite")) for ratio, word in ratios.items()]
     assert words in findings.null_sentence(pd.DataFrame(rows))
+
+
+def test_the_range_of_ratios_is_that_of_all_comparisons_and_not_of_the_deciding_one() -> None:
+    row = beside_null("the opposite", "rotation", 1.8) | {"least": 1.5, "n_comparisons": 2, "n_opposite": 2}
+    assert "Rotation and drift are 1.5 to 1.8 times" in findings.null_sentence(pd.DataFrame([row]))
 
 
 def test_matched_sentence_counts_each_match_by_itself() -> None:
     rows = card(
         ("a", "equal_updates", "reproduced"),
         ("b", "equal_updates", "partly"),
-        ("c", "equal_norm", "not reproduced"),
-        ("d", "equal_accuracy", "not testable at this scale"),
+        ("c", "equal_norm", "the opposite"),
+        ("d", "equal_accuracy", "not testable"),
     )
     sentence = findings.matched_sentence(rows)
-    assert "reproduced now? At equal updates 1 of 2 (1 partly); at equal norm of the update 0 of 1; " in sentence
+    assert (
+        "reproduced now? At equal updates 1 of 2 (1 partly); at equal norm of the update 0 of 1 (1 the opposite); "
+        in sentence
+    )
     assert "at equal accuracy gained 0 of 1 (1 not testable)." in sentence
 
 
@@ -70,13 +86,13 @@ def test_where_sentence_weighs_sparsity_by_entries_and_counts_orders_only() -> N
 
 def test_the_path_in_words_counts_the_paper_apart_from_nulls() -> None:
     rows = card(
-        ("a", "paper_path", "reproduced"), ("b", "paper_path_seen", "not reproduced"),
-        ("c", "path_nulls_right", "not reproduced"), ("d", "path_nulls_left", "partly"),
-        ("e", "projection", "reproduced"), ("f", "projection_nulls", "not testable at this scale"),
+        ("a", "paper_path", "reproduced"), ("b", "paper_path_seen", "not decided"),
+        ("c", "path_nulls_right", "not decided"), ("d", "path_nulls_left", "partly"),
+        ("e", "projection", "reproduced"), ("f", "projection_nulls", "not testable"),
     )  # fmt: skip
     sentence = findings.path_sentence(rows)
-    assert "says of the path: 1 of 2." in sentence
-    assert "0 of 1 on the side of the inputs, 0 of 1 (1 partly) on that of the outputs" in sentence
+    assert "says of the path: 1 of 2 (1 not decided)." in sentence
+    assert "0 of 1 (1 not decided) on the side of the inputs, 0 of 1 (1 partly) on that of the outputs" in sentence
     assert "other spaces: 0 of 1 (1 not testable)." in sentence
 
 
@@ -84,16 +100,21 @@ def test_the_path_in_words_counts_the_paper_apart_from_nulls() -> None:
     ("verdict", "words"),
     [
         ("reproduced", "can tell objectives apart"),
-        ("not reproduced", "staying on a path shows little here"),
-        ("not testable at this scale", "is not known"),
+        ("not decided", "no claim on a path can be tested here"),
+        ("not testable", "is not known"),
     ],
 )
 def test_control_in_words_says_whether_the_measure_can_tell(verdict: str, words: str) -> None:
     assert words in findings.control_sentence(card(("a", "tokens", "partly"), ("b", "power_seen", verdict)))
 
 
-def test_counts_are_those_of_the_committed_card() -> None:
-    rows = card(*[(str(i), "x", verdict) for i, verdict in enumerate(["reproduced", "partly", "not reproduced"])])
-    said = findings.counts_sentence(rows.assign(group=["paper", "paper", "control"]))
-    assert said.startswith("Of 2 statements of the paper 1 are reproduced, 1 partly, 0 not")
-    assert "Of 1 control of ours on them 0 came out for the paper, 0 partly, 1 against it" in said
+def test_counts_go_by_what_a_verdict_means_and_not_by_its_word() -> None:
+    rows = pd.DataFrame(
+        [("for", "reproduced"), ("against", "reproduced"), ("for", "the opposite"), ("against", "the opposite"),
+         ("for", "partly"), ("against", "not decided"), ("for", "not testable"), ("neither", "reproduced")],
+        columns=["polarity", "verdict"],
+    )  # fmt: skip
+    rows = rows.assign(bearing=[bearing(*pair) for pair in rows.itertuples(index=False)])
+    said = findings.counts_sentence(rows)
+    assert said.startswith("Of 7 claims that bear on the paper's reading 2 speak for it, 2 against it; 1 partly, 1 not")
+    assert said.endswith("1 not decided, 1 not testable. 1 more speaks for neither side.")

@@ -13,12 +13,28 @@ from tests.measure_world import full_world
 PATHS = tuple(claim for claim in claims.load_claims() if claim.question != "rq1")
 
 
+def test_a_withdrawn_claim_is_listed_with_its_reason_and_not_judged() -> None:
+    gone = claims.load_claims(withdrawn=True)
+    listed = verdicts.withdrawn_list(claims.load_claims() + gone).splitlines()
+    assert len(listed) == len(gone)
+    assert "`opd_rank_flat`. 2026-11-28. Cannot fail" in next(line for line in listed if "`opd_rank_flat`" in line)
+    assert "In its place: nothing yet." in next(line for line in listed if "`opd_keeps_more_than_rlvr`" in line)
+    assert claims.scorecard(world(AGREEING), gone).empty
+
+
+def test_a_row_says_what_it_rests_on_which_way_it_speaks_and_what_it_could_see() -> None:
+    claim = next(c for c in PATHS if c.id == "teacher_rollouts_keep_path")
+    page = verdicts.ledger(claims.scorecard(full_world(PATHS), [claim]))
+    for words in ("rlvr_leaves_opds_path", "for the paper&#x27;s reading", "At the paper&#x27;s effect (0)"):
+        assert words in page
+
+
 def test_each_claim_is_one_row_that_each_filter_can_reach() -> None:
     card = claims.scorecard(full_world(PATHS), PATHS)
     page = verdicts.ledger(card)
     rows = re.findall(r'<details class="opd-claim" ([^>]*)>', page)
     assert len(rows) == len(card)
-    for name in ("verdict", "question", "chapter", "group"):
+    for name in ("verdict", "bearing", "question", "chapter", "group"):
         chosen = re.search(rf'<select name="{name}">(.*?)</select>', page)
         assert chosen
         offered = set(re.findall(r'<option value="([^"]+)"', chosen.group(1)))
@@ -37,7 +53,7 @@ def test_a_no_is_the_opposite_only_where_the_interval_says_so() -> None:
 
     claim = next(c for c in PATHS if c.id == "opd_norm_above_rlvr")
     table = verdicts.negatives(claims.scorecard(full_world((claim,), turned), [claim]))
-    assert table["kind"].tolist() == [verdicts.OPPOSITE]
+    assert table[["verdict", "opposite"]].values.tolist() == [[claims.OPPOSITE, "1 of 1"]]
     assert table["needed"].tolist() == ["above 1"]
     assert verdicts.negatives(claims.scorecard(full_world((claim,)), [claim])).empty
 
