@@ -89,6 +89,10 @@ class TrainingDivergedError(OpdGeomError, FloatingPointError):
     """A loss or a gradient norm was NaN or infinite; nothing after the last checkpoint was kept."""
 
 
+class TrainingMemoryError(OpdGeomError, MemoryError):
+    """A recipe needs more memory than its device has free; the message says what to change."""
+
+
 class RunLockedError(OpdGeomError, RuntimeError):
     """Another process is training this run and did not finish within the waiting time."""
 

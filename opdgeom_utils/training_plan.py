@@ -1,0 +1,198 @@
+"""Before a large model is trained: parameters, memory by part, tokens, and after a few updates the time that is left.
+
+Memory is counted from configurations (:mod:`opdgeom_utils.fit.memory`), before any weights are loaded. What does not
+fit is refused, with the fields of the recipe that would make it fit. Models of fewer than ``LARGE`` parameters get no
+plan.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from opdgeom_utils.errors import TrainingMemoryError
+from opdgeom_utils.evaluation import BATCH
+from opdgeom_utils.fit.memory import ACTIVATIONS, GB, GRADIENTS, KV, LIBRARIES, LOGIT_BYTES, Setting, memory_parts
+from opdgeom_utils.fit.sides import Side, open_side
+from opdgeom_utils.models import UNTRAINED, load_tokenizer, pick_device, resolve_model
+from opdgeom_utils.recipes import Recipe
+from opdgeom_utils.scoring import LOGITS_AT_ONCE
+from opdgeom_utils.trained_models import models_of
+from opdgeom_utils.world import load_world, tasks_of
+
+LARGE = 20_000_000
+SAMPLE = 64  # problems whose lengths are looked at
+LOGITS = "logits, a piece at a time"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe will take.
+
+    Attributes
+    ----------
+    parameters : int
+        Of the student.
+    memory : dict of str to int
+        Bytes of each part.
+    available : int, optional
+        Bytes that the device has free now; None where it does not say.
+    tokens : int
+        Most tokens of one update, prompts included.
+    updates : int
+        Updates of the recipe.
+    """
+
+    parameters: int
+    memory: dict[str, int]
+    available: int | None
+    tokens: int
+    updates: int
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the fullest moment: what stays, and the larger of a rollout and the learning after it."""
+        learning = self.memory[GRADIENTS] + self.memory[ACTIVATIONS] + self.memory[LOGITS]
+        stays = sum(self.memory.values()) - learning - self.memory[KV]
+        return stays + max(learning, self.memory[KV])
+
+    @property
+    def fits(self) -> bool:
+        """Whether it fits what is free, where that is known."""
+        return self.available is None or self.peak <= self.available
+
+    def text(self) -> str:
+        """Return the plan as lines."""
+        parts = "; ".join(f"{part} {size / GB:.2f}" for part, size in self.memory.items())
+        free = "" if self.available is None else f", {self.available / GB:.1f} free"
+        return (
+            f"plan: {self.parameters / 1e6:.1f} M parameters, {self.updates} updates of up to {self.tokens:,} tokens\n"
+            f"memory in GB: {parts}\nat the fullest moment {self.peak / GB:.1f}{free}"
+        )
+
+
+def check_memory(recipe: Recipe, device: str = "auto") -> Plan | None:
+    """Print the plan of a recipe; None, and nothing said, where the student is small.
+
+    Raises
+    ------
+    TrainingMemoryError
+        If the device has not enough memory free; the message says which fields of the recipe to change.
+    """
+    if recipe.start.startswith(UNTRAINED) or _is_small(resolve_model(recipe.start)):
+        return None
+    sides = {name: open_side(name) for name in models_of(recipe)}
+    if sides[recipe.start].n_parameters < LARGE:
+        return None
+    where, lengths = pick_device(device), _lengths(recipe)
+    plan = plan_of(recipe, sides, lengths, where)
+    print(plan.text())
+    if not plan.fits:
+        advice = next((w for w, r in _smaller(recipe, lengths) if plan_of(r, sides, lengths, where).fits), "")
+        raise TrainingMemoryError(
+            f"{recipe.name} of profile {recipe.profile} needs {plan.peak / GB:.1f} GB at its fullest moment, and "
+            f"{where} has {(plan.available or 0) / GB:.1f} free. "
+            + (f"Set in the recipe {advice}" if advice else "No setting tried here is small enough: free memory, take "
+               "a smaller teacher or anchor (or anchor: null), or another machine")
+        )  # fmt: skip
+    return plan
+
+
+def plan_of(recipe: Recipe, sides: dict[str, Side], lengths: tuple[int, int], device: torch.device) -> Plan:
+    """Count a recipe's memory: ``lengths`` are those of the longest prompt and completion, in tokens."""
+    half, student = recipe.compute == "bfloat16", sides[recipe.start]
+    prompts, n = recipe.prompts_per_update, student.n_parameters
+    longest = recipe.group_size * sum(lengths)
+    together = max(1, recipe.micro_tokens // longest) if recipe.micro_tokens else -(-prompts // recipe.micro_batches)
+    written = prompts * recipe.group_size * recipe.updates_per_rollout if recipe.on_policy else 1
+    judged = min(BATCH, len(recipe.held_out) * max(recipe.eval_per_family, recipe.final_eval_per_family))
+    setting = Setting(
+        sequences=max(written, judged), micro_batch=min(together, prompts) * recipe.group_size,
+        prompt_tokens=lengths[0], completion_tokens=lengths[1], checkpointing=recipe.gradient_checkpointing,
+    )  # fmt: skip
+    parts = memory_parts(student, student, setting)
+    fixed = {name: sides[name] for name in (recipe.teacher, recipe.anchor, recipe.writer) if name}
+    memory = {
+        "weights, fp32": 4 * n,
+        "the weights it starts from, fp32": 4 * n,
+        "AdamW, two moments in fp32": 8 * n,
+        GRADIENTS: 4 * n,
+        **({"bf16 copy under autocast": 2 * n} if half else {}),
+        **{f"{name}, fixed": (2 if half else 4) * side.n_parameters for name, side in fixed.items()},
+        KV: parts[KV] * (1 if half else 2),
+        ACTIVATIONS: parts[ACTIVATIONS] * (1 if half else 2),
+        LOGITS: LOGIT_BYTES * min(student.rows * setting.micro_batch * lengths[1], LOGITS_AT_ONCE),
+        **({"libraries": LIBRARIES} if device.type == "cuda" else {}),
+    }
+    return Plan(n, memory, free_bytes(device), prompts * recipe.group_size * sum(lengths), recipe.steps)
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Return what a device has free; None where the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    told = Path("/proc/meminfo")
+    rows = dict(line.split(":") for line in told.read_text().splitlines()) if told.is_file() else {}
+    return int(rows["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in rows else None
+
+
+class Clock:
+    """Tells the time that a run will take, once, from its first rounds and its first evaluation."""
+
+    def __init__(self, plan: Plan | None, recipe: Recipe, step: int) -> None:
+        self.silent, self.recipe, self.first = plan is None, recipe, step
+        self.per_prompt, self.began = 0.0, time.perf_counter()
+
+    def evaluated(self, seconds: float, per_family: int) -> None:
+        """Note how long an evaluation took, and start the clock of the updates."""
+        self.per_prompt, self.began = seconds / per_family, time.perf_counter()
+
+    def updated(self, step: int) -> str:
+        """Return what is to be said after an update: something after two rounds of rollouts, then nothing."""
+        done = step - self.first
+        if self.silent or done != 2 * self.recipe.updates_per_rollout or step == self.recipe.steps:
+            return ""
+        self.silent, each = True, (time.perf_counter() - self.began) / done
+        ahead = [c for c in self.recipe.checkpoints if c > step]
+        prompts = sum(self.recipe.eval_per_family for _ in ahead[:-1]) + self.recipe.final_eval_per_family
+        left = each * (self.recipe.steps - step) + self.per_prompt * prompts
+        return (
+            f"an update takes {each:.1f} s; {self.recipe.steps - step} more and {len(ahead)} evaluations: "
+            f"about {int(left // 3600)} h {int(left % 3600 // 60)} min"
+        )
+
+
+def _is_small(folder: str) -> bool:
+    """Whether a local folder's weights, in any precision, are too few bytes for a large model: no need to open it."""
+    files = list(Path(folder).glob("*.safetensors"))
+    return bool(files) and sum(file.stat().st_size for file in files) < 2 * LARGE
+
+
+def _lengths(recipe: Recipe) -> tuple[int, int]:
+    """Tokens of the longest prompt and completion among some problems."""
+    world, tokenizer = load_world(recipe.profile), load_tokenizer(recipe.start)
+    problems = tasks_of(recipe.profile).draw(recipe.mixture, SAMPLE, "plan", weights=recipe.weights)
+    prompts = tokenizer([world.put(tokenizer, p.prompt) for p in problems])["input_ids"]
+    shown: Any = [] if recipe.on_policy else tokenizer([p.completion for p in problems])["input_ids"]
+    return max(map(len, prompts)), max(map(len, shown), default=0) or recipe.max_new_tokens
+
+
+def _smaller(recipe: Recipe, lengths: tuple[int, int]) -> Iterator[tuple[str, Recipe]]:
+    """Yield what to change and the recipe that has it: one field, else two and more."""
+    least = recipe.group_size * sum(lengths)
+    changes: list[dict[str, Any]] = [
+        {"gradient_checkpointing": True}, {"micro_tokens": 4 * least}, {"micro_tokens": least},
+        {"compute": "bfloat16"}, {"updates_per_rollout": 1}, {"anchor": None},
+    ]  # fmt: skip
+    useful = [c for c in changes if any(getattr(recipe, key) != value for key, value in c.items())]
+    for count in range(1, len(useful) + 1):
+        for chosen in combinations(useful, count):
+            fields = {key: value for change in chosen for key, value in change.items()}
+            said = {key: {True: "true", None: "null"}.get(value, value) for key, value in fields.items()}
+            yield ", ".join(f"{key}: {value}" for key, value in said.items()), replace(recipe, **fields)

@@ -1,0 +1,228 @@
+"""Mathematics from a dataset of the Hugging Face hub, or from a local folder in the same layout.
+
+A world names the datasets that its recipes mix, and says what is not as in a preset::
+
+    tasks:
+      kind: dataset
+      datasets:
+        gsm8k: {}                                    # a preset, from the hub
+        math500: {path: /data/MATH-500}              # a preset, from a local copy
+        mine: {path: org/name, prompt: question, answer: answer, held_out: test}
+
+and a recipe's mixture says which levels of which: ``{gsm8k: [all], math: [1, 2]}``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from opdgeom_utils.errors import CheckpointNotFoundError, MissingPackageError, RecipeError
+from opdgeom_utils.problems import Split
+from opdgeom_utils.worlds.math_answers import MARKS, final_answer
+from opdgeom_utils.worlds.questions import Question, Table
+
+CALCULATOR = re.compile(r"<<[^>]*>>")  # GSM8K writes each computation twice, the second time for a tool
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where the questions of one family lie. Columns may be dotted: ``prompt.0.content`` of a list of messages.
+
+    Attributes
+    ----------
+    path
+        Hub id or local folder.
+    prompt, answer
+        Columns. Where the answer is a whole solution, its box or what follows ``####`` is the answer.
+    config, revision
+        Of the dataset on the hub.
+    train, held_out
+        Names of its splits. Without ``held_out`` the prompt's checksum holds one in eight out; without ``train``
+        there is nothing to train on.
+    demonstration
+        Column of a worked solution, empty where there is none.
+    level
+        Column of a whole number (or ``Level 5``) that a mixture may choose by.
+    template
+        How the question is put: ``{prompt}`` stands for it.
+    domain
+        What the problems belong to.
+    """
+
+    path: str
+    prompt: str
+    answer: str
+    config: str = ""
+    revision: str = ""
+    train: str = "train"
+    held_out: str = ""
+    demonstration: str = ""
+    level: str = ""
+    template: str = "{prompt}"
+    domain: str = "mathematics"
+
+    def __post_init__(self) -> None:
+        """Refuse what is no text, and a template without a place for the question."""
+        for name, value in dataclasses.asdict(self).items():
+            if not isinstance(value, str):
+                raise RecipeError(f"{name} of dataset {self.path!r} is {value!r}; expected a text")
+        if "{prompt}" not in self.template:
+            raise RecipeError(f"template of dataset {self.path!r} is {self.template!r}; expected {{prompt}} in it")
+
+
+HASHED = "Question: {prompt}\nReason step by step, and end with #### and the number.\nAnswer:\n"
+BOXED = "Question: {prompt}\nReason step by step, and put the final answer in \\boxed{}.\nAnswer:\n"
+PRESETS = {
+    "gsm8k": Source(
+        "openai/gsm8k", "question", "answer", config="main", held_out="test", demonstration="answer", template=HASHED
+    ),
+    "math": Source(
+        "DigitalLearningGmbH/MATH-lighteval", "problem", "solution", held_out="test", demonstration="solution",
+        level="level", template=BOXED,
+    ),
+    "math500": Source(
+        "HuggingFaceH4/MATH-500", "problem", "answer", train="", held_out="test", demonstration="solution",
+        level="level", template=BOXED,
+    ),
+    "dapo_math": Source("open-r1/DAPO-Math-17k-Processed", "prompt", "solution", config="en", template=BOXED),
+}  # fmt: skip
+
+
+def source_of(name: str, said: Mapping[str, str] | None) -> Source:
+    """Return a preset with what is said of it, or a source that is said in full.
+
+    Raises
+    ------
+    RecipeError
+        If a key is unknown, or path, prompt or answer of a dataset without a preset are missing.
+
+    Examples
+    --------
+    >>> source_of("gsm8k", {"path": "/data/gsm8k"}).demonstration
+    'answer'
+    """
+    known = [f.name for f in dataclasses.fields(Source)]
+    if said is not None and (not isinstance(said, Mapping) or set(said) - set(known)):
+        raise RecipeError(f"dataset {name!r} is {said!r}; expected a block with no other keys than {known}")
+    if name in PRESETS:
+        return dataclasses.replace(PRESETS[name], **said or {})
+    if missing := sorted({"path", "prompt", "answer"} - set(said or {})):
+        raise RecipeError(f"dataset {name!r} does not say {missing}, and is no preset ({', '.join(PRESETS)})")
+    return Source(**said or {})
+
+
+class Tasks(Table):
+    """The questions of some datasets, graded by math-verify. Nothing is fetched before the first question is drawn.
+
+    Parameters
+    ----------
+    datasets
+        Settings of each family: :class:`Source`, or nothing for a preset.
+    answer_in
+        Where a final answer may stand: :func:`opdgeom_utils.worlds.math_answers.final_answer`.
+    """
+
+    def __init__(self, datasets: Mapping[str, Mapping[str, str] | None], *, answer_in: Sequence[str] = MARKS) -> None:
+        super().__init__("mathematics", answer_in)
+        if not isinstance(datasets, Mapping) or not datasets:
+            raise RecipeError(f"datasets is {datasets!r}; expected a block such as {{gsm8k: {{}}}}")
+        self.sources = {name: source_of(name, said) for name, said in datasets.items()}
+        self._loaded: dict[str, list[Question]] = {}
+
+    @cached_property
+    def digest(self) -> str:
+        """Checksum of every source: of a local folder its files, of the hub's the name and the revision."""
+        parts = [_source_digest(name, source) for name, source in sorted(self.sources.items())]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    @property
+    def families(self) -> Iterable[str]:
+        """Names of the datasets."""
+        return self.sources.keys()
+
+    def questions(self, family: str) -> Sequence[Question]:
+        """Every question of a dataset, fetched on the first call, each prompt once.
+
+        Raises
+        ------
+        CheckpointNotFoundError
+            If it cannot be opened.
+        RecipeError
+            If it has no such column.
+        """
+        if family not in self._loaded:
+            source = self.sources[family]
+            sides: list[tuple[str, Split | None]] = [(source.train, "train"), (source.held_out, "held_out")]
+            rows: dict[str, Question] = {}
+            for split, side in sides:
+                if split:
+                    side = side if source.held_out else None
+                    for row in _rows(source, split):
+                        question = _question(family, source, row, side)
+                        rows.setdefault(question.prompt, question)
+            self._loaded[family] = list(rows.values())
+        return self._loaded[family]
+
+
+def _rows(source: Source, split: str) -> Iterable[dict[str, Any]]:
+    """Open one split of a dataset."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingPackageError("datasets are read with datasets: pip install 'opdgeom-utils[tasks]'") from error
+    folder, name = Path(source.path).expanduser(), source.config or None
+    try:
+        if (folder / "dataset_dict.json").is_file():
+            return datasets.DatasetDict.load_from_disk(str(folder))[split]
+        if folder.is_dir():
+            inside = {"data_dir": name} if name and (folder / name).is_dir() else {"name": name}
+            return datasets.load_dataset(str(folder), split=split, **inside)
+        return datasets.load_dataset(source.path, name, split=split, revision=source.revision or None)
+    except Exception as error:  # the hub's client lets its network library's own errors through
+        raise CheckpointNotFoundError(
+            f"split {split!r} of dataset {source.path} could not be opened ({type(error).__name__}: "
+            f"{str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}). Without a network, "
+            f"copy it from where there is one (hf download --repo-type dataset {source.path} --local-dir FOLDER) and "
+            "set path: FOLDER"
+        ) from error
+
+
+def _question(family: str, source: Source, row: Mapping[str, Any], side: Split | None) -> Question:
+    """Make a question of a row."""
+    answer = str(_column(source, row, source.answer))
+    shown = str(_column(source, row, source.demonstration)) if source.demonstration else ""
+    level = _column(source, row, source.level) if source.level else None
+    if isinstance(level, str) and level.removeprefix("Level ").isdigit():
+        level = int(level.removeprefix("Level "))
+    return Question(
+        prompt=source.template.replace("{prompt}", str(_column(source, row, source.prompt)).strip()),
+        answer=final_answer(answer, ("boxed", "hashes")) or answer,
+        completion=CALCULATOR.sub("", shown).strip(),
+        family=family, domain=source.domain, level=level, side=side,
+    )  # fmt: skip
+
+
+def _column(source: Source, row: Any, column: str) -> Any:
+    """Return what stands in a column, or in one place of it."""
+    found = row
+    for part in column.split("."):
+        try:
+            found = found[int(part)] if isinstance(found, list) else found[part]
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            has = ", ".join(row)
+            raise RecipeError(f"dataset {source.path} has no column {column!r}; it has {has}") from error
+    return found
+
+
+def _source_digest(name: str, source: Source) -> str:
+    folder = Path(source.path).expanduser()
+    content = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []:
+        content.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
+    return f"{name}:{source}:{content.hexdigest()}"

@@ -1,0 +1,79 @@
+"""Problems in a local file: one JSON object a line, with prompt and answer, perhaps completion, family and level."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from opdgeom_utils.errors import RecipeError
+from opdgeom_utils.project_files import PROJECT
+from opdgeom_utils.worlds.math_answers import MARKS
+from opdgeom_utils.worlds.questions import Question, Table
+
+COLUMNS = ("prompt", "answer", "completion", "family", "level")
+
+
+class Tasks(Table):
+    """The problems of a file.
+
+    Parameters
+    ----------
+    path
+        The file; a relative path is one from the project's folder.
+    grade
+        ``exact``: the whole text is the answer; ``mathematics``: its final answer, by math-verify.
+    answer_in
+        Where a final answer may stand: :func:`opdgeom_utils.worlds.math_answers.final_answer`.
+    domain
+        What the problems belong to.
+
+    Raises
+    ------
+    RecipeError
+        If the file is missing, empty, or a line is not an object with these keys.
+    """
+
+    def __init__(
+        self, path: str, *, grade: str = "exact", answer_in: Sequence[str] = MARKS, domain: str = "mathematics"
+    ) -> None:
+        super().__init__(grade, answer_in)
+        self.path, self.domain = PROJECT / Path(path).expanduser(), domain
+        if not self.path.is_file():
+            raise RecipeError(f"tasks of kind jsonl: there is no file {self.path}")
+        self._families: dict[str, dict[str, Question]] = {}
+        for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines(), 1):
+            if line.strip():
+                question = self._read(line, number)
+                self._families.setdefault(question.family, {})[question.prompt] = question
+        if not self._families:
+            raise RecipeError(f"{self.path} is empty; expected a JSON object with prompt and answer on every line")
+
+    @cached_property
+    def digest(self) -> str:
+        """Sha256 of the file: another file makes other runs."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
+    @property
+    def families(self) -> Iterable[str]:
+        """Families that the file names; ``problems`` where it names none."""
+        return self._families.keys()
+
+    def questions(self, family: str) -> Sequence[Question]:
+        """Every question of a family; of a prompt that comes twice the last."""
+        return list(self._families[family].values())
+
+    def _read(self, line: str, number: int) -> Question:
+        where = f"line {number} of {self.path}"
+        try:
+            row: Any = json.loads(line)
+        except ValueError as error:
+            raise RecipeError(f"{where} is not JSON: {error}") from error
+        if not isinstance(row, dict) or set(row) - set(COLUMNS) or {"prompt", "answer"} - set(row):
+            found = sorted(row) if isinstance(row, dict) else row
+            raise RecipeError(f"{where} has {found}; expected prompt and answer, and of {', '.join(COLUMNS[2:])} any")
+        texts = {key: str(value) for key, value in row.items() if key != "level"}
+        return Question(**texts, domain=self.domain, level=row.get("level"))

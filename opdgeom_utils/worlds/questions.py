@@ -1,0 +1,118 @@
+"""Problems that lie in a table: drawn by family and level, told apart into two sides, graded by their answer."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from opdgeom_utils.errors import RecipeError
+from opdgeom_utils.problems import Grade, Mixture, Split, Written, split_of
+from opdgeom_utils.worlds.math_answers import check_marks, grade_mathematics
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Question:
+    """One row: what is asked, the answer that is right, and a demonstration, empty where there is none.
+
+    ``side`` is that of the row's own table, where the data have two; else the prompt's checksum decides.
+    """
+
+    prompt: str
+    answer: str
+    completion: str = ""
+    family: str = "problems"
+    domain: str = "mathematics"
+    level: Any = None
+    side: Split | None = None
+
+    @property
+    def split(self) -> Split:
+        """The side that the question is on."""
+        return self.side or split_of(self.prompt)
+
+
+def check_weights(mixture: Mixture, weights: Mapping[str, int] | None) -> None:
+    """Raise :class:`RecipeError` for an empty list of levels, or a weight that is no whole number of 1 or more."""
+    for family, weight in (weights or {}).items():
+        if family not in mixture or type(weight) is not int or weight < 1:
+            raise RecipeError(f"weight of {family!r} is {weight!r}; expected a family of the mixture and 1 or more")
+    for family, levels in mixture.items():
+        if not levels:
+            raise RecipeError(f"levels of {family!r} are {levels!r}; expected a list that is not empty")
+
+
+def drawn_names(rng: random.Random, mixture: Mixture, n: int, weights: Mapping[str, int] | None) -> list[str]:
+    """Draw ``n`` families; one with weight ``w`` is drawn as often as ``w`` families without."""
+    names = [name for name in sorted(mixture) for _ in range((weights or {}).get(name, 1))]
+    return [rng.choice(names) for _ in range(n)]
+
+
+class Table:
+    """The questions of one world. ``grade`` is ``mathematics`` or ``exact``; ``answer_in`` says where answers stand."""
+
+    def __init__(self, grade: str, answer_in: Sequence[str]) -> None:
+        if grade not in ("mathematics", "exact"):
+            raise RecipeError(f"grade is {grade!r}; expected mathematics or exact")
+        self.graded, self.marks = grade, check_marks(answer_in)
+        self._kept: dict[str, list[Question]] = {}
+
+    @property
+    def families(self) -> Iterable[str]:
+        """Names that a mixture may use."""
+        raise NotImplementedError
+
+    def questions(self, family: str) -> Sequence[Question]:
+        """Every question of a family, each prompt once."""
+        raise NotImplementedError
+
+    def check(self, mixture: Mixture, weights: Mapping[str, int] | None = None) -> None:
+        """Refuse unknown families, and weights that are none."""
+        for family in mixture:
+            if family not in self.families:
+                raise RecipeError(f"unknown family {family!r} of problems; known: {', '.join(sorted(self.families))}")
+        check_weights(mixture, weights)
+
+    def draw(
+        self, mixture: Mixture, n: int, seed: int | str, weights: Mapping[str, int] | None = None
+    ) -> list[Question]:
+        """Draw ``n`` questions of the training side: family, then level, then a question."""
+        self.check(mixture, weights)
+        rng = random.Random(f"train:{seed}")
+        return [
+            rng.choice(self._side(name, rng.choice(list(mixture[name])), "train"))
+            for name in drawn_names(rng, mixture, n, weights)
+        ]
+
+    def held_out(self, mixture: Mixture, per_family: int, seed: int = 0) -> list[Question]:
+        """Draw up to ``per_family`` different held-out questions of every family, all where there are fewer."""
+        self.check(mixture)
+        rng, chosen = random.Random(f"evaluation:{seed}"), []
+        for name in sorted(mixture):
+            pool = {q.prompt: q for level in mixture[name] for q in self._side(name, level, "held_out")}
+            chosen += rng.sample(sorted(pool.values(), key=lambda q: q.prompt), min(per_family, len(pool)))
+        return chosen
+
+    def grade(self, problem: Question, written: Written) -> Grade:
+        """Judge one completion: the whole text, or the final answer in it by math-verify."""
+        if self.graded == "mathematics":
+            return grade_mathematics(problem.answer, written, self.marks)
+        return Grade(float(written.ended and written.text.strip() == problem.answer.strip()), written.ended)
+
+    def _side(self, family: str, level: Any, side: Split) -> list[Question]:
+        """Return the questions of one level and side."""
+        key = json.dumps([family, level, side])
+        if key not in self._kept:
+            rows = self.questions(family)
+            self._kept[key] = [q for q in rows if level in (ALL, q.level) and q.split == side]
+        if not self._kept[key]:
+            levels = sorted({str(q.level) for q in self.questions(family) if q.split == side})
+            has = f"it has the levels {', '.join(levels)}" if levels else "it has none at all on this side"
+            raise RecipeError(
+                f"family {family!r} has no {side} problem of level {level!r}; {has}, and [{ALL}] takes all"
+            )
+        return self._kept[key]
