@@ -136,10 +136,7 @@ def load_or_train(recipe_name: str, *, seed: int = 0, profile: str = "toy", devi
         If the disk is full; nothing half-written is left.
     """
     run = run_of(load_recipe(recipe_name, profile), seed)
-    for name in models_of(run.recipe):
-        if needed := needed_run(name):
-            other = load_or_train(needed.recipe.name, seed=needed.seed, profile=needed.recipe.profile, device=device)
-            keep_trained(name, checkpoint_path(other.path, needed.step), fingerprint(other.recipe, other.seed))
+    bring_models(run.recipe, device)
     if _fault(run):
         with storage.locked(run.path, wait_seconds=WAIT_SECONDS):
             if fault := _fault(run):
@@ -148,6 +145,14 @@ def load_or_train(recipe_name: str, *, seed: int = 0, profile: str = "toy", devi
                     (run.path / "DONE").unlink()
                 _train(run, device)
     return run
+
+
+def bring_models(recipe: Recipe, device: str) -> None:
+    """Train the runs whose models a recipe starts from or learns from, and keep those models as folders."""
+    for name in models_of(recipe):
+        if needed := needed_run(name):
+            other = load_or_train(needed.recipe.name, seed=needed.seed, profile=needed.recipe.profile, device=device)
+            keep_trained(name, checkpoint_path(other.path, needed.step), fingerprint(other.recipe, other.seed))
 
 
 def _fault(run: Run) -> str:

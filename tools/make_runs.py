@@ -20,16 +20,18 @@ from opdgeom_utils.provenance import fingerprint
 from opdgeom_utils.recipes import load_recipe, recipe_names
 from opdgeom_utils.results import Tables, recorded_runs, results_of, run_key, write_tables
 from opdgeom_utils.runs import Run, load_or_train, run_of
+from opdgeom_utils.trained_models import models_of, needed_run
 from opdgeom_utils.workers import Job, load_or_train_many
 
 FIGURE = PROJECT / "book" / "_static" / "where_opd_lies.svg"
 
 
 def jobs_of(profile: str, recipes: list[str], seeds: list[int] | None) -> list[Job]:
-    """All runs asked for, longest first within a seed, first seeds first."""
+    """All runs asked for: those whose models others need, then first seeds, and the longest of a seed first."""
     chosen = [load_recipe(name, profile) for name in recipes or recipe_names(profile)]
     pairs = [(recipe, seed) for recipe in chosen for seed in recipe.seeds if seeds is None or seed in seeds]
-    pairs.sort(key=lambda pair: (pair[1], -pair[0].steps))
+    needs = {recipe.name: sum(needed_run(name) is not None for name in models_of(recipe)) for recipe in chosen}
+    pairs.sort(key=lambda pair: (needs[pair[0].name] > 0, pair[1], -pair[0].steps))
     return [(recipe.name, seed) for recipe, seed in pairs]
 
 

@@ -1,0 +1,302 @@
+"""Problems that others set: the same on every call, never on both sides, graded, and clear where they cannot be."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from opdgeom_utils.errors import CheckpointNotFoundError, MissingPackageError, RecipeError
+from opdgeom_utils.problems import Grade, Tasks, Written, split_of
+from opdgeom_utils.worlds import hub_dataset, jsonl, math_answers, reasoning_gym
+from opdgeom_utils.worlds.math_answers import final_answer, grade_mathematics, same_answer
+
+GYM = {"chain_sum": [{"min_terms": 2, "max_terms": 3}, 1], "spell_backward": [{}]}
+
+
+# --- answers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "marks", "answer"),
+    [
+        (r"first \boxed{1}, then \boxed{\frac{1}{2}}", ["boxed"], r"\frac{1}{2}"),
+        (r"a box that is left open: \boxed{\frac{1}{2}", ["boxed"], None),
+        (r"one that closes before one that does not: \boxed{7} \boxed{8", ["boxed"], "7"),
+        ("12 + 60 = 72\n#### 72", ["hashes"], "72"),
+        ("#### 1\n#### -2,000 \n", ["hashes"], "-2,000"),
+        ("####", ["hashes"], None),
+        (r"\boxed{3} #### 4", ["hashes", "boxed"], "4"),
+        ("from 3 to -4.5.", ["last_number"], "-4.5"),
+        ("no number", ["boxed", "hashes", "last_number"], None),
+        ("", ["last_number"], None),
+    ],
+)
+def test_the_final_answer_of_a_text(text: str, marks: list[str], answer: str | None) -> None:
+    assert final_answer(text, marks) == answer
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "same"),
+    [
+        ("0.5", r"\frac{1}{2}", True),
+        (r"\dfrac{2}{4}", r"\frac12", True),
+        ("1,072", "1072", True),
+        ("(1, 2)", r"\left(1,2\right)", True),
+        ("2+x", "x+2", True),
+        ("x+3", "x+2", False),
+        ("12", "21", False),
+        ("", "0", False),
+    ],
+)
+def test_answers_that_mean_the_same(found: str, expected: str, same: bool) -> None:
+    assert same_answer(found, expected) == same
+
+
+def test_parsed_is_told_apart_from_right() -> None:
+    marks = ["boxed", "hashes"]
+    assert grade_mathematics("72", Written(r"\boxed{72}", False), marks) == Grade(1.0, True)
+    assert grade_mathematics("72", Written(r"\boxed{27}", True), marks) == Grade(0.0, True)
+    assert grade_mathematics("72", Written("it is 72", True), marks) == Grade(0.0, False)
+
+
+def test_without_its_packages_a_world_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for package in ("math_verify", "reasoning_gym", "datasets"):
+        monkeypatch.setitem(sys.modules, package, None)
+    needed = r"pip install 'opdgeom-utils\[tasks\]'"
+    with pytest.raises(MissingPackageError, match=needed):
+        same_answer("1", "2")
+    with pytest.raises(MissingPackageError, match=needed):
+        reasoning_gym.Tasks().check(GYM)
+    with pytest.raises(MissingPackageError, match=needed):
+        hub_dataset.Tasks({"gsm8k": {}}).draw({"gsm8k": ["all"]}, 1, 0)
+
+
+# --- a local file ----------------------------------------------------------------------------------------------------
+
+
+def write_lines(path: Path, rows: list[Any]) -> str:
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def sums(n: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "prompt": f"{i}+{i}=",
+            "answer": str(2 * i),
+            "completion": f"so {2 * i}",
+            "family": f"f{i % 2}",
+            "level": i % 3,
+        }
+        for i in range(n)
+    ]
+
+
+def test_a_file_keeps_its_two_sides_apart(tmp_path: Path) -> None:
+    tasks = jsonl.Tasks(write_lines(tmp_path / "p.jsonl", sums(200)))
+    assert isinstance(tasks, Tasks)
+    mixture = {"f0": ["all"], "f1": [0, 2]}
+    train, held_out = tasks.draw(mixture, 300, "0:1"), tasks.held_out(mixture, 1000)
+    assert {split_of(p.prompt) for p in train} == {"train"}
+    assert {split_of(p.prompt) for p in held_out} == {"held_out"}
+    assert {p.level for p in train if p.family == "f1"} == {0, 2}
+    expected = [r for r in sums(200) if r["family"] == "f0" or r["level"] in (0, 2)]
+    assert {p.prompt for p in held_out} == {r["prompt"] for r in expected if split_of(r["prompt"]) == "held_out"}
+    assert tasks.draw(mixture, 300, "0:1") == train != tasks.draw(mixture, 300, "0:2")
+    weighted = tasks.draw(mixture, 400, 0, {"f0": 3})
+    assert 250 < sum(p.family == "f0" for p in weighted) < 350
+
+
+def test_a_file_is_graded_exactly_or_as_mathematics(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "p.jsonl", sums(60))
+    exact, mathematics = jsonl.Tasks(path), jsonl.Tasks(path, grade="mathematics")
+    problem = next(q for q in exact.questions("f0") if q.answer == "8")
+    assert exact.grade(problem, Written("8", True)) == Grade(1.0, True)
+    assert exact.grade(problem, Written("so 8", True)) == Grade(0.0, True)
+    assert exact.grade(problem, Written("8", False)) == Grade(0.0, False)
+    assert mathematics.grade(problem, Written("so 16/2", True)) == Grade(1.0, True)
+
+
+def test_another_file_has_another_digest(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "p.jsonl", sums(60))
+    before = jsonl.Tasks(path).digest
+    assert jsonl.Tasks(path).digest == before
+    write_lines(tmp_path / "p.jsonl", sums(61))
+    assert jsonl.Tasks(path).digest != before
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "empty"),
+        (["{"], "line 1 .* is not JSON"),
+        ([{"prompt": "1", "answer": "2"}, {"prompt": "1"}], "line 2"),
+        ([{"prompt": "1", "answer": "2", "anwser": 3}], "anwser"),
+        ([[1]], "line 1"),
+    ],
+)
+def test_a_file_that_cannot_be_read_says_where(rows: list[Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=message):
+        jsonl.Tasks(write_lines(tmp_path / "p.jsonl", rows))
+
+
+def test_slips_of_a_file_s_world_are_told(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "p.jsonl", sums(60))
+    with pytest.raises(RecipeError, match="no file"):
+        jsonl.Tasks(path + "x")
+    with pytest.raises(RecipeError, match="grade"):
+        jsonl.Tasks(path, grade="kind")
+    with pytest.raises(RecipeError, match="answer_in"):
+        jsonl.Tasks(path, answer_in=["box"])
+    tasks = jsonl.Tasks(path)
+    with pytest.raises(RecipeError, match="known: f0, f1"):
+        tasks.check({"f2": ["all"]})
+    with pytest.raises(RecipeError, match="weight of 'f0'"):
+        tasks.check({"f0": ["all"]}, {"f0": 0})
+    with pytest.raises(RecipeError, match="has the levels 0, 1, 2"):
+        tasks.draw({"f0": [7]}, 1, 0)
+
+
+# --- datasets --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gsm8k(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The layout of openai/gsm8k."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "gsm8k" / "main").mkdir(parents=True)
+    for split, n in (("train", 40), ("test", 9)):
+        rows = [
+            (f"{split} {i}?", f"It is {i}+{i}=<<{i}+{i}={2 * i}>>{2 * i}.\n#### {2 * i:,}") for i in range(600, 600 + n)
+        ]
+        table = pd.DataFrame(rows, columns=["question", "answer"])
+        table.to_parquet(tmp_path / "gsm8k" / "main" / f"{split}-00000-of-00001.parquet")
+    return tmp_path / "gsm8k"
+
+
+def test_a_dataset_from_a_folder_has_its_own_test_side(gsm8k: Path) -> None:
+    tasks = hub_dataset.Tasks({"gsm8k": {"path": str(gsm8k), "template": "Q: {prompt}\nA:"}})
+    assert isinstance(tasks, Tasks)
+    train, held_out = tasks.draw({"gsm8k": ["all"]}, 200, 0), tasks.held_out({"gsm8k": ["all"]}, 100)
+    assert {p.prompt for p in train} == {f"Q: train {i}?\nA:" for i in range(600, 640)}
+    assert {p.prompt for p in held_out} == {f"Q: test {i}?\nA:" for i in range(600, 609)}
+    problem = next(p for p in held_out if "605" in p.prompt)
+    assert (problem.answer, problem.completion) == ("1,210", "It is 605+605=1210.\n#### 1,210")
+    assert tasks.grade(problem, Written(problem.completion, True)) == Grade(1.0, True)
+    assert tasks.grade(problem, Written(r"\boxed{1210}", False)) == Grade(1.0, True)
+
+
+def test_a_dataset_without_a_test_side_is_split_by_checksum(gsm8k: Path) -> None:
+    said = {"path": str(gsm8k), "config": "main", "prompt": "question", "answer": "answer"}
+    tasks = hub_dataset.Tasks({"mine": said})
+    found = [*tasks.draw({"mine": ["all"]}, 300, 0), *tasks.held_out({"mine": ["all"]}, 100)]
+    assert {p.prompt for p in found} == {f"train {i}?" for i in range(600, 640)}
+    assert all(not p.completion for p in found)
+    assert [p.side for p in found] == [None] * len(found)
+
+
+def test_levels_and_dotted_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = [
+        {"m": [{"content": f"q{i}"}], "r": {"truth": str(i)}, "level": f"Level {i % 3}", "s": rf"So \boxed{{{i}}}."}
+        for i in range(60)
+    ]
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    said = {"path": str(tmp_path / "d"), "prompt": "m.0.content", "answer": "r.truth", "level": "level"}
+    tasks = hub_dataset.Tasks({"mine": {**said, "demonstration": "s"}})
+    drawn = tasks.draw({"mine": [1]}, 100, 0)
+    assert {int(p.answer) % 3 for p in drawn} == {1}
+    assert {p.completion for p in drawn} <= {row["s"] for row in rows}
+    whole = hub_dataset.Tasks({"mine": {**said, "answer": "s"}}).draw({"mine": ["all"]}, 20, 0)
+    assert all(p.prompt == f"q{p.answer}" for p in whole)
+    with pytest.raises(RecipeError, match=r"no column 'm\.0\.text'"):
+        hub_dataset.Tasks({"mine": {**said, "prompt": "m.0.text"}}).draw({"mine": ["all"]}, 1, 0)
+
+
+def test_a_test_set_alone_cannot_be_trained_on() -> None:
+    tasks = hub_dataset.Tasks({"math500": {}})
+    tasks._loaded["math500"] = []
+    with pytest.raises(RecipeError, match="no train problem"):
+        tasks.draw({"math500": ["all"]}, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"gsm8k": {"pathh": "x"}}, "pathh"),
+        ({"mine": {"path": "x"}}, r"\['answer', 'prompt'\]"),
+        ({"gsm8k": {"path": 3}}, "path"),
+        ({"gsm8k": {"template": "no place"}}, "template"),
+        ({}, "datasets is"),
+        ({"gsm8k": "openai/gsm8k"}, "block"),
+    ],
+)
+def test_slips_of_a_dataset_are_told(said: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        hub_dataset.Tasks(said)
+
+
+def test_a_dataset_that_is_not_there_says_how_to_bring_it(tmp_path: Path) -> None:
+    tasks = hub_dataset.Tasks({"gsm8k": {"path": str(tmp_path)}})
+    with pytest.raises(CheckpointNotFoundError, match="--local-dir FOLDER"):
+        tasks.draw({"gsm8k": ["all"]}, 1, 0)
+
+
+# --- reasoning-gym ---------------------------------------------------------------------------------------------------
+
+
+def test_reasoning_gym_gives_the_same_problems_and_keeps_sides_apart() -> None:
+    tasks, again = reasoning_gym.Tasks(), reasoning_gym.Tasks()
+    assert isinstance(tasks, Tasks)
+    tasks.check(GYM)
+    train, held_out = tasks.draw(GYM, 40, "0:1"), tasks.held_out(GYM, 8)
+    assert train == again.draw(GYM, 40, "0:1") != again.draw(GYM, 40, "0:2")
+    assert held_out == again.held_out(GYM, 8)
+    assert {split_of(p.prompt) for p in train} == {"train"}
+    assert {split_of(p.prompt) for p in held_out} == {"held_out"}
+    assert {p.domain for p in train} == {"arithmetic", "algorithmic"}
+
+
+def test_reasoning_gym_grades_by_its_own_score() -> None:
+    tasks, text = reasoning_gym.Tasks(), reasoning_gym.Tasks(form="text")
+    problem = tasks.draw({"chain_sum": [0]}, 1, 0)[0]
+    answer = problem.entry["answer"]
+    assert problem.completion == f"<answer>{answer}</answer>"
+    assert tasks.grade(problem, Written(f"well: {problem.completion}", False)) == Grade(1.0, True)
+    assert tasks.grade(problem, Written(f"<answer>{answer}.0</answer>", True)) == Grade(1.0, True)
+    assert tasks.grade(problem, Written("<answer>x</answer>", True)) == Grade(0.0, True)
+    assert tasks.grade(problem, Written(answer, True)) == Grade(0.0, False)
+    assert text.grade(problem, Written(answer, True)) == Grade(1.0, True)
+    assert text.grade(problem, Written(answer, False)) == Grade(0.0, False)
+
+
+@pytest.mark.parametrize(
+    ("mixture", "message"),
+    [
+        ({"chain_summ": [0]}, "chain_sum, decimal_chain_sum"),
+        ({"chain_sum": [{"min_term": 1}]}, "no min_term; known: .*min_terms"),
+        ({"chain_sum": [{"min_terms": 0}]}, "min_terms must be positive"),
+        ({"chain_sum": [{"seed": 1}]}, "seed"),
+        ({"chain_sum": ["easy"]}, "level"),
+        ({"chain_sum": []}, "empty"),
+        ({"knight_swap": [{}]}, "same seed"),
+    ],
+)
+def test_slips_of_a_mixture_are_told(mixture: dict[str, list[Any]], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        reasoning_gym.Tasks().check(mixture)
+
+
+@pytest.mark.parametrize("options", [{"form": "box"}, {"threshold": 0}, {"threshold": "1"}, {"instruction": 3}])
+def test_slips_of_options_are_told(options: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match=next(iter(options))):
+        reasoning_gym.Tasks(**options)
+
+
+def test_marks_are_a_list() -> None:
+    with pytest.raises(RecipeError, match="list"):
+        math_answers.check_marks("boxed")
