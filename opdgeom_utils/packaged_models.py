@@ -163,7 +163,7 @@ def _dequantise(gguf: Path, folder: Path) -> None:
     finally:
         logging.set_verbosity(shown)
     config = quantised.config
-    del config.quantization_config
+    del config.quantization_config  # pyright: ignore[reportAttributeAccessIssue]
     plain = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     plain.load_state_dict(quantised.state_dict())
     plain.generation_config = quantised.generation_config

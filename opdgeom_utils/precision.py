@@ -45,11 +45,11 @@ def computing(compute: str, device: torch.device) -> AbstractContextManager[Any]
 def prepare(model: PreTrainedModel, compute: str, *, fixed: bool = False) -> PreTrainedModel:
     """Make a model, in place, ready for a kind of compute; fixed ones are cast to bf16 where products are.
 
-    Attention is left alone on a GPU, whose own kernels are fast in bf16.
+    Attention is left alone on a GPU, whose own kernels are fast in bf16, and in families with their own (Gemma 2).
     """
     if compute == "bfloat16":
         if fixed:
             torch.nn.Module.to(model, torch.bfloat16)
-        if model.device.type == "cpu":
+        if model.device.type == "cpu" and model._supports_sdpa:
             model.set_attn_implementation(ATTENTION)
     return model

@@ -94,7 +94,7 @@ PRESETS = {
 }  # fmt: skip
 
 
-def source_of(name: str, said: Mapping[str, str] | None) -> Source:
+def source_of(name: str, said: Any) -> Source:
     """Return a preset with what is said of it, or a source that is said in full.
 
     Raises
@@ -110,6 +110,9 @@ def source_of(name: str, said: Mapping[str, str] | None) -> Source:
     known = [f.name for f in dataclasses.fields(Source)]
     if said is not None and (not isinstance(said, Mapping) or set(said) - set(known)):
         raise RecipeError(f"dataset {name!r} is {said!r}; expected a block with no other keys than {known}")
+    for key, value in (said or {}).items():
+        if not isinstance(value, str):
+            raise RecipeError(f"dataset {name!r}: {key} is {value!r}; expected a text")
     if name in PRESETS:
         return dataclasses.replace(PRESETS[name], **said or {})
     if missing := sorted({"path", "prompt", "answer"} - set(said or {})):
@@ -128,7 +131,7 @@ class Tasks(Table):
         Where a final answer may stand: :func:`opdgeom_utils.worlds.math_answers.final_answer`.
     """
 
-    def __init__(self, datasets: Mapping[str, Mapping[str, str] | None], *, answer_in: Sequence[str] = MARKS) -> None:
+    def __init__(self, datasets: Mapping[str, Any], *, answer_in: Sequence[str] = MARKS) -> None:
         super().__init__("mathematics", answer_in)
         if not isinstance(datasets, Mapping) or not datasets:
             raise RecipeError(f"datasets is {datasets!r}; expected a block such as {{gsm8k: {{}}}}")
@@ -179,10 +182,10 @@ def _rows(source: Source, split: str) -> Iterable[dict[str, Any]]:
     folder, name = Path(source.path).expanduser(), source.config or None
     try:
         if (folder / "dataset_dict.json").is_file():
-            return datasets.DatasetDict.load_from_disk(str(folder))[split]
+            return datasets.DatasetDict.load_from_disk(str(folder))[split]  # pyright: ignore[reportReturnType]
         if folder.is_dir():
-            inside = {"data_dir": name} if name and (folder / name).is_dir() else {"name": name}
-            return datasets.load_dataset(str(folder), split=split, **inside)
+            inside: dict[str, Any] = {"data_dir": name} if name and (folder / name).is_dir() else {"name": name}
+            return datasets.load_dataset(str(folder), split=split, **inside)  # pyright: ignore[reportReturnType]
         return datasets.load_dataset(source.path, name, split=split, revision=source.revision or None)
     except Exception as error:  # the hub's client lets its network library's own errors through
         raise CheckpointNotFoundError(

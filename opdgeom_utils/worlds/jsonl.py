@@ -76,4 +76,4 @@ class Tasks(Table):
             found = sorted(row) if isinstance(row, dict) else row
             raise RecipeError(f"{where} has {found}; expected prompt and answer, and of {', '.join(COLUMNS[2:])} any")
         texts = {key: str(value) for key, value in row.items() if key != "level"}
-        return Question(**texts, domain=self.domain, level=row.get("level"))
+        return Question(**texts, domain=self.domain, level=row.get("level"))  # pyright: ignore[reportArgumentType]

@@ -89,7 +89,7 @@ def same_answer(found: str, expected: str) -> bool:
     except ImportError as error:
         raise MissingPackageError("answers are compared by math-verify: pip install 'opdgeom-utils[tasks]'") from error
     seconds = SECONDS if threading.current_thread() is threading.main_thread() else None  # it is timed by a signal
-    ours, theirs = (parse(f"${text}$", parsing_timeout=seconds) for text in (found, expected))
+    ours, theirs = (parse(f"${text}$", parsing_timeout=seconds) for text in (found, expected))  # pyright: ignore[reportArgumentType]
     return bool(verify(theirs, ours, timeout_seconds=seconds))
 
 

@@ -54,7 +54,7 @@ class Tasks:
         What is said after the question.
     """
 
-    def __init__(self, *, form: str = "tag", threshold: float = 1.0, instruction: str = "") -> None:
+    def __init__(self, *, form: str = "tag", threshold: Any = 1.0, instruction: Any = "") -> None:
         if form not in FORMS:
             raise RecipeError(f"form is {form!r}; expected one of {', '.join(FORMS)}")
         if type(threshold) not in (int, float) or not 0 < threshold <= 1:

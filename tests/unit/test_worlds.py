@@ -180,7 +180,7 @@ def gsm8k(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_dataset_from_a_folder_has_its_own_test_side(gsm8k: Path) -> None:
     tasks = hub_dataset.Tasks({"gsm8k": {"path": str(gsm8k), "template": "Q: {prompt}\nA:"}})
     assert isinstance(tasks, Tasks)
-    train, held_out = tasks.draw({"gsm8k": ["all"]}, 200, 0), tasks.held_out({"gsm8k": ["all"]}, 100)
+    train, held_out = tasks.draw({"gsm8k": ["all"]}, 2000, 0), tasks.held_out({"gsm8k": ["all"]}, 100)
     assert {p.prompt for p in train} == {f"Q: train {i}?\nA:" for i in range(600, 640)}
     assert {p.prompt for p in held_out} == {f"Q: test {i}?\nA:" for i in range(600, 609)}
     problem = next(p for p in held_out if "605" in p.prompt)
