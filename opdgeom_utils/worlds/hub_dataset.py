@@ -173,7 +173,7 @@ class Tasks(Table):
         return self._loaded[family]
 
 
-def _rows(source: Source, split: str) -> Iterable[dict[str, Any]]:
+def _rows(source: Source, split: str) -> Any:
     """Open one split of a dataset."""
     try:
         import datasets
@@ -182,10 +182,10 @@ def _rows(source: Source, split: str) -> Iterable[dict[str, Any]]:
     folder, name = Path(source.path).expanduser(), source.config or None
     try:
         if (folder / "dataset_dict.json").is_file():
-            return datasets.DatasetDict.load_from_disk(str(folder))[split]  # pyright: ignore[reportReturnType]
+            return datasets.DatasetDict.load_from_disk(str(folder))[split]
         if folder.is_dir():
             inside: dict[str, Any] = {"data_dir": name} if name and (folder / name).is_dir() else {"name": name}
-            return datasets.load_dataset(str(folder), split=split, **inside)  # pyright: ignore[reportReturnType]
+            return datasets.load_dataset(str(folder), split=split, **inside)
         return datasets.load_dataset(source.path, name, split=split, revision=source.revision or None)
     except Exception as error:  # the hub's client lets its network library's own errors through
         raise CheckpointNotFoundError(
