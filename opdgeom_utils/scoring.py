@@ -29,7 +29,7 @@ def completion_states(model: PreTrainedModel, rollouts: Rollouts) -> Float[Tenso
     """
     b, g, t = rollouts.completion_ids.shape
     p, base = rollouts.prompt_ids.shape[1], model.base_model
-    if g == 1 or model.is_gradient_checkpointing:  # layers that are computed anew keep nothing to share
+    if g == 1 or model.is_activation_checkpointing:  # layers that are computed anew keep nothing to share
         prompt_ids, prompt_mask = (x.repeat_interleave(g, 0) for x in (rollouts.prompt_ids, rollouts.prompt_mask))
         ids = torch.cat([prompt_ids, rollouts.completion_ids.flatten(0, 1)], dim=1)
         mask = torch.cat([prompt_mask, rollouts.mask.flatten(0, 1)], dim=1)
