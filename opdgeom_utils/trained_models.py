@@ -51,7 +51,7 @@ def needed_run(name: str | None) -> Needed | None:
 
     Examples
     --------
-    >>> needed = needed_run("run:toy/sft@800")
+    >>> needed = needed_run("run:first_regime/sft@800")
     >>> needed.recipe.name, needed.seed, needed.step
     ('sft', 0, 800)
     >>> needed_run("anchor") is None
