@@ -19,7 +19,7 @@ import pandas as pd
 from opdgeom_utils import storage
 
 PACKAGE = Path(__file__).parent
-DECIDES_NO_NUMBER = ("errors", "vocabulary")  # what is said when there is no number, and what numbers are called
+DECIDES_NO_NUMBER = ("errors", "records", "vocabulary")  # what is said without a number, and what numbers are called
 
 
 def sources(*roots: str, given: Sequence[str] = ()) -> list[str]:

@@ -20,7 +20,7 @@ from scipy import stats
 
 from opdgeom_utils import kept, storage
 from opdgeom_utils.diagnose import diagnose_trajectory
-from opdgeom_utils.diagnose.matrix_rows import COLUMNS, NULL_COLUMNS
+from opdgeom_utils.diagnose.settings import COLUMNS, NULL_COLUMNS
 from opdgeom_utils.errors import StaleResultsError
 from opdgeom_utils.models import PROJECT, UNTRAINED, resolve_model
 from opdgeom_utils.recipes import Recipe, deciding_settings, load_recipe, recipe_names

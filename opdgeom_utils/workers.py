@@ -18,8 +18,9 @@ from tqdm.auto import tqdm
 
 from opdgeom_utils.errors import OpdGeomError
 from opdgeom_utils.measures.of_runs import measures_of_run
+from opdgeom_utils.project_files import runs_folder
 from opdgeom_utils.results import geometry_of
-from opdgeom_utils.runs import Run, load_or_train, runs_folder
+from opdgeom_utils.runs import Run, load_or_train
 
 Job = tuple[str, int]
 

@@ -19,6 +19,7 @@ import yaml
 
 from opdgeom_utils import runs, storage, training
 from opdgeom_utils.models import stored_state
+from opdgeom_utils.project_files import runs_folder
 from opdgeom_utils.provenance import fingerprint, training_source
 from opdgeom_utils.recipes import RUN_SPACE, Recipe, deciding_settings, load_recipe, recipe_names
 
@@ -29,7 +30,7 @@ def candidates(profile: str) -> list[tuple[runs.Run, runs.Run]]:
     Runs that need another run's space come last, so that the other has been kept by then and is not trained anew.
     """
     pairs = []
-    for folder in sorted(runs.runs_folder().glob("*/DONE")):
+    for folder in sorted(runs_folder().glob("*/DONE")):
         values = yaml.safe_load((folder.parent / "recipe.yaml").read_text(encoding="utf-8"))
         seed = values.pop("seed")
         if values["profile"] != profile or values["name"] not in recipe_names(profile):

@@ -82,7 +82,8 @@
         if (node.title.subtitle) node.title.subtitle = wrapped(node.title.subtitle, width / 7);
       }
     });
-    const legend = { orient: "bottom", direction: "horizontal", columns: 2, labelLimit: width / 2 - 40 };
+    const layout = { bottom: { direction: "vertical", anchor: "start" } }; // two legends stand one below the other
+    const legend = { orient: "bottom", direction: "horizontal", columns: 2, labelLimit: width / 2 - 40, layout };
     const axis = { labelFontSize: 11, titleFontSize: 11.5 }, header = { labelFontSize: 11, titleFontSize: 11.5 };
     spec.config = merge(spec.config || {}, { legend, axis, header });
   }

@@ -87,9 +87,8 @@ def path_table(
 def path_gaps(measures: pd.DataFrame, recipes: Iterable[str], quantity: str = "stable_rank") -> pd.DataFrame:
     """Distance of each variant's path from OPD's of the same seed, beside OPD of the next seed and RLVR.
 
-    The mean, over OPD's checkpoints up to the common update, of ``|log(run / OPD)|``. A run with fewer checkpoints
-    (RLVR) is read off between two of its own, on a straight line in the logarithm; the rule of the claims takes common
-    checkpoints only.
+    The mean, over the checkpoints up to the common update that both have, of ``|log(run / OPD)|``: what the rule of the
+    claims takes.
 
     Returns
     -------
@@ -100,7 +99,7 @@ def path_gaps(measures: pd.DataFrame, recipes: Iterable[str], quantity: str = "s
     rows = pick(measures, quantity=quantity, null="", scope="attention", other_recipe="").sort_values("step")
     paths: dict[tuple[str, int], dict[int, float]] = {}
     for recipe, seed, step, value in rows.filter(items=["recipe", "seed", "step", "value"]).itertuples(index=False):
-        if step <= until or recipe == "rlvr":
+        if step <= until:
             paths.setdefault((recipe, int(seed)), {})[step] = value
     seeds = sorted(int(s) for r, s in paths if r == "opd")
     pairs = [(variant_label(n), "variant", s, (n, s)) for n in recipes for s in seeds]
@@ -110,10 +109,9 @@ def path_gaps(measures: pd.DataFrame, recipes: Iterable[str], quantity: str = "s
     found = []
     for row, kind, seed, key in pairs:
         own, opd = paths.get(key, {}), paths["opd", seed]
-        steps = [step for step in opd if own and min(own) <= step <= max(own)]
+        steps = [step for step in opd if step in own]
         if steps:
-            here = np.interp(steps, list(own), np.log(list(own.values())))
-            gaps = np.abs(here - np.log([opd[step] for step in steps]))
+            gaps = np.abs(np.log([own[step] / opd[step] for step in steps]))
             found.append((row, "distance from OPD's path", kind, seed, float(gaps.mean())))
     return pd.DataFrame(found, columns=STRIP)
 
@@ -202,7 +200,7 @@ def say_distances(gaps: pd.DataFrame) -> str:
 
     >>> rows = [("a", "variant", 0.1), (OTHER_SEED, "null", 0.2), ("RLVR", "null", 0.3), ("b", "variant", 0.4)]
     >>> print(say_distances(pd.DataFrame(rows, columns=["row", "kind", "value"]).assign(panel="p", seed=0)))
-    - Another seed of OPD is 0.200 away, RLVR 0.300.
+    - Another seed of OPD is 0.200 away, RLVR 0.300 (1 seed).
     - Nearer than another seed: a.
     - Further than RLVR: b.
     """
@@ -210,8 +208,8 @@ def say_distances(gaps: pd.DataFrame) -> str:
     variants = list(dict.fromkeys(gaps.loc[gaps["kind"] == "variant", "row"]))
     if OTHER_SEED not in means or "RLVR" not in means:
         return "- These tables lack another seed of OPD, or RLVR, so there is nothing to hold a distance against."
-    seed, rlvr = means[OTHER_SEED], means["RLVR"]
-    said = [f"Another seed of OPD is {seed:.3f} away, RLVR {rlvr:.3f}."]
+    seed, rlvr, n = means[OTHER_SEED], means["RLVR"], gaps.loc[gaps["row"] == "RLVR", "seed"].nunique()
+    said = [f"Another seed of OPD is {seed:.3f} away, RLVR {rlvr:.3f} ({n} seed{'s' * (n != 1)})."]
     groups = {
         "Nearer than another seed": [r for r in variants if means[r] < seed],
         "Further than another seed, nearer than RLVR": [r for r in variants if seed <= means[r] <= rlvr],

@@ -108,11 +108,23 @@ def path_sentence(card: pd.DataFrame) -> str:
             ("projection_nulls",),
         )
     )  # fmt: skip
-    return (
+    return _locking_clause(card) + (
         f"Reproduced of what the paper says of the path: {paper}. That it locks earlier than processes that learn "
         f"nothing: {right} on the side of the inputs, {left} on that of the outputs. That the early space is enough to "
         f"train in: {projection}. That it does better than other spaces: {others}."
     )
+
+
+def _locking_clause(card: pd.DataFrame) -> str:
+    """Say whether OPD's update settles into its final space earlier than SFT's; empty where it was not tested."""
+    said = {
+        REPRODUCED: "OPD's update settles into its final space earlier than SFT's. ",
+        OPPOSITE: "OPD's update settles into its final space no earlier than SFT's: SFT's is ahead. ",
+        PARTLY: "That OPD's update settles into its final space earlier than SFT's is not shown. ",
+        UNDECIDED: "That OPD's update settles into its final space earlier than SFT's is not shown. ",
+    }
+    verdicts = card.loc[card["id"] == "locking_early_k16", "verdict"].tolist() if "id" in card else []
+    return said.get(verdicts[0], "") if verdicts else ""
 
 
 def control_sentence(card: pd.DataFrame) -> str:

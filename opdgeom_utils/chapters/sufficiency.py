@@ -6,6 +6,8 @@ where it stood when the projection began. The division itself stands in the chap
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 
 from opdgeom_utils.intervals import seed_interval
@@ -147,6 +149,19 @@ def say_basis(runs: pd.DataFrame) -> str:
     return f"Projected runs: {'; '.join(said)}."
 
 
+def _progress_from(measures: pd.DataFrame, own: pd.DataFrame, exact: int) -> str:
+    """Say what share of its progress to the teacher a held run keeps, counted from its own value at its exact start."""
+    rows = own[own["quantity"].eq("teacher_distance")].set_index("seed")
+    here = measures["recipe"].isin(rows["recipe"]) & measures["step"].eq(exact) & measures["null"].eq("")
+    here &= measures["quantity"].eq("teacher_distance")
+    start = measures[here].set_index("seed")["value"].reindex(rows.index)
+    near = float(((rows["held_end"] - rows["start"]) / (rows["free_end"] - rows["start"])).mean())
+    from_own = float(((rows["held_end"] - start) / (rows["free_end"] - start)).mean())
+    if math.isnan(near) or math.isnan(from_own):
+        return ""
+    return f"; from its own distance at {exact} on, the held run keeps {from_own:.0%} of the progress, not {near:.0%}"
+
+
 def say_starts(measures: pd.DataFrame, ends: pd.DataFrame) -> str:
     """Say where a free run's nearest checkpoint stands in for the exact start of a projection, and how far off it is.
 
@@ -167,5 +182,6 @@ def say_starts(measures: pd.DataFrame, ends: pd.DataFrame) -> str:
         at = measures.loc[exactly, "value"]
         text = f"{label(str(free))} has no checkpoint at update {exact}, so that at {near} stands in"
         text += f" (accuracy {own['start'].mean():.1%}; {at.mean():.1%} at {exact})" if len(at) else ""
+        text += _progress_from(measures, pd.DataFrame(ends[ends["recipe"].eq(name)]), int(exact))
         said[free, exact] = text
     return "; ".join(said.values()) + "." if said else "Every free run has a checkpoint where its projection begins."

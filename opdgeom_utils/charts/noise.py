@@ -154,10 +154,11 @@ def noise_sliders(curve: pd.DataFrame, marks: pd.DataFrame) -> Figure:
         shape=shaped("source", runs["source"]).legend(orient="top", columns=1),
         tooltip=[*tips("run"), alt.Tooltip("value:Q", format=".1%")],
     )
-    early = runs["relative"] < MIDDLE
-    names = [
-        alt.Chart(own).mark_text(align=alt.Align(side), dx=dx, fontSize=11).encode(x=x, y=y, text="run:N")
-        for side, dx, own in (("left", 8, runs.loc[early]), ("right", -8, runs.loc[~early]))
+    early, odd = runs["relative"] < MIDDLE, runs["relative"].rank(method="first") % 2 == 1
+    names = [  # neighbours are named above and below, so that two names that meet can both be read
+        alt.Chart(own).mark_text(align=alt.Align(side), dx=dx, dy=dy, fontSize=11).encode(x=x, y=y, text="run:N")
+        for side, dx, half in (("left", 8, early), ("right", -8, ~early))
+        for dy, own in ((-8, runs.loc[half & odd]), (9, runs.loc[half & ~odd]))
         if len(own)
     ]
     said = ", ".join(f"{run} {number(value, '.1%')}" for run, value in runs[["run", "value"]].values.tolist())

@@ -20,7 +20,7 @@ _OF_NULLS = {
 PALETTE = {
     **{OBJECTIVES[name].label: colour for name, colour in _OF_OBJECTIVES.items()},
     **{NULLS[name].label: _OF_NULLS[name][0] for name in ("shuffled", "random")},
-    ROUNDED: "#B5651D",
+    ROUNDED: "#9C3587",
     **{NULLS[name].label: colour for name, (colour, _) in _OF_NULLS.items()},
     RESCALED: "#AA4499",
     PAPER: "#CC79A7",

@@ -28,14 +28,8 @@ from tqdm.auto import tqdm
 
 from opdgeom_utils import kept
 from opdgeom_utils.checkpoints import StoredTensor
-from opdgeom_utils.diagnose.matrix_rows import (
-    COLUMNS,
-    EXPECTED_COLUMNS,
-    NOISE_COLUMNS,
-    NULL_COLUMNS,
-    Settings,
-    measure_checkpoints,
-)
+from opdgeom_utils.diagnose.matrix_rows import measure_checkpoints
+from opdgeom_utils.diagnose.settings import COLUMNS, EXPECTED_COLUMNS, NOISE_COLUMNS, NULL_COLUMNS, Settings
 from opdgeom_utils.errors import MetricInputError
 from opdgeom_utils.storage import locked, parquet_bytes, write_atomic
 

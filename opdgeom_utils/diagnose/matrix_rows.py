@@ -15,77 +15,26 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from opdgeom_utils.checkpoints import StoredTensor
-from opdgeom_utils.diagnose.beside_noise import PLACE_COLUMNS, WALK_COLUMNS, place_row, walk_row
+from opdgeom_utils.diagnose.beside_noise import place_row, walk_row
 from opdgeom_utils.diagnose.expected_nulls import expected_nulls
 from opdgeom_utils.diagnose.nulls import identical_angles, null_generator, random_of_norm, shuffled_difference
-from opdgeom_utils.errors import MetricInputError
+from opdgeom_utils.diagnose.settings import Settings
 from opdgeom_utils.linalg.bf16_bits import count_true
 from opdgeom_utils.linalg.factors import Factors, factorize, factorize_tall, scaled_singular_values
 from opdgeom_utils.linalg.gram import TallMatrix
-from opdgeom_utils.metrics.inputs import check_count, check_fraction
 from opdgeom_utils.metrics.masks import low_magnitude_mask, principal_mask, principal_mask_from
 from opdgeom_utils.metrics.noise_walk import Walk
 from opdgeom_utils.metrics.sparsity import bf16_realised, visible_changes
 from opdgeom_utils.metrics.spectra import spectral_shift, stable_rank_from, stable_rank_of, tail_exponent
 from opdgeom_utils.metrics.subspaces import PrincipalAngles, angles_between
-from opdgeom_utils.vocabulary import null_columns, per_matrix
 
 CACHED_ENTRIES = 2**18  # a block of this size stays in the cache while it is compared and counted
 
 ANGLES = ["left_angle_max_deg", "left_angle_mean_deg", "right_angle_max_deg", "right_angle_mean_deg"]
-COLUMNS = [
-    *("name", "layer", "module", "shape", "dtype", "n_entries"),
-    *per_matrix(),
-    *("reference_norm", "gap_at_k", "angles_defined", "note"),
-]
-NULL_COLUMNS = null_columns()
-EXPECTED_COLUMNS = [*(c for c in NULL_COLUMNS if not c.endswith("_identical")), "null_note"]
-NOISE_COLUMNS = [*WALK_COLUMNS, *PLACE_COLUMNS]
 IDENTICAL = "identical to the reference"
 NO_MASK = "no gap at the principal mask's rank: the mask is arbitrary, no overlap is given"
 TOO_LARGE = "measured on the processor: the device's memory was too small"
 BF16_MAX = torch.finfo(torch.bfloat16).max
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a table is measured; the fields are the options of :func:`~opdgeom_utils.diagnose.diagnose_pair`.
-
-    ``walks`` has noise's walk up to each checkpoint, None where no schedule is known; without any schedule it is empty.
-
-    Raises
-    ------
-    MetricInputError
-        When an option is out of range.
-    """
-
-    eta: float | int
-    alpha: float | int
-    rank: int
-    k: int
-    nulls: bool | str
-    seed: int
-    device: str
-    walks: tuple[Walk | None, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.nulls not in (False, True, "expected", "exact"):
-            raise MetricInputError(f"nulls is {self.nulls!r}, expected 'expected', 'exact' (or True), or False.")
-        check_fraction("eta", self.eta)
-        check_fraction("alpha", self.alpha)
-        check_count("rank", self.rank)
-        check_count("k", self.k)
-        null_generator(self.seed, "")
-
-    @property
-    def exact(self) -> bool:
-        """Whether null updates are made and measured."""
-        return self.nulls in (True, "exact")
-
-    def columns(self) -> list[str]:
-        """Columns of a table, beginning with the step."""
-        nulls = NULL_COLUMNS if self.exact else EXPECTED_COLUMNS if self.nulls else []
-        return ["step", *COLUMNS, *nulls, *(NOISE_COLUMNS if self.walks else [])]
 
 
 @dataclass(frozen=True)

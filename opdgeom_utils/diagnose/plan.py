@@ -12,7 +12,8 @@ import pandas as pd
 import torch
 
 from opdgeom_utils.checkpoints import OpenCheckpoint, StoredTensor
-from opdgeom_utils.diagnose.matrix_rows import Settings, measure_checkpoints
+from opdgeom_utils.diagnose.matrix_rows import measure_checkpoints
+from opdgeom_utils.diagnose.settings import Settings
 from opdgeom_utils.errors import MetricInputError
 
 #: Matrices that are timed: a small one for the overhead of each tensor, and one as wide as the run's, up to this.

@@ -16,8 +16,8 @@ from opdgeom_utils.checkpoints import CheckpointSource, layer_of, module_of, ope
 from opdgeom_utils.checkpoints.comparison import aligned
 from opdgeom_utils.checkpoints.parameter_names import names_of_module
 from opdgeom_utils.diagnose.fan_out import Job, as_folder, fan_out
-from opdgeom_utils.diagnose.matrix_rows import Settings
 from opdgeom_utils.diagnose.schedule import walks_at
+from opdgeom_utils.diagnose.settings import Settings
 from opdgeom_utils.diagnose.steps import IN_ORDER, checkpoints_inside, numbered
 from opdgeom_utils.errors import MetricInputError
 from opdgeom_utils.metrics.schedules import Rates

@@ -21,9 +21,9 @@ from tqdm import tqdm
 from opdgeom_utils.chapters.parameters import check_given, declared_parameters
 from opdgeom_utils.chapters.your_run import matching_k, noise_options, open_run
 from opdgeom_utils.checkpoints.hub_files import HUB_ID
-from opdgeom_utils.diagnose.matrix_rows import Settings
 from opdgeom_utils.diagnose.plan import plan_comparison
 from opdgeom_utils.diagnose.schedule import OPTIONS as SCHEDULE
+from opdgeom_utils.diagnose.settings import Settings
 from opdgeom_utils.errors import NotebookParameterError, StorageError, ways
 from opdgeom_utils.models import MODELS, pick_device
 from opdgeom_utils.project_files import PROJECT

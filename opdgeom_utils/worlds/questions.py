@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,7 +53,7 @@ def drawn_names(rng: random.Random, mixture: Mixture, n: int, weights: Mapping[s
     return [rng.choice(names) for _ in range(n)]
 
 
-class Table:
+class Table(ABC):
     """The questions of one world. ``grade`` is ``mathematics`` or ``exact``; ``answer_in`` says where answers stand."""
 
     def __init__(self, grade: str, answer_in: Sequence[str]) -> None:
@@ -62,13 +63,13 @@ class Table:
         self._kept: dict[str, list[Question]] = {}
 
     @property
+    @abstractmethod
     def families(self) -> Iterable[str]:
         """Names that a mixture may use."""
-        raise NotImplementedError
 
+    @abstractmethod
     def questions(self, family: str) -> Sequence[Question]:
         """Every question of a family, each prompt once."""
-        raise NotImplementedError
 
     def check(self, mixture: Mixture, weights: Mapping[str, int] | None = None) -> None:
         """Refuse unknown families, and weights that are none."""

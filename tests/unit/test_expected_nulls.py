@@ -9,8 +9,8 @@ from torch import Tensor
 
 from opdgeom_utils import diagnose_pair, metrics
 from opdgeom_utils.diagnose import expected_nulls
-from opdgeom_utils.diagnose.matrix_rows import EXPECTED_COLUMNS, NULL_COLUMNS
 from opdgeom_utils.diagnose.nulls import null_generator, random_of_norm, shuffled_update
+from opdgeom_utils.diagnose.settings import EXPECTED_COLUMNS, NULL_COLUMNS
 from opdgeom_utils.errors import MetricInputError
 
 K, RANK = 8, 6

@@ -8,7 +8,7 @@ from opdgeom_utils import kept
 
 #: From the ground up. A name is a folder or a module beside the folders; what is not named here lies with ``runs``.
 FLOORS = [
-    {"vocabulary", "scopes", "intervals", "errors", "kept", "project_files", "storage"},
+    {"records", "vocabulary", "scopes", "intervals", "errors", "kept", "project_files", "storage"},
     {"linalg"},
     {"metrics"},
     {"checkpoints"},

@@ -5,8 +5,8 @@ import torch
 
 from opdgeom_utils.checkpoints import OpenCheckpoint, StoredTensor
 from opdgeom_utils.diagnose import plan
-from opdgeom_utils.diagnose.matrix_rows import Settings
 from opdgeom_utils.diagnose.plan import plan_comparison
+from opdgeom_utils.diagnose.settings import Settings
 from opdgeom_utils.errors import MetricInputError
 
 SETTINGS = Settings(eta=1e-3, alpha=0.3, rank=2, k=4, nulls=True, seed=0, device="cpu")

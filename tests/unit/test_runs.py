@@ -29,10 +29,10 @@ from opdgeom_utils.errors import (
     UnknownRecipeError,
 )
 from opdgeom_utils.learner import Learner
-from opdgeom_utils.models import PROJECT
+from opdgeom_utils.project_files import PROJECT, runs_folder
 from opdgeom_utils.provenance import fingerprint, training_source
 from opdgeom_utils.recipes import load_recipe
-from opdgeom_utils.runs import Run, checkpoint_path, runs_folder
+from opdgeom_utils.runs import Run, checkpoint_path
 from tests.tiny_world import DEFAULTS, RECIPES, World
 
 #: Trains one run in a process of its own, and says after each update that it is done.

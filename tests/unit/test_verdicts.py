@@ -6,6 +6,7 @@ import pytest
 
 from opdgeom_utils import claims
 from opdgeom_utils.chapters import verdicts
+from opdgeom_utils.chapters.ledger import ledger
 from opdgeom_utils.claims.look_up import Tables
 from tests.claim_world import AGREEING, world
 from tests.measure_world import full_world
@@ -24,14 +25,14 @@ def test_a_withdrawn_claim_is_listed_with_its_reason_and_not_judged() -> None:
 
 def test_a_row_says_what_it_rests_on_which_way_it_speaks_and_what_it_could_see() -> None:
     claim = next(c for c in PATHS if c.id == "teacher_rollouts_keep_path")
-    page = verdicts.ledger(claims.scorecard(full_world(PATHS), [claim]))
+    page = ledger(claims.scorecard(full_world(PATHS), [claim]))
     for words in ("rlvr_leaves_opds_path", "for the paper&#x27;s reading", "At the paper&#x27;s effect (0)"):
         assert words in page
 
 
 def test_each_claim_is_one_row_that_each_filter_can_reach() -> None:
     card = claims.scorecard(full_world(PATHS), PATHS)
-    page = verdicts.ledger(card)
+    page = ledger(card)
     rows = re.findall(r'<details class="opd-claim" ([^>]*)>', page)
     assert len(rows) == len(card)
     for name in ("verdict", "bearing", "question", "chapter", "group"):
@@ -44,7 +45,7 @@ def test_each_claim_is_one_row_that_each_filter_can_reach() -> None:
 
 def test_text_of_a_claim_cannot_break_the_page() -> None:
     card = claims.scorecard(full_world(PATHS[:1]), PATHS[:1]).assign(statement="a < b & <script>")
-    assert "a &lt; b &amp; &lt;script&gt;" in verdicts.ledger(card)
+    assert "a &lt; b &amp; &lt;script&gt;" in ledger(card)
 
 
 def test_a_no_is_the_opposite_only_where_the_interval_says_so() -> None:

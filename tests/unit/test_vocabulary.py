@@ -13,7 +13,7 @@ import pytest
 import opdgeom_utils
 from opdgeom_utils.chapters.glossary import metric_entries, null_entries, objective_entries, with_entries
 from opdgeom_utils.charts.palette import PALETTE
-from opdgeom_utils.diagnose.matrix_rows import COLUMNS, NULL_COLUMNS
+from opdgeom_utils.diagnose.settings import COLUMNS, NULL_COLUMNS
 from opdgeom_utils.errors import MetricInputError
 from opdgeom_utils.scopes import HEADLINE
 from opdgeom_utils.vocabulary import METRICS, NULLS, OBJECTIVES, compared

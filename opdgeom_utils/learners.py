@@ -1,0 +1,103 @@
+"""A learner made ready: its models loaded and prepared, their vocabularies compared, its problems looked at."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from opdgeom_utils.errors import RecipeError
+from opdgeom_utils.learner import Learner
+from opdgeom_utils.models import UNTRAINED, build_model, build_tokenizer, load_model, load_tokenizer, pick_device
+from opdgeom_utils.precision import prepare
+from opdgeom_utils.recipes import Recipe
+from opdgeom_utils.scoring import check_head
+from opdgeom_utils.world import load_world
+
+
+def learner_of(recipe: Recipe, seed: int, device: str, other_update: dict[str, Tensor] | None = None) -> Learner:
+    """Load the student and the models beside it, as they are before the first update.
+
+    Raises
+    ------
+    RecipeError
+        If the models cannot be compared token by token, or SFT finds problems without a demonstration.
+    CheckpointNotFoundError
+        If a model is missing.
+    """
+    where, world = pick_device(device), load_world(recipe.profile)
+    _check_device(recipe, where)
+    if recipe.start.startswith(UNTRAINED):
+        student, tokenizer = build_model(recipe.start.removeprefix(UNTRAINED), seed), build_tokenizer()
+        torch.nn.Module.to(student, where)
+    else:
+        student, tokenizer = load_model(recipe.start, where), load_tokenizer(recipe.start)
+    prepare(student, recipe.compute)
+    world.with_end(tokenizer)
+    fixed: dict[str | None, PreTrainedModel | None] = {None: None}
+    for name in {n for n in (recipe.teacher, recipe.anchor, recipe.writer) if n}:
+        fixed[name] = prepare(load_model(name, where).eval(), recipe.compute, fixed=True)
+    vocabulary = shared_vocabulary(student, tokenizer, {n: (m, load_tokenizer(n)) for n, m in fixed.items() if n and m})
+    learner = Learner(
+        recipe, seed, student, tokenizer, fixed[recipe.teacher], fixed[recipe.anchor], fixed[recipe.writer],
+        vocabulary, world, other_update=other_update,
+    )  # fmt: skip
+    if not recipe.on_policy:
+        _check_demonstrations(learner)
+    return learner
+
+
+def _check_device(recipe: Recipe, device: torch.device) -> None:
+    """Warn of a card that has no bf16 of its own: T4, V100 and older emulate it, several times slower."""
+    half = recipe.compute == "bfloat16" and device.type == "cuda"
+    if half and not torch.cuda.is_bf16_supported(including_emulation=False):
+        warnings.warn(
+            f"{torch.cuda.get_device_name(device)} has no bf16 of its own, and emulates it slowly; set compute: "
+            "float32 in the recipe (more memory), or take a card of the Ampere generation or later",
+            stacklevel=2,
+        )
+
+
+def _check_demonstrations(learner: Learner) -> None:
+    """Refuse SFT on problems that come without a demonstration."""
+    problems = learner.tasks.draw(learner.recipe.mixture, 64, "demonstrations", weights=learner.recipe.weights)
+    if without := sorted({p.family for p in problems if not p.completion}):
+        raise RecipeError(
+            f"recipe {learner.recipe.name!r} is SFT, and problems of {', '.join(without)} have no demonstration; name "
+            "the column that has it, or leave them to opd and rlvr"
+        )
+
+
+def shared_vocabulary(
+    student: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    others: Mapping[str, tuple[PreTrainedModel, PreTrainedTokenizerFast]],
+) -> int | None:
+    """Return how many tokens all models share, where some pad their vocabulary; None where all have as many.
+
+    Raises
+    ------
+    RecipeError
+        If two tokenizers differ in a token, or a model has fewer rows than the student's tokenizer has tokens.
+    """
+    own, sizes = tokenizer.get_vocab(), {student.config.vocab_size}
+    for name, (model, other) in others.items():
+        check_head(model)
+        theirs = other.get_vocab()
+        if differing := sorted(set(own.items()) ^ set(theirs.items()), key=lambda pair: (pair[1], pair[0])):
+            shown = ", ".join(f"{token!r} ({number})" for token, number in differing[:4])
+            raise RecipeError(
+                f"the tokenizers of the student and of {name} differ in {len(differing)} entries, such as {shown}; "
+                "token by token they cannot be compared. Choose a teacher of the same tokenizer"
+            )
+        sizes.add(model.config.vocab_size)
+    check_head(student)
+    if min(sizes) < len(own):
+        raise RecipeError(f"the tokenizer has {len(own)} tokens, the smallest model {min(sizes)} rows for them")
+    if len(sizes) == 1:
+        return None
+    print(f"vocabularies are padded to {sorted(sizes)}: the first {min(sizes)} tokens are compared")
+    return min(sizes)

@@ -1,0 +1,46 @@
+"""Which regime a chapter's runs are from: the share of the gap is that of the same prompts, and small ones are said."""
+
+import dataclasses
+
+import pandas as pd
+import pytest
+
+from opdgeom_utils.chapters import regime
+from opdgeom_utils.chapters.committed_tables import BookTables
+
+
+@pytest.fixture
+def tables(monkeypatch: pytest.MonkeyPatch) -> BookTables:
+    """Two seeds of OPD that go from 50% to 60 and 54%, and a teacher at 90%."""
+    monkeypatch.setattr(regime, "card_accuracy", lambda name: {"sampled": 0.9})
+    rows = [
+        ("smoke", recipe, seed, step, "sum", n, value)
+        for recipe, ends in (("opd", (0.6, 0.54)), ("sft", (0.9, 0.9)))
+        for seed, end in enumerate(ends)
+        for step, n, value in ((0, 8, 0.1), (0, 64, 0.5), (4, 64, end))
+    ]
+    columns = ["profile", "recipe", "seed", "step", "family", "n_prompts", "sampled"]
+    accuracy = pd.DataFrame(rows, columns=columns)
+    return BookTables(accuracy, accuracy, accuracy, profile="smoke", seeds=(0, 1), source="")
+
+
+def test_the_share_of_the_gap_is_taken_on_the_same_prompts(tables: BookTables) -> None:
+    assert regime.gap_closed(tables) == pytest.approx([0.1 / 0.4, 0.04 / 0.4])
+
+
+def test_a_run_that_hardly_learned_is_called_so(tables: BookTables) -> None:
+    assert "closed 18% of the gap in accuracy to its teacher (mean of 2 seeds). So it hardly" in regime.say_regime(
+        tables
+    )
+
+
+def test_a_run_that_learned_is_called_so(tables: BookTables) -> None:
+    better = tables.accuracy.assign(sampled=tables.accuracy["sampled"].replace({0.6: 0.8, 0.54: 0.7}))
+    said = regime.say_regime(dataclasses.replace(tables, accuracy=better))
+    assert "closed 62% of the gap" in said
+    assert "noise" not in said
+
+
+def test_without_opd_nothing_is_said(tables: BookTables) -> None:
+    other = tables.accuracy.loc[tables.accuracy["recipe"] == "sft"]
+    assert regime.say_regime(dataclasses.replace(tables, accuracy=other)) == ""
