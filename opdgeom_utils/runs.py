@@ -18,11 +18,11 @@ from opdgeom_utils import storage, training
 from opdgeom_utils.errors import CheckpointDamagedError, CheckpointNotFoundError, RecipeError
 from opdgeom_utils.evaluation import accuracy_table
 from opdgeom_utils.learner import Learner
-from opdgeom_utils.learners import learner_of
 from opdgeom_utils.models import keep_freed_memory, load_model, load_stored_state, stored_state
 from opdgeom_utils.provenance import fingerprint, provenance
 from opdgeom_utils.recipes import RUN_SPACE, Recipe, load_recipe
 from opdgeom_utils.run_files import Run, checkpoint_path, fault_of, lines_of, rows_of, run_of, sha256_of
+from opdgeom_utils.starting import learner_of
 from opdgeom_utils.trained_models import keep_trained, models_of, needed_run
 from opdgeom_utils.training_plan import Clock, check_memory
 
@@ -119,7 +119,7 @@ def _train(run: Run, device: str) -> None:
 
 
 def make_learner(run: Run, device: str) -> Learner:
-    """Return the learner of a run, as it is before the first update (:func:`opdgeom_utils.learners.learner_of`)."""
+    """Return the learner of a run, as it is before the first update (:func:`opdgeom_utils.starting.learner_of`)."""
     return learner_of(run.recipe, run.seed, device, _other_update(run, device))
 
 

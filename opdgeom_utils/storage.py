@@ -21,6 +21,8 @@ from safetensors.torch import save as save_bytes
 
 from opdgeom_utils.errors import CheckpointDamagedError, CheckpointNotFoundError, RunLockedError, StorageError
 
+MAKE_SECONDS = 3600.0  # how long another process may take to make a folder
+
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Write ``content`` so that ``path`` holds either all of it or what was there before.
@@ -128,3 +130,26 @@ def parquet_bytes(table: pd.DataFrame) -> bytes:
     table.attrs = {}
     table.to_parquet(buffer, index=False, compression="zstd")
     return buffer.getvalue()
+
+
+def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """Return a folder that is whole or absent; ``make`` fills it under another name, one process at a time.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be written; nothing half-written is left under its name.
+    """
+    if not folder.is_dir():
+        with locked(folder.parent / f".{folder.name}.lock", wait_seconds=MAKE_SECONDS):
+            if not folder.is_dir():
+                try:
+                    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as part:
+                        (whole := Path(part) / "whole").mkdir()
+                        make(whole)
+                        whole.rename(folder)
+                except OSError as error:
+                    if isinstance(error, CheckpointNotFoundError):
+                        raise
+                    raise StorageError(f"could not write {folder}: {error}; free some space") from error
+    return folder

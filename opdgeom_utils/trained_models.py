@@ -26,7 +26,6 @@ from opdgeom_utils.models import (
     load_tokenizer,
     trained_folder,
 )
-from opdgeom_utils.packaged_models import made_once
 from opdgeom_utils.recipes import Recipe, load_recipe
 from opdgeom_utils.world import load_world
 
@@ -78,7 +77,7 @@ def keep_trained(name: str, checkpoint: Path, fingerprint: str) -> Path:
     origin = folder / ORIGIN
     if origin.is_file() and json.loads(origin.read_text(encoding="utf-8"))["fingerprint"] != fingerprint:
         shutil.rmtree(folder)
-    return made_once(folder, lambda part: _write(part, needed, checkpoint, fingerprint))
+    return storage.made_once(folder, lambda part: _write(part, needed, checkpoint, fingerprint))
 
 
 def _write(folder: Path, needed: Needed, checkpoint: Path, fingerprint: str) -> None:

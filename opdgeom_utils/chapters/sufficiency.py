@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pandas as pd
 
 from opdgeom_utils.intervals import seed_interval
@@ -155,8 +156,8 @@ def _progress_from(measures: pd.DataFrame, own: pd.DataFrame, exact: int) -> str
     here = measures["recipe"].isin(rows["recipe"]) & measures["step"].eq(exact) & measures["null"].eq("")
     here &= measures["quantity"].eq("teacher_distance")
     start = measures[here].set_index("seed")["value"].reindex(rows.index)
-    near = float(((rows["held_end"] - rows["start"]) / (rows["free_end"] - rows["start"])).mean())
-    from_own = float(((rows["held_end"] - start) / (rows["free_end"] - start)).mean())
+    near = np.nanmean(((rows["held_end"] - rows["start"]) / (rows["free_end"] - rows["start"])).to_numpy(float))
+    from_own = np.nanmean(((rows["held_end"] - start) / (rows["free_end"] - start)).to_numpy(float))
     if math.isnan(near) or math.isnan(from_own):
         return ""
     return f"; from its own distance at {exact} on, the held run keeps {from_own:.0%} of the progress, not {near:.0%}"

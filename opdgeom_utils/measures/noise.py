@@ -9,12 +9,11 @@ import numpy as np
 import pandas as pd
 
 from opdgeom_utils import metrics
+from opdgeom_utils.diagnose.beside_noise import WALK_COLUMNS
 from opdgeom_utils.errors import MetricInputError
 from opdgeom_utils.metrics.noise_walk import Walk, coherence_of
 from opdgeom_utils.models import load_model
 from opdgeom_utils.recipes import Recipe, load_recipe
-
-COLUMNS = ("walk_ratio", "coherence", "noise_sparsity")
 
 
 def rates_of(recipe: Recipe) -> list[float]:
@@ -87,7 +86,7 @@ def with_noise(geometry: pd.DataFrame) -> pd.DataFrame:
     missing = {"profile", "recipe", "step", "name", "n_entries", "update_norm"} - set(geometry.columns)
     if missing:
         raise MetricInputError(f"the table has no column {sorted(missing)}, expected a geometry table.")
-    columns = {column: np.full(len(geometry), np.nan) for column in COLUMNS}
+    columns = {column: np.full(len(geometry), np.nan) for column in WALK_COLUMNS}
     groups = geometry.reset_index(drop=True).groupby(["profile", "recipe", "step", "name"], sort=False)
     for key, rows in groups.indices.items():
         profile, recipe, step, name = cast("tuple[str, str, int, str]", key)

@@ -30,13 +30,13 @@ from opdgeom_utils import load_or_train, runs, training
 from opdgeom_utils.batches import Batch, make_batches
 from opdgeom_utils.errors import CheckpointNotFoundError, RecipeError
 from opdgeom_utils.learner import Learner
-from opdgeom_utils.learners import shared_vocabulary
 from opdgeom_utils.models import load_tokenizer, resolve_model
 from opdgeom_utils.precision import computing, prepare
 from opdgeom_utils.recipes import load_recipe
 from opdgeom_utils.rollouts import Rollouts, roll_out
 from opdgeom_utils.runs import Run
 from opdgeom_utils.scoring import check_head, token_scores
+from opdgeom_utils.starting import shared_vocabulary
 from opdgeom_utils.training import apply_update
 from tests.tiny_world import DEFAULTS, World
 
