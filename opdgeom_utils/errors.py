@@ -30,8 +30,6 @@ WAYS = {
 def ways(option: str) -> str:
     """Say how to give an option from wherever the reader of an error is.
 
-    Examples
-    --------
     >>> ways("strict")
     '--no-strict (opdgeom), STRICT=0 (make report), -p strict False (papermill) or strict=False (Python)'
     """

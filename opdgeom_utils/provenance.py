@@ -26,12 +26,8 @@ def fingerprint(recipe: Recipe, seed: int, above: tuple[str, ...] = ()) -> str:
     """Return the sha256 over all that decides the run's numbers: recipe, seed, training source, starting weights.
 
     The recipe's list of seeds is left out: asking for one seed more is no change. A run that needs another run's space
-    or model depends on that run too. ``above`` are the recipes that need this one.
-
-    Raises
-    ------
-    RecipeError
-        If a recipe needs, in the end, a model that it makes itself.
+    or model depends on that run too. ``above`` are the recipes that need this one. Raises RecipeError if a recipe
+    needs, in the end, a model that it makes itself.
     """
     above = (*above, recipe.name)
     if recipe.name in above[:-1]:

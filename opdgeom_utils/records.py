@@ -9,30 +9,18 @@ from dataclasses import dataclass
 class Metric:
     """One number that the tables hold, and everything a page has to know to show it.
 
-    Attributes
-    ----------
-    name : str
-        Its column, or its ``quantity`` in the long table.
-    words : str
-        What axes and sentences call it.
-    definition : str
-        What it is, its range and how to read it, in Markdown, for the glossary. Empty where ``entry`` says it.
-    entry : str
-        The glossary's entry, where several metrics share one or the paper has a name of its own.
-    unit : str
-        ``degrees`` or ``nats``; empty for a ratio or a count.
-    percent : bool
-        A share from 0 to 1, which pages show in percent.
-    logarithmic : bool
-        Whether figures give it a logarithmic axis.
-    digits : int
-        Significant digits, where it is no share.
-    nulls : tuple of str
-        Suffixes of its null columns in a table of matrices.
-    per_matrix : bool
-        Whether a pair of matrices has it: then it is a column of :func:`opdgeom_utils.diagnose_pair`.
-    compared : bool
-        Whether claims, chapters and reports compare runs by it.
+    ``name``: its column, or its ``quantity`` in the long table.
+    ``words``: what axes and sentences call it.
+    ``definition``: what it is, its range and how to read it, in Markdown, for the glossary. Empty where ``entry`` says
+    it.
+    ``entry``: the glossary's entry, where several metrics share one or the paper has a name of its own.
+    ``unit``: ``degrees`` or ``nats``; empty for a ratio or a count.
+    ``percent``: a share from 0 to 1, which pages show in percent.
+    ``logarithmic``: whether figures give it a logarithmic axis.
+    ``digits``: significant digits, where it is no share.
+    ``nulls``: suffixes of its null columns in a table of matrices.
+    ``per_matrix``: whether a pair of matrices has it: then it is a column of :func:`opdgeom_utils.diagnose_pair`.
+    ``compared``: whether claims, chapters and reports compare runs by it.
     """
 
     name: str

@@ -101,22 +101,9 @@ def write_tables(
 ) -> Tables:
     """Write the tables of ``runs`` and their provenance, each file whole or not at all.
 
-    Parameters
-    ----------
-    runs
-        Finished runs.
-    folder
-        Where the tables go.
-    measures
-        The long table of these runs, where it has been made.
-    add
-        Keep the rows that the folder's tables have of other runs, whose own folders may be gone. Without it, the
-        tables hold ``runs`` and nothing else.
-
-    Returns
-    -------
-    Tables
-        What the folder holds now.
+    ``measures``: the long table of these runs, where it has been made.
+    ``add``: keep the rows that the folder's tables have of other runs, whose own folders may be gone. Without it, the
+    tables hold ``runs`` and nothing else.
     """
     runs = list(runs)
     fresh, made = {run_key(run) for run in runs}, tables_of(runs)
@@ -164,13 +151,8 @@ def load_tables(profile: str = "toy", folder: Path | None = None) -> Tables:
     """Read the committed tables of one profile and check that today's recipes made them.
 
     Tables that their provenance calls archived were made by an earlier training source. They are never made anew, so
-    they must be, byte for byte, the ones that were archived.
-
-    Raises
-    ------
-    StaleResultsError
-        If the tables are missing, or a recipe, its weights or the training version has changed since: run ``make
-        runs``. If an archived table has changed.
+    they must be, byte for byte, the ones that were archived. Raises StaleResultsError if the tables are missing, or a
+    recipe, its weights or the training version has changed since (run ``make runs``), or an archived table has changed.
     """
     folder = folder or results_of(profile)
     if not (folder / "provenance.json").is_file():
@@ -225,24 +207,11 @@ def _plain(settings: dict[str, Any]) -> dict[str, Any]:
 def check_live(live: pd.Series, committed: pd.DataFrame, *, confidence: float = 0.999) -> pd.DataFrame:
     """Compare a live run's numbers with the committed seeds of the same recipe.
 
-    Parameters
-    ----------
-    live
-        One value per quantity.
-    committed
-        One row per seed, a column per quantity.
-    confidence
-        Of the prediction interval for one more seed, ``mean +- t * s * sqrt(1 + 1/n)``.
-
-    Returns
-    -------
-    DataFrame
-        ``quantity, live, low, high, inside``.
-
-    Raises
-    ------
-    StaleResultsError
-        If a live number falls outside: the code no longer computes what the tables say.
+    ``live``: one value per quantity.
+    ``committed``: one row per seed, a column per quantity.
+    ``confidence``: of the prediction interval for one more seed, ``mean +- t * s * sqrt(1 + 1/n)``.
+    Returns ``quantity, live, low, high, inside``. Raises StaleResultsError if a live number falls outside: the code no
+    longer computes what the tables say.
     """
     n = len(committed)
     reach = stats.t.ppf((1 + confidence) / 2, n - 1) * (1 + 1 / n) ** 0.5 * committed[live.index].std()

@@ -21,12 +21,8 @@ from opdgeom_utils.world import load_world
 def learner_of(recipe: Recipe, seed: int, device: str, other_update: dict[str, Tensor] | None = None) -> Learner:
     """Load the student and the models beside it, as they are before the first update.
 
-    Raises
-    ------
-    RecipeError
-        If the models cannot be compared token by token, or SFT finds problems without a demonstration.
-    CheckpointNotFoundError
-        If a model is missing.
+    Raises RecipeError if the models cannot be compared token by token, or SFT finds problems without a demonstration.
+    Raises CheckpointNotFoundError if a model is missing.
     """
     where, world = pick_device(device), load_world(recipe.profile)
     _check_device(recipe, where)
@@ -78,10 +74,8 @@ def shared_vocabulary(
 ) -> int | None:
     """Return how many tokens all models share, where some pad their vocabulary; None where all have as many.
 
-    Raises
-    ------
-    RecipeError
-        If two tokenizers differ in a token, or a model has fewer rows than the student's tokenizer has tokens.
+    Raises RecipeError if two tokenizers differ in a token, or a model has fewer rows than the student's tokenizer has
+    tokens.
     """
     own, sizes = tokenizer.get_vocab(), {student.config.vocab_size}
     for name, (model, other) in others.items():

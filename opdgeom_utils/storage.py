@@ -27,10 +27,7 @@ MAKE_SECONDS = 3600.0  # how long another process may take to make a folder
 def write_atomic(path: Path, content: bytes) -> None:
     """Write ``content`` so that ``path`` holds either all of it or what was there before.
 
-    Raises
-    ------
-    StorageError
-        If the disk is full or not writable; the temporary file is removed.
+    Raises StorageError if the disk is full or not writable; the temporary file is removed.
     """
     temporary: str | None = None
     try:
@@ -70,12 +67,8 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Read a safetensors file whose sha256 stands beside it.
 
-    Raises
-    ------
-    CheckpointNotFoundError
-        If the file or its checksum is missing.
-    CheckpointDamagedError
-        If the content is not what was written.
+    Raises CheckpointNotFoundError if the file or its checksum is missing. Raises CheckpointDamagedError if the content
+    is not what was written.
     """
     recorded = path.with_suffix(".sha256")
     if not path.is_file() or not recorded.is_file():
@@ -97,14 +90,9 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 def locked(folder: Path, *, wait_seconds: float, note: Callable[[str], Any] = print) -> Iterator[None]:
     """Hold the folder's lock, waiting for another process that has it.
 
-    The lock is the operating system's own, so a process that dies, even by ``kill -9``, lets go of it.
-
-    Raises
-    ------
-    RunLockedError
-        If the other process still holds it after ``wait_seconds``.
-    StorageError
-        If the folder cannot be made or written to.
+    The lock is the operating system's own, so a process that dies, even by ``kill -9``, lets go of it. Raises
+    RunLockedError if the other process still holds it after ``wait_seconds``. Raises StorageError if the folder cannot
+    be made or written to.
     """
     lock = FileLock(folder / ".lock")
     try:
@@ -135,10 +123,7 @@ def parquet_bytes(table: pd.DataFrame) -> bytes:
 def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
     """Return a folder that is whole or absent; ``make`` fills it under another name, one process at a time.
 
-    Raises
-    ------
-    StorageError
-        If it cannot be written; nothing half-written is left under its name.
+    Raises StorageError if it cannot be written; nothing half-written is left under its name.
     """
     if not folder.is_dir():
         with locked(folder.parent / f".{folder.name}.lock", wait_seconds=MAKE_SECONDS):

@@ -43,13 +43,8 @@ class Needed(NamedTuple):
 def needed_run(name: str | None) -> Needed | None:
     """Return the run that makes a model, None where the model is not one of ours.
 
-    Raises
-    ------
-    RecipeError
-        If the run stores no checkpoint at that update.
+    Raises RecipeError if the run stores no checkpoint at that update.
 
-    Examples
-    --------
     >>> needed = needed_run("run:first_regime/sft@800")
     >>> needed.recipe.name, needed.seed, needed.step
     ('sft', 0, 800)

@@ -35,18 +35,11 @@ LOGITS = "logits, a piece at a time"
 class Plan:
     """What a recipe will take.
 
-    Attributes
-    ----------
-    parameters : int
-        Of the student.
-    memory : dict of str to int
-        Bytes of each part.
-    available : int, optional
-        Bytes that the device has free now; None where it does not say.
-    tokens : int
-        Most tokens of one update, prompts included.
-    updates : int
-        Updates of the recipe.
+    ``parameters``: of the student.
+    ``memory``: bytes of each part.
+    ``available``: bytes that the device has free now; None where it does not say.
+    ``tokens``: most tokens of one update, prompts included.
+    ``updates``: updates of the recipe.
     """
 
     parameters: int
@@ -80,10 +73,8 @@ class Plan:
 def check_memory(recipe: Recipe, device: str = "auto") -> Plan | None:
     """Print the plan of a recipe; None, and nothing said, where the student is small.
 
-    Raises
-    ------
-    TrainingMemoryError
-        If the device has not enough memory free; the message says which fields of the recipe to change.
+    Raises TrainingMemoryError if the device has not enough memory free; the message says which fields of the recipe to
+    change.
     """
     if recipe.start.startswith(UNTRAINED) or _is_small(resolve_model(recipe.start)):
         return None

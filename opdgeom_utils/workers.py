@@ -34,21 +34,10 @@ def load_or_train_many(
 ) -> list[Run]:
     """Open or train several runs, ``workers`` at a time, each in a process of its own, in the order asked for.
 
-    Parameters
-    ----------
-    jobs
-        Pairs of recipe name and seed. Give the longest first: the last to finish decides the time.
-    profile
-        File name in ``data/recipes`` without its ending.
-    workers
-        Processes at once, each with one thread.
-    measures
-        Whether to measure each run's path and function too (:mod:`opdgeom_utils.measures.of_runs`).
-
-    Raises
-    ------
-    WorkerError
-        If a process fails. The other runs are finished first, and what was trained is kept.
+    ``jobs``: pairs of recipe name and seed. Give the longest first: the last to finish decides the time.
+    ``workers``: processes at once, each with one thread.
+    ``measures``: whether to measure each run's path and function too (:mod:`opdgeom_utils.measures.of_runs`).
+    Raises WorkerError if a process fails. The other runs are finished first, and what was trained is kept.
     """
     logs = runs_folder() / "logs"
     logs.mkdir(parents=True, exist_ok=True)

@@ -47,17 +47,12 @@ PROMPTS = ("plain", "chat")
 class World:
     """What a profile's recipes share; the default is the toy world.
 
-    Attributes
-    ----------
-    models
-        Source of each model that recipes name.
-    tasks
-        ``kind`` (``families, reasoning_gym, dataset, jsonl``) and the arguments of that kind.
-    prompt
-        ``plain``: the problem's text; ``chat``: one user turn in the tokenizer's own template, thinking switched off.
-    end
-        Token that ends a completion, where it is not the end token of the student's tokenizer: a chat template ends a
-        turn with another one than a base model ends a text.
+    ``models``: source of each model that recipes name.
+    ``tasks``: ``kind`` (``families, reasoning_gym, dataset, jsonl``) and the arguments of that kind.
+    ``prompt``: ``plain``: the problem's text; ``chat``: one user turn in the tokenizer's own template, thinking
+    switched off.
+    ``end``: token that ends a completion, where it is not the end token of the student's tokenizer: a chat template
+    ends a turn with another one than a base model ends a text.
     """
 
     models: Mapping[str, str] = field(default_factory=dict)
@@ -85,10 +80,7 @@ class World:
     def open_tasks(self) -> Tasks:
         """Return who sets the problems.
 
-        Raises
-        ------
-        RecipeError
-            If the kind does not take the arguments that the world gives.
+        Raises RecipeError if the kind does not take the arguments that the world gives.
         """
         options = {key: value for key, value in self.tasks.items() if key != "kind"}
         try:
@@ -99,10 +91,7 @@ class World:
     def put(self, tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
         """Return the text that a model reads for a problem's prompt.
 
-        Raises
-        ------
-        RecipeError
-            If the world asks for a chat template and the tokenizer has none.
+        Raises RecipeError if the world asks for a chat template and the tokenizer has none.
         """
         if self.prompt == "plain":
             return prompt
@@ -126,10 +115,7 @@ class World:
     def with_end(self, tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
         """Give a tokenizer, in place, the end token of this world.
 
-        Raises
-        ------
-        RecipeError
-            If the tokenizer has no such token.
+        Raises RecipeError if the tokenizer has no such token.
         """
         if self.end:
             if self.end not in tokenizer.get_vocab():
@@ -156,13 +142,8 @@ def profile_path(profile: str) -> Path:
 def read_profile(profile: str, children: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return the blocks of a profile's file, on top of those of the profile that it is ``like``.
 
-    Raises
-    ------
-    UnknownProfileError
-        If there is no such file.
-    RecipeError
-        If it is not readable YAML, has other blocks than ``defaults``, ``recipes`` and, if need be, ``world``, or is
-        like itself.
+    Raises UnknownProfileError if there is no such file. Raises RecipeError if it is not readable YAML, has other blocks
+    than ``defaults``, ``recipes`` and, if need be, ``world``, or is like itself.
     """
     try:
         content = yaml.load(profile_path(profile).read_text(encoding="utf-8"), Loader=LOADER)
@@ -196,13 +177,8 @@ def _on_top(parent: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 def load_world(profile: str) -> World:
     """Read the world of a profile.
 
-    Raises
-    ------
-    RecipeError
-        If a key is unknown, or names a kind of tasks or a form of prompt that does not exist.
+    Raises RecipeError if a key is unknown, or names a kind of tasks or a form of prompt that does not exist.
 
-    Examples
-    --------
     >>> load_world("toy").tasks_module
     'tasks'
     """

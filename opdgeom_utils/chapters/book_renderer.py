@@ -27,13 +27,8 @@ _FONT_CONFIG = {"font": FONT, "axis": {"labelFontSize": 12, "titleFontSize": 13,
 def chart_description(spec: dict[str, Any]) -> str:
     """Return a chart's description in words, for readers who cannot see it.
 
-    Raises
-    ------
-    ChartDescriptionError
-        If it is missing or shorter than 30 characters.
+    Raises ChartDescriptionError if it is missing or shorter than 30 characters.
 
-    Examples
-    --------
     >>> chart_description({"description": "Sparsity, 0 to 100 percent, by objective: SFT lowest."})
     'Sparsity, 0 to 100 percent, by objective: SFT lowest.'
     >>> chart_description({"title": "Sparsity"})
@@ -82,13 +77,8 @@ def static_spec(spec: dict[str, Any]) -> dict[str, Any]:
 def render_chart(spec: dict[str, Any], **_options: object) -> dict[str, str]:
     """Altair renderer: one HTML fragment with an image, the description, and the specification as data.
 
-    Raises
-    ------
-    ChartDescriptionError
-        If the chart does not say in words what it shows.
+    Raises ChartDescriptionError if the chart does not say in words what it shows.
 
-    Examples
-    --------
     >>> spec = {"description": "One bar of height 2, labelled a, to check.", "mark": "bar", "width": "container"}
     >>> bundle = render_chart(spec)
     >>> bundle["text/plain"]

@@ -38,22 +38,12 @@ class BookTables:
 def tables_for(profile: str, seeds: Sequence[int], recipes: Sequence[str] = HEADLINE) -> BookTables:
     """Return the result tables of a profile for some seeds.
 
-    Parameters
-    ----------
-    profile
-        Where it has committed tables, they are read and checked against today's recipes. Of any other profile the runs
-        are opened, or trained first, and measured now.
-    seeds
-        Which seeds, each one of the profile's own.
-    recipes
-        Which runs to open where nothing is committed; those that the profile has not are left out.
-
-    Raises
-    ------
-    StaleResultsError
-        If the committed tables are missing or out of date.
-    NotebookParameterError
-        If no seed is given, or one that the profile does not have.
+    ``profile``: where it has committed tables, they are read and checked against today's recipes. Of any other profile
+    the runs are opened, or trained first, and measured now.
+    ``seeds``: which seeds, each one of the profile's own.
+    ``recipes``: which runs to open where nothing is committed; those that the profile has not are left out.
+    Raises StaleResultsError if the committed tables are missing or out of date. Raises NotebookParameterError if no
+    seed is given, or one that the profile does not have.
     """
     if are_committed(profile):
         tables, origin = load_tables(profile), "committed tables"
@@ -76,21 +66,11 @@ def with_measures(
 ) -> BookTables:
     """Return the same tables with their measures: those that they hold, or those of runs opened or trained now.
 
-    Parameters
-    ----------
-    tables
-        The chapter's result tables. Where they hold measures, these stay.
-    recipes
-        Runs to open, or train first, where nothing is committed; those that the profile has not are left out.
-    parts
-        What to measure of them; ``path, nulls, function, moments, overlaps``. What was measured before is read.
-    quantities
-        One of these at least must be among the measures; empty asks for nothing.
-
-    Raises
-    ------
-    StaleResultsError
-        If the published profile's measures have not been made, or hold none of ``quantities``.
+    ``tables``: the chapter's result tables. Where they hold measures, these stay.
+    ``recipes``: runs to open, or train first, where nothing is committed; those that the profile has not are left out.
+    ``parts``: what to measure of them; ``path, nulls, function, moments, overlaps``. What was measured before is read.
+    ``quantities``: one of these at least must be among the measures; empty asks for nothing.
+    Raises StaleResultsError if the published profile's measures have not been made, or hold none of ``quantities``.
     """
     measures = tables.measures
     if measures is None:
@@ -117,8 +97,6 @@ def _runs(profile: str, seeds: Sequence[int], recipes: Sequence[str]) -> list[Ru
 def only_seeds(tables: Tables, profile: str, seeds: Sequence[int], origin: str) -> BookTables:
     """Keep these seeds of every table, and say in a sentence what the numbers rest on.
 
-    Examples
-    --------
     >>> frame = pd.DataFrame({"recipe": ["opd", "opd", "sft"], "seed": [0, 1, 0]})
     >>> kept = only_seeds(Tables(frame, frame, frame), "smoke", [0], "runs measured live")
     >>> len(kept.geometry), kept.seeds, kept.source

@@ -63,11 +63,8 @@ def path_table(
 ) -> pd.DataFrame:
     """One panel per variant with its path, and OPD's and RLVR's own over the same updates in each.
 
-    Returns
-    -------
-    DataFrame
-        ``panel, recipe, seed, step, value``; ``recipe`` is ``OPD``, ``RLVR`` or ``this variant``. Without any variant
-        there is one panel, of the two alone.
+    Returns ``panel, recipe, seed, step, value``; ``recipe`` is ``OPD``, ``RLVR`` or ``this variant``. Without any
+    variant there is one panel, of the two alone.
     """
     until = common_update(measures)
     rows = pick(measures, quantity=quantity, null=null, scope="attention", other_recipe="")
@@ -88,12 +85,7 @@ def path_gaps(measures: pd.DataFrame, recipes: Iterable[str], quantity: str = "s
     """Distance of each variant's path from OPD's of the same seed, beside OPD of the next seed and RLVR.
 
     The mean, over the checkpoints up to the common update that both have, of ``|log(run / OPD)|``: what the rule of the
-    claims takes.
-
-    Returns
-    -------
-    DataFrame
-        ``row, panel, kind, seed, value``; ``kind`` is ``variant`` or ``null``.
+    claims takes. Returns ``row, panel, kind, seed, value``; ``kind`` is ``variant`` or ``null``.
     """
     until = common_update(measures)
     rows = pick(measures, quantity=quantity, null="", scope="attention", other_recipe="").sort_values("step")
@@ -121,16 +113,8 @@ def at_update(
 ) -> pd.DataFrame:
     """One number per run at the common update, between two checkpoints by a straight line.
 
-    Parameters
-    ----------
-    measures
-        The long table.
-    recipes
-        Runs to show; OPD and RLVR are shown beside them as what they are compared with.
-    quantities
-        Quantity -> name of its panel.
-    **cell
-        More columns and their values.
+    ``recipes``: runs to show; OPD and RLVR are shown beside them as what they are compared with.
+    ``quantities``: quantity -> name of its panel.
     """
     place, found = common_update(measures), []
     for quantity, panel in quantities.items():
@@ -181,8 +165,6 @@ def _chance_rows(measures: pd.DataFrame, k: int) -> pd.DataFrame:
 def sweep(table: pd.DataFrame, settings: Mapping[str, tuple[str, str]]) -> pd.DataFrame:
     """Turn rows of variants into curves: ``settings`` gives each row's label its place and its curve.
 
-    Examples
-    --------
     >>> rows = pd.DataFrame([["top 50%", "overlap", "variant", 0, 0.5]], columns=STRIP)
     >>> sweep(rows, {"top 50%": ("50%", "top")})[["setting", "series", "value"]].values.tolist()
     [['50%', 'top', 0.5]]

@@ -23,15 +23,7 @@ _MATCHES = {
 
 
 def findings(card: pd.DataFrame, tables: Tables) -> dict[str, str]:
-    """Write the sentences of the landing page: ``where, matched, null, path, control``.
-
-    Parameters
-    ----------
-    card
-        From :func:`opdgeom_utils.claims.scorecard`.
-    tables
-        The tables the card was computed from.
-    """
+    """Write the sentences of the landing page: ``where, matched, null, path, control``."""
     return {
         "where": where_sentence(card, tables.geometry),
         "matched": matched_sentence(card),
@@ -70,8 +62,6 @@ def null_sentence(card: pd.DataFrame) -> str:
 
     Sparsity and masks look through bf16, angles and singular values do not, so the two are spoken of apart.
 
-    Examples
-    --------
     >>> rows = {
     ...     "condition": ["null_opd", "null_rlvr"],
     ...     "diagnostic": ["update_sparsity", "rotation"],
@@ -130,8 +120,6 @@ def _locking_clause(card: pd.DataFrame) -> str:
 def control_sentence(card: pd.DataFrame) -> str:
     """Say what came of the third question: tokens, writers, mixing, and whether the measure can tell objectives apart.
 
-    Examples
-    --------
     >>> rows = [("tokens", "not testable"), ("mixing", "not testable"), ("power_seen", "not decided")]
     >>> control_sentence(pd.DataFrame(rows, columns=["condition", "verdict"])).split(". ")[-1]
     'But RLVR itself is not shown to leave it by more than the rule asks, so no claim on a path can be tested here.'
@@ -155,8 +143,6 @@ def control_sentence(card: pd.DataFrame) -> str:
 def counts_sentence(card: pd.DataFrame) -> str:
     """Count which way the verdicts speak: a control that is reproduced can speak against the paper's reading.
 
-    Examples
-    --------
     >>> words = {"bearing": ["against it", "undecided", "neither"], "verdict": ["the opposite", "partly", "reproduced"]}
     >>> counts_sentence(pd.DataFrame(words))
     "Of 2 claims that bear on the paper's reading 0 speak for it, 1 against it; 1 partly, 0 not decided, 0 not testable.
@@ -173,13 +159,7 @@ def counts_sentence(card: pd.DataFrame) -> str:
 
 
 def criticism_answers(tables: Tables) -> dict[int, str]:
-    """Answer in a computed sentence the criticisms of the paper that no verdict answers (2, 3 and 8).
-
-    Parameters
-    ----------
-    tables
-        Geometry of one profile, with recipes ``opd`` and ``rlvr``.
-    """
+    """Answer in a computed sentence the criticisms of the paper that no verdict answers (2, 3 and 8)."""
     ends = matching.final(matching.summarise(tables.geometry, None))
     spread = {str(r): float(np.std(own["update_sparsity"], ddof=1)) for r, own in ends.groupby("recipe")}
     widest = max(spread, key=lambda recipe: spread[recipe])

@@ -11,13 +11,8 @@ NULL = "The same measurement on something that cannot have the property in quest
 def with_entries(page: str) -> str:
     """Fill the marks of a page (``<!-- metrics -->``, ``<!-- objectives -->``, ``<!-- nulls -->``) with entries.
 
-    Raises
-    ------
-    MetricInputError
-        If the page lacks a mark.
+    Raises MetricInputError if the page lacks a mark.
 
-    Examples
-    --------
     >>> print(with_entries("<!-- objectives --><!-- metrics --><!-- nulls -->")[:96])
     SFT
       Supervised fine-tuning. Completions come from demonstrations; every token has advantage 1.

@@ -45,13 +45,7 @@ _CHAPTERS = {
 
 
 def ledger(card: pd.DataFrame) -> str:
-    """Write the filter and one folded row per claim, as HTML with every text escaped.
-
-    Parameters
-    ----------
-    card
-        From :func:`opdgeom_utils.claims.scorecard`.
-    """
+    """Write the filter and one folded row per claim, as HTML with every text escaped."""
     rows = [{str(k): v for k, v in row.items()} for row in card.to_dict("records")]
     found = {name: {row[name] for row in rows} for name in ("verdict", "bearing", "question", "group")}
     chapters = sorted({_chapter(row["question"], row["condition"]) for row in rows})

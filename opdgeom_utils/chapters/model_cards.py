@@ -18,10 +18,7 @@ from opdgeom_utils.models import resolve_model
 def model_facts(names: Iterable[str]) -> pd.DataFrame:
     """Read size, shape and checksum (first 12 digits) of models from their folders, shipped names or paths.
 
-    Returns
-    -------
-    DataFrame
-        One row per model: ``model, parameters, layers, hidden, mlp, vocabulary, megabytes, dtype, sha256``.
+    One row per model: ``model, parameters, layers, hidden, mlp, vocabulary, megabytes, dtype, sha256``.
     """
     return pd.DataFrame([_facts(name) for name in names])
 

@@ -28,13 +28,8 @@ BETAS = (0.9, 0.999)  # where a source says nothing
 def sizes_of(model: str) -> tuple[tuple[Tensor, int], ...]:
     """Weights as large as a public model's, from their Weibull fits: evenly spaced quantiles of each kind of matrix.
 
-    Returns
-    -------
-    tuple
-        For each kind of matrix 4,096 bf16 numbers, and how many entries they stand for.
+    Returns for each kind of matrix 4,096 bf16 numbers, and how many entries they stand for.
 
-    Examples
-    --------
     >>> weights, entries = sizes_of("Qwen3-8B")[0]
     >>> len(weights), entries, round(float(weights.double().square().mean().sqrt()), 3)
     (4096, 16777216, 0.027)
@@ -70,13 +65,10 @@ def rms_of_sparsity(model: str, sparsity: float) -> float:
 def published() -> pd.DataFrame:
     """List the literature's runs, predicted by noise beside measured.
 
-    Returns
-    -------
-    DataFrame
-        The columns of ``published_runs.csv``, ``kind`` and ``source``, then ``predicted`` with its band ``low`` to
-        ``high`` over the updates and the weights that may be meant, ``literal`` (the same with steps as printed), the
-        displacement of noise ``walk``, and ``ratio``, how many times as far as that the entries must have moved to be
-        left unchanged as measured. All nan where the number of updates is unknown.
+    Returns the columns of ``published_runs.csv``, ``kind`` and ``source``, then ``predicted`` with its band ``low`` to
+    ``high`` over the updates and the weights that may be meant, ``literal`` (the same with steps as printed), the
+    displacement of noise ``walk``, and ``ratio``, how many times as far as that the entries must have moved to be left
+    unchanged as measured. All nan where the number of updates is unknown.
     """
     runs = load_reported("published_runs")
     runs = runs.join(pd.DataFrame([_predicted(run) for _, run in runs.iterrows()]))
@@ -86,11 +78,8 @@ def published() -> pd.DataFrame:
 def own_runs(tables: BookTables, recipes: Sequence[str]) -> pd.DataFrame:
     """List the book's runs at their ends: sparsity measured, mean over seeds, and predicted by noise.
 
-    Returns
-    -------
-    DataFrame
-        ``recipe, run, objective, kind, source, sparsity, predicted, low, high``, and over all matrices together
-        ``ratio`` (of the norm to that of noise) and ``coherence``.
+    Returns ``recipe, run, objective, kind, source, sparsity, predicted, low, high``, and over all matrices together
+    ``ratio`` (of the norm to that of noise) and ``coherence``.
     """
     ends = matching.matched(matching.summarise(tables.geometry, None), "final")
     last = tables.geometry.merge(ends[["recipe", "seed", "step"]])
@@ -117,11 +106,8 @@ def own_runs(tables: BookTables, recipes: Sequence[str]) -> pd.DataFrame:
 def overlaps() -> pd.DataFrame:
     """List the literature's overlaps beside what bf16 alone gives masks of those densities, and beside chance.
 
-    Returns
-    -------
-    DataFrame
-        The columns of ``published_overlaps.csv``, then ``gated`` (normal displacements), ``gated_laplace`` and
-        ``chance`` (masks that do not look at the weights).
+    Returns the columns of ``published_overlaps.csv``, then ``gated`` (normal displacements), ``gated_laplace`` and
+    ``chance`` (masks that do not look at the weights).
     """
     rows = load_reported("published_overlaps")
     found = [_gated(row) for _, row in rows.iterrows()]
@@ -131,10 +117,7 @@ def overlaps() -> pd.DataFrame:
 def noise_curve() -> pd.DataFrame:
     """Visible share and low-magnitude overlap under noise, for weights with the distribution of Qwen3-8B's.
 
-    Returns
-    -------
-    DataFrame
-        ``relative`` (rms displacement over the weights' root mean square, 1e-5 to 1), ``series``, ``value``.
+    Returns ``relative`` (rms displacement over the weights' root mean square, 1e-5 to 1), ``series``, ``value``.
     """
     w = torch.cat([weights for weights, _ in sizes_of("Qwen3-8B")])
     size, rows = float(w.double().square().mean().sqrt()), []

@@ -24,23 +24,9 @@ HOW_TO_PASS = "Pass lists and numbers as YAML: `papermill in.ipynb out.ipynb -y 
 def declared_parameters(source: str) -> dict[str, str]:
     r"""Names and annotations declared by a parameters cell.
 
-    Parameters
-    ----------
-    source : str
-        The cell's code: annotated literals and nothing else.
+    Returns annotation of each name, as written, in the cell's order. Raises NotebookParameterError if a line is
+    anything but ``name: type = literal``.
 
-    Returns
-    -------
-    dict[str, str]
-        Annotation of each name, as written, in the cell's order.
-
-    Raises
-    ------
-    NotebookParameterError
-        If a line is anything but ``name: type = literal``.
-
-    Examples
-    --------
     >>> declared_parameters('profile: str = "toy"\nseeds: list[int] = [0, 1]')
     {'profile': 'str', 'seeds': 'list[int]'}
     >>> declared_parameters("steps = 3")
@@ -65,13 +51,8 @@ def declared_parameters(source: str) -> dict[str, str]:
 def injected_names(history: list[str]) -> list[str]:
     r"""Names assigned by papermill's injected cell, if the executed cells hold one.
 
-    Parameters
-    ----------
-    history : list[str]
-        Sources of the cells executed so far, as in IPython's ``In``. Only the last injected cell counts.
+    ``history``: sources of the cells executed so far, as in IPython's ``In``. Only the last injected cell counts.
 
-    Examples
-    --------
     >>> injected_names(["seed: int = 0", "# Parameters\nseed = 3\nstepz = 9", "import math"])
     ['seed', 'stepz']
     >>> injected_names(["seed: int = 0"])
@@ -93,8 +74,6 @@ def injected_names(history: list[str]) -> list[str]:
 def has_type(value: object, annotation: Any) -> bool:
     """Whether a value fits a parameter's annotation; ``True`` is no int, and an int may stand for a float.
 
-    Examples
-    --------
     >>> has_type([0, 1], list[int]), has_type("0", int), has_type(True, int), has_type(1, float)
     (True, False, False, True)
     >>> has_type(None, str | None), has_type("opd", Literal["sft", "opd"]), has_type({"a": 1}, dict[str, int])
@@ -126,18 +105,10 @@ def check_parameters(namespace: Mapping[str, Any]) -> None:
     Call it as ``check_parameters(globals())`` in the cell after the parameters. The declared names and types are the
     annotations of the parameters cell; the given names are those of papermill's injected cell, read from the history.
 
-    Parameters
-    ----------
-    namespace : Mapping[str, Any]
-        The notebook's ``globals()``: its values, ``__annotations__``, and IPython's history ``In``.
+    ``namespace``: the notebook's ``globals()``: its values, ``__annotations__``, and IPython's history ``In``.
+    Raises NotebookParameterError if no parameter is declared, one was given that is not declared, or a value has
+    another type.
 
-    Raises
-    ------
-    NotebookParameterError
-        If no parameter is declared, one was given that is not declared, or a value has another type.
-
-    Examples
-    --------
     >>> declared = {"__annotations__": {"seeds": list[int]}, "seeds": [0, 1]}
     >>> check_parameters({**declared, "In": ["seeds: list[int] = [0, 1]"]})
     >>> check_parameters({**declared, "In": ["# Parameters\nseed = [4]"]})
@@ -160,17 +131,6 @@ def check_parameters(namespace: Mapping[str, Any]) -> None:
 def check_given(given: Mapping[str, object], declared: Mapping[str, str], notebook: str) -> None:
     """Stop before anything runs if a parameter is given that a notebook does not declare, or in another type.
 
-    Parameters
-    ----------
-    given
-        Values by name.
-    declared
-        From :func:`declared_parameters`.
-    notebook
-        Its name, for the message.
-
-    Examples
-    --------
     >>> check_given({"profile": "smoke"}, {"profile": "str"}, "01_toy_world")
     >>> check_given({"rate": "1e-6"}, {"rate": "float"}, "01_toy_world")
     Traceback (most recent call last):

@@ -70,17 +70,10 @@ def say_trained(held: Sequence[str]) -> str:
 def setting_rows(tables: Tables) -> pd.DataFrame:
     """One row per run: every setting at its end, OPD at as many updates, SFT and RLVR at the paper's proportions.
 
-    Parameters
-    ----------
-    tables
-        Geometry and accuracy of one profile. Settings that they lack do not appear.
-
-    Returns
-    -------
-    DataFrame
-        ``recipe, seed, step``, the six diagnostics and their shuffled nulls (sparsity over all tensors, the others over
-        the attention matrices), and ``gain``, sampled accuracy minus its start on the same prompts. Numbers of RLVR are
-        interpolated between two checkpoints where it has none at its place.
+    ``tables``: geometry and accuracy of one profile. Settings that they lack do not appear.
+    Returns ``recipe, seed, step``, the six diagnostics and their shuffled nulls (sparsity over all tensors, the others
+    over the attention matrices), and ``gain``, sampled accuracy minus its start on the same prompts. Numbers of RLVR
+    are interpolated between two checkpoints where it has none at its place.
     """
     attention, everything = (runs_of(matching.summarise(tables.geometry, m)) for m in (ATTENTION, None))
     gains = runs_of(matching.accuracy_gain(tables.accuracy))
@@ -119,12 +112,8 @@ def in_seed_ranges(rows: pd.DataFrame) -> pd.DataFrame:
     """Distance from OPD's mean in units of the reach of a further seed: between -1 and 1 a seed could have done it.
 
     A seed of OPD is held against the range of the *other* seeds; its own number would widen the range and hide it.
-
-    Returns
-    -------
-    DataFrame
-        ``run, metric, value, distance, low, high, inside``, one row per setting or seed of OPD, and diagnostic; ``low``
-        and ``high`` end the 95% prediction interval for one more seed. Empty where OPD has too few seeds for one.
+    Returns ``run, metric, value, distance, low, high, inside``, one row per setting or seed of OPD, and diagnostic;
+    ``low`` and ``high`` end the 95% prediction interval for one more seed. Empty where OPD has too few seeds for one.
     """
     first = rows["recipe"].isin(list(SETTINGS))
     opd, out = rows.loc[rows["recipe"] == "opd"], []

@@ -30,15 +30,10 @@ COMPARABLE = (*[*SPACES.values()][1:], "final space", "RLVR's early space", "ear
 def projected_runs(profile: str) -> pd.DataFrame:
     """Say what each projected recipe of a profile is held in, in the order of the profile's file.
 
-    Returns
-    -------
-    DataFrame
-        ``recipe``; ``free``, the recipe that it is compared with; ``space`` in words; ``sweep``, in what it departs
-        from the first of its kind: ``rank``, ``start``, or else ``space``; ``rank``; ``starts`` and ``steps``, updates;
-        ``share``, the first of these as a part of the second.
+    Returns ``recipe``; ``free``, the recipe that it is compared with; ``space`` in words; ``sweep``, in what it departs
+    from the first of its kind: ``rank``, ``start``, or else ``space``; ``rank``; ``starts`` and ``steps``, updates;
+    ``share``, the first of these as a part of the second.
 
-    Examples
-    --------
     >>> runs = projected_runs("first_regime").set_index("recipe")
     >>> runs.loc["opd_project_left", ["free", "space", "sweep"]].tolist()
     ['opd', 'early space, left side', 'space']
@@ -72,19 +67,11 @@ def _sweep_of(recipe: Recipe) -> str:
 def start_and_ends(measures: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     """Where each projected run starts, where it ends, and where its free run ends, on either ruler.
 
-    Parameters
-    ----------
-    measures
-        The long table; rows of :data:`RULERS` are read.
-    runs
-        From :func:`projected_runs`.
-
-    Returns
-    -------
-    DataFrame
-        The columns of ``runs``, and ``seed, quantity``; ``begins`` and ``ends``, the free run's checkpoints nearest to
-        where the projection begins and ends; ``start, free_end, held_end``, the ruler there, accuracy from 0 to 1 or
-        nats. A seed without its free run is left out.
+    ``measures``: the long table; rows of :data:`RULERS` are read.
+    ``runs``: from :func:`projected_runs`.
+    Returns the columns of ``runs``, and ``seed, quantity``; ``begins`` and ``ends``, the free run's checkpoints nearest
+    to where the projection begins and ends; ``start, free_end, held_end``, the ruler there, accuracy from 0 to 1 or
+    nats. A seed without its free run is left out.
     """
     values = measures[(measures["null"] == "") & measures["quantity"].isin(list(RULERS))]
     values = values.set_index(["recipe", "seed", "quantity", "step"])["value"].sort_index()
@@ -106,18 +93,10 @@ def start_and_ends(measures: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
 def early_against(kept: pd.DataFrame, quantity: str) -> pd.DataFrame:
     """Hold the early space against every other space, on the seeds that both have; all else is the same.
 
-    Parameters
-    ----------
-    kept
-        From :func:`start_and_ends`, with the progress ``kept``.
-    quantity
-        A key of :data:`RULERS`.
-
-    Returns
-    -------
-    DataFrame
-        ``run, other space, seeds``, progress kept by either, the difference with its 95% interval, and what it says:
-        ``more``, ``less``, ``not told apart``, or ``one seed``.
+    ``kept``: from :func:`start_and_ends`, with the progress ``kept``.
+    ``quantity``: a key of :data:`RULERS`.
+    Returns ``run, other space, seeds``, progress kept by either, the difference with its 95% interval, and what it
+    says: ``more``, ``less``, ``not told apart``, or ``one seed``.
     """
     rows = kept[kept["quantity"].eq(quantity) & kept["sweep"].eq("space")]
     table = []
@@ -166,12 +145,8 @@ def _progress_from(measures: pd.DataFrame, own: pd.DataFrame, exact: int) -> str
 def say_starts(measures: pd.DataFrame, ends: pd.DataFrame) -> str:
     """Say where a free run's nearest checkpoint stands in for the exact start of a projection, and how far off it is.
 
-    Parameters
-    ----------
-    measures
-        The long table; a held run that was measured at its exact start gives the comparison.
-    ends
-        From :func:`start_and_ends`.
+    ``measures``: the long table; a held run that was measured at its exact start gives the comparison.
+    ``ends``: from :func:`start_and_ends`.
     """
     said: dict[tuple[str, int], str] = {}
     apart = pd.DataFrame(ends[ends["quantity"].eq("accuracy") & ends["starts"].ne(ends["begins"])])

@@ -54,16 +54,7 @@ def work_through(
 ) -> list[WorkedPrompt]:
     """Let the student answer every example ``group_size`` times at temperature 1, and let verifier and teacher judge.
 
-    Parameters
-    ----------
-    student, teacher
-        Models that share ``tokenizer``.
-    examples
-        Prompts with their worked solutions.
-    group_size
-        Completions for each prompt.
-    seed
-        Of the sampling; the same arguments give the same completions.
+    ``seed``: of the sampling; the same arguments give the same completions.
     """
     generator = torch.Generator().manual_seed(seed)
     rollouts = roll_out(
@@ -94,10 +85,7 @@ def first_mixed_prompt(
 ) -> WorkedPrompt:
     """Return the first held-out prompt of a family whose group holds right and wrong completions.
 
-    Raises
-    ------
-    RecipeError
-        If none of ``tries`` prompts has a mixed group: choose a level nearer to the student's ability.
+    Raises RecipeError if none of ``tries`` prompts has a mixed group: choose a level nearer to the student's ability.
     """
     examples = held_out_set({family: [level]}, tries, seed)
     for worked in work_through(student, teacher, tokenizer, examples, group_size=group_size, seed=seed):
@@ -112,11 +100,8 @@ def first_mixed_prompt(
 def credit_table(worked: WorkedPrompt, index: int) -> pd.DataFrame:
     """Credit that each objective would give to every token of completion ``index`` of the group.
 
-    Returns
-    -------
-    DataFrame
-        ``objective`` (sft, opd, rlvr), ``position`` (from 1), ``token``, ``credit`` (the advantage ``a_t``; nats for
-        OPD, no unit otherwise), ``mistake`` (true on the first token that leaves the worked solution).
+    Returns ``objective`` (sft, opd, rlvr), ``position`` (from 1), ``token``, ``credit`` (the advantage ``a_t``; nats
+    for OPD, no unit otherwise), ``mistake`` (true on the first token that leaves the worked solution).
     """
     rollouts = worked.rollouts
     mask = rollouts.mask[0]
@@ -149,13 +134,10 @@ def mistake_position(example: Example, completion: str) -> int:
 def credit_survey(worked: Sequence[WorkedPrompt]) -> pd.DataFrame:
     """Where OPD's credit falls in every wrong completion of many groups.
 
-    Returns
-    -------
-    DataFrame
-        One row per wrong completion: ``domain, family, length, mistake`` (place of the first token off the worked
-        solution), ``lowest`` (place of OPD's lowest credit), ``hit`` (are they the same), ``chance`` (one in
-        ``length``), ``share`` (part of the sum of absolute credit that lies on the mistake), ``least_likely_hit`` (does
-        the token that the student itself found least likely fall on the mistake).
+    One row per wrong completion: ``domain, family, length, mistake`` (place of the first token off the worked
+    solution), ``lowest`` (place of OPD's lowest credit), ``hit`` (are they the same), ``chance`` (one in ``length``),
+    ``share`` (part of the sum of absolute credit that lies on the mistake), ``least_likely_hit`` (does the token that
+    the student itself found least likely fall on the mistake).
     """
     rows = []
     for prompt in worked:

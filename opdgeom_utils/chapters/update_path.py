@@ -28,23 +28,11 @@ def path_curves(
 ) -> pd.DataFrame:
     """Pick one quantity's curves: one row per (recipe, null, seed, step).
 
-    Parameters
-    ----------
-    measures
-        The long table.
-    quantity, side, k, scope
-        Which number; the empty side and 0 where there is no space.
-    recipes, nulls
-        Which runs, and which processes in their place; ``""`` is the run itself.
+    ``quantity``, ``side``, ``k``, ``scope``: which number; the empty side and 0 where there is no space.
+    ``recipes``, ``nulls``: which runs, and which processes in their place; ``""`` is the run itself.
+    Returns ``recipe`` (label), ``series`` (the recipe's label, or the null's), ``seed, step, share, value``; ``share``
+    is the step as a part of the run, 0 to 1.
 
-    Returns
-    -------
-    DataFrame
-        ``recipe`` (label), ``series`` (the recipe's label, or the null's), ``seed, step, share, value``; ``share`` is
-        the step as a part of the run, 0 to 1.
-
-    Examples
-    --------
     >>> row = {"recipe": "opd", "seed": 0, "scope": "attention", "side": "", "k": 0, "quantity": "hill", "null": ""}
     >>> table = pd.DataFrame([row | {"step": step, "value": 2.0} for step in (4, 8)]).assign(other_recipe="")
     >>> path_curves(table, "hill")[["series", "share"]].values.tolist()
@@ -108,11 +96,8 @@ def interval_grid(table: pd.DataFrame, rows: str, columns: str) -> pd.DataFrame:
 def shared_rows(measures: pd.DataFrame, side: str, k: int, recipe: str = "opd") -> pd.DataFrame:
     """Say what a run's final space shares with its early one, with other seeds' and other objectives': a row per seed.
 
-    Returns
-    -------
-    DataFrame
-        ``kind`` in words, ``series`` (label of the other run's recipe), ``seed, value``; several other seeds are
-        averaged first.
+    Returns ``kind`` in words, ``series`` (label of the other run's recipe), ``seed, value``; several other seeds are
+    averaged first.
     """
     parts = [early(measures, side, k, [recipe]).assign(kind="itself at a fifth", series=label(recipe))]
     rows = pick(measures, quantity="overlap", side=side, k=k, scope="attention", recipe=recipe)

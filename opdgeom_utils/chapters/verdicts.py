@@ -35,17 +35,9 @@ CRITICISMS = {
 def as_list(card: pd.DataFrame, conditions: Iterable[str], diagnostics: Iterable[str] = ()) -> str:
     """List verdicts with their computed reasons, as Markdown.
 
-    Parameters
-    ----------
-    card
-        From :func:`opdgeom_utils.claims.scorecard`.
-    conditions
-        Which claims to list; those about numbers that had been seen (``_seen``) are listed with the others.
-    diagnostics
-        Keep only claims on these; none keeps all.
+    ``conditions``: which claims to list; those about numbers that had been seen (``_seen``) are listed with the others.
+    ``diagnostics``: keep only claims on these; none keeps all.
 
-    Examples
-    --------
     >>> row = {"id": "a", "condition": "chance", "diagnostic": "x", "statement": "It holds.", "verdict": "partly"}
     >>> as_list(pd.DataFrame([row | {"reason": "1 of 2 comparisons hold."}]), ["chance"])
     '- ◐ **partly**: It holds.<br><small>`a`. 1 of 2 comparisons hold.</small>'
@@ -80,15 +72,7 @@ def match_grid(card: pd.DataFrame) -> pd.DataFrame:
 def negatives(card: pd.DataFrame) -> pd.DataFrame:
     """List the claims that were tested and not fully reproduced, and how many of their comparisons show the opposite.
 
-    Parameters
-    ----------
-    card
-        From :func:`opdgeom_utils.claims.scorecard`.
-
-    Returns
-    -------
-    DataFrame
-        ``claim, verdict, value (interval), needed, opposite``; the interval is that of the weakest comparison.
+    Returns ``claim, verdict, value (interval), needed, opposite``; the interval is that of the weakest comparison.
     """
     rows = []
     for row in card.loc[card["verdict"].isin(VERDICTS[1:4])].to_dict("records"):
@@ -101,8 +85,6 @@ def negatives(card: pd.DataFrame) -> pd.DataFrame:
 def bearings(card: pd.DataFrame) -> pd.DataFrame:
     """Count, for each question, which way the verdicts speak: by what a claim would mean and what came of it.
 
-    Examples
-    --------
     >>> rows = {"question": ["rq1", "rq1"], "bearing": ["against it", "undecided"]}
     >>> bearings(pd.DataFrame(rows))[["question", "against it", "undecided"]].values.tolist()
     [['1: where OPD lies', 1, 1]]
@@ -115,10 +97,7 @@ def bearings(card: pd.DataFrame) -> pd.DataFrame:
 def power_table(card: pd.DataFrame) -> pd.DataFrame:
     """List the claims for which the paper has an effect, with the rule's chance to pass there, the smallest first.
 
-    Returns
-    -------
-    DataFrame
-        ``claim, needed, the paper's effect, chance to pass, 80% from``.
+    Returns ``claim, needed, the paper's effect, chance to pass, 80% from``.
     """
     rows = []
     for row in card.loc[card["power"].notna()].sort_values("power", kind="stable").to_dict("records"):
@@ -145,8 +124,6 @@ def withdrawn_list(claims: Sequence[Claim]) -> str:
 def untestable_reasons(card: pd.DataFrame) -> pd.Series:
     """Count why claims could not be tested: a closed gate, one seed, runs that are not there, something undefined.
 
-    Examples
-    --------
     >>> rows = {"verdict": ["not testable", "partly"], "reason": ["x: 1 usable seed, 3 ... one seed", ""]}
     >>> untestable_reasons(pd.DataFrame(rows)).to_dict()
     {'a sweep over one seed': 1}
@@ -169,20 +146,9 @@ def untestable_reasons(card: pd.DataFrame) -> pd.Series:
 def criticism_table(card: pd.DataFrame, claims: Sequence[Claim], answers: Mapping[int, str]) -> pd.DataFrame:
     """Say what a careful reader asks of the paper, which claims here ask it, and what came out.
 
-    Parameters
-    ----------
-    card
-        From :func:`opdgeom_utils.claims.scorecard`.
-    claims
-        From :func:`opdgeom_utils.claims.load_claims`.
-    answers
-        Computed sentences for criticisms that no verdict answers, by number.
-
-    Returns
-    -------
-    DataFrame
-        ``criticism`` (its number), ``question, state`` (open or addressed), ``what we found``, ``claims`` (their ids by
-        verdict, as lines of Markdown).
+    ``answers``: computed sentences for criticisms that no verdict answers, by number.
+    Returns ``criticism`` (its number), ``question, state`` (open or addressed), ``what we found``, ``claims`` (their
+    ids by verdict, as lines of Markdown).
     """
     rows, verdicts = [], card.set_index("id")["verdict"].to_dict()
     for criticism, question in CRITICISMS.items():

@@ -20,28 +20,14 @@ KEYS = ["profile", "recipe", "seed"]
 def at_place(tables: Tables, place: str, recipes: Iterable[str], *, share: float = 1.0) -> pd.DataFrame:
     """One row per run where the runs are compared: each metric over the matrices that the claims average.
 
-    Parameters
-    ----------
-    tables
-        Geometry and accuracy of one profile.
-    place
-        A key of :data:`opdgeom_utils.claims.matching.MATCHES`.
-    recipes
-        Recipes to compare; the common place depends on all of them.
-    share
-        At equal norm or equal accuracy: the common norm, or the common gain, as a share of the largest that every run
-        reaches, above 0 up to 1. Without effect elsewhere.
-
-    Returns
-    -------
-    DataFrame
-        The columns of :func:`opdgeom_utils.claims.matching.summarise` over the attention matrices; the columns of
-        sparsity are over all tensors. Then ``matched_at``, ``reason`` and ``place``, its name in words.
-
-    Raises
-    ------
-    MetricInputError
-        If the place is unknown, or the share is outside its range.
+    ``tables``: geometry and accuracy of one profile.
+    ``place``: a key of :data:`opdgeom_utils.claims.matching.MATCHES`.
+    ``recipes``: recipes to compare; the common place depends on all of them.
+    ``share``: at equal norm or equal accuracy: the common norm, or the common gain, as a share of the largest that
+    every run reaches, above 0 up to 1. Without effect elsewhere.
+    Returns the columns of :func:`opdgeom_utils.claims.matching.summarise` over the attention matrices; the columns of
+    sparsity are over all tensors. Then ``matched_at``, ``reason`` and ``place``, its name in words. Raises
+    MetricInputError if the place is unknown, or the share is outside its range.
     """
     geometry = tables.geometry.loc[tables.geometry["recipe"].isin(list(recipes))]
     summaries = [matching.summarise(geometry, modules) for modules in (ATTENTION, None)]
@@ -56,17 +42,9 @@ def at_place(tables: Tables, place: str, recipes: Iterable[str], *, share: float
 def beside_nulls(ends: pd.DataFrame, metrics: Sequence[str], reported: pd.DataFrame | None = None) -> pd.DataFrame:
     """Each objective's mean and 95% interval, its nulls, and the paper's number, as text.
 
-    Parameters
-    ----------
-    ends
-        One row per run.
-    metrics
-        Columns to show.
-    reported
-        From :func:`opdgeom_utils.claims.load_reported`; None leaves the paper out.
+    ``ends``: one row per run.
+    ``reported``: from :func:`opdgeom_utils.claims.load_reported`; None leaves the paper out.
 
-    Examples
-    --------
     >>> ends = pd.DataFrame({"recipe": "opd", "seed": [0, 1], "x": [0.25, 0.25], "x_shuffled": [0.5, 0.5]})
     >>> beside_nulls(ends, ["x"]).values.tolist()
     [['x', 'OPD', '0.25 (0.25 to 0.25)', '0.5', '-']]

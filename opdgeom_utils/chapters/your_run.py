@@ -28,22 +28,13 @@ PAPER_K, LARGEST_SHARE = 512, 8
 class OpenedRun:
     """A reference and the checkpoints to measure against it, cut down to what all of them have.
 
-    Attributes
-    ----------
-    label : str
-        What the figures call the run.
-    reference : OpenCheckpoint
-        The model before training.
-    checkpoints : tuple of (int, OpenCheckpoint)
-        Step and checkpoint, steps ascending. Where no name holds a step: 0, or the place in the list, from 1.
-    reports : tuple of ComparisonReport
-        For each checkpoint, what is compared with the reference and what is not.
-    remarks : tuple of str
-        What was decided while opening, in words.
-    last_name : str
-        The last checkpoint as it was named, or its path.
-    counted : bool
-        Whether the steps are numbers of updates, as the names have them.
+    ``label``: what the figures call the run.
+    ``checkpoints``: step and checkpoint, steps ascending. Where no name holds a step: 0, or the place in the list, from
+    1.
+    ``reports``: for each checkpoint, what is compared with the reference and what is not.
+    ``remarks``: what was decided while opening, in words.
+    ``last_name``: the last checkpoint as it was named, or its path.
+    ``counted``: whether the steps are numbers of updates, as the names have them.
     """
 
     label: str
@@ -68,37 +59,16 @@ def open_run(
 ) -> OpenedRun:
     """Open what a report compares; no matrix is read, except a few rows to know the base of an adapter.
 
-    Parameters
-    ----------
-    reference : str
-        A shipped model's name (``base``), a folder, a file, or a hub name (``name`` or ``name@revision``).
-    tuned : str or list of str
-        The same; or a run's folder, whose steps may lie deeper (``checkpoint-50``, ``global_step_50/actor``,
-        ``epoch_1/step_50``); or a list of checkpoints, in any order where their names hold steps.
-    revision : str, optional
-        Branch, tag or commit of every hub name in ``tuned`` that does not carry its own after an ``@``.
-    base : str, optional
-        What adapters in ``tuned`` are merged over, in place of what their own configuration names.
-    modules : sequence of str, optional
-        Keep only these kinds of tensor.
-    label : str
-        Name of the run in figures and sentences.
-    strict : bool
-        Whether anything that cannot be compared is an error.
-    allow_pickle : bool
-        Whether to read ``pytorch_model.bin`` and its like, tensors only.
+    ``reference``: a shipped model's name (``base``), a folder, a file, or a hub name (``name`` or ``name@revision``).
+    ``tuned``: the same; or a run's folder, whose steps may lie deeper (``checkpoint-50``, ``global_step_50/actor``,
+    ``epoch_1/step_50``); or a list of checkpoints, in any order where their names hold steps.
+    ``revision``: branch, tag or commit of every hub name in ``tuned`` that does not carry its own after an ``@``.
+    ``base``: what adapters in ``tuned`` are merged over, in place of what their own configuration names.
+    Raises NotebookParameterError when a name was not filled in, a list is empty, or the label is taken. Raises
+    CheckpointNotFoundError, CheckpointDamagedError, CheckpointUnsafeError, CheckpointMismatchError when a checkpoint is
+    missing, unreadable, not only tensors, or of another architecture. Raises MetricInputError when steps are missing or
+    given twice, a module is unknown, or nothing that is left is a matrix.
 
-    Raises
-    ------
-    NotebookParameterError
-        When a name was not filled in, a list is empty, or the label is taken.
-    CheckpointNotFoundError, CheckpointDamagedError, CheckpointUnsafeError, CheckpointMismatchError
-        When a checkpoint is missing, unreadable, not only tensors, or of another architecture.
-    MetricInputError
-        When steps are missing or given twice, a module is unknown, or nothing that is left is a matrix.
-
-    Examples
-    --------
     >>> run = open_run("base", "anchor", modules=["q_proj", "k_proj"])
     >>> run.checkpoints[0][0], len(run.reference.tensors), run.reports[0].complete
     (0, 8, True)
@@ -130,27 +100,13 @@ def open_run(
 def noise_options(run: OpenedRun, **given: Any) -> tuple[dict[str, Any], list[str]]:
     """Options of :func:`~opdgeom_utils.diagnose_trajectory` that set a run beside noise, and sentences about them.
 
-    Parameters
-    ----------
-    run : OpenedRun
-        From :func:`open_run`.
-    **given
-        Of :data:`opdgeom_utils.diagnose.schedule.OPTIONS`; None where nothing was said. Without a learning rate, a
-        ``trainer_state.json`` beside the last checkpoint is read.
+    ``run``: from :func:`open_run`.
+    ``**given``: of :data:`opdgeom_utils.diagnose.schedule.OPTIONS`; None where nothing was said. Without a learning
+    rate, a ``trainer_state.json`` beside the last checkpoint is read.
+    Returns ``learning_rates, betas, weight_decay``, or nothing where no schedule is known. Then what a reader should
+    know: first where the rates come from. Raises MetricInputError for numbers out of range, or words that make no
+    schedule.
 
-    Returns
-    -------
-    tuple
-        ``learning_rates, betas, weight_decay``, or nothing where no schedule is known. Then what a reader should know:
-        first where the rates come from.
-
-    Raises
-    ------
-    MetricInputError
-        For numbers out of range, or words that make no schedule.
-
-    Examples
-    --------
     >>> options, said = noise_options(open_run("base", "anchor", modules=["q_proj"]), learning_rate=1e-6, updates=2)
     >>> options["learning_rates"], said[0]
     ({0: (1e-06, 1e-06)}, 'Noise was given 2 updates at a learning rate of 1e-06, constant, as given.')
@@ -171,8 +127,6 @@ def noise_options(run: OpenedRun, **given: Any) -> tuple[dict[str, Any], list[st
 def only(checkpoint: OpenCheckpoint, names: Sequence[str]) -> OpenCheckpoint:
     """Cut a checkpoint down to some of its tensors.
 
-    Examples
-    --------
     >>> list(only(open_checkpoint(resolve_model("base")), ["model.norm.weight"]).tensors)
     ['model.norm.weight']
     """
@@ -182,14 +136,9 @@ def only(checkpoint: OpenCheckpoint, names: Sequence[str]) -> OpenCheckpoint:
 def matching_k(reference: OpenCheckpoint) -> int:
     """Dimension of the leading singular spaces that stands to the matrices as the paper's 512 stands to width 4096.
 
-    Returns
-    -------
-    int
-        The largest power of two that is at most an eighth of the widest matrix's small side, from 1 to 512. The toy
-        models get 16, which their tables have too.
+    Returns the largest power of two that is at most an eighth of the widest matrix's small side, from 1 to 512. The toy
+    models get 16, which their tables have too.
 
-    Examples
-    --------
     >>> matching_k(open_checkpoint(resolve_model("base")))
     16
     """

@@ -25,22 +25,7 @@ ALWAYS = (
 
 
 def caveats(table: pd.DataFrame, run: OpenedRun, k: int) -> list[str]:
-    """List what a reader has to mind, computed from what was opened and measured.
-
-    Parameters
-    ----------
-    table
-        One row per (step, tensor).
-    run
-        What was opened.
-    k
-        Dimension of the singular spaces.
-
-    Returns
-    -------
-    list of str
-        Sentences; those that always hold come last.
-    """
+    """List what a reader has to mind, computed from what was opened and measured."""
     last = last_step(table)
     return [
         *_stored(last),

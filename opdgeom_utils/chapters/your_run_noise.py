@@ -24,19 +24,10 @@ PLACED = ("left_angle_mean_deg", "right_angle_mean_deg", "normalized_spectral_sh
 def noise_of(table: pd.DataFrame) -> dict[str, float]:
     """Fold the last checkpoint's columns of noise into one number each; nothing where there are none.
 
-    Parameters
-    ----------
-    table
-        One row per (step, tensor), from :func:`opdgeom_utils.diagnose_trajectory`.
+    ``table``: one row per (step, tensor), from :func:`opdgeom_utils.diagnose_trajectory`.
+    Returns ``walk_ratio`` and ``coherence`` of the report's matrices together, ``noise_sparsity`` and
+    ``update_sparsity`` over all tensors, weighted by entries, and the mean of each column that ends in ``_noise``.
 
-    Returns
-    -------
-    dict
-        ``walk_ratio`` and ``coherence`` of the report's matrices together, ``noise_sparsity`` and ``update_sparsity``
-        over all tensors, weighted by entries, and the mean of each column that ends in ``_noise``.
-
-    Examples
-    --------
     >>> rows = pd.DataFrame(
     ...     {"step": 1, "module": "q_proj", "shape": "2x2", "n_entries": [4, 4], "walk_ratio": [1.0, 7.0]}
     ... )
@@ -60,12 +51,7 @@ def noise_of(table: pd.DataFrame) -> dict[str, float]:
 def with_noise(ends: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     """Add noise's own place to the runs of a figure, as one more run; as they are where no schedule is known.
 
-    Parameters
-    ----------
-    ends
-        One row per run, from :func:`opdgeom_utils.chapters.your_run_tables.among`.
-    table
-        One row per (step, tensor).
+    ``ends``: one row per run, from :func:`opdgeom_utils.chapters.your_run_tables.among`.
     """
     found = noise_of(table)
     if not found:
@@ -78,15 +64,7 @@ def with_noise(ends: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
 def noise_reading(table: pd.DataFrame) -> list[str]:
     """Say how the run compares with noise along its schedule, and where noise lies on the map.
 
-    Parameters
-    ----------
-    table
-        One row per (step, tensor).
-
-    Returns
-    -------
-    list of str
-        Sentences in Markdown, none where no schedule is known.
+    Returns sentences in Markdown, none where no schedule is known.
     """
     found = noise_of(table)
     if not found or math.isnan(found["walk_ratio"]):

@@ -36,18 +36,9 @@ NOT_COMPARED = {
 def matrices_of(table: pd.DataFrame) -> pd.DataFrame:
     """Rows of the matrices that averages are taken over: the attention matrices, or all where there are none.
 
-    Parameters
-    ----------
-    table
-        One row per (step, tensor), from :func:`opdgeom_utils.diagnose_trajectory`.
+    ``table``: one row per (step, tensor), from :func:`opdgeom_utils.diagnose_trajectory`.
+    Raises MetricInputError if no row is a matrix.
 
-    Raises
-    ------
-    MetricInputError
-        If no row is a matrix.
-
-    Examples
-    --------
     >>> rows = pd.DataFrame({"module": ["q_proj", "up_proj", "norm"], "shape": ["2x2", "4x2", "2"]})
     >>> matrices_of(rows)["module"].tolist(), matrices_of(rows.iloc[1:])["module"].tolist()
     (['q_proj'], ['up_proj'])
@@ -67,18 +58,9 @@ def last_step(table: pd.DataFrame) -> pd.DataFrame:
 def along_run(table: pd.DataFrame, label: str) -> pd.DataFrame:
     """Fold a run's matrices into one row per checkpoint, as the toy runs are folded.
 
-    Parameters
-    ----------
-    table
-        One row per (step, tensor), from :func:`opdgeom_utils.diagnose_trajectory`.
-    label
-        Name of the run; it becomes its ``recipe``. Its ``seed`` is 0 and its ``profile`` ``yours``.
-
-    Returns
-    -------
-    DataFrame
-        The columns of :func:`opdgeom_utils.claims.matching.summarise` over :func:`matrices_of`; those of sparsity are
-        over all tensors, weighted by their entries, as in the paper.
+    ``label``: name of the run; it becomes its ``recipe``. Its ``seed`` is 0 and its ``profile`` ``yours``.
+    Returns the columns of :func:`opdgeom_utils.claims.matching.summarise` over :func:`matrices_of`; those of sparsity
+    are over all tensors, weighted by their entries, as in the paper.
     """
     named = table.assign(profile="yours", recipe=label, seed=0)
     means = matching.summarise(matrices_of(named), None).set_index("step")
@@ -91,15 +73,9 @@ def along_run(table: pd.DataFrame, label: str) -> pd.DataFrame:
 def among(own: pd.DataFrame, toy: pd.DataFrame) -> pd.DataFrame:
     """Put a run's last checkpoint below the toy runs' ends, so that one figure holds all.
 
-    Parameters
-    ----------
-    own
-        From :func:`along_run`.
-    toy
-        One row per run, from :func:`opdgeom_utils.chapters.where.at_place`.
+    ``own``: from :func:`along_run`.
+    ``toy``: one row per run, from :func:`opdgeom_utils.chapters.where.at_place`.
 
-    Examples
-    --------
     >>> own = pd.DataFrame({"profile": "yours", "recipe": "mine", "seed": 0, "step": [1, 2], "x": [5.0, 6.0]})
     >>> toy = pd.DataFrame({"profile": "first_regime", "recipe": ["sft"], "seed": 0, "step": 9, "x": 1.0})
     >>> among(own, toy)[["recipe", "x"]].values.tolist()
@@ -111,19 +87,10 @@ def among(own: pd.DataFrame, toy: pd.DataFrame) -> pd.DataFrame:
 def path_of(own: pd.DataFrame, geometry: pd.DataFrame, example: str = "opd") -> tuple[pd.DataFrame, str]:
     """Choose the checkpoints that a figure of the path can draw, and say which they are.
 
-    Parameters
-    ----------
-    own
-        From :func:`along_run`.
-    geometry
-        The toy runs, one row per (recipe, seed, step, matrix).
-    example
-        Recipe to draw where the run has one checkpoint only, which makes no path.
-
-    Returns
-    -------
-    tuple
-        One row per (run, checkpoint), and the choice in words.
+    ``own``: from :func:`along_run`.
+    ``geometry``: the toy runs, one row per (recipe, seed, step, matrix).
+    ``example``: recipe to draw where the run has one checkpoint only, which makes no path.
+    One row per (run, checkpoint), and the choice in words.
     """
     if len(own) > 1:
         return own, f"{len(own)} checkpoints of the run"
@@ -134,19 +101,9 @@ def path_of(own: pd.DataFrame, geometry: pd.DataFrame, example: str = "opd") -> 
 def cells_of(table: pd.DataFrame, label: str) -> tuple[pd.DataFrame, list[str]]:
     """Rows for a map by layer and kind of matrix at the last checkpoint: experts of a layer averaged under one kind.
 
-    Parameters
-    ----------
-    table
-        One row per (step, tensor).
-    label
-        Name of the run.
-
-    Returns
-    -------
-    tuple
-        ``recipe, seed, step, layer, module`` and the mean of every number: matrices outside the layers are left out;
-        where no matrix is in a layer, all stand in layer 0. Then the kinds in the order of the map: as the data flows
-        through a layer, then others by name.
+    Returns ``recipe, seed, step, layer, module`` and the mean of every number: matrices outside the layers are left
+    out; where no matrix is in a layer, all stand in layer 0. Then the kinds in the order of the map: as the data flows
+    through a layer, then others by name.
     """
     last = last_step(table)
     last = last.loc[last["shape"].str.count("x") == 1]
@@ -163,15 +120,9 @@ def cells_of(table: pd.DataFrame, label: str) -> tuple[pd.DataFrame, list[str]]:
 def by_kind(table: pd.DataFrame, metrics: Sequence[str] = (SPARSITY, "normalized_spectral_shift")) -> pd.DataFrame:
     """How strongly each kind of matrix moved, at the last checkpoint, largest relative norm first, as text.
 
-    Parameters
-    ----------
-    table
-        One row per (step, tensor).
-    metrics
-        Columns to average beside the norm of the update over that of the weights, all matrices of the kind together.
+    ``metrics``: columns to average beside the norm of the update over that of the weights, all matrices of the kind
+    together.
 
-    Examples
-    --------
     >>> rows = pd.DataFrame({"name": ["a.q.weight", "b.q.weight"], "step": 0, "shape": "1x1", "x": [0.0, 1e-5]})
     >>> by_kind(rows.assign(update_norm=3.0, reference_norm=[30.0, 40.0]), ["x"]).values.tolist()
     [['q', 2, '0.0849', '5e-06']]
@@ -197,21 +148,10 @@ def by_kind(table: pd.DataFrame, metrics: Sequence[str] = (SPARSITY, "normalized
 def expected_beside_made(expected: pd.DataFrame, made: pd.DataFrame, null: str = "shuffled") -> pd.DataFrame:
     """Set the expected values of a null beside one that was made and measured, for the matrices of a report.
 
-    Parameters
-    ----------
-    expected, made
-        Tables of the same pair, with ``nulls="expected"`` and ``nulls="exact"``.
-    null
-        Suffix of the null.
+    ``expected``, ``made``: tables of the same pair, with ``nulls="expected"`` and ``nulls="exact"``.
+    Returns ``metric`` in words, the mean of the ``expected`` and of the ``made`` null at the last checkpoint, and
+    ``expected / made``.
 
-    Returns
-    -------
-    DataFrame
-        ``metric`` in words, the mean of the ``expected`` and of the ``made`` null at the last checkpoint, and
-        ``expected / made``.
-
-    Examples
-    --------
     >>> rows = pd.DataFrame({"step": 1, "module": "q_proj", "shape": "2x2"}, index=range(2))
     >>> columns = {f"{metric}_shuffled": 0.5 for metric in compared()}
     >>> both = expected_beside_made(rows.assign(**columns), rows.assign(**columns))
@@ -234,15 +174,7 @@ def expected_beside_made(expected: pd.DataFrame, made: pd.DataFrame, null: str =
 def compared_table(run: OpenedRun) -> pd.DataFrame:
     """List what each checkpoint has in common with the reference, and what has no counterpart, in words.
 
-    Parameters
-    ----------
-    run
-        From :func:`opdgeom_utils.chapters.your_run.open_run`.
-
-    Returns
-    -------
-    DataFrame
-        ``step, checkpoint, what, count, names``: first what is compared, then what is not.
+    Returns ``step, checkpoint, what, count, names``: first what is compared, then what is not.
     """
     rows = []
     for (step, checkpoint), report in zip(run.checkpoints, run.reports, strict=True):
@@ -261,8 +193,6 @@ def compared_table(run: OpenedRun) -> pd.DataFrame:
 def without_numbers(names: Sequence[str]) -> list[str]:
     """Fold names or sentences that differ only in a layer's number.
 
-    Examples
-    --------
     >>> without_numbers(["h.0.c_attn stays fused", "h.1.c_attn stays fused", "lm_head.weight"])
     ['h.*.c_attn stays fused (2 times)', 'lm_head.weight']
     """
@@ -273,20 +203,9 @@ def without_numbers(names: Sequence[str]) -> list[str]:
 def published_pairs(folder: Path = PARAMETER_FILES) -> pd.DataFrame:
     """List the parameter files of the paper's published pairs, beside the sparsity that the paper prints for each.
 
-    Parameters
-    ----------
-    folder
-        Where the files ``table1_*.yaml`` lie.
-
-    Returns
-    -------
-    DataFrame
-        ``file, reference, tuned, objective, paper's sparsity, to fill in``.
-
-    Raises
-    ------
-    MetricInputError
-        If a file is not of a pair in ``table1_sparsity.csv``.
+    ``folder``: where the files ``table1_*.yaml`` lie.
+    Returns ``file, reference, tuned, objective, paper's sparsity, to fill in``. Raises MetricInputError if a file is
+    not of a pair in ``table1_sparsity.csv``.
     """
     printed = load_reported("table1_sparsity").set_index(["base", "finetuned"])
     rows = []

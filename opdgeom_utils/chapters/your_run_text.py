@@ -28,15 +28,10 @@ THROUGH_BF16 = (SPARSITY, "principal_overlap", "low_magnitude_overlap")
 class AgainstNull:
     """A metric of the last checkpoint beside its shuffled null, over the matrices where both are defined.
 
-    Attributes
-    ----------
-    own, null : float
-        Means over these matrices.
-    n, n_more, n_less : int
-        Matrices; those above and those below their null.
-    word : str
-        ``more``, ``less`` or ``about as much``, by the rule of this module; ``not judged`` where there is no matrix, or
-        the metric looks through bf16 and the tuned weights were stored in 16 bits or fewer.
+    ``own``, ``null``: means over these matrices.
+    ``n``, ``n_more``, ``n_less``: matrices; those above and those below their null.
+    ``word``: ``more``, ``less`` or ``about as much``, by the rule of this module; ``not judged`` where there is no
+    matrix, or the metric looks through bf16 and the tuned weights were stored in 16 bits or fewer.
     """
 
     own: float
@@ -50,17 +45,6 @@ class AgainstNull:
 def against_null(table: pd.DataFrame, metric: str, null: str = "shuffled") -> AgainstNull:
     """Set a metric beside its null, matrix by matrix.
 
-    Parameters
-    ----------
-    table
-        One row per (step, tensor), with nulls.
-    metric
-        Column.
-    null
-        Suffix of the null.
-
-    Examples
-    --------
     >>> rows = pd.DataFrame(
     ...     {"step": 0, "module": "q_proj", "shape": "2x2", "dtype": "float32->float32", "x": [2.0, 3.0]}
     ... )
@@ -87,17 +71,8 @@ def against_null(table: pd.DataFrame, metric: str, null: str = "shuffled") -> Ag
 def between(value: float, points: Mapping[str, float], shown: Mapping[str, str]) -> str:
     """Say between which points a number lies.
 
-    Parameters
-    ----------
-    value
-        The run's number.
-    points
-        Number of each name.
-    shown
-        How each is printed.
+    ``points``: number of each name.
 
-    Examples
-    --------
     >>> between(0.6, {"SFT": 0.1, "OPD": 0.5, "RLVR": 0.8}, {"SFT": "10%", "OPD": "50%", "RLVR": "80%"})
     'between OPD (50%) and RLVR (80%)'
     >>> between(0.9, {"SFT": 0.1, "OPD": 0.5}, {"SFT": "10%", "OPD": "50%"})
@@ -120,22 +95,10 @@ def between(value: float, points: Mapping[str, float], shown: Mapping[str, str])
 def reading_of(table: pd.DataFrame, ends: pd.DataFrame, name: str, reported: pd.DataFrame) -> list[str]:
     """Say for each ruler what the run shows, where that lies, and what its null explains, and whether rulers agree.
 
-    Parameters
-    ----------
-    table
-        One row per (step, tensor), with nulls.
-    ends
-        One row per run, the run's own among them, from :func:`opdgeom_utils.chapters.your_run_tables.among`.
-    name
-        The run's ``recipe`` in ``ends``.
-    reported
-        From :func:`opdgeom_utils.claims.load_reported`.
-
-    Returns
-    -------
-    list of str
-        Sentences in Markdown: one item for each ruler, and the nearest of the paper's points. One sentence alone where
-        nothing has changed, or nothing could be measured.
+    ``ends``: one row per run, the run's own among them, from :func:`opdgeom_utils.chapters.your_run_tables.among`.
+    ``name``: the run's ``recipe`` in ``ends``.
+    Returns sentences in Markdown: one item for each ruler, and the nearest of the paper's points. One sentence alone
+    where nothing has changed, or nothing could be measured.
     """
     nothing = _nothing_to_read(last_step(table))
     if nothing:
@@ -159,8 +122,6 @@ def reading_of(table: pd.DataFrame, ends: pd.DataFrame, name: str, reported: pd.
 def null_words(found: AgainstNull, metric: str) -> str:
     """Say what the shuffled null explains of a metric.
 
-    Examples
-    --------
     >>> null_words(AgainstNull(0.002, 0.001, 16, 16, 0, "more"), "normalized_spectral_shift")
     'Over 16 matrices it is 0.002, and 0.001 in the shuffled null; 16 of them are above theirs. So size alone does not
     explain it: place adds.'
@@ -184,15 +145,8 @@ def null_words(found: AgainstNull, metric: str) -> str:
 def nearest(table: pd.DataFrame, ends: pd.DataFrame, name: str, reported: pd.DataFrame) -> dict[str, str]:
     """Name the objective of the paper that is nearest on each ruler; distances are ratios, or differences of shares.
 
-    Parameters
-    ----------
-    table, ends, name, reported
-        As for :func:`reading_of`.
-
-    Returns
-    -------
-    dict
-        Objective for each metric whose value is known; none where nothing has changed.
+    ``table``, ``ends``, ``name``, ``reported``: as for :func:`reading_of`.
+    Returns objective for each metric whose value is known; none where nothing has changed.
     """
     found: dict[str, str] = {}
     if _nothing_to_read(last_step(table)):
@@ -209,8 +163,6 @@ def nearest(table: pd.DataFrame, ends: pd.DataFrame, name: str, reported: pd.Dat
 def nearest_words(found: Mapping[str, str]) -> str:
     """Say whether the rulers agree on the nearest objective of the paper.
 
-    Examples
-    --------
     >>> nearest_words({"update_sparsity": "OPD", "normalized_spectral_shift": "OPD"})
     "All 2 rulers put the paper's OPD nearest."
     >>> nearest_words({"update_sparsity": "OPD", "normalized_spectral_shift": "SFT"})

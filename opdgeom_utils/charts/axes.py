@@ -70,18 +70,9 @@ def value_axis(
 ) -> _Channel:
     """Give an axis the scale, the range and the ticks that fit a metric: few, and not forced to start at zero.
 
-    Parameters
-    ----------
-    channel
-        ``alt.X`` or ``alt.Y``.
-    metric
-        Column that is drawn.
-    numbers
-        Everything that must fit on the axis.
-    log
-        Whether the axis is logarithmic; None asks the metric.
-    room
-        Factor of space at both ends of a logarithmic axis.
+    ``numbers``: everything that must fit on the axis.
+    ``log``: whether the axis is logarithmic; None asks the metric.
+    ``room``: factor of space at both ends of a logarithmic axis.
     """
     numbers = list(numbers)
     if not (metric_of(metric).logarithmic if log is None else log):

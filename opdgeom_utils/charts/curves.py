@@ -33,13 +33,8 @@ TRAJECTORY = ("stable_rank", "total_norm", "update_sparsity", "normalized_spectr
 def training_curves(table: pd.DataFrame, column: str = "sampled") -> Figure:
     """Draw a quantity during training: points of the seeds, their mean, a band for the 95% interval.
 
-    Parameters
-    ----------
-    table
-        One row per (recipe, seed, step) or per (recipe, seed, step, family): the accuracy table, or the training log.
-        Families are averaged first. Runs with more than 50 steps are averaged over windows.
-    column
-        Column to draw.
+    ``table``: one row per (recipe, seed, step) or per (recipe, seed, step, family): the accuracy table, or the training
+    log. Families are averaged first. Runs with more than 50 steps are averaged over windows.
     """
     title = metric_of(column).title
     rows = known(need(table, ["recipe", "seed", "step", column]), column, metric_of(column).words)
@@ -65,16 +60,8 @@ def metric_against_norm(
     in the objective's colour marks the end of its null's curve. What bf16 shows of the same update (``null="bf16"``) is
     no null: it is drawn dotted, in the objective's own colour.
 
-    Parameters
-    ----------
-    summary
-        One row per checkpoint, from :func:`opdgeom_utils.claims.matching.summarise`.
-    metric
-        Column of the vertical axis.
-    norm
-        Column of the horizontal axis, ``total_norm`` or ``relative_norm``; logarithmic.
-    null
-        Suffix of the null column.
+    ``summary``: one row per checkpoint, from :func:`opdgeom_utils.claims.matching.summarise`.
+    ``norm``: column of the horizontal axis, ``total_norm`` or ``relative_norm``; logarithmic.
     """
     curves = along(summary, norm, metric, at=["step"], nulls=[null])
     title, across = metric_of(metric).title, metric_of(norm).title
@@ -100,12 +87,8 @@ def run_trajectory(summary: pd.DataFrame, metrics: Sequence[str] = TRAJECTORY) -
 
     Of the stable rank, what bf16 shows of the same update is drawn too; it is no null.
 
-    Parameters
-    ----------
-    summary
-        One row per (run, checkpoint), from :func:`opdgeom_utils.claims.matching.summarise`.
-    metrics
-        Columns, a panel for each that has a number.
+    ``summary``: one row per (run, checkpoint), from :func:`opdgeom_utils.claims.matching.summarise`.
+    ``metrics``: columns, a panel for each that has a number.
     """
     panels, said = [], []
     found = [m for m in metrics if m in summary]
@@ -127,12 +110,7 @@ def run_trajectory(summary: pd.DataFrame, metrics: Sequence[str] = TRAJECTORY) -
 def eta_sweep(table: pd.DataFrame, null: str = "shuffled") -> Figure:
     """Draw update sparsity against the tolerance eta, with the paper's value and the one below which it is inert.
 
-    Parameters
-    ----------
-    table
-        One row per (recipe, seed, eta): ``update_sparsity`` and, where it was measured, its null.
-    null
-        Suffix of the null column.
+    ``table``: one row per (recipe, seed, eta): ``update_sparsity`` and, where it was measured, its null.
     """
     etas = sorted(set(need(table, ["eta"]).loc[:, "eta"]))
     floor = min(eta for eta in [*etas, PAPER_ETA] if eta > 0) / 10
@@ -169,14 +147,8 @@ def eta_sweep(table: pd.DataFrame, null: str = "shuffled") -> Figure:
 def alpha_rank_sweep(table: pd.DataFrame, metric: str = "principal_overlap", null: str = "shuffled") -> Figure:
     """Draw mask overlap, divided by chance, against the size alpha of the mask, a panel for each rank.
 
-    Parameters
-    ----------
-    table
-        One row per (recipe, seed, alpha, rank), or without ``rank``: the metric and, where measured, its null.
-    metric
-        ``principal_overlap`` or ``low_magnitude_overlap`` (which knows no rank).
-    null
-        Suffix of the null column.
+    ``table``: one row per (recipe, seed, alpha, rank), or without ``rank``: the metric and, where measured, its null.
+    ``metric``: ``principal_overlap`` or ``low_magnitude_overlap`` (which knows no rank).
     """
     need(table, ["recipe", "seed", "alpha", metric])
     columns = [c for c in (metric, f"{metric}_{null}") if c in table]

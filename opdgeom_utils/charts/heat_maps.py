@@ -32,24 +32,10 @@ def localisation(
 ) -> Figure:
     """Draw a metric by layer and kind of matrix, a panel for each objective, at the last step of each run.
 
-    Parameters
-    ----------
-    geometry
-        One row per (recipe, seed, step, matrix), as ``geometry.parquet``. The mean over seeds is drawn.
-    metric
-        Column to draw.
-    against
-        Suffix of a null: then the metric minus that null is drawn, and white means no difference. ``"mean"``: minus
-        the objective's own mean over the matrices that are drawn, which shows where inside the network it differs.
-    recipes
-        Recipes to draw; None draws all.
-    modules
-        Kinds of matrix to draw, in this order.
-
-    Raises
-    ------
-    MetricInputError
-        If a column is missing, or the table has no matrix of these kinds in a layer.
+    ``geometry``: one row per (recipe, seed, step, matrix), as ``geometry.parquet``. The mean over seeds is drawn.
+    ``against``: suffix of a null: then the metric minus that null is drawn, and white means no difference. ``"mean"``:
+    minus the objective's own mean over the matrices that are drawn, which shows where inside the network it differs.
+    Raises MetricInputError if a column is missing, or the table has no matrix of these kinds in a layer.
     """
     column = f"{metric}_{against}" if against not in (None, "mean") else metric
     need(geometry, ["recipe", "seed", "step", "layer", "module", metric, column])
@@ -109,10 +95,7 @@ def _cell(cells: pd.DataFrame, index: object) -> str:
 def settings_against_seeds(ranges: pd.DataFrame) -> Figure:
     """Draw one cell for each run and diagnostic: its distance from OPD's mean, 1 being the reach of a further seed.
 
-    Parameters
-    ----------
-    ranges
-        From :func:`opdgeom_utils.chapters.settings.in_seed_ranges`: settings first, OPD's own seeds after them.
+    ``ranges``: from :func:`opdgeom_utils.chapters.settings.in_seed_ranges`: settings first, OPD's own seeds after them.
     """
     need(ranges, ["run", "metric", "value", "distance", "inside"])
     runs, metrics = (list(ranges.loc[:, c].drop_duplicates()) for c in ("run", "metric"))

@@ -20,10 +20,7 @@ NEXT = 0.01  # half of the distance between two points of the curve, in powers o
 def walks(table: pd.DataFrame) -> Figure:
     """Draw walks that turn at random beside a straight one of as many steps.
 
-    Parameters
-    ----------
-    table
-        ``walker, series, step, x, y``: places after each step; ``series`` is ``drunkards`` or ``straight``.
+    ``table``: ``walker, series, step, x, y``: places after each step; ``series`` is ``drunkards`` or ``straight``.
     """
     need(table, ["walker", "series", "step", "x", "y"])
     rows = known(known(table, "x", "a walk"), "y", "a walk")
@@ -47,12 +44,9 @@ def walks(table: pd.DataFrame) -> Figure:
 def beside_noise(runs: pd.DataFrame) -> Figure:
     """Draw the unchanged share of runs, measured, against what noise gives their schedule and weights.
 
-    Parameters
-    ----------
-    runs
-        ``run, kind, source, predicted, low, high, sparsity``: shares from 0 to 1. ``kind`` gives the colour, ``source``
-        the shape; ``low`` to ``high`` is the range of the prediction. Where it has ``literal``, the prediction by
-        another reading of the steps is drawn too.
+    ``runs``: ``run, kind, source, predicted, low, high, sparsity``: shares from 0 to 1. ``kind`` gives the colour,
+    ``source`` the shape; ``low`` to ``high`` is the range of the prediction. Where it has ``literal``, the prediction
+    by another reading of the steps is drawn too.
     """
     need(runs, ["run", "kind", "source", "predicted", "low", "high", "sparsity"])
     rows = known(known(runs, "predicted", "update sparsity"), "sparsity", "update sparsity")
@@ -85,10 +79,7 @@ def beside_noise(runs: pd.DataFrame) -> Figure:
 def gated_overlaps(table: pd.DataFrame) -> Figure:
     """Draw overlaps of update masks beside what bf16 alone gives masks of those densities, and beside chance.
 
-    Parameters
-    ----------
-    table
-        ``pair, measured, gated, chance``: shares from 0 to 1.
+    ``table``: ``pair, measured, gated, chance``: shares from 0 to 1.
     """
     need(table, ["pair", "measured", "gated", "chance"])
     names = {"measured": "measured", "gated": GATED, "chance": "chance"}
@@ -115,13 +106,9 @@ def gated_overlaps(table: pd.DataFrame) -> Figure:
 def noise_sliders(curve: pd.DataFrame, marks: pd.DataFrame) -> Figure:
     """Draw what bf16 shows of noise against its size, a point that three sliders move, and runs as they were measured.
 
-    Parameters
-    ----------
-    curve
-        ``power, relative, series, value``: shares against the displacement over the size of the weights, whose decimal
-        logarithm ``power`` is in steps of 0.02.
-    marks
-        ``run, source, relative, value``: the visible share of runs, where noise along their schedule would be.
+    ``curve``: ``power, relative, series, value``: shares against the displacement over the size of the weights, whose
+    decimal logarithm ``power`` is in steps of 0.02.
+    ``marks``: ``run, source, relative, value``: the visible share of runs, where noise along their schedule would be.
     """
     need(curve, ["power", "relative", "series", "value"])
     need(marks, ["run", "source", "relative", "value"])

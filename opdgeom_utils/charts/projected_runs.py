@@ -21,12 +21,7 @@ NARROWEST = 0.35
 def kept_by_space(kept: pd.DataFrame, what: str) -> Figure:
     """Draw the progress that each projected run kept: small points are seeds, the large one their mean.
 
-    Parameters
-    ----------
-    kept
-        Rows of one quantity: ``recipe, free, seed, space, kept``.
-    what
-        The quantity in words, for the axis and the description.
+    ``kept``: rows of one quantity: ``recipe, free, seed, space, kept``.
     """
     title = f"progress kept, by {what}"
     table = _points(need(kept, ["recipe", "free", "seed", "space", "kept"]), "kept", title)
@@ -38,10 +33,7 @@ def kept_by_space(kept: pd.DataFrame, what: str) -> Figure:
 def inside_shares(inside: pd.DataFrame) -> Figure:
     """Draw the share of the realised update that lies in the space, and a tick where one without direction would be.
 
-    Parameters
-    ----------
-    inside
-        ``recipe, free, seed, space, inside, isotropic``.
+    ``inside``: ``recipe, free, seed, space, inside, isotropic``.
     """
     title = "share of the realised update inside the space"
     table = _points(need(inside, ["recipe", "free", "seed", "space", "inside", "isotropic"]), "inside", title)
@@ -55,16 +47,8 @@ def inside_shares(inside: pd.DataFrame) -> Figure:
 def kept_along(kept: pd.DataFrame, by: str, title: str, what: str) -> Figure:
     """Draw the progress kept along a sweep, a line for each seed that has more than one place.
 
-    Parameters
-    ----------
-    kept
-        Rows of one quantity: ``free, seed, kept`` and the column ``by``.
-    by
-        ``rank`` (logarithmic axis) or ``share``, the part of the run that was free.
-    title
-        Of the horizontal axis.
-    what
-        The quantity in words.
+    ``kept``: rows of one quantity: ``free, seed, kept`` and the column ``by``.
+    ``by``: ``rank`` (logarithmic axis) or ``share``, the part of the run that was free.
     """
     rows = known(need(kept, ["free", "seed", "kept", by]), "kept", f"progress kept, by {what}").sort_values(by)
     seeds = [f"seed {s}" for s in sorted(set(kept.loc[:, "seed"]))]

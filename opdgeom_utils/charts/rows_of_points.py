@@ -39,16 +39,9 @@ def sparsity_comparison(
 ) -> Figure:
     """Draw the share of entries that each objective leaves unchanged, beside its nulls and the paper's number.
 
-    Parameters
-    ----------
-    ends
-        One row per run: ``recipe, seed, update_sparsity`` and its nulls.
-    reported
-        From :func:`opdgeom_utils.claims.load_reported`; None draws no paper.
-    nulls
-        Suffixes of the null columns to draw.
-    like
-        Labels of variants, each with the label whose colour it takes; a row keeps the variant's own label.
+    ``ends``: one row per run: ``recipe, seed, update_sparsity`` and its nulls.
+    ``reported``: from :func:`opdgeom_utils.claims.load_reported`; None draws no paper.
+    ``like``: labels of variants, each with the label whose colour it takes; a row keeps the variant's own label.
     """
     what = "Share of the weight entries that stay unchanged"
     return _row_for_each_recipe(ends, "update_sparsity", reported, nulls, what, like)
@@ -60,10 +53,7 @@ def spectral_drift(
 ) -> Figure:
     """Draw the normalized spectral shift of each objective on a logarithmic axis.
 
-    Parameters
-    ----------
-    ends, reported, nulls
-        As for :func:`sparsity_comparison`, of this metric.
+    ``ends``, ``reported``, ``nulls``: as for :func:`sparsity_comparison`, of this metric.
     """
     what = "Normalized spectral shift, logarithmic axis"
     return _row_for_each_recipe(ends, "normalized_spectral_shift", reported, nulls, what)
@@ -78,12 +68,8 @@ def rotation_comparison(
 ) -> Figure:
     """Draw how far the leading singular subspaces turned, left and right, on a logarithmic axis.
 
-    Parameters
-    ----------
-    ends, reported, nulls
-        As for :func:`sparsity_comparison`, of this metric.
-    metrics
-        Angles to draw, one group of rows each; the paper prints bounds for two.
+    ``ends``, ``reported``, ``nulls``: as for :func:`sparsity_comparison`, of this metric.
+    ``metrics``: angles to draw, one group of rows each; the paper prints bounds for two.
     """
     table = _row_for_each_metric(ends, metrics, reported, nulls, "principal angle")
     said = f"Principal angles in degrees, logarithmic axis. {_said(table)}"
@@ -99,12 +85,8 @@ def mask_overlap(
 ) -> Figure:
     """Draw how often visible updates fall on principal and on small entries, with the line that chance gives.
 
-    Parameters
-    ----------
-    ends, reported, nulls
-        As for :func:`sparsity_comparison`, of this metric.
-    chance
-        Share of the entries that each mask holds, 0 to 1.
+    ``ends``, ``reported``, ``nulls``: as for :func:`sparsity_comparison`, of this metric.
+    ``chance``: share of the entries that each mask holds, 0 to 1.
     """
     level = number(chance, ".0%")
     table = _row_for_each_metric(ends, MASKS, reported, nulls, "mask overlap")
@@ -121,15 +103,9 @@ def mask_overlap(
 def matched_controls(places: pd.DataFrame, metric: str, null: str = "shuffled") -> Figure:
     """Draw one metric of each objective at every place where runs can be compared.
 
-    Parameters
-    ----------
-    places
-        One row per (place, run): ``place`` in words, ``recipe, seed``, the metric and its null. Places keep their
-        order.
-    metric
-        Column to draw.
-    null
-        Suffix of the null column to draw; it is left out where the table has none.
+    ``places``: one row per (place, run): ``place`` in words, ``recipe, seed``, the metric and its null. Places keep
+    their order.
+    ``null``: suffix of the null column to draw; it is left out where the table has none.
     """
     need(places, ["place", "recipe", "seed", metric])
     parts = []
@@ -152,14 +128,8 @@ def variant_strips(table: pd.DataFrame, metric: str, *, title: str | None = None
 
     Pointing at a run pales all others, in every panel.
 
-    Parameters
-    ----------
-    table
-        ``row, panel, kind, seed, value``, as the functions of :mod:`opdgeom_utils.chapters.control` return it.
-    metric
-        What ``value`` is: decides how numbers are printed.
-    title
-        Title of the horizontal axis.
+    ``table``: ``row, panel, kind, seed, value``, as the functions of :mod:`opdgeom_utils.chapters.control` return it.
+    ``metric``: what ``value`` is: decides how numbers are printed.
     """
     words = title or metric_of(metric).title
     means = fold_seeds(need(table, ["row", "panel", "kind", "seed", "value"]), ["panel", "row", "kind"], metric, words)

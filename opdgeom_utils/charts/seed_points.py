@@ -60,10 +60,7 @@ def known(table: pd.DataFrame, column: str, what: str) -> pd.DataFrame:
 def need(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     """Return the table, or refuse it because it lacks a column.
 
-    Raises
-    ------
-    MetricInputError
-        Naming the missing columns and those that are there.
+    Raises MetricInputError naming the missing columns and those that are there.
     """
     missing = [c for c in columns if c not in table]
     if missing:
@@ -82,32 +79,13 @@ def spread(
 ) -> pd.DataFrame:
     """Points of every seed, mean and 95% interval of every recipe, its nulls, and the paper's number.
 
-    Parameters
-    ----------
-    ends
-        One row per run, for instance from :func:`opdgeom_utils.claims.matching.final`.
-    metric
-        Column to draw.
-    nulls
-        Suffixes of null columns to draw beside it; those that the table lacks are left out.
-    reported
-        From :func:`opdgeom_utils.claims.load_reported`; None draws no paper.
+    ``ends``: one row per run, for instance from :func:`opdgeom_utils.claims.matching.final`.
+    ``nulls``: suffixes of null columns to draw beside it; those that the table lacks are left out.
+    ``reported``: from :func:`opdgeom_utils.claims.load_reported`; None draws no paper.
+    Returns ``recipe`` (label), ``series`` (the recipe's label, a null's, or ``paper``), ``role`` (seed, mean, paper),
+    ``seed, value, low, high, n, text``. Raises MetricInputError if the table lacks a column. Raises NothingToDraw if it
+    holds no number of the metric.
 
-    Returns
-    -------
-    DataFrame
-        ``recipe`` (label), ``series`` (the recipe's label, a null's, or ``paper``), ``role`` (seed, mean, paper),
-        ``seed, value, low, high, n, text``.
-
-    Raises
-    ------
-    MetricInputError
-        If the table lacks a column.
-    NothingToDraw
-        If it holds no number of the metric.
-
-    Examples
-    --------
     >>> ends = pd.DataFrame({"recipe": "opd", "seed": [0, 1], "x": [1.0, 3.0], "x_shuffled": [5.0, 5.0]})
     >>> spread(ends, "x").query("role == 'mean'")[["series", "value"]].values.tolist()
     [['OPD', 2.0], ['shuffled null', 5.0]]
@@ -127,19 +105,9 @@ def along(
 ) -> pd.DataFrame:
     """Fold runs into curves: at each place the points of the seeds, their mean and the 95% interval.
 
-    Parameters
-    ----------
-    rows
-        One row for each (recipe, seed, place).
-    x
-        Column of the horizontal axis; its mean over seeds is where the mean is drawn (geometric for norms).
-    metric
-        Column of the vertical axis.
-    at
-        Columns that name a place, such as ``["step"]``; seeds are folded within each.
-    nulls
-        Suffixes of null columns.
-
+    ``rows``: one row for each (recipe, seed, place).
+    ``x``: column of the horizontal axis; its mean over seeds is where the mean is drawn (geometric for norms).
+    ``at``: columns that name a place, such as ``["step"]``; seeds are folded within each.
     Returns the columns of :func:`spread`, ``x`` and those of ``at``.
     """
     need(rows, ["recipe", "seed", x, metric, *at])

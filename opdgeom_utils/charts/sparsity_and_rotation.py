@@ -26,15 +26,10 @@ LETTER = 6.5  # width of one, in pixels
 def hero(ends: pd.DataFrame, reported: pd.DataFrame | None = None, null: str = "shuffled") -> Figure:
     """Draw the one picture: how many entries stay unchanged, and how far the leading subspaces turn.
 
-    Parameters
-    ----------
-    ends
-        One row per run: ``recipe, seed, update_sparsity, left_angle_mean_deg, right_angle_mean_deg`` and their nulls.
-        The two sides' angles are averaged.
-    reported
-        From :func:`opdgeom_utils.claims.load_reported`; None draws no paper.
-    null
-        Suffix of the null; a grey line ties each run's mean to it.
+    ``ends``: one row per run: ``recipe, seed, update_sparsity, left_angle_mean_deg, right_angle_mean_deg`` and their
+    nulls. The two sides' angles are averaged.
+    ``reported``: from :func:`opdgeom_utils.claims.load_reported`; None draws no paper.
+    ``null``: suffix of the null; a grey line ties each run's mean to it.
     """
     need(ends, ["recipe", "seed", SPARSITY, *SIDES])
     table = _points(ends, null, reported)

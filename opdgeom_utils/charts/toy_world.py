@@ -20,8 +20,6 @@ CREDIT_TICKS = [-20, -10, -5, -2, -1, 0, 1, 2, 5]
 def wilson_interval(share: float, n: int) -> tuple[float, float]:
     """Return the 95% Wilson interval of a share seen in ``n`` trials, within 0 to 1.
 
-    Examples
-    --------
     >>> [round(end, 3) for end in wilson_interval(0.5, 4)]
     [0.15, 0.85]
     """
@@ -35,11 +33,8 @@ def wilson_interval(share: float, n: int) -> tuple[float, float]:
 def accuracy_by_family(table: pd.DataFrame) -> Figure:
     """Draw one mark for each model and family, with a 95% interval over prompts.
 
-    Parameters
-    ----------
-    table
-        From :func:`opdgeom_utils.evaluation.accuracy_table`: ``model, domain, family, greedy, sampled,
-        n_prompts``.
+    ``table``: from :func:`opdgeom_utils.evaluation.accuracy_table`: ``model, domain, family, greedy, sampled,
+    n_prompts``.
     """
     need(table, ["model", "domain", "family", "greedy", "sampled", "n_prompts"])
     rows = known(table, "sampled", "sampled accuracy")
@@ -68,11 +63,8 @@ def accuracy_by_family(table: pd.DataFrame) -> Figure:
 def credit_per_token(credit: pd.DataFrame) -> Figure:
     """Draw the credits that the objectives give to every token of one completion, side by side.
 
-    Parameters
-    ----------
-    credit
-        From :func:`opdgeom_utils.chapters.token_credit.credit_table`: ``objective, position, token, credit,
-        mistake``.
+    ``credit``: from :func:`opdgeom_utils.chapters.token_credit.credit_table`: ``objective, position, token, credit,
+    mistake``.
     """
     credit = known(need(credit, ["objective", "position", "token", "credit", "mistake"]), "credit", "the credit")
     rows = credit.assign(

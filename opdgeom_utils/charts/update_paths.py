@@ -28,10 +28,7 @@ PICKED = f"picked == '{EVERY}' || picked == datum.series"
 def update_paths(panels: Mapping[str, pd.DataFrame]) -> Figure:
     """Draw several quantities along training, one panel each; a menu picks one objective in all of them.
 
-    Parameters
-    ----------
-    panels
-        Curves (``recipe, series, seed, step, share, value``) by the title of their panel's vertical axis.
+    ``panels``: curves (``recipe, series, seed, step, share, value``) by the title of their panel's vertical axis.
     """
     return _panels(panels, "Along each run, by its share of the run's updates. At the end:", at=1.0)
 
@@ -40,12 +37,7 @@ def update_paths(panels: Mapping[str, pd.DataFrame]) -> Figure:
 def against_nulls(panels: Mapping[str, pd.DataFrame], quantity: str) -> Figure:
     """Draw a run beside what would happen without learning, one panel for right and one for left spaces.
 
-    Parameters
-    ----------
-    panels
-        Curves by title. All panels have one vertical scale.
-    quantity
-        What is drawn, for the words.
+    ``panels``: curves by title. All panels have one vertical scale.
     """
     return _panels(panels, f"{begun(metric_of(quantity).title)}, 0 to 1. At a fifth:", at=FIFTH, unit=True)
 
@@ -54,10 +46,7 @@ def against_nulls(panels: Mapping[str, pd.DataFrame], quantity: str) -> Figure:
 def rounding_floor(panels: Mapping[str, pd.DataFrame]) -> Figure:
     """Draw the stable rank in fp32 and after rounding to bf16, beside rounding alone, a panel for each objective.
 
-    Parameters
-    ----------
-    panels
-        Curves by title; the vertical axis is logarithmic and the same in every panel.
+    ``panels``: curves by title; the vertical axis is logarithmic and the same in every panel.
     """
     return _panels(panels, "Stable rank, logarithmic. At the first checkpoint:", at=0.0, log=True)
 
@@ -66,10 +55,8 @@ def rounding_floor(panels: Mapping[str, pd.DataFrame]) -> Figure:
 def shared_spaces(panels: Mapping[str, pd.DataFrame]) -> Figure:
     """Draw what a run's final space shares with others: points of the seeds, mean and 95% interval.
 
-    Parameters
-    ----------
-    panels
-        ``kind, series, seed, value`` by title; ``kind`` is what it is compared with, ``series`` whose colour it takes.
+    ``panels``: ``kind, series, seed, value`` by title; ``kind`` is what it is compared with, ``series`` whose colour it
+    takes.
     """
     drawn, lost = _defined(panels, ["kind", "series", "seed", "value"])
     names = in_order(name for rows in drawn.values() for name in rows["series"])
@@ -93,14 +80,9 @@ def shared_spaces(panels: Mapping[str, pd.DataFrame]) -> Figure:
 def path_slider(spectrum: pd.DataFrame, panels: Mapping[str, pd.DataFrame], *, start: float = FIFTH) -> Figure:
     """Draw the spectrum of the update at one moment of training, the same moment on other curves, and a slider.
 
-    Parameters
-    ----------
-    spectrum
-        Curves with a column ``index``: singular value ``index`` (from 1) of the update at each checkpoint.
-    panels
-        Other curves by title; the moment is a large point on them.
-    start
-        Where the slider stands at first, as a share of the run, 0 to 1.
+    ``spectrum``: curves with a column ``index``: singular value ``index`` (from 1) of the update at each checkpoint.
+    ``panels``: other curves by title; the moment is a large point on them.
+    ``start``: where the slider stands at first, as a share of the run, 0 to 1.
     """
     spectrum = known(need(spectrum, [*COLUMNS, "index"]), "value", "singular value")
     spectrum = known(spectrum.assign(value=spectrum["value"].where(spectrum["value"] > 0)), "value", "singular value")

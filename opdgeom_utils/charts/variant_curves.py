@@ -18,12 +18,7 @@ from opdgeom_utils.vocabulary import listed, metric_of
 def variant_paths(table: pd.DataFrame, metric: str = "stable_rank") -> Figure:
     """Draw the path of every variant in a panel of its own, with OPD's and RLVR's means and bands behind it.
 
-    Parameters
-    ----------
-    table
-        ``panel, recipe, seed, step, value``, from :func:`opdgeom_utils.chapters.control.path_table`.
-    metric
-        What ``value`` is: names the axis.
+    ``table``: ``panel, recipe, seed, step, value``, from :func:`opdgeom_utils.chapters.control.path_table`.
     """
     curves = fold_seeds(need(table, ["panel", "recipe", "seed", "step", "value"]), ["panel", "recipe", "step"], metric)
     title = metric_of(metric).title
@@ -53,18 +48,10 @@ def setting_sweep(
 ) -> Figure:
     """Draw curves over a setting whose values are named, not measured: a share of tokens, a weight of the mixture.
 
-    Parameters
-    ----------
-    table
-        ``setting, series, panel, seed, value``, from :func:`opdgeom_utils.chapters.control.sweep`.
-    metric
-        What ``value`` is: names the axis.
-    setting
-        Title of the horizontal axis.
-    order
-        Values of the setting from left to right; those that no run has are left out.
-    title
-        Title of the vertical axes; each panel has its own range.
+    ``table``: ``setting, series, panel, seed, value``, from :func:`opdgeom_utils.chapters.control.sweep`.
+    ``setting``: title of the horizontal axis.
+    ``order``: values of the setting from left to right; those that no run has are left out.
+    ``title``: title of the vertical axes; each panel has its own range.
     """
     words = title or metric_of(metric).title
     keys = ["panel", "series", "setting"]

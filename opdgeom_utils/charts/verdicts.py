@@ -44,13 +44,7 @@ INK = dict(zip(VERDICT_COLOURS.values(), ("#FFFFFF", "#1A1A1A", "#1A1A1A", "#FFF
 
 @figure
 def scorecard(card: pd.DataFrame) -> Figure:
-    """Draw the verdict of every claim: what is measured across, how it is compared down.
-
-    Parameters
-    ----------
-    card
-        From :func:`opdgeom_utils.claims.scorecard`.
-    """
+    """Draw the verdict of every claim: what is measured across, how it is compared down."""
     need(card, ["id", "diagnostic", "condition", "statement", "verdict", "deciding", "reason"])
     if card.empty:
         raise NothingToDraw("a verdict")

@@ -25,13 +25,8 @@ SERIES = alt.Scale(domain=["measured", "its null"], range=[PALETTE["measured"], 
 def watched_run(numbers: pd.DataFrame) -> Figure:
     """Draw what a monitor logged, a panel for each number with its null.
 
-    Parameters
-    ----------
-    numbers
-        One row per measured step: ``step`` and the columns of the monitor's log, without ``geometry/``.
+    ``numbers``: one row per measured step: ``step`` and the columns of the monitor's log, without ``geometry/``.
 
-    Examples
-    --------
     >>> drawn = watched_run(pd.DataFrame({"step": [10, 20], "walk_ratio": [1.1, 1.4]})).to_dict()
     >>> drawn["description"]
     'Along the steps, a panel for each number with its null. At step 20: distance, in noise walks 1.4 (null 1).'

@@ -33,12 +33,8 @@ KNOWN = frozenset(USED + SEEN_IN_THE_WEIGHTS + WITHOUT_EFFECT)
 def adapter_settings(folder: Path) -> dict[str, Any]:
     """Read ``adapter_config.json`` and prove that the adapter is of a kind that is merged here.
 
-    Raises
-    ------
-    CheckpointDamagedError
-        When it cannot be read.
-    MetricInputError
-        When it is not a LoRA adapter, a setting in it is not known, or its training started by changing the base.
+    Raises CheckpointDamagedError when it cannot be read. Raises MetricInputError when it is not a LoRA adapter, a
+    setting in it is not known, or its training started by changing the base.
     """
     file = folder / CONFIG
     settings = read_json(file, "adapter configuration")
@@ -64,13 +60,8 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
 def scaling_of(settings: Mapping[str, Any], module: str, rank: int, *, file: Path) -> float:
     """Return the factor of ``B A`` for a module, after checking that the rank is the declared one.
 
-    Raises
-    ------
-    CheckpointDamagedError
-        When there is no rank or alpha, or another rank than the factors have.
+    Raises CheckpointDamagedError when there is no rank or alpha, or another rank than the factors have.
 
-    Examples
-    --------
     >>> settings = {"r": 4, "lora_alpha": 8, "alpha_pattern": {"q_proj": 2}}
     >>> [scaling_of(settings, f"layers.0.{name}", 4, file=Path("x")) for name in ("q_proj", "k_proj")]
     [0.5, 2.0]
@@ -89,8 +80,6 @@ def scaling_of(settings: Mapping[str, Any], module: str, rank: int, *, file: Pat
 def trained_tokens(settings: Mapping[str, Any], module: str) -> list[int] | None:
     """Return the rows of an embedding that were trained on their own, None where the settings name none.
 
-    Examples
-    --------
     >>> trained_tokens({"trainable_token_indices": [3, 5]}, "model.embed_tokens")
     [3, 5]
     >>> trained_tokens({"trainable_token_indices": {"lm_head": [7]}}, "model.embed_tokens")
@@ -106,8 +95,6 @@ def untrained(settings: Mapping[str, Any], trained: Sequence[str], modules: Sequ
 
     Only a plain list of targets over all layers is judged: the rest means names that the trainer saw.
 
-    Examples
-    --------
     >>> untrained({"target_modules": ["q_proj", "k_proj"]}, ["0.q_proj"], ["0.q_proj", "0.k_proj", "0.v_proj"])
     ['0.k_proj']
     """

@@ -120,12 +120,9 @@ class _WithRows:
 def open_adapter(folder: Path, *, allow_pickle: bool = False) -> Adapter:
     """Open an adapter's folder without reading its weights.
 
-    Raises
-    ------
-    CheckpointNotFoundError, CheckpointDamagedError, CheckpointUnsafeError
-        When its files are missing, empty or unreadable, lead out of the folder, or are a pickle not asked for.
-    MetricInputError
-        When it is of a kind that is not merged here.
+    Raises CheckpointNotFoundError, CheckpointDamagedError, CheckpointUnsafeError when its files are missing, empty or
+    unreadable, lead out of the folder, or are a pickle not asked for. Raises MetricInputError when it is of a kind that
+    is not merged here.
     """
     settings = adapter_settings(folder)
     file, tensors = _weights(folder, allow_pickle=allow_pickle)
@@ -169,12 +166,8 @@ def merged_over(
     """Merge an adapter over its base, lazily: the tensors, the names of those that it changes, and notes.
 
     The base's are under canonical names, tied embeddings once, before anything fused is split. Of weights, at most the
-    adapter's own embeddings are read.
-
-    Raises
-    ------
-    CheckpointMismatchError, CheckpointDamagedError
-        When the base has no matrix of the shape of a pair of factors; when half of a pair is missing or ranks differ.
+    adapter's own embeddings are read. Raises CheckpointMismatchError or CheckpointDamagedError when the base has no
+    matrix of the shape of a pair of factors; when half of a pair is missing or ranks differ.
     """
     modules, replaced = _plainly(adapter, base, config)
     tied, (embedding, head) = declared_tied(config), embedding_and_head(base)

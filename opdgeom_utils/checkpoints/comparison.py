@@ -96,8 +96,6 @@ def compare_opened(reference: OpenCheckpoint, tuned: OpenCheckpoint) -> Comparis
     An adapter over a base whose embeddings are tied may untie them, and so may a model that says so; the other
     checkpoint's embedding is then its head too.
 
-    Examples
-    --------
     >>> import torch
     >>> def opened(label: str, **shapes: tuple[int, ...]) -> OpenCheckpoint:
     ...     held = {n: StoredTensor(label, n, shape, torch.float32) for n, shape in shapes.items()}
@@ -155,10 +153,7 @@ def aligned(
 ) -> tuple[OpenCheckpoint, list[OpenCheckpoint], list[ComparisonReport]]:
     """Cut a reference and its checkpoints down to the names and shapes that all have, and report each comparison.
 
-    Raises
-    ------
-    CheckpointMismatchError
-        When ``strict`` and something cannot be compared, or nothing can.
+    Raises CheckpointMismatchError when ``strict`` and something cannot be compared, or nothing can.
     """
     reference, *tuned = heads_apart(reference, *tuned)
     reports = [compare_opened(reference, checkpoint) for checkpoint in tuned]

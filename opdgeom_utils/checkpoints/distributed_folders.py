@@ -62,10 +62,7 @@ class _Chunk:
 def distributed_folder(folder: Path) -> Path | None:
     """Return the folder with the metadata: this one, or the one inside it where trainers put the model.
 
-    Raises
-    ------
-    CheckpointUnsafeError
-        When the one inside is a link that leads elsewhere.
+    Raises CheckpointUnsafeError when the one inside is a link that leads elsewhere.
     """
     inner = next((inner for inner in INNER_FOLDERS if (folder / inner / METADATA).is_file()), None)
     if inner is None:
@@ -79,18 +76,10 @@ def distributed_tensors(folder: Path) -> tuple[dict[str, StoredTensor], list[str
     When the saved object had the model under a key (``{"model": ..., "optim": ...}``), its tensors are those under
     ``model``, ``module``, ``state_dict`` or ``model_state_dict``, at any depth, and the rest is left out. When it had
     not, everything is the model but what lies under a key of an optimiser, a scheduler or a data loader, and what
-    stands beside an optimiser's moments.
-
-    Raises
-    ------
-    CheckpointNotFoundError
-        When a file that the metadata names is missing.
-    CheckpointDamagedError
-        When the metadata cannot be read, or chunks do not make a whole.
-    CheckpointUnsafeError
-        When the metadata names code, or a file outside the folder.
-    MetricInputError
-        When the chunks are compressed, or a weight is stored quantised.
+    stands beside an optimiser's moments. Raises CheckpointNotFoundError when a file that the metadata names is missing.
+    Raises CheckpointDamagedError when the metadata cannot be read, or chunks do not make a whole. Raises
+    CheckpointUnsafeError when the metadata names code, or a file outside the folder. Raises MetricInputError when the
+    chunks are compressed, or a weight is stored quantised.
     """
     folder = folder.absolute()  # a relative path would mean another folder after a chdir
     file = contained(folder, METADATA)
@@ -130,8 +119,6 @@ def _path(key: Any, path: Any) -> tuple[str, ...]:
 def _model_names(paths: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
     """Return, for each key that belongs to the model, its name there.
 
-    Examples
-    --------
     >>> _model_names({"app.model.w": ("app", "model", "w"), "app.optim.lr": ("app", "optim", "lr")})
     {'app.model.w': 'w'}
     >>> _model_names({"a.w": ("a.w",), "optim.a.w.exp_avg": ("optim", "a.w", "exp_avg")})

@@ -26,8 +26,6 @@ IN_OUT = ("gpt2",)  # stores its linear maps as (in, out)
 def outward(name: str, tensor: StoredTensor, config: Mapping[str, Any]) -> StoredTensor:
     """Turn a matrix that its architecture stores as (in, out) into (out, in).
 
-    Examples
-    --------
     >>> import torch
     >>> stored = StoredTensor("memory", "w", (2, 6), torch.float32, held=torch.arange(12.0).reshape(2, 6))
     >>> outward("h.0.attn.c_attn.weight", stored, {"model_type": "gpt2"}).shape
@@ -58,8 +56,6 @@ def attention_parts(
 def first_number(config: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
     """Return the first of some settings that is a positive whole number.
 
-    Examples
-    --------
     >>> first_number({"hidden_size": None, "n_embd": 8}, WIDTH)
     8
     """

@@ -17,21 +17,11 @@ def hub_folder(
 ) -> Path:
     """Return the folder of a hub id, after downloading what is not in the cache.
 
-    Parameters
-    ----------
-    source : str
-        ``name`` or ``name@revision``.
-    revision : str, optional
-        Branch, tag or commit, when it is not in the name.
-    allow_pickle : bool
-        Whether to fetch ``pytorch_model.bin`` and ``adapter_model.bin`` too.
-    patterns : sequence of str
-        Which files to fetch; weights and configurations unless told otherwise.
-
-    Raises
-    ------
-    CheckpointNotFoundError
-        When it looks like a path, or neither the cache nor the hub has it.
+    ``source``: ``name`` or ``name@revision``.
+    ``revision``: branch, tag or commit, when it is not in the name.
+    ``allow_pickle``: whether to fetch ``pytorch_model.bin`` and ``adapter_model.bin`` too.
+    ``patterns``: which files to fetch; weights and configurations unless told otherwise.
+    Raises CheckpointNotFoundError when it looks like a path, or neither the cache nor the hub has it.
     """
     if not source.strip():
         raise CheckpointNotFoundError("a checkpoint's name is empty; give a folder, a file or a hub id.")

@@ -79,12 +79,7 @@ class _MetadataUnpickler(pickle.Unpickler):
 def load_metadata(file: Path) -> Any:
     """Return the objects of a plain pickle that holds descriptions only.
 
-    Raises
-    ------
-    CheckpointUnsafeError
-        When it names anything else.
-    Exception
-        Whatever a damaged pickle raises.
+    Raises CheckpointUnsafeError when it names anything else. A damaged pickle raises anything.
     """
     content = file.read_bytes()
     require_small(io.BytesIO(content), len(content))
@@ -102,21 +97,11 @@ def asks_for(file: Path, name: str) -> str:
 def require_small(stream: Any, length: int) -> None:
     r"""Follow a pickle's stack without building anything, and refuse what would take all memory or time.
 
-    Parameters
-    ----------
-    stream : file
-        Where the pickle starts; it is left where the pickle ends.
-    length : int
-        Bytes that the pickle has at most.
+    ``stream``: where the pickle starts; it is left where the pickle ends.
+    ``length``: bytes that the pickle has at most.
+    Raises ValueError when its memo is longer than itself; when a tuple unfolds into too many parts, whose hash would
+    visit all of them; when it calls something else than a name, which torch would print.
 
-    Raises
-    ------
-    ValueError
-        When its memo is longer than itself; when a tuple unfolds into too many parts, whose hash would visit all of
-        them; when it calls something else than a name, which torch would print.
-
-    Examples
-    --------
     >>> bomb = b"K\x01" + b"2\x86" * 60 + b"."  # sixty times a pair of what came before
     >>> require_small(io.BytesIO(bomb), len(bomb))
     Traceback (most recent call last):

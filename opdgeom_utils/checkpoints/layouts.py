@@ -74,8 +74,6 @@ class PlainTensors:
 def canonical_name(name: str, kind: Any = None) -> str:
     """Apply the rules for names, 1 to 3, as far as they look at one name and no further than its type.
 
-    Examples
-    --------
     >>> canonical_name("module._orig_mod.model.language_model.layers.0.mlp.up_proj.weight")
     'model.layers.0.mlp.up_proj.weight'
     >>> canonical_name("base_model.model.model.layers.0.block_sparse_moe.experts.3.w1.weight")
@@ -99,8 +97,6 @@ def canonical_name(name: str, kind: Any = None) -> str:
 def plain_names(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, str]:
     """Apply the rules for names, 1 to 3, to all the names of a checkpoint or an adapter.
 
-    Examples
-    --------
     >>> list(plain_names(["h.0.mlp.c_fc.weight", "wte.weight", "lm_head.weight"], {}).values())
     ['transformer.h.0.mlp.c_fc.weight', 'transformer.wte.weight', 'lm_head.weight']
     """
@@ -123,8 +119,6 @@ def renamed(
 ) -> tuple[dict[str, StoredTensor], tuple[str, ...]]:
     """Apply the rules for names; a name that two tensors come to is left out and reported.
 
-    Examples
-    --------
     >>> import torch
     >>> one = StoredTensor("memory", "w", (1,), torch.float32)
     >>> found, ambiguous = renamed({"w": one, "module.w": one, "b": one}, {})
@@ -148,10 +142,7 @@ def _unwrapped(name: str) -> str:
 def split(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any]) -> PlainTensors:
     """Apply the rules for fused and packed tensors, 4 and 5, after :func:`renamed`.
 
-    Raises
-    ------
-    CheckpointDamagedError
-        When packed experts do not have the form that the configuration gives.
+    Raises CheckpointDamagedError when packed experts do not have the form that the configuration gives.
     """
     config = text_config(config)
     plain: dict[str, StoredTensor] = {}
@@ -169,8 +160,6 @@ def split(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any]) -> Pla
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the configuration of the language model, wherever in the whole it lies.
 
-    Examples
-    --------
     >>> text_config({"hidden_size": 1, "text_config": {"hidden_size": 2}})["hidden_size"]
     2
     """

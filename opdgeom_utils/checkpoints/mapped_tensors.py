@@ -31,18 +31,9 @@ DAMAGE = (
 class FileTensor:
     """Where a tensor's bytes lie.
 
-    Attributes
-    ----------
-    file : str
-        The file.
-    start : int
-        First byte of its storage in the file.
-    dtype : torch.dtype
-        Type of the entries.
-    shape, stride : tuple of int
-        Form of the tensor in its storage, in entries.
-    offset : int
-        First entry of the tensor in its storage.
+    ``start``: first byte of its storage in the file.
+    ``shape``, ``stride``: form of the tensor in its storage, in entries.
+    ``offset``: first entry of the tensor in its storage.
     """
 
     file: str
@@ -59,17 +50,9 @@ class FileTensor:
     def read_part(self, cuts: tuple[Any, ...]) -> Tensor:
         """Map a part of the tensor into memory; what is written to it does not reach the file.
 
-        Parameters
-        ----------
-        cuts : tuple
-            An index into the tensor; empty for all of it.
-
-        Raises
-        ------
-        CheckpointNotFoundError, CheckpointDamagedError
-            When the file has gone, or become shorter, since it was opened.
-        CheckpointMemoryError
-            When the system does not let it be mapped.
+        ``cuts``: an index into the tensor; empty for all of it.
+        Raises CheckpointNotFoundError or CheckpointDamagedError when the file has gone, or become shorter, since it was
+        opened. Raises CheckpointMemoryError when the system does not let it be mapped.
         """
         require_regular(Path(self.file))
         last = self.offset + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
@@ -108,12 +91,8 @@ class FileTensor:
 def require_regular(file: Path) -> None:
     """Refuse what is no plain file before it is opened: a named pipe would wait for a writer for ever.
 
-    Raises
-    ------
-    CheckpointNotFoundError
-        When nothing is there.
-    CheckpointUnsafeError
-        When it is a pipe, a device or a folder.
+    Raises CheckpointNotFoundError when nothing is there. Raises CheckpointUnsafeError when it is a pipe, a device or a
+    folder.
     """
     if file.is_file():
         return

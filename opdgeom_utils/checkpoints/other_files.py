@@ -60,8 +60,6 @@ QUANTISED = (
 def other_kind(path: Path) -> str:
     """Say what a file or folder is, if it is known not to hold weights to read, and what to do; else return nothing.
 
-    Examples
-    --------
     >>> other_kind(Path("model.Q4_K_M.gguf"))[:27], other_kind(Path("model.safetensors"))
     ('a GGUF file of llama.cpp, m', '')
     """
@@ -85,8 +83,6 @@ def kind_inside(folder: Path) -> str:
 def dequantised(names: Iterable[str]) -> str:
     """Say how quantised weights were stored, from the names beside them, and how to get plain ones.
 
-    Examples
-    --------
     >>> dequantised(["a.qweight", "a.qzeros"])[:37]
     '(as AWQ or GPTQ leaves it); pass the '
     """

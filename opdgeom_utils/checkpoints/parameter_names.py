@@ -68,8 +68,6 @@ def module_of(name: str) -> str:
 def kind_of(name: str) -> str:
     """Return the module of a parameter, with the experts of a layer under one name.
 
-    Examples
-    --------
     >>> kind_of("model.layers.0.mlp.experts.3.up_proj.weight"), kind_of("model.norm.weight")
     ('experts.up_proj', 'norm')
     """
@@ -79,8 +77,6 @@ def kind_of(name: str) -> str:
 def names_of_module(name: str) -> set[str]:
     """Return what a parameter's module may be called: its own name and, for an expert's, the one without the expert.
 
-    Examples
-    --------
     >>> sorted(names_of_module("model.layers.0.mlp.experts.3.up_proj.weight"))
     ['expert_3.up_proj', 'up_proj']
     >>> names_of_module("mtp.layers.0.self_attn.q_proj.weight")
@@ -94,8 +90,6 @@ def names_of_module(name: str) -> set[str]:
 def is_buffer(name: str, shape: tuple[int, ...] | None = None) -> bool:
     """Say whether a tensor is known by its name to be no weight; some names need the shape, if it is known.
 
-    Examples
-    --------
     >>> is_buffer("model.layers.0.self_attn.rotary_emb.inv_freq"), is_buffer("model.layers.0.mlp.up_proj.weight")
     (True, False)
     >>> is_buffer("transformer.h.0.attn.bias", (1, 1, 8, 8)), is_buffer("layers.0.attn.bias", (8,))
@@ -111,8 +105,6 @@ def is_buffer(name: str, shape: tuple[int, ...] | None = None) -> bool:
 def is_vocabulary(name: str) -> bool:
     """Say whether a tensor has one row for each token, under whatever name its family gives it.
 
-    Examples
-    --------
     >>> [is_vocabulary(name) for name in ("transformer.wte.weight", "lm_head.bias", "transformer.wpe.weight")]
     [True, True, False]
     """
@@ -122,8 +114,6 @@ def is_vocabulary(name: str) -> bool:
 def embedding_and_head(names: Iterable[str]) -> tuple[str, str]:
     """Name the language model's input embedding and its head among some tensors; a usual name where one is missing.
 
-    Examples
-    --------
     >>> embedding_and_head(["visual.embeddings.weight", "transformer.wte.weight"])
     ('transformer.wte.weight', 'lm_head.weight')
     """
@@ -138,8 +128,6 @@ def embedding_and_head(names: Iterable[str]) -> tuple[str, str]:
 def tower_of(name: str) -> str:
     """Return which part of a model outside the language model a parameter belongs to, empty if to none.
 
-    Examples
-    --------
     >>> tower_of("model.visual.patch_embed.proj.weight"), tower_of("model.layers.0.self_attn.q_proj.weight")
     ('visual', '')
     """

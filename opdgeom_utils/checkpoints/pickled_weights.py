@@ -23,10 +23,8 @@ INDEX = "pytorch_model.bin.index.json"
 def pickled_files(folder: Path) -> list[Path]:
     """List the ``.bin`` files of a folder's checkpoint, none if there are none.
 
-    Raises
-    ------
-    CheckpointNotFoundError, CheckpointDamagedError, CheckpointUnsafeError
-        When the index cannot be read, or names what is missing or outside the folder.
+    Raises CheckpointNotFoundError, CheckpointDamagedError, CheckpointUnsafeError when the index cannot be read, or
+    names what is missing or outside the folder.
     """
     if (folder / INDEX).is_file():
         return indexed_files(folder / INDEX)
@@ -36,14 +34,9 @@ def pickled_files(folder: Path) -> list[Path]:
 def pickled_tensors(files: list[Path], *, allow_pickle: bool) -> tuple[dict[str, StoredTensor], list[str]]:
     """Gather the floating tensors of pickled files, and the names of what else they hold.
 
-    Raises
-    ------
-    CheckpointUnsafeError
-        When ``allow_pickle`` is False, or a file holds more than tensors.
-    CheckpointNotFoundError, CheckpointDamagedError
-        When a file is missing or cannot be read, or two files hold one name.
-    MetricInputError
-        When a weight is stored quantised.
+    Raises CheckpointUnsafeError when ``allow_pickle`` is False, or a file holds more than tensors. Raises
+    CheckpointNotFoundError or CheckpointDamagedError when a file is missing or cannot be read, or two files hold one
+    name. Raises MetricInputError when a weight is stored quantised.
     """
     if not allow_pickle:
         raise CheckpointUnsafeError(

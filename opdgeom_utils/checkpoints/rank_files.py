@@ -38,10 +38,7 @@ class _LocalPart:
 def rank_folder(folder: Path) -> Path | None:
     """Return the folder with such files: this one, or the one inside it where trainers put the model.
 
-    Raises
-    ------
-    CheckpointUnsafeError
-        When the one inside is a link that leads elsewhere.
+    Raises CheckpointUnsafeError when the one inside is a link that leads elsewhere.
     """
     for place in (folder, folder / ACTOR):
         if place.is_dir() and any(RANK_FILE.fullmatch(path.name) for path in place.iterdir()):
@@ -52,16 +49,10 @@ def rank_folder(folder: Path) -> Path | None:
 def rank_tensors(folder: Path) -> tuple[dict[str, StoredTensor], list[str]]:
     """Gather the floating tensors of all ranks, and the names of what else they hold.
 
-    Raises
-    ------
-    CheckpointNotFoundError
-        When a rank's file is missing.
-    CheckpointDamagedError
-        When a file cannot be read, or the parts of a tensor do not make a whole.
-    CheckpointUnsafeError
-        When a file holds anything but tensors.
-    MetricInputError
-        When a tensor is a partial sum, not yet added up over the ranks, or is stored quantised.
+    Raises CheckpointNotFoundError when a rank's file is missing. Raises CheckpointDamagedError when a file cannot be
+    read, or the parts of a tensor do not make a whole. Raises CheckpointUnsafeError when a file holds anything but
+    tensors. Raises MetricInputError when a tensor is a partial sum, not yet added up over the ranks, or is stored
+    quantised.
     """
     folder = folder.absolute()  # a relative path would mean another folder after a chdir
     parts: dict[str, list[_LocalPart]] = {}

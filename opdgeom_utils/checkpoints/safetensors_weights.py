@@ -27,14 +27,9 @@ RANK = re.compile(r"shard-(\d+)-")
 def safetensors_of(files: Iterable[Path], of: Path) -> tuple[dict[str, StoredTensor], list[str]]:
     """Gather the floating tensors of safetensors files, and the names of the others.
 
-    Raises
-    ------
-    CheckpointDamagedError
-        When two files hold one name, a file cannot be read, or slices do not make a whole.
-    CheckpointNotFoundError
-        When a rank's slices are missing, or one file of slices is given.
-    MetricInputError
-        When a tensor is stored quantised.
+    Raises CheckpointDamagedError when two files hold one name, a file cannot be read, or slices do not make a whole.
+    Raises CheckpointNotFoundError when a rank's slices are missing, or one file of slices is given. Raises
+    MetricInputError when a tensor is stored quantised.
     """
     notes = {file.absolute(): header_notes(file) for file in files}  # a relative path means another file after a chdir
     folder = of if of.is_dir() else of.parent

@@ -19,8 +19,6 @@ FAR, FIT, FEWEST = 0.5, 4, 3  # of a row's own length; times nearer elsewhere; r
 def other_values(reference: OpenCheckpoint, tuned: OpenCheckpoint) -> list[str]:
     """Name the tensors that no adapter changes, and that differ all the same.
 
-    Examples
-    --------
     >>> def opened(value: float, **fields: frozenset[str]) -> OpenCheckpoint:
     ...     values = torch.full((3, 2), value)
     ...     tensors = {name: StoredTensor("x", name, (3, 2), values.dtype, held=values) for name in ("q", "k")}
@@ -39,13 +37,8 @@ def other_values(reference: OpenCheckpoint, tuned: OpenCheckpoint) -> list[str]:
 def order_of_rows(one: StoredTensor, other: StoredTensor) -> tuple[str, bool]:
     """Say whether the rows of two vocabulary matrices mean the same tokens.
 
-    Returns
-    -------
-    tuple of str and bool
-        A sentence, empty if the rows that both have are near each other; and whether another order fits far better.
+    Returns a sentence, empty if the rows that both have are near each other; and whether another order fits far better.
 
-    Examples
-    --------
     >>> rows = torch.randn(30, 8, generator=torch.Generator().manual_seed(0))
     >>> def stored(values: Tensor) -> StoredTensor:
     ...     return StoredTensor("x", "w", tuple(values.shape), values.dtype, held=values)
@@ -98,8 +91,6 @@ def _sample(tensor: StoredTensor, n_rows: int) -> Tensor:
 def _rows(n_rows: int) -> list[slice]:
     """Spread blocks over rows: the first and the last are among them, and all of a small matrix.
 
-    Examples
-    --------
     >>> [(rows.start, rows.stop) for rows in _rows(100)], [(rows.start, rows.stop) for rows in _rows(30)]
     ([(0, 16), (28, 44), (56, 72), (84, 100)], [(0, 30)])
     """

@@ -25,12 +25,8 @@ OF_ACTIVATIONS = ("activation_scale", "input_scale", "input_scale_ub", "output_s
 class Scaled:
     """Read a matrix and multiply it by its scales.
 
-    Attributes
-    ----------
-    stored, scale : StoredTensor
-        The weights as stored, and what to multiply them by.
-    block : tuple of int
-        Rows and columns that share a scale.
+    ``stored``, ``scale``: the weights as stored, and what to multiply them by.
+    ``block``: rows and columns that share a scale.
     """
 
     stored: StoredTensor
@@ -63,23 +59,9 @@ def unscaled(
 ) -> tuple[dict[str, StoredTensor], list[str]]:
     """Fold each scale into the weight beside it.
 
-    Parameters
-    ----------
-    tensors : Mapping of str to StoredTensor
-        What is stored, by name.
-    config : Mapping of str to Any
-        The model's configuration.
-
-    Returns
-    -------
-    tuple of dict and list
-        The weights, and the names of the scales, which are no weights. Eight-bit weights without a scale keep their
-        values.
-
-    Raises
-    ------
-    CheckpointDamagedError
-        When a scale has no weight, a quantised weight no scale, or the two do not fit.
+    Returns the weights, and the names of the scales, which are no weights. Eight-bit weights without a scale keep their
+    values. Raises CheckpointDamagedError when a scale has no weight, a quantised weight no scale, or the two do not
+    fit.
     """
     weights, scales = dict(tensors), []
     for name, scale in tensors.items():

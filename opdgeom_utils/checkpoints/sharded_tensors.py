@@ -21,14 +21,8 @@ Intervals = tuple[tuple[int, int], ...]
 class Piece:
     """One piece of a tensor.
 
-    Attributes
-    ----------
-    region : tuple of Intervals
-        The entries that it holds, for each dimension.
-    read_part : callable
-        From an index to the values at it.
-    where : str
-        Its file, for messages.
+    ``region``: the entries that it holds, for each dimension.
+    ``read_part``: from an index to the values at it.
     """
 
     region: tuple[Intervals, ...]
@@ -45,18 +39,8 @@ class Piece:
 class Assembled:
     """Put a tensor together from its pieces.
 
-    Attributes
-    ----------
-    name : str
-        The tensor's name, for messages.
-    shape : tuple of int
-        Form of the whole.
-    dtype : torch.dtype
-        Type of the entries.
-    pieces : tuple of Piece
-        They may overlap where they agree, as replicas do; together they must hold every entry.
-    open_ended : bool
-        Whether only the pieces say how long the whole is, so that the last ones may be missing.
+    ``pieces``: they may overlap where they agree, as replicas do; together they must hold every entry.
+    ``open_ended``: whether only the pieces say how long the whole is, so that the last ones may be missing.
     """
 
     name: str
@@ -72,15 +56,8 @@ class Assembled:
     def read_part(self, cuts: tuple[int | slice, ...]) -> Tensor:
         """Put a part together, from the pieces that hold some of it.
 
-        Parameters
-        ----------
-        cuts : tuple of int or slice
-            The index of each leading dimension; empty for the whole.
-
-        Raises
-        ------
-        CheckpointDamagedError
-            When two replicas differ, or entries are missing.
+        ``cuts``: the index of each leading dimension; empty for the whole.
+        Raises CheckpointDamagedError when two replicas differ, or entries are missing.
         """
         bounds = [bounds_of(cut, size) for cut, size in zip(every_cut(cuts, self.shape), self.shape, strict=True)]
         # entries of one byte are put together as whole numbers: torch neither compares nor scatters 8-bit floats
@@ -114,8 +91,6 @@ class Assembled:
 def chunk(intervals: Intervals, parts: int, index: int) -> Intervals:
     """Return one of ``parts`` chunks of the entries in ``intervals``.
 
-    Examples
-    --------
     >>> [chunk(((0, 7),), 4, index) for index in range(4)]
     [((0, 2),), ((2, 4),), ((4, 6),), ((6, 7),)]
     >>> chunk(((0, 3), (10, 13)), 2, 1)
@@ -135,8 +110,6 @@ def chunk(intervals: Intervals, parts: int, index: int) -> Intervals:
 def strided_chunk(intervals: Intervals, split: int, parts: int, index: int) -> Intervals:
     """Return chunk ``index`` of ``parts`` out of each of ``split`` chunks: a dimension split twice, the inner first.
 
-    Examples
-    --------
     >>> strided_chunk(((0, 8),), 2, 2, 0)
     ((0, 2), (4, 6))
     """
@@ -149,8 +122,6 @@ def strided_chunk(intervals: Intervals, split: int, parts: int, index: int) -> I
 def within(intervals: Intervals, first: int, last: int) -> tuple[Intervals, Intervals]:
     """Return which of the entries in ``intervals`` lie in ``first:last``: where in the piece, and where in the part.
 
-    Examples
-    --------
     >>> within(((0, 3), (10, 13)), 2, 12)
     (((2, 3), (3, 5)), ((0, 1), (8, 10)))
     """
@@ -172,8 +143,6 @@ def every_cut(cuts: Sequence[int | slice], shape: tuple[int, ...]) -> tuple[int 
 def bounds_of(cut: int | slice, size: int) -> tuple[int, int, int | slice]:
     """Return the first entry that a cut takes, the one after its last, and what is left to cut between the two.
 
-    Examples
-    --------
     >>> bounds_of(3, 8), bounds_of(slice(1, None, 3), 8)
     ((3, 4, 0), (1, 8, slice(None, None, 3)))
     """

@@ -156,16 +156,9 @@ class OpenCheckpoint:
 class Part:
     """Read a part of another stored tensor.
 
-    Attributes
-    ----------
-    whole : StoredTensor
-        What it is a part of.
-    cuts : tuple of int or (start, stop, step)
-        The index of each leading dimension.
-    transposed : bool
-        Whether the part, a matrix, is stored as (in, out).
-    blocks : int
-        How many equal blocks of rows are cut alike; the part has the rows that are left of each.
+    ``cuts``: the index of each leading dimension.
+    ``transposed``: whether the part, a matrix, is stored as (in, out).
+    ``blocks``: how many equal blocks of rows are cut alike; the part has the rows that are left of each.
     """
 
     whole: StoredTensor
@@ -188,19 +181,10 @@ class Part:
 def part_of(whole: StoredTensor, *cuts: Cut, transposed: bool = False, blocks: int = 1) -> StoredTensor:
     """Describe a part of a stored tensor, without reading it.
 
-    Parameters
-    ----------
-    whole : StoredTensor
-        The fused or packed tensor.
-    *cuts : int or slice
-        The index of each leading dimension.
-    transposed : bool
-        Whether to turn the part, a matrix stored as (in, out), into (out, in).
-    blocks : int
-        Cut each of so many equal blocks of rows alike, and put together what is left of them.
+    ``*cuts``: the index of each leading dimension.
+    ``transposed``: whether to turn the part, a matrix stored as (in, out), into (out, in).
+    ``blocks``: cut each of so many equal blocks of rows alike, and put together what is left of them.
 
-    Examples
-    --------
     >>> whole = StoredTensor("memory", "qkv", (6, 2), torch.float32, held=torch.arange(12.0).reshape(6, 2))
     >>> q = part_of(whole, slice(0, 2))
     >>> q.key, q.shape, q.read().tolist()
@@ -234,14 +218,9 @@ def in_layer_order(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTenso
 def is_weight(where: str, name: str, dtype: torch.dtype, beside: Iterable[str] = ()) -> bool:
     """Say whether a tensor is a weight, from its type; position ids and masks are not.
 
-    Raises
-    ------
-    MetricInputError
-        When it is neither: whole numbers of other types are how weights are stored quantised. The names ``beside``
-        it tell by which method.
+    Raises MetricInputError when it is neither: whole numbers of other types are how weights are stored quantised. The
+    names ``beside`` it tell by which method.
 
-    Examples
-    --------
     >>> is_weight("x.bin", "w", torch.bfloat16), is_weight("x.bin", "position_ids", torch.int64)
     (True, False)
     """
@@ -258,10 +237,7 @@ def is_weight(where: str, name: str, dtype: torch.dtype, beside: Iterable[str] =
 def require_values(tensors: Mapping[str, StoredTensor], of: Path) -> None:
     """Refuse the placeholders that DeepSpeed's ZeRO-3 leaves in the place of weights.
 
-    Raises
-    ------
-    CheckpointDamagedError
-        When a tensor is of shape (0,).
+    Raises CheckpointDamagedError when a tensor is of shape (0,).
     """
     empty = [name for name, tensor in tensors.items() if tensor.shape == (0,)]
     if empty:

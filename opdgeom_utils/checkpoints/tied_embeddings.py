@@ -18,8 +18,6 @@ TURNED = {"lora_embedding_A": "lora_B", "lora_embedding_B": "lora_A"}  # a produ
 def declared_tied(config: Mapping[str, Any]) -> bool | None:
     """Return what a configuration says of its embeddings, None if nothing.
 
-    Examples
-    --------
     >>> declared_tied({"text_config": {"tie_word_embeddings": True}}), declared_tied({})
     (True, None)
     """
@@ -33,8 +31,6 @@ def tied_once(tensors: Mapping[str, StoredTensor], declared: bool | None) -> dic
     Both are read, block by block, if both are stored in one form and not declared to be apart. Bits are compared, so
     that NaN is equal to itself.
 
-    Examples
-    --------
     >>> nan = torch.full((2, 1), float("nan"))
     >>> both = {n: StoredTensor("x", n, (2, 1), nan.dtype, held=nan.clone()) for n in ("wte.weight", "lm_head.weight")}
     >>> list(tied_once(both, True)), list(tied_once(both, False))
@@ -54,8 +50,6 @@ def tied_once(tensors: Mapping[str, StoredTensor], declared: bool | None) -> dic
 def with_own_head(tensors: Mapping[str, StoredTensor], declared: bool | None) -> dict[str, StoredTensor]:
     """Give the head, where it is the embedding, an entry of its own with the same values.
 
-    Examples
-    --------
     >>> one = {"wte.weight": StoredTensor("x", "wte", (2, 1), torch.float32)}
     >>> with_own_head(one, True)["lm_head.weight"].key, list(with_own_head(one, False))
     ('wte', ['wte.weight'])
@@ -69,8 +63,6 @@ def with_own_head(tensors: Mapping[str, StoredTensor], declared: bool | None) ->
 def changed_alike(embedding: Mapping[str, StoredTensor], head: Mapping[str, StoredTensor]) -> bool:
     """Say whether an adapter changes both embeddings in one way, by its factors or what it has ``whole`` of each.
 
-    Examples
-    --------
     >>> values = torch.tensor([[1.0, 2.0]])
     >>> a, b = (StoredTensor("x", "w", tuple(v.shape), v.dtype, held=v) for v in (values, values.T))
     >>> changed_alike({"lora_embedding_A": a, "lora_embedding_B": b}, {"lora_A": a, "lora_B": b})
@@ -94,8 +86,6 @@ def heads_apart(*checkpoints: OpenCheckpoint) -> list[OpenCheckpoint]:
     Beside a full model only what is tied gets one, by its configuration or by transformers' default for its type: what
     has no head at all must not be compared with one.
 
-    Examples
-    --------
     >>> embedding = StoredTensor("x", "embedding", (2, 1), torch.float32)
     >>> both = {"model.embed_tokens.weight": embedding, "lm_head.weight": embedding}
     >>> untied = OpenCheckpoint("b", both, {"tie_word_embeddings": False})
@@ -140,8 +130,6 @@ def _with_head(checkpoint: OpenCheckpoint) -> OpenCheckpoint:
 def same_bits(one: Tensor, other: Tensor) -> bool:
     """Say whether two tensors hold the same bits, a block of rows at a time; NaN is equal to itself.
 
-    Examples
-    --------
     >>> nan = torch.tensor([1.0, float("nan")])
     >>> same_bits(nan, nan.clone()), same_bits(nan, nan[:1]), same_bits(nan, nan.double())
     (True, False, False)

@@ -65,16 +65,9 @@ class LegacyTensor:
 class TorchFile:
     """What ``torch.save`` wrote.
 
-    Attributes
-    ----------
-    file : Path
-        Where.
-    content : object
-        The objects; tensors have no values, except in a file from before torch 1.6.
-    start : int
-        First byte of what was saved in the file.
-    storages : dict of int to int, or None
-        The length of each storage by its first byte in what was saved; None before torch 1.6.
+    ``content``: the objects; tensors have no values, except in a file from before torch 1.6.
+    ``start``: first byte of what was saved in the file.
+    ``storages``: the length of each storage by its first byte in what was saved; None before torch 1.6.
     """
 
     file: Path
@@ -85,10 +78,7 @@ class TorchFile:
     def located(self, tensor: Tensor) -> FileTensor:
         """Say where a tensor's bytes lie, after checking that they lie in its storage, and that in the file.
 
-        Raises
-        ------
-        CheckpointDamagedError
-            When they do not, or the tensor was saved without values.
+        Raises CheckpointDamagedError when they do not, or the tensor was saved without values.
         """
         try:
             storage = tensor.untyped_storage()
@@ -110,21 +100,11 @@ class TorchFile:
 def read_structure(file: Path, *, start: int = 0, length: int | None = None) -> TorchFile:
     """Return what ``torch.save`` wrote, without the values of its tensors.
 
-    Parameters
-    ----------
-    file : Path
-        A file of ``torch.save``, or one that holds such a file at an offset.
-    start, length : int
-        The part of the file; all of it by default.
-
-    Raises
-    ------
-    CheckpointNotFoundError
-        When the file is not there.
-    CheckpointUnsafeError
-        When its pickle names anything but tensors and their placements.
-    CheckpointDamagedError
-        When it is truncated, or torch cannot read it.
+    ``file``: a file of ``torch.save``, or one that holds such a file at an offset.
+    ``start``, ``length``: the part of the file; all of it by default.
+    Raises CheckpointNotFoundError when the file is not there. Raises CheckpointUnsafeError when its pickle names
+    anything but tensors and their placements. Raises CheckpointDamagedError when it is truncated, or torch cannot read
+    it.
     """
     with _damage_named(file, "not a readable file of torch.save", "copy or save it again"):
         status = file.stat()
@@ -141,10 +121,7 @@ def read_structure(file: Path, *, start: int = 0, length: int | None = None) -> 
 def read_metadata(file: Path) -> Any:
     """Return the objects of a distributed checkpoint's ``.metadata``.
 
-    Raises
-    ------
-    CheckpointNotFoundError, CheckpointUnsafeError, CheckpointDamagedError
-        As for :func:`read_structure`.
+    Raises CheckpointNotFoundError, CheckpointUnsafeError, CheckpointDamagedError as for :func:`read_structure`.
     """
     with _damage_named(file, "not readable", "copy it again"):
         return load_metadata(file)

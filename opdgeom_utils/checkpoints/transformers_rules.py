@@ -15,8 +15,6 @@ PARTS = ("vision_config", "audio_config", "thinker_config", "vit_config", "vq_co
 def own_renamings(config: Mapping[str, Any]) -> list[tuple[re.Pattern[str], str]]:
     """Return how a type with several parts is renamed on loading, at the start of its names.
 
-    Examples
-    --------
     >>> own_renamings({"model_type": "qwen3"})
     []
     >>> [(pattern.pattern, target) for pattern, target in own_renamings({"model_type": "fuyu", "text_config": {}})][1:]
@@ -42,8 +40,6 @@ def own_renamings(config: Mapping[str, Any]) -> list[tuple[re.Pattern[str], str]
 def base_prefix(kind: Any) -> str:
     """Return what stands before every name of a type's base model in the whole model, empty if that is not known.
 
-    Examples
-    --------
     >>> base_prefix("gpt_neox"), base_prefix("some type of later")
     ('gpt_neox', '')
     """
@@ -59,8 +55,6 @@ def base_prefix(kind: Any) -> str:
 def keeps_experts_out_in(kind: str) -> bool:
     """Say whether packed experts of a type are (expert, out, in), in memory and on disk.
 
-    Examples
-    --------
     >>> keeps_experts_out_in("qwen3_moe"), keeps_experts_out_in("gpt_oss"), keeps_experts_out_in("qwen3_vl_moe")
     (True, False, False)
     """

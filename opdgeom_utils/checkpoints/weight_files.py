@@ -40,14 +40,9 @@ WEIGHTS = (  # files that hold a model's weights, in whatever form
 def weight_files(folder: Path) -> list[Path]:
     """List the files of a folder's checkpoint: what the index names, else model.safetensors, else every one.
 
-    Raises
-    ------
-    CheckpointNotFoundError
-        When there is no safetensors file, a shard is missing, or there is only an adapter.
-    CheckpointDamagedError
-        When the index cannot be read.
-    CheckpointUnsafeError
-        When a shard's name or link leads out of the folder.
+    Raises CheckpointNotFoundError when there is no safetensors file, a shard is missing, or there is only an adapter.
+    Raises CheckpointDamagedError when the index cannot be read. Raises CheckpointUnsafeError when a shard's name or
+    link leads out of the folder.
     """
     index = index_file(folder)
     if index is not None:
@@ -93,10 +88,8 @@ def weight_files(folder: Path) -> list[Path]:
 def indexed_files(index: Path) -> list[Path]:
     """List the shards that an index names.
 
-    Raises
-    ------
-    CheckpointNotFoundError, CheckpointDamagedError, CheckpointUnsafeError
-        When one is missing, the index cannot be read, or a name leads out of its folder.
+    Raises CheckpointNotFoundError, CheckpointDamagedError, CheckpointUnsafeError when one is missing, the index cannot
+    be read, or a name leads out of its folder.
     """
     folder = index.parent
     owners = {file: name for name, file in sorted(weight_map(index).items(), reverse=True)}
@@ -114,12 +107,8 @@ def indexed_files(index: Path) -> list[Path]:
 def contained(folder: Path, name: str, *, said_by: str = "") -> Path:
     """Return the path of a file named by a checkpoint, after proving that it lies in the checkpoint's folder.
 
-    A cache of the hub keeps its files as links to ``blobs``, two folders up; those are followed.
-
-    Raises
-    ------
-    CheckpointUnsafeError
-        When the name, or the link that stands there, leads elsewhere.
+    A cache of the hub keeps its files as links to ``blobs``, two folders up; those are followed. Raises
+    CheckpointUnsafeError when the name, or the link that stands there, leads elsewhere.
     """
     said = f"{said_by} " if said_by else ""
     parts = Path(name).parts
@@ -148,12 +137,8 @@ def contained(folder: Path, name: str, *, said_by: str = "") -> Path:
 def tensor_forms(file: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Return the shape and dtype of each tensor in a file, from its header; buffers keep torch.bool or torch.int64.
 
-    Raises
-    ------
-    CheckpointDamagedError
-        When the file is truncated or its header does not fit its content.
-    MetricInputError
-        When a tensor is stored quantised.
+    Raises CheckpointDamagedError when the file is truncated or its header does not fit its content. Raises
+    MetricInputError when a tensor is stored quantised.
     """
     forms = {}
     with opened(file) as content:
@@ -175,10 +160,7 @@ def tensor_forms(file: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
 def header_notes(file: Path) -> dict[str, str]:
     """Return what stands in a file's header beside the tensors.
 
-    Raises
-    ------
-    CheckpointNotFoundError, CheckpointDamagedError
-        When the file is not there, or not readable.
+    Raises CheckpointNotFoundError or CheckpointDamagedError when the file is not there, or not readable.
     """
     with opened(file) as content:
         return content.metadata() or {}
@@ -211,17 +193,8 @@ def opened(file: Path) -> Iterator[Any]:
 def check_index(folder: Path, where: dict[str, str]) -> None:
     """Prove that every tensor of a folder's index, if it has one, lies in the file that the index says.
 
-    Parameters
-    ----------
-    folder : Path
-        The checkpoint's folder.
-    where : dict of str to str
-        The name of the file in which each floating tensor was found.
-
-    Raises
-    ------
-    CheckpointDamagedError
-        When one is elsewhere or nowhere.
+    ``where``: the name of the file in which each floating tensor was found.
+    Raises CheckpointDamagedError when one is elsewhere or nowhere.
     """
     index = index_file(folder)
     if index is None:
@@ -238,10 +211,7 @@ def check_index(folder: Path, where: dict[str, str]) -> None:
 def read_json(file: Path, what: str) -> dict[str, Any]:
     """Read a JSON object that lies beside the weights.
 
-    Raises
-    ------
-    CheckpointDamagedError
-        When it cannot be read, or is no object.
+    Raises CheckpointDamagedError when it cannot be read, or is no object.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -255,8 +225,6 @@ def read_json(file: Path, what: str) -> dict[str, Any]:
 def shortened(names: list[str], *, at_most: int = 4) -> str:
     """Join names for a message, and count the rest.
 
-    Examples
-    --------
     >>> shortened(["a", "b", "c"], at_most=2)
     'a, b and 1 more'
     """
@@ -275,10 +243,7 @@ def index_file(folder: Path) -> Path | None:
 def weight_map(index: Path) -> dict[str, str]:
     """Read an index: the file that holds each tensor.
 
-    Raises
-    ------
-    CheckpointDamagedError
-        When it cannot be read.
+    Raises CheckpointDamagedError when it cannot be read.
     """
     named = read_json(index, "index").get("weight_map")
     if not isinstance(named, dict) or not named or not all(isinstance(file, str) for file in named.values()):

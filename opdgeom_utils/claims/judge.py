@@ -57,18 +57,10 @@ class Verdict:
 def verdict(claim: Claim, tables: Tables | Sources) -> Verdict:
     """Compute the verdict of one claim by its own rule; its gates are :func:`scorecard`'s business.
 
-    Parameters
-    ----------
-    claim
-        From :func:`load_claims`.
-    tables
-        Anything with ``geometry``, ``accuracy`` and ``measures`` of one profile, as ``results.load_tables`` returns it;
-        or these as :class:`~opdgeom_utils.claims.look_up.Sources`, which many claims can share.
-
-    Returns
-    -------
-    Verdict
-        One of the five words of :data:`VERDICTS`, the number that decides with its interval, and a computed sentence.
+    ``tables``: anything with ``geometry``, ``accuracy`` and ``measures`` of one profile, as ``results.load_tables``
+    returns it; or these as :class:`~opdgeom_utils.claims.look_up.Sources`, which many claims can share.
+    Returns one of the five words of :data:`VERDICTS`, the number that decides with its interval, and a computed
+    sentence.
     """
     sources = tables if isinstance(tables, Sources) else Sources(tables)
     statistic = STATISTICS[claim.statistic]
@@ -102,15 +94,11 @@ def verdict(claim: Claim, tables: Tables | Sources) -> Verdict:
 def scorecard(tables: Tables, claims: Sequence[Claim] | None = None) -> pd.DataFrame:
     """Verdict of every claim that stands, one row each, in the order of the files.
 
-    A claim whose gate is not reproduced is "not testable", whatever its own numbers say; they stay in its row.
-
-    Returns
-    -------
-    DataFrame
-        ``id, question, group, polarity, diagnostic, condition, statement, where, refuted_by, statistic, rule,
-        threshold, side, contrary, gate`` of the claim, then ``bearing``, of :data:`BEARINGS`, and ``verdict, value,
-        low, high, null_value, null_name, unit, level, n_seeds, n_comparisons, n_hold, n_opposite, least, most, effect,
-        power, detectable, deciding, reason``.
+    A claim whose gate is not reproduced is "not testable", whatever its own numbers say; they stay in its row. Returns
+    ``id, question, group, polarity, diagnostic, condition, statement, where, refuted_by, statistic, rule, threshold,
+    side, contrary, gate`` of the claim, then ``bearing``, of :data:`BEARINGS`, and ``verdict, value, low, high,
+    null_value, null_name, unit, level, n_seeds, n_comparisons, n_hold, n_opposite, least, most, effect, power,
+    detectable, deciding, reason``.
     """
     rows, sources = [], Sources(tables)
     given = load_claims() if claims is None else [claim for claim in claims if claim.withdrawn is None]

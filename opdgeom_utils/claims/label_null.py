@@ -32,27 +32,10 @@ def order_claims_under_relabelling(
 ) -> tuple[pd.Series, pd.DataFrame]:
     """Judge all claims about an order with the true names and with random ones.
 
-    Parameters
-    ----------
-    tables
-        Geometry and accuracy of one profile.
-    claims
-        From :func:`opdgeom_utils.claims.load_claims`; those whose statistic is no plain order are left out. Names
-        are dealt among the recipes that these claims put into an order.
-    n
-        Number of random deals, 1 or more.
-    seed
-        Of the deals.
-
-    Returns
-    -------
-    tuple of Series and DataFrame
-        ``n_claims`` and the count of each verdict, with the true names and, one row each, for the deals.
-
-    Raises
-    ------
-    MetricInputError
-        If ``n`` is below 1.
+    ``claims``: from :func:`opdgeom_utils.claims.load_claims`; those whose statistic is no plain order are left out.
+    Names are dealt among the recipes that these claims put into an order.
+    Returns ``n_claims`` and the count of each verdict, with the true names and, one row each, for the deals. Raises
+    MetricInputError if ``n`` is below 1.
     """
     if n < 1:
         raise MetricInputError(f"n is {n}; expected at least one deal of the names")
@@ -68,15 +51,6 @@ def order_claims_under_relabelling(
 def relabel(tables: Tables, rng: np.random.Generator) -> Relabelled:
     """Deal the recipe names anew, independently in each seed.
 
-    Parameters
-    ----------
-    tables
-        Geometry and accuracy, with the columns ``recipe`` and ``seed``.
-    rng
-        Source of the permutations.
-
-    Examples
-    --------
     Two runs can only keep or trade their names.
 
     >>> frame = pd.DataFrame({"recipe": ["opd", "sft"], "seed": 0, "x": [1.0, 2.0]})
@@ -100,8 +74,6 @@ def relabel(tables: Tables, rng: np.random.Generator) -> Relabelled:
 def chance_sentence(true: pd.Series, relabelled: pd.DataFrame) -> str:
     """Say how the true count of reproduced orders compares with the deals.
 
-    Examples
-    --------
     >>> chance_sentence(pd.Series({"n_claims": 20, "reproduced": 6}), pd.DataFrame({"reproduced": [0, 1, 0, 0]}))
     'No deal of the names in 4 reaches the 6 reproduced orders of the true names: they are not chance.'
     """

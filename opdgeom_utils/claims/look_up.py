@@ -90,20 +90,11 @@ class Sources:
 class LookUp:
     """Numbers seed by seed, for one claim.
 
-    Parameters
-    ----------
-    sources
-        The tables.
-    scope
-        ``attention`` or ``all``: which matrices are folded together; rows of the long table without one fit any.
-    seeds
-        The order of every array.
-    null
-        Suffix of the null that stands in every metric's place (``"shuffled"``); empty for the runs themselves.
-    problems
-        Filled with the reason of each value that could not be had.
-    null_name
-        What stands in a run's place where a null is asked for.
+    ``scope``: ``attention`` or ``all``: which matrices are folded together; rows of the long table without one fit any.
+    ``seeds``: the order of every array.
+    ``null``: suffix of the null that stands in every metric's place (``"shuffled"``); empty for the runs themselves.
+    ``problems``: filled with the reason of each value that could not be had.
+    ``null_name``: what stands in a run's place where a null is asked for.
     """
 
     sources: Sources
@@ -121,14 +112,8 @@ class LookUp:
     def metric(self, metric: str, recipe: str, at: str, among: Sequence[str] = ()) -> np.ndarray:
         """Values of a column of the geometry table, ``nan`` where missing.
 
-        Parameters
-        ----------
-        metric, recipe
-            Which number of whose runs.
-        at
-            A key of :data:`opdgeom_utils.claims.matching.MATCHES`.
-        among
-            The recipes compared; where they are equal depends on all of them.
+        ``at``: a key of :data:`opdgeom_utils.claims.matching.MATCHES`.
+        ``among``: the recipes compared; where they are equal depends on all of them.
         """
         rows = self.sources.matched(self.scope, self.seeds, at, tuple(among) or (recipe,))
         rows = rows.loc[rows.loc[:, "recipe"] == recipe]
@@ -149,10 +134,7 @@ class LookUp:
     def paths(self, cell: Cell) -> list[Path]:
         """Every step of a cell, one dictionary per seed; empty where there is none.
 
-        Raises
-        ------
-        MetricInputError
-            If the cell has a key that no cell has.
+        Raises MetricInputError if the cell has a key that no cell has.
         """
         unknown = set(cell) - CELL_KEYS
         if unknown:
@@ -236,19 +218,9 @@ def runs_of(summary: pd.DataFrame) -> Runs:
 def value_at(runs: Runs, recipe: str, seed: int, step: float | None, metric: str) -> float:
     """Look up the number of one run at a step; between two checkpoints it is interpolated, outside them ``nan``.
 
-    Parameters
-    ----------
-    runs
-        From :func:`runs_of`.
-    recipe, seed
-        Whose run.
-    step
-        Number of updates; None takes the run's last checkpoint.
-    metric
-        A column of its table.
+    ``runs``: from :func:`runs_of`.
+    ``step``: number of updates; None takes the run's last checkpoint.
 
-    Examples
-    --------
     Half way between 30 and 50 updates lies half way between their numbers.
 
     >>> runs = runs_of(pd.DataFrame({"recipe": "rlvr", "seed": 0, "step": [30, 50], "x": [1.0, 3.0]}))

@@ -32,31 +32,15 @@ _NOT_METRICS = {*CHECKPOINT, "layer", "n_entries"}
 def summarise(geometry: pd.DataFrame, modules: Sequence[str] | None = ATTENTION) -> pd.DataFrame:
     """Fold matrices into one row per checkpoint.
 
-    Parameters
-    ----------
-    geometry
-        One row per (profile, recipe, seed, step, matrix), as in ``geometry.parquet``.
-    modules
-        Kinds of matrix to keep; None keeps every row.
-
-    Returns
-    -------
-    DataFrame
-        ``profile, recipe, seed, step, n_matrices``, the unweighted mean of every metric and null over the matrices
-        where it is defined, sparsity weighted by ``n_entries``, ``total_norm`` (square root of the sum of squared
-        norms) and ``relative_norm`` (the same divided by the reference's total norm). Sorted by run and step.
-
-    Raises
-    ------
-    MetricInputError
-        If no row is left, or a needed column is missing.
-
-    Notes
-    -----
     The paper averages over matrices without weights, except sparsity (section on diagnostics, arXiv 2606.07082).
 
-    Examples
-    --------
+    ``geometry``: one row per (profile, recipe, seed, step, matrix), as in ``geometry.parquet``.
+    ``modules``: kinds of matrix to keep; None keeps every row.
+    Returns ``profile, recipe, seed, step, n_matrices``, the unweighted mean of every metric and null over the matrices
+    where it is defined, sparsity weighted by ``n_entries``, ``total_norm`` (square root of the sum of squared norms)
+    and ``relative_norm`` (the same divided by the reference's total norm). Sorted by run and step. Raises
+    MetricInputError if no row is left, or a needed column is missing.
+
     A sparsity of 1 in one entry and of 0 in three entries is 0.25 of the entries; norms 3 and 4 make 5.
 
     >>> rows = pd.DataFrame(
@@ -106,34 +90,19 @@ def matched(
 ) -> pd.DataFrame:
     """One row per run, where all runs of the table are equal in one thing.
 
-    Parameters
-    ----------
-    summary
-        From :func:`summarise`.
-    at
-        ``final``: each run's last checkpoint, the paper's own comparison. ``equal_updates``: the last step of the
-        shortest run. ``equal_norm``: the largest ``total_norm`` that every run reaches, between two checkpoints linear
-        in its logarithm. ``equal_accuracy``: the largest gain of sampled accuracy that every run reaches, linear in the
-        gain along the run's best so far (only checkpoints that set a new best count, so noise cannot make a run cross a
-        gain twice); a gain below 0.01 is no common ground.
-    accuracy
-        For ``equal_accuracy``: one row per (profile, recipe, seed, step, family), step 0 included.
-    share
-        The common norm, or gain, as a share of the largest that every run reaches, above 0 up to 1; without effect
-        elsewhere.
+    ``summary``: from :func:`summarise`.
+    ``at``: ``final``: each run's last checkpoint, the paper's own comparison. ``equal_updates``: the last step of the
+    shortest run. ``equal_norm``: the largest ``total_norm`` that every run reaches, between two checkpoints linear in
+    its logarithm. ``equal_accuracy``: the largest gain of sampled accuracy that every run reaches, linear in the gain
+    along the run's best so far (only checkpoints that set a new best count, so noise cannot make a run cross a gain
+    twice); a gain below 0.01 is no common ground.
+    ``accuracy``: for ``equal_accuracy``: one row per (profile, recipe, seed, step, family), step 0 included.
+    ``share``: the common norm, or gain, as a share of the largest that every run reaches, above 0 up to 1; without
+    effect elsewhere.
+    Returns the columns of ``summary``, the common value ``matched_at``, and ``reason``: empty, or why the run has
+    ``nan``. Raises MetricInputError if there is no run, ``at`` is none of these, ``share`` is out of range, or the
+    common norm is not positive.
 
-    Returns
-    -------
-    DataFrame
-        The columns of ``summary``, the common value ``matched_at``, and ``reason``: empty, or why the run has ``nan``.
-
-    Raises
-    ------
-    MetricInputError
-        If there is no run, ``at`` is none of these, ``share`` is out of range, or the common norm is not positive.
-
-    Examples
-    --------
     At equal updates both runs stand at step 2. At equal norm 2, OPD is half way from 1 to 4 on a logarithmic scale.
 
     >>> runs = {

@@ -11,20 +11,13 @@ from opdgeom_utils.claims.schema import Rule
 def levels(p_values: Sequence[float], rule: Rule, *, all_hold: bool = False) -> list[float]:
     """Confidence of the interval of each comparison, after the rule's correction.
 
-    Parameters
-    ----------
-    p_values
-        Two-sided p-value of each comparison, 0 to 1; ``nan`` where there is none.
-    rule
-        Its ``confidence``, ``correction`` and ``family``. ``bonferroni`` divides the chance of a false alarm by the
-        family. ``holm`` does so for the smallest p-value, by one less for the next, and so on until one fails; that one
-        and the rest share its level. [Holm, Scandinavian Journal of Statistics 6, 1979]
-    all_hold
-        Every comparison holds at the rule's own level, and the rule asks for all: then there is nothing to correct, for
-        all of many pass by chance less often than any one of them.
+    ``p_values``: two-sided p-value of each comparison, 0 to 1; ``nan`` where there is none.
+    ``rule``: its ``confidence``, ``correction`` and ``family``. ``bonferroni`` divides the chance of a false alarm by
+    the family. ``holm`` does so for the smallest p-value, by one less for the next, and so on until one fails; that one
+    and the rest share its level. [Holm, Scandinavian Journal of Statistics 6, 1979].
+    ``all_hold``: every comparison holds at the rule's own level, and the rule asks for all: then there is nothing to
+    correct, for all of many pass by chance less often than any one of them.
 
-    Examples
-    --------
     Three comparisons at 95%: .01 passes 5% / 3, .04 fails 5% / 2, and .03 had passed neither.
 
     >>> rule = Rule("", "above", 0.0, "all", 0.95, 3, correction="holm")

@@ -102,8 +102,6 @@ STATISTICS = {name: partial(_compare, operation) for name, operation in OPERATIO
 def problem_of(name: str, comparisons: Sequence[Mapping[str, Any]]) -> str:
     """Say what is wrong with a claim's operands; empty if nothing is.
 
-    Examples
-    --------
     >>> problem_of("ratio", [{"label": "a over b", "value": 1.0, "under": 2.0}])
     "ratio takes value over, not ['under', 'value']"
     """

@@ -24,17 +24,10 @@ def power_at(effect: float, values: Sequence[float], rule: Rule, confidence: flo
 
     The seeds are taken as normal with the deviation of ``values``, so the chance is a tail of the noncentral t.
 
-    Parameters
-    ----------
-    effect
-        In the unit of the comparison.
-    values
-        One number per seed; their mean does not matter. Below two finite values, or for ``at_least``, ``nan``.
-    rule, confidence
-        Side and threshold, and the level of the interval, 0 to 1.
+    ``effect``: in the unit of the comparison.
+    ``values``: one number per seed; their mean does not matter. Below two finite values, or for ``at_least``, ``nan``.
+    ``rule``, ``confidence``: side and threshold, and the level of the interval, 0 to 1.
 
-    Examples
-    --------
     An effect at the threshold passes by chance alone: half of 5%. Far above it, it always does.
 
     >>> rule = Rule("", "above", 0.0, "all", 0.95, 3)
@@ -74,8 +67,6 @@ def paper_effects(claim: Claim) -> list[Comparison]:
 
     Bounds count as printed (">10" is 10). A claim's own ``effect`` stands for words. Without either there is nothing.
 
-    Examples
-    --------
     The paper's OPD leaves 43.5 points more unchanged than its SFT, its RLVR 25.6 more than its OPD.
 
     >>> from opdgeom_utils.claims.schema import load_claims

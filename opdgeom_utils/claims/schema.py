@@ -120,21 +120,11 @@ class Claim:
 def load_claims(path: Path | None = None, *, withdrawn: bool = False) -> tuple[Claim, ...]:
     """Read and check the claims of one file, or all of them, in the order of the research questions.
 
-    Parameters
-    ----------
-    path
-        A file of claims; all files by default.
-    withdrawn
-        Return the claims that were withdrawn, instead of those that stand.
+    ``path``: a file of claims; all files by default.
+    ``withdrawn``: return the claims that were withdrawn, instead of those that stand.
+    Raises ClaimError if a field is missing, unknown or out of range, an id is used twice, a statistic does not exist,
+    or a gate or a replacement is no claim that stands.
 
-    Raises
-    ------
-    ClaimError
-        If a field is missing, unknown or out of range, an id is used twice, a statistic does not exist, or a gate or a
-        replacement is no claim that stands.
-
-    Examples
-    --------
     >>> load_claims()[0].id
     'update_sparsity_order'
     """

@@ -24,19 +24,11 @@ def walk_row(
 ) -> dict[str, float]:
     """Set a tensor's update beside noise along its schedule; a tensor whose norm was not measured has one of three.
 
-    Parameters
-    ----------
-    w_ref : Float[Tensor, "*shape"]
-        The weights before.
-    walk : Walk, optional
-        How far noise goes up to this checkpoint; without one nothing is returned.
-    eta : float
-        Relative tolerance of the bf16 comparison.
-    update_norm : float
-        Frobenius norm of the update.
+    ``w_ref``: the weights before.
+    ``walk``: how far noise goes up to this checkpoint; without one nothing is returned.
+    ``eta``: relative tolerance of the bf16 comparison.
+    ``update_norm``: Frobenius norm of the update.
 
-    Examples
-    --------
     >>> import torch
     >>> row = walk_row(torch.ones(2, 2), Walk(0.25, 1.0, 0.0), eta=1e-3, update_norm=1.0)
     >>> row["walk_ratio"], row["coherence"], round(row["noise_sparsity"], 3)

@@ -38,18 +38,10 @@ def expected_nulls(
 ) -> dict[str, Any]:
     """Return expected values of both nulls as columns of a table, and in ``null_note`` where they were drawn.
 
-    Parameters
-    ----------
-    w_ref, w_new : Float[Tensor, "out in"]
-        The weights before and after.
-    factors : Factors
-        Of ``w_ref``.
-    masks : mapping
-        Reference masks by the metric that counts what falls on them.
-    update_norm : float
-        Frobenius norm of the update.
-    eta, k
-        As in :func:`~opdgeom_utils.diagnose.diagnose_pair`.
+    ``factors``: of ``w_ref``.
+    ``masks``: reference masks by the metric that counts what falls on them.
+    ``update_norm``: Frobenius norm of the update.
+    ``eta``, ``k``: as in :func:`~opdgeom_utils.diagnose.diagnose_pair`.
     """
     rms = update_norm / math.sqrt(w_ref.numel())
     values, counts = _weights(w_ref, masks)

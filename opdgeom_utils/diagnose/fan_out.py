@@ -61,16 +61,9 @@ def fan_out(jobs: Sequence[Job], settings: Settings, *, n_jobs: int, out: Path |
 
     ``n_jobs`` processes have one thread each; -1 means one per core. With 1 the calling process does the work, unless
     ``joblib.parallel_config`` has named another backend. In the folder ``out``, ``parts/`` fills while the work goes
-    on, and ``diagnosis.parquet`` is written last.
-
-    Raises
-    ------
-    MetricInputError
-        When ``n_jobs`` is not a number of processes.
-    StorageError
-        When a result cannot be written.
-    RunLockedError
-        When another call has worked into ``out`` for hours.
+    on, and ``diagnosis.parquet`` is written last. Raises MetricInputError when ``n_jobs`` is not a number of processes.
+    Raises StorageError when a result cannot be written. Raises RunLockedError when another call has worked into ``out``
+    for hours.
     """
     if isinstance(n_jobs, bool) or not isinstance(n_jobs, int) or n_jobs == 0:
         raise MetricInputError(f"n_jobs is {n_jobs!r}, expected a number of processes, or -1 for one per core.")
@@ -102,8 +95,6 @@ def _fan_out(jobs: Sequence[Job], settings: Settings, n_jobs: int, out: Path | N
 class Parts:
     """The folder of finished matrices: ``<sha256 of the name>-<key>.parquet``, one file for each.
 
-    Examples
-    --------
     >>> import tempfile
     >>> parts = Parts(Path(tempfile.mkdtemp()) / "parts")
     >>> parts.write("q_proj", "abc", pd.DataFrame({"step": [1]}))

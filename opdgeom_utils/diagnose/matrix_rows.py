@@ -41,16 +41,9 @@ BF16_MAX = torch.finfo(torch.bfloat16).max
 class ReferenceMatrix:
     """A matrix before training, with all that is computed from it alone.
 
-    Attributes
-    ----------
-    w : Float[Tensor, "out in"]
-        The weights, as stored.
-    factors : Factors
-        Singular values, and the leading vectors for the angles and the principal mask.
-    principal, low_magnitude : Bool[Tensor, "out in"]
-        The two reference masks.
-    mask_defined : bool
-        Whether there is a gap at the principal mask's rank; without one the mask is one of many.
+    ``factors``: singular values, and the leading vectors for the angles and the principal mask.
+    ``principal``, ``low_magnitude``: the two reference masks.
+    ``mask_defined``: whether there is a gap at the principal mask's rank; without one the mask is one of many.
     """
 
     w: Float[Tensor, "out in"]
@@ -82,28 +75,10 @@ def measure_checkpoints(
 ) -> list[dict[str, Any]]:
     """Measure one tensor at each checkpoint.
 
-    Parameters
-    ----------
-    name : str
-        The tensor's name; with the seed, it fixes the nulls.
-    before : StoredTensor
-        The tensor of the reference.
-    after : sequence of StoredTensor
-        The same tensor at each checkpoint.
-    settings : Settings
-        Options of the table.
-
-    Returns
-    -------
-    list of dict
-        One row per checkpoint, with the columns that apply; tensors that are not matrices have their sparsity only.
-        Where either side holds NaN or infinite values, or no values, the row's ``note`` says so in place of every
-        metric.
-
-    Raises
-    ------
-    CheckpointDamagedError
-        When a tensor cannot be read.
+    ``name``: the tensor's name; with the seed, it fixes the nulls.
+    One row per checkpoint, with the columns that apply; tensors that are not matrices have their sparsity only. Where
+    either side holds NaN or infinite values, or no values, the row's ``note`` says so in place of every metric. Raises
+    CheckpointDamagedError when a tensor cannot be read.
     """
     # "auto" is decided here, on the machine that does the work, which need not be the one that asked for it.
     device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"

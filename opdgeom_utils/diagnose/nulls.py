@@ -23,25 +23,10 @@ from opdgeom_utils.metrics.subspaces import PrincipalAngles, angles_between
 def null_generator(seed: int, name: str) -> torch.Generator:
     """Return a CPU generator that depends on nothing but ``seed`` and ``name``.
 
-    Parameters
-    ----------
-    seed : int
-        The analysis seed.
-    name : str
-        What the null is for, such as a matrix name and the kind of null.
+    ``name``: what the null is for, such as a matrix name and the kind of null.
+    Returns the same stream on every machine and in every process. Raises MetricInputError when ``seed`` is not a whole
+    number.
 
-    Returns
-    -------
-    torch.Generator
-        The same stream on every machine and in every process.
-
-    Raises
-    ------
-    MetricInputError
-        When ``seed`` is not a whole number.
-
-    Examples
-    --------
     >>> first = torch.rand(1, generator=null_generator(0, "q_proj"))
     >>> bool(first == torch.rand(1, generator=null_generator(0, "q_proj")))
     True
@@ -58,32 +43,15 @@ def null_generator(seed: int, name: str) -> torch.Generator:
 def shuffled_update(delta_w: Float[Tensor, "*shape"], *, generator: torch.Generator) -> Float[Tensor, "*shape"]:
     """Shuffle an update inside its own matrix: same entries, other places.
 
-    Parameters
-    ----------
-    delta_w : Float[Tensor, "*shape"]
-        The update, any floating dtype, which is kept.
-    generator : torch.Generator
-        A CPU generator, such as :func:`null_generator`.
-
-    Returns
-    -------
-    Float[Tensor, "*shape"]
-        A uniformly random permutation of the entries. Norm and distribution are exactly the update's.
-
-    Raises
-    ------
-    MetricInputError
-        For anything but a finite, non-empty floating tensor.
-
-    Notes
-    -----
     The strongest null for whatever rests on the bf16-visible mask of the paper (arXiv 2606.07082, update sparsity and
     mask overlap). The paper has no such null. It is fair only where both weights were kept in float32. An update read
     from weights stored in bf16 was rounded once already: it is zero where nothing showed, and what did show may be too
     small to show at its new place. Then its shuffle is sparser than the update even if the update has no structure.
 
-    Examples
-    --------
+    ``delta_w``: the update, any floating dtype, which is kept.
+    Returns a uniformly random permutation of the entries. Norm and distribution are exactly the update's. Raises
+    MetricInputError for anything but a finite, non-empty floating tensor.
+
     >>> update = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     >>> shuffled_update(update, generator=null_generator(0, "w")).flatten().sort().values.tolist()
     [1.0, 2.0, 3.0, 4.0]
@@ -99,8 +67,6 @@ def shuffled_difference(
 
     Both are shuffled alike and then subtracted: two bytes an entry move through memory for bf16, not eight.
 
-    Examples
-    --------
     >>> w_ref, w_new = torch.ones(3), torch.tensor([1.0, 2.0, 4.0])
     >>> shuffled = shuffled_difference(w_ref, w_new, generator=null_generator(0, "w"))
     >>> torch.equal(shuffled, shuffled_update((w_new - w_ref).double(), generator=null_generator(0, "w")))
@@ -125,8 +91,6 @@ def random_of_norm(shape: tuple[int, ...], norm: float, *, generator: torch.Gene
 
     It is what drift without direction would give for every static diagnostic of the paper (arXiv 2606.07082).
 
-    Examples
-    --------
     >>> round(float(random_of_norm((2, 2), 5.0, generator=null_generator(0, "w")).norm()), 12)
     5.0
     """
@@ -137,8 +101,6 @@ def random_of_norm(shape: tuple[int, ...], norm: float, *, generator: torch.Gene
 def identical_angles(reference: Factors, *, k: int) -> PrincipalAngles:
     """Return the principal angles that the method reports for a matrix against itself: 0 but for rounding.
 
-    Examples
-    --------
     >>> from opdgeom_utils.linalg.factors import factorize
     >>> identical_angles(factorize(torch.eye(3), cuts=(2,)), k=2).left_deg.tolist()
     [0.0, 0.0]

@@ -29,20 +29,14 @@ UNITS = ("B", "kB", "MB", "GB", "TB")
 class Plan:
     """What will be compared, and what it will take.
 
-    Attributes
-    ----------
-    n_checkpoints, n_matrices, n_vectors : int
-        Checkpoints, and for each of them the matrices with every metric and the vectors with their sparsity only.
-    n_entries, n_bytes : int
-        Weights of the reference that are compared; bytes to read, of the reference and of every checkpoint.
-    largest : str
-        Shape of the largest matrix.
-    k, n_workers : int
-        Dimension of the singular spaces; processes at once.
-    seconds, memory : float
-        Estimated time, and peak memory in bytes.
-    device : str
-        Where the measurement runs, and where the time was estimated.
+    ``n_checkpoints``, ``n_matrices``, ``n_vectors``: checkpoints, and for each of them the matrices with every metric
+    and the vectors with their sparsity only.
+    ``n_entries``, ``n_bytes``: weights of the reference that are compared; bytes to read, of the reference and of every
+    checkpoint.
+    ``largest``: shape of the largest matrix.
+    ``k``, ``n_workers``: dimension of the singular spaces; processes at once.
+    ``seconds``, ``memory``: estimated time, and peak memory in bytes.
+    ``device``: where the measurement runs, and where the time was estimated.
     """
 
     n_checkpoints: int
@@ -79,28 +73,12 @@ def plan_comparison(
 ) -> Plan:
     """Say what measuring a run will take, after timing two small matrices on this machine.
 
-    Parameters
-    ----------
-    reference, checkpoints : OpenCheckpoint, sequence of OpenCheckpoint
-        Opened, and cut down to the tensors that all of them have.
-    settings : Settings
-        As for the measurement.
-    n_jobs : int
-        Processes at once; -1 means one per core.
+    ``reference``, ``checkpoints``: opened, and cut down to the tensors that all of them have.
+    ``n_jobs``: processes at once; -1 means one per core.
+    Returns exact counts and bytes; time and memory are estimates. Time is linear in entries times small side, from
+    matrices of at most 640 x 640; where the disk is slower than the arithmetic it takes longer. Raises MetricInputError
+    when ``n_jobs`` is not a number of processes.
 
-    Returns
-    -------
-    Plan
-        Exact counts and bytes; time and memory are estimates. Time is linear in entries times small side, from
-        matrices of at most 640 x 640; where the disk is slower than the arithmetic it takes longer.
-
-    Raises
-    ------
-    MetricInputError
-        When ``n_jobs`` is not a number of processes.
-
-    Examples
-    --------
     >>> w = OpenCheckpoint("a", {"w": StoredTensor("a", "w", (64, 32), torch.bfloat16)})
     >>> options = Settings(eta=1e-3, alpha=0.3, rank=64, k=16, nulls=False, seed=0, device="cpu")
     >>> plan = plan_comparison(w, [w, w], options)
@@ -137,10 +115,7 @@ def plan_comparison(
 def measured_rate(side: int, settings: Settings) -> tuple[float, float]:
     """Time the real measurement on a small and a ``side`` x ``side`` matrix of random numbers, the best of three.
 
-    Returns
-    -------
-    tuple of float
-        Seconds for each tensor, and seconds for each entry times small side; vectors cost the first alone.
+    Returns seconds for each tensor, and seconds for each entry times small side; vectors cost the first alone.
     """
     small, large = (_random_pair(n) for n in (SMALL_SIDE, max(side, SMALL_SIDE + 1)))
     seconds = [_best_time(pair, settings) for pair in (small, large)]
@@ -151,8 +126,6 @@ def measured_rate(side: int, settings: Settings) -> tuple[float, float]:
 def say_bytes(count: float | int) -> str:
     """Write a number of bytes in decimal units.
 
-    Examples
-    --------
     >>> say_bytes(12), say_bytes(3_174_936), say_bytes(32_800_000_000)
     ('12 B', '3.17 MB', '32.8 GB')
     """
@@ -163,8 +136,6 @@ def say_bytes(count: float | int) -> str:
 def say_seconds(seconds: float | int) -> str:
     """Write a duration in the unit that a person would use.
 
-    Examples
-    --------
     >>> say_seconds(0.4), say_seconds(75), say_seconds(5400), say_seconds(400_000)
     ('about a second', '75 seconds', '90 minutes', '111 hours')
     """

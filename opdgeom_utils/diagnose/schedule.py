@@ -31,16 +31,9 @@ OPTIONS = ("learning_rate", *OF_SHAPE, "betas", "weight_decay")
 class Schedule:
     """The rate of every update of a run, and its optimiser.
 
-    Attributes
-    ----------
-    rates : tuple of float
-        Learning rate of each update, in order.
-    betas : tuple of float
-        Adam's decay rates.
-    weight_decay : float
-        Decoupled, as in AdamW.
-    said : str
-        Where the rates come from, in words.
+    ``rates``: learning rate of each update, in order.
+    ``weight_decay``: decoupled, as in AdamW.
+    ``said``: where the rates come from, in words.
     """
 
     rates: tuple[float, ...]
@@ -58,22 +51,11 @@ def walks_at(
 ) -> tuple[Walk | None, ...]:
     """Noise's walk up to each checkpoint; nothing where no rates are known.
 
-    Parameters
-    ----------
-    steps : sequence of int
-        Of the checkpoints. One checkpoint alone has all the rates if its step is 0.
-    learning_rates : sequence of float, or a mapping from a step to one
-        The rate of each update of the whole run; a checkpoint at step t has had the first t of them.
-    betas, weight_decay
-        As for :func:`~opdgeom_utils.metrics.noise_walk_rms`.
+    ``steps``: of the checkpoints. One checkpoint alone has all the rates if its step is 0.
+    ``learning_rates``: the rate of each update of the whole run; a checkpoint at step t has had the first t of them.
+    ``betas``, ``weight_decay``: as for :func:`~opdgeom_utils.metrics.noise_walk_rms`.
+    Raises MetricInputError for rates that are negative or fewer than a checkpoint's step, or options out of range.
 
-    Raises
-    ------
-    MetricInputError
-        For rates that are negative or fewer than a checkpoint's step, or options out of range.
-
-    Examples
-    --------
     >>> first, last = walks_at([0, 2], [0.5, 0.25], betas=(0.9, 0.999), weight_decay=0.0)
     >>> first.rms, last.ballistic
     (0.0, 0.75)
@@ -103,28 +85,13 @@ def schedule_of(
 ) -> tuple[Schedule | None, str]:
     """Take a run's schedule from what was said of it, or from the ``trainer_state.json`` beside a checkpoint.
 
-    Parameters
-    ----------
-    given : mapping
-        ``learning_rate``, ``updates``, ``schedule``, ``warmup``, ``final_learning_rate`` as in
-        :func:`~opdgeom_utils.metrics.learning_rate_schedule`, ``betas``, ``weight_decay``; None where nothing was said.
-    checkpoint : path, optional
-        The last checkpoint, or its name on the hub.
-    updates : int, optional
-        How many updates came before it, where its name says so.
+    ``given``: ``learning_rate``, ``updates``, ``schedule``, ``warmup``, ``final_learning_rate`` as in
+    :func:`~opdgeom_utils.metrics.learning_rate_schedule`, ``betas``, ``weight_decay``; None where nothing was said.
+    ``checkpoint``: the last checkpoint, or its name on the hub.
+    ``updates``: how many updates came before it, where its name says so.
+    Returns the schedule, or None; and what a reader should know about it, or why there is none, or an empty text.
+    Raises MetricInputError for numbers out of range, or words that make no schedule.
 
-    Returns
-    -------
-    tuple
-        The schedule, or None; and what a reader should know about it, or why there is none, or an empty text.
-
-    Raises
-    ------
-    MetricInputError
-        For numbers out of range, or words that make no schedule.
-
-    Examples
-    --------
     >>> schedule_of({"learning_rate": 1e-6, "updates": 2}, None, updates=None)[0].rates
     (1e-06, 1e-06)
     >>> schedule_of({}, None, updates=None)
@@ -204,23 +171,11 @@ def state_beside(checkpoint: str | Path | None) -> Path | None:
 def rates_of_state(path: Path, *, updates: int | None = None) -> tuple[list[float], str]:
     """Read the rate of every update from a ``trainer_state.json``.
 
-    Parameters
-    ----------
-    path : Path
-        The file. It logs the rate now and then (``logging_steps``); between two entries, and outside them, rates are
-        taken from the straight line through the nearest two.
-    updates : int, optional
-        How many updates to return; by default as many as the trainer had made (``global_step``).
-
-    Returns
-    -------
-    tuple
-        One rate for each update, and where they come from, in words.
-
-    Raises
-    ------
-    TrainerStateError
-        When the file is damaged, holds no rates, or holds rates that are no numbers from 0 up.
+    ``path``: the file. It logs the rate now and then (``logging_steps``); between two entries, and outside them, rates
+    are taken from the straight line through the nearest two.
+    ``updates``: how many updates to return; by default as many as the trainer had made (``global_step``).
+    Returns one rate for each update, and where they come from, in words. Raises TrainerStateError when the file is
+    damaged, holds no rates, or holds rates that are no numbers from 0 up.
     """
     state = _json_of(path)
     history = state.get("log_history")

@@ -26,11 +26,7 @@ class Settings:
     """How a table is measured; the fields are the options of :func:`~opdgeom_utils.diagnose.diagnose_pair`.
 
     ``walks`` has noise's walk up to each checkpoint, None where no schedule is known; without any schedule it is empty.
-
-    Raises
-    ------
-    MetricInputError
-        When an option is out of range.
+    Raises MetricInputError when an option is out of range.
     """
 
     eta: float | int

@@ -24,8 +24,6 @@ ALIKE = "The names differ in one number: it is taken as the step."
 def step_in(name: str) -> int | None:
     """Return the step that a path or a hub name holds, in the last of its parts that holds one.
 
-    Examples
-    --------
     >>> step_in("run/global_step_50/actor/huggingface"), step_in("maker/model@step_7"), step_in("run/final")
     (50, 7, None)
     """
@@ -35,23 +33,10 @@ def step_in(name: str) -> int | None:
 def numbered(names: Sequence[str]) -> tuple[list[int], str]:
     """Say at which step each of a run's checkpoints was saved.
 
-    Parameters
-    ----------
-    names : sequence of str
-        Paths or hub names, in any order; folders that all of them lie in say nothing.
+    ``names``: paths or hub names, in any order; folders that all of them lie in say nothing.
+    Returns a step for each name, and a sentence where the steps are not plainly written in the names. Raises
+    MetricInputError when only some of the names hold a step, or two hold the same one.
 
-    Returns
-    -------
-    tuple
-        A step for each name, and a sentence where the steps are not plainly written in the names.
-
-    Raises
-    ------
-    MetricInputError
-        When only some of the names hold a step, or two hold the same one.
-
-    Examples
-    --------
     >>> numbered(["run/checkpoint-1000", "run/checkpoint-200"])
     ([1000, 200], '')
     >>> numbered(["run/epoch_1/step_9", "run/epoch_0/step_9"])[0], numbered(["run/hf-20", "run/hf-3"])[0]
@@ -86,10 +71,7 @@ def checkpoints_inside(folder: Path) -> tuple[list[Path], list[Path]]:
     A folder with weights is one checkpoint, and nothing below it is looked at. A folder named after a step counts even
     where no weights are found in it, unless there are none anywhere: whoever opens it says what it holds instead.
 
-    Parameters
-    ----------
-    folder : Path
-        The run's folder, which holds no weights of its own but files named after steps.
+    ``folder``: the run's folder, which holds no weights of its own but files named after steps.
     """
     found = sorted(_inside(folder, DEEPEST), key=lambda path: step_in(path.name) is not None)
     paths = sorted({path.resolve(): path for path in found}.values())  # of two links to one folder, the one with a step

@@ -259,10 +259,7 @@ def _of_the_table(report: dict[str, Any], kept: set[str], measured: set[str], na
 def selected(names: list[str], modules: Sequence[str] | None) -> list[str]:
     """Keep the names of some kinds of tensor, as ``modules`` of :func:`diagnose_pair` says them.
 
-    Raises
-    ------
-    MetricInputError
-        When there is no such kind, or none is asked for.
+    Raises MetricInputError when there is no such kind, or none is asked for.
     """
     if modules is None:
         return names

@@ -22,18 +22,9 @@ __all__ = ["Finding", "Fit", "Setting", "Side", "check_fit"]
 class Fit:
     """Whether a student can be distilled from a teacher, and what has to be changed first.
 
-    Attributes
-    ----------
-    student, teacher : Side
-        What was read.
-    setting : Setting
-        How the training was said to be run.
-    findings : tuple of Finding
-        Everything that was looked at, what stops first.
-    memory : mapping of str to int
-        Bytes of each part; see :mod:`opdgeom_utils.fit.memory`.
-    peak : int
-        Bytes at the fullest moment.
+    ``findings``: everything that was looked at, what stops first.
+    ``memory``: bytes of each part; see :mod:`opdgeom_utils.fit.memory`.
+    ``peak``: bytes at the fullest moment.
     """
 
     student: Side

@@ -19,13 +19,10 @@ PROBE = 'The sum of 1234 and 56.7 is:\n\n  x² = naïve\t{"a": [1]}'
 class Finding:
     """One thing that was looked at.
 
-    Attributes
-    ----------
-    level : str
-        ``stop``: training cannot start; ``change``: it runs, and goes wrong unless this is changed; ``note``: to be
-        decided or known; ``fine``.
-    topic, found, advice : str
-        What was looked at, what was found, what to do (empty where nothing is to be done).
+    ``level``: ``stop``: training cannot start; ``change``: it runs, and goes wrong unless this is changed; ``note``: to
+    be decided or known; ``fine``.
+    ``topic``, ``found``, ``advice``: what was looked at, what was found, what to do (empty where nothing is to be
+    done).
     """
 
     level: Level

@@ -33,18 +33,12 @@ IN_TURN = (GRADIENTS, KV, ACTIVATIONS, FULL, CHUNKED)  # of a rollout, or of the
 class Setting:
     """How the training is run.
 
-    Attributes
-    ----------
-    sequences, micro_batch : int
-        Completions that are sampled at once; completions in one forward and backward pass, at most ``sequences``.
-    prompt_tokens, completion_tokens : int
-        Longest prompt and longest completion.
-    lora_rank : int, optional
-        None trains every weight.
-    full_logits : bool
-        Whether all logits of a micro-batch exist at once; else ``CHUNK`` tokens' at a time.
-    checkpointing : bool
-        Whether activations are computed again in the backward pass.
+    ``sequences``, ``micro_batch``: completions that are sampled at once; completions in one forward and backward pass,
+    at most ``sequences``.
+    ``prompt_tokens``, ``completion_tokens``: longest prompt and longest completion.
+    ``lora_rank``: None trains every weight.
+    ``full_logits``: whether all logits of a micro-batch exist at once; else ``CHUNK`` tokens' at a time.
+    ``checkpointing``: whether activations are computed again in the backward pass.
     """
 
     sequences: int = 16
@@ -69,8 +63,6 @@ class Setting:
 def memory_parts(student: Side, teacher: Side, setting: Setting) -> dict[str, int]:
     """Bytes of each part; both ways of holding the logits are there, whichever the setting takes.
 
-    Examples
-    --------
     >>> from opdgeom_utils.fit.sides import open_side
     >>> parts = memory_parts(open_side("anchor"), open_side("teacher"), Setting())
     >>> parts["gradients, fp32"] / parts["teacher, bf16"]

@@ -28,21 +28,11 @@ OPEN_THOUGHT = "<think>"
 class Side:
     """A model as its files describe it.
 
-    Attributes
-    ----------
-    name : str
-        What it was called.
-    config : PreTrainedConfig
-        Of its language model.
-    tokenizer : PreTrainedTokenizerBase
-    stops : tuple of int
-        Tokens at which generation ends: of ``generation_config.json``, else of ``config.json``; ascending.
-    n_parameters : int
-        Every parameter once.
-    lora_entries : int
-        Parameters of a LoRA of rank 1 on every linear map but the head.
-    quantised : bool
-        Whether the configuration says that the weights are stored in fewer than 16 bits.
+    ``config``: of its language model.
+    ``stops``: tokens at which generation ends: of ``generation_config.json``, else of ``config.json``; ascending.
+    ``n_parameters``: every parameter once.
+    ``lora_entries``: parameters of a LoRA of rank 1 on every linear map but the head.
+    ``quantised``: whether the configuration says that the weights are stored in fewer than 16 bits.
     """
 
     name: str
@@ -106,20 +96,10 @@ class Side:
 def open_side(source: str | Path) -> Side:
     """Read what a model's small files say; the hub is asked for those files only.
 
-    Parameters
-    ----------
-    source : str or path
-        A folder, a shipped model (``anchor``) or a hub id (``name`` or ``name@revision``).
+    ``source``: a folder, a shipped model (``anchor``) or a hub id (``name`` or ``name@revision``).
+    Raises CheckpointNotFoundError when there is no such model, no configuration or no tokenizer. Raises
+    CheckpointDamagedError when the files describe no causal language model that this version of transformers knows.
 
-    Raises
-    ------
-    CheckpointNotFoundError
-        When there is no such model, no configuration or no tokenizer.
-    CheckpointDamagedError
-        When the files describe no causal language model that this version of transformers knows.
-
-    Examples
-    --------
     >>> side = open_side("anchor")
     >>> side.rows, len(side.tokens), side.stops, side.longest
     (53, 53, (1,), 128)

@@ -21,8 +21,6 @@ SAMPLE_FROM = 2**16  # below this size a sample saves nothing
 def is_finite(values: Float[Tensor, "*shape"]) -> bool:
     """Whether a non-empty tensor holds neither NaN nor infinity: its extremes say so in one pass.
 
-    Examples
-    --------
     >>> is_finite(torch.tensor([1.0, -2.0])), is_finite(torch.tensor([1.0, float("nan")]))
     (True, False)
     """
@@ -32,8 +30,6 @@ def is_finite(values: Float[Tensor, "*shape"]) -> bool:
 def count_true(mask: Bool[Tensor, "*shape"]) -> int:
     """Return the number of True entries.
 
-    Examples
-    --------
     >>> count_true(torch.tensor([[True, False], [True, True]]))
     3
     """
@@ -43,8 +39,6 @@ def count_true(mask: Bool[Tensor, "*shape"]) -> int:
 def differing(a: Float[Tensor, "*shape"], b: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
     """Mark where two finite tensors of one 16-bit dtype differ in value; 0 and -0 do not.
 
-    Examples
-    --------
     >>> a, b = torch.tensor([[1.0, 0.0], [1.0, 2.0]]).bfloat16()
     >>> differing(a, b).tolist(), differing(torch.zeros(1).half(), -torch.zeros(1).half()).tolist()
     ([False, True], [False])
@@ -61,8 +55,6 @@ def differing(a: Float[Tensor, "*shape"], b: Float[Tensor, "*shape"]) -> Bool[Te
 def lowest(codes: Int16[Tensor, "*shape"], count: int) -> Bool[Tensor, "*shape"]:
     """Mark the ``count`` lowest of codes that are not negative, ties in row-major order.
 
-    Examples
-    --------
     >>> lowest(torch.tensor([3, 1, 1, 0], dtype=torch.int16), 2).tolist()
     [False, True, False, True]
     """
@@ -76,8 +68,6 @@ def lowest(codes: Int16[Tensor, "*shape"], count: int) -> Bool[Tensor, "*shape"]
 def with_first_ties(mask: Bool[Tensor, " n"], tied: Bool[Tensor, " n"], count: int) -> Bool[Tensor, " n"]:
     """Fill ``mask`` up to ``count`` with the earliest of the tied entries.
 
-    Examples
-    --------
     >>> with_first_ties(torch.tensor([True, False, False]), torch.tensor([False, True, True]), 2).tolist()
     [True, True, False]
     """

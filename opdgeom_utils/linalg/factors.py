@@ -37,16 +37,10 @@ class Factors:
     Vectors of the small side are there from the start. Those of the long side are as many times larger as the matrix
     is longer than wide, so they are made when they are first asked for.
 
-    Attributes
-    ----------
-    tall : TallMatrix
-        The matrix that was decomposed.
-    s : Float[Tensor, " p"]
-        All ``p = min(out, in)`` singular values, descending.
-    short : Float[Tensor, "p r"]
-        Leading singular vectors of the small side, one per column, orthonormal.
-    is_wide : bool
-        Whether ``in`` is larger than ``out``, so that the left vectors are the short ones.
+    ``tall``: the matrix that was decomposed.
+    ``s``: all ``p = min(out, in)`` singular values, descending.
+    ``short``: leading singular vectors of the small side, one per column, orthonormal.
+    ``is_wide``: whether ``in`` is larger than ``out``, so that the left vectors are the short ones.
     """
 
     tall: TallMatrix
@@ -84,8 +78,6 @@ class Factors:
     def approximation(self, rank: int) -> Float[Tensor, "out in"]:
         """Return the best approximation of that rank over ``tall.scale``, from the vectors of the small side alone.
 
-        Examples
-        --------
         >>> factorize(torch.tensor([[4.0, 0.0], [0.0, 1.0]]), cuts=(1,)).approximation(1).tolist()
         [[1.0, 0.0], [0.0, 0.0]]
         """
@@ -105,8 +97,6 @@ class Factors:
     def has_gap(self, k: int) -> bool:
         """Whether the leading k spaces are defined well enough for angles to 1e-5 degree.
 
-        Examples
-        --------
         >>> factors = factorize(torch.diag(torch.tensor([2.0, 1.0, 1.0])), cuts=(3,))
         >>> factors.has_gap(1), factors.has_gap(2), factors.has_gap(3)
         (True, False, True)
@@ -117,20 +107,10 @@ class Factors:
 def factorize(w: Float[Tensor, "out in"], *, cuts: tuple[int, ...]) -> Factors:
     """Singular values of ``w`` and as many leading vectors as the largest cut asks for.
 
-    Parameters
-    ----------
-    w : Float[Tensor, "out in"]
-        Any floating dtype; computed in float64.
-    cuts : tuple of int
-        The ranks at which leading spaces will be used; each is clipped to ``min(out, in)``.
+    ``w``: any floating dtype; computed in float64.
+    ``cuts``: the ranks at which leading spaces will be used; each is clipped to ``min(out, in)``.
+    With ``r = min(max(cuts), out, in)`` vectors on each side.
 
-    Returns
-    -------
-    Factors
-        With ``r = min(max(cuts), out, in)`` vectors on each side.
-
-    Examples
-    --------
     >>> factors = factorize(torch.tensor([[0.0, 3.0], [1.0, 0.0]]), cuts=(1,))
     >>> factors.s.tolist(), factors.vh.abs().tolist()
     ([3.0, 1.0], [[0.0, 1.0]])
@@ -157,12 +137,8 @@ class LongVectors:
     in small singular values. The Cholesky factor of their own products is what is missing; it is near the identity, so
     applying it costs no digits.
 
-    Attributes
-    ----------
-    near : Float[Tensor, "long r"]
-        Nearly orthonormal columns.
-    triangle : Float[Tensor, "r r"]
-        Upper triangular; its leading block belongs to the leading columns.
+    ``near``: nearly orthonormal columns.
+    ``triangle``: upper triangular; its leading block belongs to the leading columns.
     """
 
     near: Float[Tensor, "long r"]
@@ -188,8 +164,6 @@ class LongVectors:
 def cholesky(gram: Float[Tensor, "r r"]) -> Float[Tensor, "r r"]:
     """Return the upper triangular factor of a positive definite matrix: its transpose times itself is the matrix.
 
-    Examples
-    --------
     >>> cholesky(torch.tensor([[4.0, 2.0], [2.0, 2.0]], dtype=torch.float64)).tolist()
     [[2.0, 1.0], [0.0, 1.0]]
     """
@@ -199,8 +173,6 @@ def cholesky(gram: Float[Tensor, "r r"]) -> Float[Tensor, "r r"]:
 def singular_values(w: Float[Tensor, "out in"], *, leading: int | None = None) -> Float[Tensor, " p"]:
     """All singular values, descending, in float64; the first ``leading`` of them (default all) to full accuracy.
 
-    Examples
-    --------
     >>> singular_values(torch.tensor([[0.0, 2.0], [0.0, 0.0]])).tolist()
     [2.0, 0.0]
     """
@@ -211,8 +183,6 @@ def singular_values(w: Float[Tensor, "out in"], *, leading: int | None = None) -
 def scaled_singular_values(tall: TallMatrix, *, leading: int | None = None) -> Float[Tensor, " p"]:
     """Singular values over ``tall.scale``: a subnormal update keeps all its digits this way.
 
-    Examples
-    --------
     >>> scaled_singular_values(TallMatrix.of(torch.tensor([[0.0, 4.0], [2.0, 0.0]]))).tolist()
     [1.0, 0.5]
     """

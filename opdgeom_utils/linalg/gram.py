@@ -29,19 +29,12 @@ class TallMatrix:
     A sum is never made whole: each block is added up when it is asked for, so an update needs no memory of its own, and
     ``other`` may lie on the CPU while the work is done on a GPU.
 
-    Attributes
-    ----------
-    rows : Float[Tensor, "long short"]
-        The matrix or its transpose, as stored.
-    scale : float
-        A power of two, so that dividing by it rounds nothing; the largest entry over it is between 1 and 2. It is 1 for
-        a zero matrix.
-    other : Float[Tensor, "long short"] or None
-        What is added to ``rows``, as stored.
-    sign : int
-        1 if ``other`` is added, -1 if it is subtracted.
-    device : torch.device or None
-        Where the blocks are made; None for where ``rows`` lies.
+    ``rows``: the matrix or its transpose, as stored.
+    ``scale``: a power of two, so that dividing by it rounds nothing; the largest entry over it is between 1 and 2. It
+    is 1 for a zero matrix.
+    ``other``: what is added to ``rows``, as stored.
+    ``sign``: 1 if ``other`` is added, -1 if it is subtracted.
+    ``device``: where the blocks are made; None for where ``rows`` lies.
     """
 
     rows: Float[Tensor, "long short"]
@@ -63,8 +56,6 @@ class TallMatrix:
 
         The blocks are made on ``device``, by default where ``w`` lies.
 
-        Examples
-        --------
         >>> tall = TallMatrix.of(torch.tensor([[5.0, -3.0]]))
         >>> tall.rows.tolist(), tall.scale
         ([[5.0], [-3.0]], 4.0)
@@ -96,8 +87,6 @@ class TallMatrix:
     def gram(self) -> Float[Tensor, "short short"]:
         """Return the scaled matrix's transpose times itself.
 
-        Examples
-        --------
         >>> TallMatrix.of(torch.tensor([[1.0], [1.0]])).gram().tolist()
         [[2.0]]
         """
@@ -121,8 +110,6 @@ def on_cpu(tensor: Tensor) -> bool:
 def gram_of(block: Float[Tensor, "long short"]) -> Float[Tensor, "short short"]:
     """Return ``block.T @ block`` for a float64 block that needs no scaling.
 
-    Examples
-    --------
     >>> gram_of(torch.tensor([[1.0, 2.0]], dtype=torch.float64)).tolist()
     [[1.0, 2.0], [2.0, 4.0]]
     """
@@ -132,8 +119,6 @@ def gram_of(block: Float[Tensor, "long short"]) -> Float[Tensor, "short short"]:
 def sum_of_grams(blocks: Iterator[Float[Tensor, "some short"]]) -> Float[Tensor, "short short"]:
     """Return the sum of ``block.T @ block`` over float64 blocks that need no scaling.
 
-    Examples
-    --------
     >>> rows = torch.tensor([[1.0, 2.0], [3.0, 0.0]], dtype=torch.float64).split(1)
     >>> sum_of_grams(iter(rows)).tolist()
     [[10.0, 2.0], [2.0, 4.0]]
@@ -169,8 +154,6 @@ def _mirrored(lower: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
 def frobenius_norm(w: Float[Tensor, "*shape"]) -> float:
     """Frobenius norm in float64, without overflow or underflow of the squares.
 
-    Examples
-    --------
     >>> tiny = 2.0**-700
     >>> frobenius_norm(torch.tensor([3 * tiny, 4 * tiny], dtype=torch.float64)) == 5 * tiny
     True
@@ -183,8 +166,6 @@ def frobenius_norm(w: Float[Tensor, "*shape"]) -> float:
 def eigenpairs(gram: Float[Tensor, "n n"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n n"]]:
     """Eigenvalues, descending, and eigenvectors in columns, of a symmetric float64 matrix.
 
-    Examples
-    --------
     >>> values, vectors = eigenpairs(torch.diag(torch.tensor([1.0, 4.0], dtype=torch.float64)))
     >>> values.tolist(), vectors.abs().tolist()
     ([4.0, 1.0], [[0.0, 1.0], [1.0, 0.0]])
@@ -201,8 +182,6 @@ def eigenpairs(gram: Float[Tensor, "n n"]) -> tuple[Float[Tensor, " n"], Float[T
 def eigenvalues(gram: Float[Tensor, "n n"]) -> Float[Tensor, " n"]:
     """Eigenvalues of a symmetric float64 matrix, descending; those of a Gram matrix that round below 0 become 0.
 
-    Examples
-    --------
     >>> eigenvalues(torch.diag(torch.tensor([1.0, 4.0], dtype=torch.float64))).tolist()
     [4.0, 1.0]
     """
@@ -219,8 +198,6 @@ def largest_eigenvalue(gram: Float[Tensor, "n n"]) -> Float[Tensor, ""]:
     an upper bound is proven by a Cholesky factorisation, which exists only above every eigenvalue. If the proof fails,
     all eigenvalues are computed.
 
-    Examples
-    --------
     >>> float(largest_eigenvalue(torch.diag(torch.tensor([1.0, 4.0], dtype=torch.float64))))
     4.0
     """

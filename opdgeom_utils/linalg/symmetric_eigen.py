@@ -21,10 +21,7 @@ class Spectrum:
     On a CPU the matrix is brought to tridiagonal form once, the eigenvectors of that form are found by divide and
     conquer, and only the columns asked for are turned back.
 
-    Attributes
-    ----------
-    values : Float[Tensor, " n"]
-        Eigenvalues, descending.
+    ``values``: eigenvalues, descending.
     """
 
     values: Float[Tensor, " n"]
@@ -34,8 +31,6 @@ class Spectrum:
     def of(cls, gram: Float[Tensor, "n n"]) -> "Spectrum":
         """Decompose a symmetric float64 matrix.
 
-        Examples
-        --------
         >>> spectrum = Spectrum.of(torch.diag(torch.tensor([1.0, 4.0], dtype=torch.float64)))
         >>> spectrum.values.tolist(), spectrum.vectors(0, 1).abs().tolist()
         ([4.0, 1.0], [[0.0], [1.0]])

@@ -31,22 +31,12 @@ def checked(
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorate a metric so that its named arguments are checked first.
 
-    Parameters
-    ----------
-    matrices, tensors, vectors : tuple of str
-        Arguments that must be finite floating tensors with two, any, or one dimension.
-    masks : tuple of str
-        Arguments that must be boolean tensors.
-    same_shape : bool
-        Whether all named arguments must have one shape.
+    ``matrices``, ``tensors``, ``vectors``: arguments that must be finite floating tensors with two, any, or one
+    dimension.
+    ``masks``: arguments that must be boolean tensors.
+    ``same_shape``: whether all named arguments must have one shape.
+    Returns a decorator that keeps the signature.
 
-    Returns
-    -------
-    Callable
-        A decorator that keeps the signature.
-
-    Examples
-    --------
     >>> @checked(vectors=("x",))
     ... def total(x):
     ...     return float(x.sum())
@@ -78,10 +68,7 @@ def checked(
 def check_finite_tensor(name: str, value: Any, *, ndim: int | None = None) -> None:
     """Refuse anything but a finite, non-empty floating tensor of ``ndim`` dimensions (any number if None).
 
-    Raises
-    ------
-    MetricInputError
-        For another type, dtype or number of dimensions, no entries, or NaN or infinite entries.
+    Raises MetricInputError for another type, dtype or number of dimensions, no entries, or NaN or infinite entries.
     """
     if not isinstance(value, Tensor):
         raise MetricInputError(f"{name} is a {type(value).__name__}, expected a torch.Tensor; convert it first.")
@@ -102,10 +89,7 @@ def check_finite_tensor(name: str, value: Any, *, ndim: int | None = None) -> No
 def check_mask(name: str, value: Any) -> None:
     """Refuse anything but a boolean tensor.
 
-    Raises
-    ------
-    MetricInputError
-        For another type or dtype.
+    Raises MetricInputError for another type or dtype.
     """
     if not isinstance(value, Tensor) or value.dtype != torch.bool:
         found = value.dtype if isinstance(value, Tensor) else type(value).__name__
@@ -115,10 +99,7 @@ def check_mask(name: str, value: Any) -> None:
 def check_same_shape(named: dict[str, Tensor]) -> None:
     """Refuse tensors of different shapes.
 
-    Raises
-    ------
-    MetricInputError
-        When two of them differ.
+    Raises MetricInputError when two of them differ.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in named.items()}
     if len(set(shapes.values())) > 1:
@@ -129,10 +110,7 @@ def check_same_shape(named: dict[str, Tensor]) -> None:
 def check_count(name: str, value: Any, *, at_least: int = 1) -> None:
     """Refuse anything but a whole number of at least ``at_least``.
 
-    Raises
-    ------
-    MetricInputError
-        For another type or a smaller number.
+    Raises MetricInputError for another type or a smaller number.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
         raise MetricInputError(f"{name} is {value!r}, expected a whole number of at least {at_least}.")
@@ -141,10 +119,7 @@ def check_count(name: str, value: Any, *, at_least: int = 1) -> None:
 def check_fraction(name: str, value: Any, *, at_most: float = 1.0) -> None:
     """Refuse anything but a number from 0 to ``at_most``.
 
-    Raises
-    ------
-    MetricInputError
-        For another type, NaN, or a number outside the range.
+    Raises MetricInputError for another type, NaN, or a number outside the range.
     """
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value) or not 0 <= value <= at_most:
@@ -154,10 +129,7 @@ def check_fraction(name: str, value: Any, *, at_most: float = 1.0) -> None:
 def check_size(name: str, value: Any) -> None:
     """Refuse anything but a finite number of at least 0.
 
-    Raises
-    ------
-    MetricInputError
-        For another type, NaN, infinity or a negative number.
+    Raises MetricInputError for another type, NaN, infinity or a negative number.
     """
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value) or value < 0:

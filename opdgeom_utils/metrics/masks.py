@@ -112,8 +112,6 @@ def _magnitude_codes(w: Float[Tensor, "out in"]) -> Int16[Tensor, "out in"]:
 def top_entries(score: Float[Tensor, "out in"], *, alpha: float | int) -> Bool[Tensor, "out in"]:
     """Mark the ``round(alpha * n)`` highest scores, ties in row-major order, without sorting.
 
-    Examples
-    --------
     >>> top_entries(torch.tensor([[1.0, 5.0, 1.0, 1.0]]), alpha=0.5).tolist()
     [[True, True, False, False]]
     """

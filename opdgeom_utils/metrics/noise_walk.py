@@ -27,15 +27,9 @@ FEWEST, MOST = 64, 2**14
 class Walk:
     """How far noise goes along a schedule, and what else the schedule does.
 
-    Attributes
-    ----------
-    rms, ballistic : float
-        Displacement of an entry under noise, and under gradients that never change.
-    shrinkage : float
-        Share of itself that a weight loses to weight decay.
+    ``rms``, ``ballistic``: displacement of an entry under noise, and under gradients that never change.
+    ``shrinkage``: share of itself that a weight loses to weight decay.
 
-    Examples
-    --------
     >>> walk = Walk.along([0.5], weight_decay=0.5)
     >>> round(walk.rms, 6), walk.ballistic, walk.shrinkage
     (0.5, 0.5, 0.25)

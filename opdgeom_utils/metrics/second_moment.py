@@ -77,8 +77,6 @@ def cross_second_moment(
     It is the paper's cross term. Symmetric; its eigenvalues may have either sign, and it is near zero where the two
     gradients of a batch have nothing to do with each other.
 
-    Examples
-    --------
     >>> one, other = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.0, 2.0]]])
     >>> cross_second_moment(one, other, side="right").tolist()
     [[0.0, 2.0], [2.0, 0.0]]
@@ -92,13 +90,9 @@ def moment_products(
 ) -> Float[Tensor, "N n n"]:
     """Return each batch's own product, before the mean: what a bootstrap over batches draws from.
 
-    Raises
-    ------
-    MetricInputError
-        For anything but two finite floating tensors (N, out, in) of one shape, or a side that is not one.
+    Raises MetricInputError for anything but two finite floating tensors (N, out, in) of one shape, or a side that is
+    not one.
 
-    Examples
-    --------
     >>> moment_products(torch.ones(2, 1, 1), torch.ones(2, 1, 1), side="left").tolist()
     [[[1.0]], [[1.0]]]
     """
@@ -116,8 +110,6 @@ def moment_products(
 def leading_directions(moment: Float[Tensor, "*batch n n"], k: int) -> Float[Tensor, "*batch n k"]:
     """Eigenvectors of the ``k`` largest eigenvalues of one moment, or of many, as columns, largest first.
 
-    Examples
-    --------
     >>> leading_directions(torch.diag(torch.tensor([1.0, 9.0])), 1).abs().tolist()
     [[0.0], [1.0]]
     """
@@ -162,8 +154,6 @@ def space_overlap(
 ) -> Float[Tensor, "*batch"]:
     """Squared norm of ``A' B`` over ``k``, for orthonormal columns, never above 1.
 
-    Examples
-    --------
     >>> float(space_overlap(torch.eye(3)[:, :2], torch.eye(3)[:, 1:]))
     0.5
     """
@@ -177,26 +167,12 @@ def fit_moment(target: Float[Tensor, "n n"], base: Float[Tensor, "n n"], *, nois
     The paper says that masking tokens does the latter to OPD's second moment. ``s`` may come out negative; it is not
     held back, so ``r2`` never falls when the noise is let in.
 
-    Parameters
-    ----------
-    target, base : Float[Tensor, "n n"]
-        The moment to explain and the one that explains it.
-    noise : bool
-        Whether a multiple of the identity is fitted beside it.
+    ``target``, ``base``: the moment to explain and the one that explains it.
+    ``noise``: whether a multiple of the identity is fitted beside it.
+    ``r2`` is nan for a zero target. A zero base, or one that is itself a multiple of the identity, has scale 0
+    where the noise can stand for it. Raises MetricInputError for tensors that are not finite floating matrices of one
+    shape.
 
-    Returns
-    -------
-    MomentFit
-        ``r2`` is nan for a zero target. A zero base, or one that is itself a multiple of the identity, has scale 0
-        where the noise can stand for it.
-
-    Raises
-    ------
-    MetricInputError
-        For tensors that are not finite floating matrices of one shape.
-
-    Examples
-    --------
     >>> base = torch.diag(torch.tensor([2.0, 0.0]))
     >>> fit = fit_moment(3 * base + torch.eye(2), base, noise=True)
     >>> round(fit.scale, 9), round(fit.noise, 9), round(fit.r2, 9)
@@ -216,8 +192,6 @@ def fit_moment(target: Float[Tensor, "n n"], base: Float[Tensor, "n n"], *, nois
 def explained_share(moment: Float[Tensor, "n n"], predicted: Float[Tensor, "n n"]) -> float:
     """``r2`` of a prediction in which nothing is fitted; at most 1, nan for a zero moment.
 
-    Examples
-    --------
     >>> explained_share(torch.eye(2), torch.diag(torch.tensor([1.0, 0.0])))
     0.5
     """
@@ -236,15 +210,8 @@ def mixed_moment(
 
     With raw signals the mixture's gradient is ``alpha g_opd + (1 - alpha) g_rlvr``, so on the same batches this is an
     identity of algebra and cannot fail. What can be asked is how much the cross term carries (pass None to leave it
-    out), and whether moments from other batches do as well.
+    out), and whether moments from other batches do as well. Raises MetricInputError for an ``alpha`` outside 0 to 1.
 
-    Raises
-    ------
-    MetricInputError
-        For an ``alpha`` outside 0 to 1.
-
-    Examples
-    --------
     >>> one = torch.eye(1)
     >>> mixed_moment(one, one, 2 * one, alpha=0.5).tolist(), mixed_moment(one, one, None, alpha=0.5).tolist()
     ([[1.0]], [[0.5]])
@@ -259,8 +226,6 @@ def bootstrap_weights(n: int, replicates: int, *, seed: int = 0) -> Float[Tensor
 
     Multiply them into :func:`moment_products` for as many resampled moments.
 
-    Examples
-    --------
     >>> bootstrap_weights(3, 2).sum(1).round(decimals=9).tolist()
     [1.0, 1.0]
     """

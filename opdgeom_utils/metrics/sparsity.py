@@ -103,13 +103,8 @@ def update_sparsity(
 def bf16_realised(w: Float[Tensor, "*shape"], *, name: str = "w") -> Float[Tensor, "*shape"]:
     """Return the float32 values that a bf16 copy of ``w`` holds.
 
-    Raises
-    ------
-    MetricInputError
-        When a finite entry is too large for bf16.
+    Raises MetricInputError when a finite entry is too large for bf16.
 
-    Examples
-    --------
     >>> bf16_realised(torch.tensor([1.001, -3.0])).tolist()
     [1.0, -3.0]
     """

@@ -86,8 +86,6 @@ def angles_between(reference: Factors, new: Factors, *, k: int) -> PrincipalAngl
 def space_angles_deg(basis_a: Float[Tensor, "n k"], basis_b: Float[Tensor, "n k"]) -> Float[Tensor, " k"]:
     """Principal angles between two spaces given by orthonormal columns, in degrees, ascending, float64.
 
-    Examples
-    --------
     >>> axis = torch.tensor([[1.0], [0.0]], dtype=torch.float64)
     >>> diagonal = torch.tensor([[1.0], [1.0]], dtype=torch.float64) / 2**0.5
     >>> round(float(space_angles_deg(axis, diagonal)), 12)

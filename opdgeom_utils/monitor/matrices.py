@@ -174,20 +174,11 @@ class WatchedAdapter(WatchedWeight):
 def watched_matrices(model: nn.Module, rates: RatesTaken, which: str | list[str]) -> list[WatchedWeight]:
     """Find what is trained in a model, and choose.
 
-    Parameters
-    ----------
-    model : nn.Module
-        Any; sharded by ``fully_shard`` (FSDP 2) or not, with LoRA layers of peft or not.
-    rates : RatesTaken
-        Of its optimizer.
-    which : "sample", "all" or list of str
-        One matrix of each kind, spread over the depth; every one in the layers; or kinds and names. Embedding and
-        head are watched only where they are named.
-
-    Raises
-    ------
-    MonitorError
-        When nothing is left, or an adapter is of a kind whose update is not a product of two factors.
+    ``model``: any; sharded by ``fully_shard`` (FSDP 2) or not, with LoRA layers of peft or not.
+    ``rates``: of its optimizer.
+    ``which``: one matrix of each kind, spread over the depth; every one in the layers; or kinds and names. Embedding
+    and head are watched only where they are named.
+    Raises MonitorError when nothing is left, or an adapter is of a kind whose update is not a product of two factors.
     """
     adapters = [
         m for name, layer in model.named_modules() if hasattr(layer, "lora_A") for m in _adapter(name, layer, rates)

@@ -17,8 +17,6 @@ EXACT_UNTIL = 64
 class RatesTaken:
     """Rates of each parameter group of an optimizer, one for each step that it took.
 
-    Examples
-    --------
     >>> weight = torch.nn.Parameter(torch.zeros(2, 2))
     >>> optimizer = torch.optim.AdamW([weight], lr=0.5, weight_decay=0.0)
     >>> rates = RatesTaken(optimizer)

@@ -59,8 +59,6 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     Norms add in squares. Walk ratio, coherence and shares of entries are over all entries together; the rest are means
     over matrices.
 
-    Examples
-    --------
     >>> row = {"entries": 4, "update_norm": 2.0, "update_norm_noise": 1.0, "rms": 1.0, "walk": 0.5, "ballistic": 2.0}
     >>> numbers = summary([row, row])
     >>> numbers["geometry/walk_ratio"], numbers["geometry/coherence"], round(numbers["geometry/update_norm"], 3)

@@ -69,19 +69,8 @@ article.bd-article th { text-align: left; }
 def report_page(notebook: nbformat.NotebookNode, *, title: str, leave_out: Collection[str] = (BOOK_ONLY,)) -> str:
     """Write an executed notebook as one page.
 
-    Parameters
-    ----------
-    notebook : nbformat.NotebookNode
-        With outputs.
-    title : str
-        Title of the page.
-    leave_out : collection of str
-        Cells that carry one of these tags are left out.
-
-    Returns
-    -------
-    str
-        The HTML text.
+    ``notebook``: with outputs.
+    ``leave_out``: cells that carry one of these tags are left out.
     """
     numbers = _figure_numbers(notebook, leave_out)
     parts = [part for cell in _shown(notebook, leave_out) for part in _cell_html(cell, numbers)]
@@ -116,8 +105,6 @@ def _figure_numbers(notebook: nbformat.NotebookNode, leave_out: Collection[str] 
 def plain_markdown(text: str, numbers: dict[str, int]) -> str:
     r"""Replace what only MyST understands by words.
 
-    Examples
-    --------
     >>> plain_markdown("(here)=\n# A {term}`null <nulls>` in {numref}`fig-a` {cite:p}`who2026`.", {"fig-a": 2})
     '# A null in Figure 2.'
     >>> plain_markdown("See the [next chapter](only-step-size).", {})

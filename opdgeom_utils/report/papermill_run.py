@@ -29,10 +29,7 @@ def tagged(notebook: nbformat.NotebookNode, tag: str) -> list[nbformat.NotebookN
 def read_parameters(path: Path) -> dict[str, Any]:
     """Read a parameter file, such as ``notebooks/params/smoke.yaml``.
 
-    Raises
-    ------
-    ValueError
-        If it does not hold names and values.
+    Raises ValueError if it does not hold names and values.
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}

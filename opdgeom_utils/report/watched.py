@@ -22,10 +22,7 @@ NEEDED = {"step", "name", "entries", "update_norm", "walk", "rms"}
 def watched_numbers(table: Path) -> pd.DataFrame:
     """Return one row per measured step, as the trainer's log had it.
 
-    Raises
-    ------
-    MonitorError
-        When the file is no table of a monitor, or has no rows.
+    Raises MonitorError when the file is no table of a monitor, or has no rows.
     """
     try:
         rows = pd.read_parquet(table)
@@ -46,12 +43,7 @@ def watched_numbers(table: Path) -> pd.DataFrame:
 def write_watched(table: Path, out: Path | None = None) -> Path:
     """Write the page beside the table, or to ``out``, and return where.
 
-    Raises
-    ------
-    MonitorError
-        As :func:`watched_numbers`.
-    StorageError
-        When it cannot be written.
+    Raises MonitorError as :func:`watched_numbers`. Raises StorageError when it cannot be written.
     """
     numbers = watched_numbers(table)
     step, ratio = numbers["step"].iloc[-1], numbers["walk_ratio"].iloc[-1] if "walk_ratio" in numbers else math.nan

@@ -47,24 +47,11 @@ LOOK_EVERY = 0.5  # seconds between two looks at how far the work is
 def write_report(given: Mapping[str, Any], out: str | Path | None = None) -> tuple[Path, Path]:
     """Execute the chapter with these parameters and write the page and the table.
 
-    Parameters
-    ----------
-    given : dict
-        Parameters of the chapter; ``reference`` and ``tuned`` at least.
-    out : path, optional
-        The HTML file; the table gets its name with ``.parquet``, the folder of finished matrices with ``.work``.
-        Without it, a file in ``reports`` here, named after the run.
-
-    Returns
-    -------
-    tuple of Path
-        Page and table.
-
-    Raises
-    ------
-    OpdGeomError
-        When a parameter is unknown or missing, a checkpoint cannot be opened or compared, nothing can be written there,
-        or a cell of the chapter raises.
+    ``given``: parameters of the chapter; ``reference`` and ``tuned`` at least.
+    ``out``: the HTML file; the table gets its name with ``.parquet``, the folder of finished matrices with ``.work``.
+    Without it, a file in ``reports`` here, named after the run.
+    Returns page and table. Raises OpdGeomError when a parameter is unknown or missing, a checkpoint cannot be opened or
+    compared, nothing can be written there, or a cell of the chapter raises.
     """
     parameters = {**given, **{name: local(given[name]) for name in ("reference", "tuned", "base") if name in given}}
     if not parameters.get("reference") or not parameters.get("tuned"):
@@ -104,8 +91,6 @@ def local(name: Any) -> Any:
 def taken_apart(name: str) -> list[str]:
     """Take apart a text that holds several names, as a variable of make does; a path with spaces stays whole.
 
-    Examples
-    --------
     >>> taken_apart("maker/run@step_1 'maker/run@step_2'"), taken_apart("My Drive/run"), taken_apart("base anchor")
     (['maker/run@step_1', 'maker/run@step_2'], ['My Drive/run'], ['base', 'anchor'])
     """
@@ -122,8 +107,6 @@ def taken_apart(name: str) -> list[str]:
 def target_of(out: str | Path | None, parameters: Mapping[str, Any]) -> Path:
     """Where the page goes: as asked for, or in ``reports``, named after the run and a checksum of its parameters.
 
-    Examples
-    --------
     >>> target_of(None, {"reference": "base", "tuned": "/runs/my run"}).name
     'base-to-my-run-d4e99d.html'
     >>> target_of("report", {}).name
@@ -145,10 +128,7 @@ def target_of(out: str | Path | None, parameters: Mapping[str, Any]) -> Path:
 def work_folder(target: Path) -> Path:
     """Make the folder that keeps finished matrices beside what will be written.
 
-    Raises
-    ------
-    StorageError
-        When nothing can be written there; it is said before anything is measured.
+    Raises StorageError when nothing can be written there; it is said before anything is measured.
     """
     work = target.with_suffix(".work")
     try:

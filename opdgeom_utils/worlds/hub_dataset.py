@@ -34,25 +34,16 @@ CALCULATOR = re.compile(r"<<[^>]*>>")  # GSM8K writes each computation twice, th
 class Source:
     """Where the questions of one family lie. Columns may be dotted: ``prompt.0.content`` of a list of messages.
 
-    Attributes
-    ----------
-    path
-        Hub id or local folder.
-    prompt, answer
-        Columns. Where the answer is a whole solution, its box or what follows ``####`` is the answer.
-    config, revision
-        Of the dataset on the hub.
-    train, held_out
-        Names of its splits. Without ``held_out`` the prompt's checksum holds one in eight out; without ``train``
-        there is nothing to train on.
-    demonstration
-        Column of a worked solution, empty where there is none.
-    level
-        Column of a whole number (or ``Level 5``) that a mixture may choose by.
-    template
-        How the question is put: ``{prompt}`` stands for it.
-    domain
-        What the problems belong to.
+    ``path``: hub id or local folder.
+    ``prompt``, ``answer``: columns. Where the answer is a whole solution, its box or what follows ``####`` is the
+    answer.
+    ``config``, ``revision``: of the dataset on the hub.
+    ``train``, ``held_out``: names of its splits. Without ``held_out`` the prompt's checksum holds one in eight out;
+    without ``train`` there is nothing to train on.
+    ``demonstration``: column of a worked solution, empty where there is none.
+    ``level``: column of a whole number (or ``Level 5``) that a mixture may choose by.
+    ``template``: how the question is put: ``{prompt}`` stands for it.
+    ``domain``: what the problems belong to.
     """
 
     path: str
@@ -97,13 +88,8 @@ PRESETS = {
 def source_of(name: str, said: Any) -> Source:
     """Return a preset with what is said of it, or a source that is said in full.
 
-    Raises
-    ------
-    RecipeError
-        If a key is unknown, or path, prompt or answer of a dataset without a preset are missing.
+    Raises RecipeError if a key is unknown, or path, prompt or answer of a dataset without a preset are missing.
 
-    Examples
-    --------
     >>> source_of("gsm8k", {"path": "/data/gsm8k"}).demonstration
     'answer'
     """
@@ -123,12 +109,8 @@ def source_of(name: str, said: Any) -> Source:
 class Tasks(Table):
     """The questions of some datasets, graded by math-verify. Nothing is fetched before the first question is drawn.
 
-    Parameters
-    ----------
-    datasets
-        Settings of each family: :class:`Source`, or nothing for a preset.
-    answer_in
-        Where a final answer may stand: :func:`opdgeom_utils.worlds.math_answers.final_answer`.
+    ``datasets``: settings of each family: :class:`Source`, or nothing for a preset.
+    ``answer_in``: where a final answer may stand: :func:`opdgeom_utils.worlds.math_answers.final_answer`.
     """
 
     def __init__(self, datasets: Mapping[str, Any], *, answer_in: Sequence[str] = MARKS) -> None:
@@ -152,12 +134,7 @@ class Tasks(Table):
     def questions(self, family: str) -> Sequence[Question]:
         """Every question of a dataset, fetched on the first call, each prompt once.
 
-        Raises
-        ------
-        CheckpointNotFoundError
-            If it cannot be opened.
-        RecipeError
-            If it has no such column.
+        Raises CheckpointNotFoundError if it cannot be opened. Raises RecipeError if it has no such column.
         """
         if family not in self._loaded:
             source = self.sources[family]

@@ -20,21 +20,11 @@ COLUMNS = ("prompt", "answer", "completion", "family", "level")
 class Tasks(Table):
     """The problems of a file.
 
-    Parameters
-    ----------
-    path
-        The file; a relative path is one from the project's folder.
-    grade
-        ``exact``: the whole text is the answer; ``mathematics``: its final answer, by math-verify.
-    answer_in
-        Where a final answer may stand: :func:`opdgeom_utils.worlds.math_answers.final_answer`.
-    domain
-        What the problems belong to.
-
-    Raises
-    ------
-    RecipeError
-        If the file is missing, empty, or a line is not an object with these keys.
+    ``path``: the file; a relative path is one from the project's folder.
+    ``grade``: ``exact``: the whole text is the answer; ``mathematics``: its final answer, by math-verify.
+    ``answer_in``: where a final answer may stand: :func:`opdgeom_utils.worlds.math_answers.final_answer`.
+    ``domain``: what the problems belong to.
+    Raises RecipeError if the file is missing, empty, or a line is not an object with these keys.
     """
 
     def __init__(

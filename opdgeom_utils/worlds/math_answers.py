@@ -19,10 +19,7 @@ SECONDS = 5  # for one comparison: sympy can be made to think for hours
 def check_marks(marks: Sequence[str]) -> tuple[str, ...]:
     """Return where answers are looked for, or say what is known.
 
-    Raises
-    ------
-    RecipeError
-        If it is not a list of at least one of ``boxed``, ``hashes`` and ``last_number``.
+    Raises RecipeError if it is not a list of at least one of ``boxed``, ``hashes`` and ``last_number``.
     """
     if isinstance(marks, str) or not marks or any(mark not in MARKS for mark in marks):
         raise RecipeError(f"answer_in is {marks!r}; expected a list of one or more of {', '.join(MARKS)}")
@@ -32,15 +29,9 @@ def check_marks(marks: Sequence[str]) -> tuple[str, ...]:
 def final_answer(text: str, marks: Sequence[str] = MARKS) -> str | None:
     r"""Return the final answer of a text, None where there is none: of each mark the last, in the order of ``marks``.
 
-    Parameters
-    ----------
-    text
-        A solution.
-    marks
-        ``boxed``: inside the last ``\boxed{}``; ``hashes``: behind the last ``####``; ``last_number``.
+    ``text``: a solution.
+    ``marks``: ``boxed``: inside the last ``\boxed{}``; ``hashes``: behind the last ``####``; ``last_number``.
 
-    Examples
-    --------
     >>> final_answer(r"so \boxed{\frac{1}{2}} it is"), final_answer("48/2 = 24\n#### 1,072"), final_answer("7 or -3.5.")
     ('\\frac{1}{2}', '1,072', '-3.5')
     >>> final_answer("7 or -3.5.", ["boxed"]) is None
@@ -72,13 +63,8 @@ def _last_number(text: str) -> str | None:
 def same_answer(found: str, expected: str) -> bool:
     r"""Whether two answers mean the same, by math-verify; the same text always does.
 
-    Raises
-    ------
-    MissingPackageError
-        If math-verify is not installed.
+    Raises MissingPackageError if math-verify is not installed.
 
-    Examples
-    --------
     >>> same_answer(r"\frac{1}{2}", "0.5"), same_answer("1,072", "1072"), same_answer("12", "21")
     (True, True, False)
     """

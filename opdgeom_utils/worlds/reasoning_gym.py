@@ -43,15 +43,10 @@ class Puzzle:
 class Tasks:
     """Datasets of reasoning-gym.
 
-    Parameters
-    ----------
-    form
-        ``tag``: the answer stands in ``<answer></answer>``, as reasoning-gym's own prompts ask for; ``text``: the whole
-        text is the answer. Demonstrations show the answer in this form; datasets have no worked steps.
-    threshold
-        Score from which an answer is right; 1.0 leaves out what is right in part.
-    instruction
-        What is said after the question.
+    ``form``: ``tag``: the answer stands in ``<answer></answer>``, as reasoning-gym's own prompts ask for; ``text``: the
+    whole text is the answer. Demonstrations show the answer in this form; datasets have no worked steps.
+    ``threshold``: score from which an answer is right; 1.0 leaves out what is right in part.
+    ``instruction``: what is said after the question.
     """
 
     def __init__(self, *, form: str = "tag", threshold: Any = 1.0, instruction: Any = "") -> None:
