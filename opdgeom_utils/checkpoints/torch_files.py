@@ -22,21 +22,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.serialization import (
-    add_safe_globals,
-    clear_safe_globals,
-    get_safe_globals,
-    get_unsafe_globals_in_checkpoint,
-)
+from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals, get_unsafe_globals_in_checkpoint
 
 from opdgeom_utils.checkpoints.inert_pickles import DESCRIBED, asks_for, described, load_metadata, require_small
 from opdgeom_utils.checkpoints.mapped_tensors import DAMAGE, FileTensor, require_regular
 from opdgeom_utils.checkpoints.other_files import other_kind
-from opdgeom_utils.errors import (
-    CheckpointDamagedError,
-    CheckpointNotFoundError,
-    CheckpointUnsafeError,
-)
+from opdgeom_utils.errors import CheckpointDamagedError, CheckpointNotFoundError, CheckpointUnsafeError
 
 ARCHIVE = b"PK\x03\x04"
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # a pickled number, which older files begin with

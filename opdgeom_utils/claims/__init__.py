@@ -14,18 +14,6 @@ from opdgeom_utils.claims.judge import (
 from opdgeom_utils.claims.schema import Claim, ClaimError, Rule, load_claims, load_reported
 
 __all__ = [
-    "BEARINGS",
-    "OPPOSITE",
-    "UNDECIDED",
-    "UNTESTABLE",
-    "VERDICTS",
-    "Claim",
-    "ClaimError",
-    "Rule",
-    "Verdict",
-    "bearing",
-    "load_claims",
-    "load_reported",
-    "scorecard",
-    "verdict",
-]
+    "BEARINGS", "OPPOSITE", "UNDECIDED", "UNTESTABLE", "VERDICTS", "Claim", "ClaimError", "Rule", "Verdict", "bearing",
+    "load_claims", "load_reported", "scorecard", "verdict",
+]  # fmt: skip

@@ -179,12 +179,7 @@ def _measured(job: Job, settings: Settings, known: str | None, keyed: bool) -> t
 
 def _key(job: Job, settings: Settings) -> str:
     """Sha256 of everything the rows depend on: values, dtypes, shapes, steps, settings, code."""
-    described = [
-        _engine_digest(),
-        job.identity,
-        job.steps,
-        {**dataclasses.asdict(settings), "device": ""},
-    ]
+    described = [_engine_digest(), job.identity, job.steps, {**dataclasses.asdict(settings), "device": ""}]
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     for stored in (job.before, *job.after):
         values = stored.read_unchecked().contiguous().cpu()

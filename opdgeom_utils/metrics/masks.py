@@ -73,15 +73,13 @@ def low_magnitude_mask(w_ref: Float[Tensor, "out in"], *, alpha: float | int = 0
 
     Parameters
     ----------
-    w_ref : Float[Tensor, "out in"]
-        The weights before, any floating dtype.
-    alpha : float
-        Fraction of entries to mark, 0 to 1.
+    w_ref, alpha
+        As for :func:`principal_mask`.
 
     Returns
     -------
     Bool[Tensor, "out in"]
-        Exactly ``round(alpha * n)`` entries are True. Ties go to the earlier entry in row-major order.
+        As of :func:`principal_mask`: exactly ``round(alpha * n)`` entries, ties in row-major order.
 
     Raises
     ------

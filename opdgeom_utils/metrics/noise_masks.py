@@ -106,15 +106,10 @@ def gated_mask_agreement(
 
     Parameters
     ----------
-    w_ref : Float[Tensor, "*shape"]
-        The weights before both runs; they are rounded to bf16 first.
+    w_ref, law, tolerance
+        As for :func:`gated_overlap`.
     density_a, density_b : float
         Share of entries in each mask, 0 to 1.
-    law : str
-        Of the displacements, ``normal`` or ``laplace``.
-    tolerance : float
-        Absolute difference up to which two bf16 numbers count as equal; 0 for none. Some of the literature uses 1e-5,
-        which hides changes of the smallest weights.
 
     Returns
     -------

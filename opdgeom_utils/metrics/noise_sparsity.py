@@ -98,7 +98,7 @@ def shuffled_sparsity(
     w_ref, delta_w : Float[Tensor, "*shape"]
         The weights before and their update, of one shape and any floating dtype.
     eta : float
-        Relative tolerance, 0 to 1; see :func:`~opdgeom_utils.metrics.update_mask`.
+        As for :func:`noise_sparsity`.
 
     Returns
     -------

@@ -72,10 +72,8 @@ def update_sparsity(
 
     Parameters
     ----------
-    w_ref, w_new : Float[Tensor, "*shape"]
-        The weights before and after, of one shape and any floating dtype.
-    eta : float
-        Relative tolerance, 0 to 1; see :func:`update_mask`.
+    w_ref, w_new, eta
+        As for :func:`update_mask`.
 
     Returns
     -------

@@ -112,8 +112,7 @@ def _as_torch_reads(damaged: bytes):
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
-    [("pytorch_model.bin", {"allow_pickle": True}), ("model_world_size_1_rank_0.pt", {})],
+    ("name", "options"), [("pytorch_model.bin", {"allow_pickle": True}), ("model_world_size_1_rank_0.pt", {})]
 )
 def test_damaged_files_of_torch(name, options, tmp_path):
     dice, file, n_read = random.Random(1), tmp_path / name, 0

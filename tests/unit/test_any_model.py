@@ -98,10 +98,7 @@ def gym(_: Path) -> dict[str, Any]:
 def file(folder: Path) -> dict[str, Any]:
     rows = [{"prompt": f"{i} + {i} =", "answer": str(2 * i), "completion": f"{2 * i}"} for i in range(90)]
     (folder / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return {
-        "world": {"tasks": {"kind": "jsonl", "path": str(folder / "p.jsonl")}},
-        "mixture": {"problems": ["all"]},
-    }
+    return {"world": {"tasks": {"kind": "jsonl", "path": str(folder / "p.jsonl")}}, "mixture": {"problems": ["all"]}}
 
 
 def dataset(folder: Path) -> dict[str, Any]:

@@ -75,10 +75,7 @@ FIGURES: dict[str, Callable[[], alt.TopLevelMixin]] = {
     "variant_paths": lambda: charts.variant_paths(control.path_table(measures(), control.WRITERS)),
     "variant_strips": lambda: charts.variant_strips(control.overlap_table(measures(), [*control.WRITERS]), "overlap"),
     "setting_sweep": lambda: charts.setting_sweep(
-        mixed_alignment(),
-        "overlap",
-        setting="alpha",
-        order=["0.75", "0.5", "0.25", "0.05", "0.01"],
+        mixed_alignment(), "overlap", setting="alpha", order=["0.75", "0.5", "0.25", "0.05", "0.01"]
     ),
     "scorecard": lambda: charts.scorecard(card()),
     "scorecard_path": lambda: charts.scorecard(card("rq2")),

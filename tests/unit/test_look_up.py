@@ -36,10 +36,7 @@ def test_a_seed_that_was_not_run_is_nan() -> None:
     np.testing.assert_array_equal(found, [0.1, np.nan])
 
 
-@pytest.mark.parametrize(
-    ("at", "opd", "rlvr"),
-    [("final", 2, 3), ("equal_norm", 1.5, 3), ("equal_accuracy", 2, 3)],
-)
+@pytest.mark.parametrize(("at", "opd", "rlvr"), [("final", 2, 3), ("equal_norm", 1.5, 3), ("equal_accuracy", 2, 3)])
 def test_places(at: str, opd: float, rlvr: float) -> None:
     """Common norm 2: OPD goes from 1 to 4, so log 2 is half way. Common gain 0.2: both ends."""
     look = LookUp(Sources(growing()), "attention", (0, 1, 2))

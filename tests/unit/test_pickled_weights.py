@@ -220,8 +220,5 @@ def test_a_pipe_in_the_place_of_the_file_is_not_waited_for(folder):
     opened = open_checkpoint(folder, allow_pickle=True)
     (folder / "pytorch_model.bin").unlink()
     os.mkfifo(folder / "pytorch_model.bin")
-    with (
-        time_limit(20),
-        pytest.raises(CheckpointUnsafeError, match=r"model\.bin: is no regular file, but a pipe"),
-    ):
+    with time_limit(20), pytest.raises(CheckpointUnsafeError, match=r"model\.bin: is no regular file, but a pipe"):
         opened.tensors["model.a.weight"].read()

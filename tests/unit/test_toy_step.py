@@ -6,15 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from benchmarks.toy_step import (
-    Ours,
-    PhaseClock,
-    Side,
-    our_variants,
-    relative_change,
-    trl_settings,
-    unfair,
-)
+from benchmarks.toy_step import Ours, PhaseClock, Side, our_variants, relative_change, trl_settings, unfair
 from opdgeom_utils.learner import Learner
 from opdgeom_utils.models import build_model, build_tokenizer
 
