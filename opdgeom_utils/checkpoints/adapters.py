@@ -77,15 +77,13 @@ class _Sum:
     magnitude: StoredTensor | None
 
     def __call__(self) -> Tensor:
-        parts = [tensor.read_unchecked() for tensor in (self.base, self.a, self.b)]
-        dtype = _sum_type(*(part.dtype for part in parts))
-        weight, a, b = (part.to(dtype) for part in parts)
+        weight, a, b = _in_one_type(self.base, self.a, self.b)
         product = b @ a
         merged = weight + self.scaling * (product.T if self.transposed else product)
         if self.magnitude is None:
             return merged
         along = 0 if self.transposed else 1
-        return merged * (self.magnitude.read_unchecked().to(dtype) / merged.norm(dim=along)).unsqueeze(along)
+        return merged * (self.magnitude.read_unchecked().to(merged.dtype) / merged.norm(dim=along)).unsqueeze(along)
 
 
 @dataclass(frozen=True)
@@ -97,9 +95,8 @@ class _Shifted:
     scaling: float
 
     def __call__(self) -> Tensor:
-        base, bias = self.base.read_unchecked(), self.bias.read_unchecked()
-        dtype = _sum_type(base.dtype, bias.dtype)
-        return base.to(dtype) + self.scaling * bias.to(dtype)
+        base, bias = _in_one_type(self.base, self.bias)
+        return base + self.scaling * bias
 
 
 @dataclass(frozen=True)
@@ -111,18 +108,15 @@ class _WithRows:
     values: StoredTensor
 
     def __call__(self) -> Tensor:
-        base, values = self.base.read_unchecked(), self.values.read_unchecked()
-        dtype = _sum_type(base.dtype, values.dtype)
-        places = torch.tensor(self.rows, device=base.device)
-        return base.to(dtype).index_copy(0, places, values.to(dtype))
+        base, values = _in_one_type(self.base, self.values)
+        return base.index_copy(0, torch.tensor(self.rows, device=base.device), values)
 
 
 def open_adapter(folder: Path, *, allow_pickle: bool = False) -> Adapter:
     """Open an adapter's folder without reading its weights.
 
-    Raises CheckpointNotFoundError, CheckpointDamagedError, CheckpointUnsafeError when its files are missing, empty or
-    unreadable, lead out of the folder, or are a pickle not asked for. Raises MetricInputError when it is of a kind that
-    is not merged here.
+    Raises CheckpointNotFoundError, CheckpointDamagedError or CheckpointUnsafeError for its files, MetricInputError for
+    a kind that is not merged here.
     """
     settings = adapter_settings(folder)
     file, tensors = _weights(folder, allow_pickle=allow_pickle)
@@ -130,10 +124,8 @@ def open_adapter(folder: Path, *, allow_pickle: bool = False) -> Adapter:
     replaced: dict[str, StoredTensor] = {}
     for raw, tensor in tensors.items():
         name = WRAPPERS.sub("", raw).removeprefix("module.").removeprefix("base_model.model.")
-        found = LOW_RANK.fullmatch(name)
-        if found:
-            part = "bias" if found["bias"] else found["part"]
-            low_rank.setdefault(found["module"], {})[part] = tensor
+        if found := LOW_RANK.fullmatch(name):
+            low_rank.setdefault(found["module"], {})["bias" if found["bias"] else found["part"]] = tensor
         elif any(word in name for word in ("lora_", "token_adapter", "modules_to_save", "trainable_tokens")):
             raise MetricInputError(f"{file}: tensor {raw} is of a kind that is not merged here; merge with PEFT.")
         else:
@@ -148,16 +140,16 @@ def open_adapter(folder: Path, *, allow_pickle: bool = False) -> Adapter:
 
 def _weights(folder: Path, *, allow_pickle: bool) -> tuple[Path, dict[str, StoredTensor]]:
     """Return the file of an adapter's weights and what it holds; a pickle is looked for last."""
-    found = next((contained(folder, name) for name in (WEIGHTS, PICKLED) if (folder / name).is_file()), None)
-    if found is None:
+    file = next((contained(folder, name) for name in (WEIGHTS, PICKLED) if (folder / name).is_file()), None)
+    if file is None:
         others = shortened(sorted(path.name for path in folder.iterdir()))
         raise CheckpointNotFoundError(
             f"{folder}: no {WEIGHTS}, found {others}; copy the adapter's weights too. From a hub {PICKLED}, which is a "
             f"pickle, is fetched only on request: {ways('allow_pickle')}."
         )
-    if found.name == PICKLED:
-        return found, pickled_tensors([found], allow_pickle=allow_pickle)[0]
-    return found, safetensors_of([found], folder)[0]
+    if file.name == PICKLED:
+        return file, pickled_tensors([file], allow_pickle=allow_pickle)[0]
+    return file, safetensors_of([file], folder)[0]
 
 
 def merged_over(
@@ -215,10 +207,8 @@ def _nothing_for(adapter: Adapter, base: Mapping[str, StoredTensor], modules: Ma
     there = [n.removesuffix(".weight") for n in base if n.endswith(".weight") and len(base[n].shape) == 2]
     trained = [name.removesuffix(".weight") for name in modules]
     missing = untrained(adapter.settings, trained, [name for name in there if not tower_of(name)])
-    said = (
-        f"{adapter.file} has nothing for {shortened(missing)}, which its target_modules name: they count as unchanged"
-    )
-    return (said,) if missing else ()
+    named = f"{shortened(missing)}, which its target_modules name"
+    return (f"{adapter.file} has nothing for {named}: they count as unchanged",) if missing else ()
 
 
 def _merged(
@@ -235,24 +225,20 @@ def _merged(
             f"{[part.shape for part in parts.values()]}, expected A (r, in) and B (out, r); copy the adapter again, or "
             "save it again: a shape (0,) is what DeepSpeed ZeRO-3 leaves where nothing was gathered."
         )
-    if bool(adapter.settings.get("use_dora")) != ("lora_magnitude_vector" in parts) or (
-        of_embedding and "lora_magnitude_vector" in parts
-    ):
+    magnitude = parts.get("lora_magnitude_vector")
+    if bool(adapter.settings.get("use_dora")) != (magnitude is not None) or (of_embedding and magnitude is not None):
         raise MetricInputError(
             f"{adapter.file}: module {module} has parts {sorted(parts)} and use_dora is "
             f"{adapter.settings.get('use_dora')}, expected a magnitude for each linear module under DoRA, and none "
             "elsewhere; merge it with PEFT."
         )
     # PEFT keeps one fan_in_fan_out for all modules and overrules it by each layer's type
-    in_out = bool(CONV1D.fullmatch(name)) if kind in IN_OUT else bool(adapter.settings.get("fan_in_fan_out"))
-    transposed = of_embedding or in_out
+    in_out = CONV1D.fullmatch(name) if kind in IN_OUT else adapter.settings.get("fan_in_fan_out")
+    transposed = of_embedding or bool(in_out)
     shape = (a.shape[1], b.shape[0]) if transposed else (b.shape[0], a.shape[1])
-    magnitude = parts.get("lora_magnitude_vector")
     if shape != base.shape or (magnitude is not None and magnitude.shape != (b.shape[0],)):
         raise _other_base(adapter, name, shape, {name: base})
-    load = _Sum(base, a, b, _scaling(adapter, module, parts), transposed, magnitude)
-    where, dtype = f"{adapter.file} over {base.where}", _sum_type(base.dtype, a.dtype, b.dtype)
-    return StoredTensor(where, name, shape, dtype, load=load)
+    return _over(base, adapter, name, _Sum(base, a, b, _scaling(adapter, module, parts), transposed, magnitude), a, b)
 
 
 def _with_rows(
@@ -266,20 +252,16 @@ def _with_rows(
         )
     if len(parts) > 1:
         raise MetricInputError(f"{adapter.file}: module {module} has trained rows and factors; merge it with PEFT.")
-    load, where = _WithRows(base, tuple(rows), values), f"{adapter.file} over {base.where}"
-    return StoredTensor(where, name, base.shape, _sum_type(base.dtype, values.dtype), load=load)
+    return _over(base, adapter, name, _WithRows(base, tuple(rows), values), values)
 
 
 def _shifted(
     adapter: Adapter, module: str, name: str, merged: Mapping[str, StoredTensor], parts: Mapping[str, StoredTensor]
 ) -> StoredTensor:
-    bias = parts["bias"]
-    if name not in merged or merged[name].shape != bias.shape:
+    base, bias = merged.get(name), parts["bias"]
+    if base is None or base.shape != bias.shape:
         raise _other_base(adapter, name, bias.shape, merged)
-    base = merged[name]
-    load = _Shifted(base, bias, _scaling(adapter, module, parts))
-    where = f"{adapter.file} over {base.where}"
-    return StoredTensor(where, base.key, base.shape, _sum_type(base.dtype, bias.dtype), load=load)
+    return _over(base, adapter, base.key, _Shifted(base, bias, _scaling(adapter, module, parts)), bias)
 
 
 def _scaling(adapter: Adapter, module: str, parts: Mapping[str, StoredTensor]) -> float:
@@ -303,5 +285,14 @@ def _other_base(
     )
 
 
-def _sum_type(*dtypes: torch.dtype) -> torch.dtype:
-    return torch.float64 if torch.float64 in dtypes else torch.float32
+def _over(base: StoredTensor, adapter: Adapter, key: str, load: Any, *added: StoredTensor) -> StoredTensor:
+    return StoredTensor(f"{adapter.file} over {base.where}", key, base.shape, _sum_type(base, *added), load=load)
+
+
+def _in_one_type(*tensors: StoredTensor) -> list[Tensor]:
+    dtype = _sum_type(*tensors)
+    return [tensor.read_unchecked().to(dtype) for tensor in tensors]
+
+
+def _sum_type(*tensors: StoredTensor) -> torch.dtype:
+    return torch.float64 if torch.float64 in {tensor.dtype for tensor in tensors} else torch.float32

@@ -1,11 +1,14 @@
 """Which checkpoints a run's folder holds, and at which step each name says that it was saved."""
 
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
-from opdgeom_utils.checkpoints.opening import holds_weights
+from opdgeom_utils.checkpoints.opening import CheckpointSource, holds_weights
 from opdgeom_utils.checkpoints.pickled_weights import ENDINGS
+from opdgeom_utils.checkpoints.rank_files import ACTOR
 from opdgeom_utils.errors import MetricInputError
 
 STEP = re.compile(r"(?:steps?|checkpoint|ckpt|iter|iteration|update)[_=-]?(\d+)", re.IGNORECASE)
@@ -14,11 +17,28 @@ NUMBER = re.compile(r"\d+(?:\.\d+)*")
 FILE = "|".join(map(re.escape, (".safetensors", *ENDINGS)))
 STEP_FILE = re.compile(rf"(?:global_?)?{STEP.pattern}(?:{FILE})?", re.IGNORECASE)
 DEEPEST = 4  # folders below a run's own: global_step_50/actor/huggingface has three
-TRAINED = "actor"  # where a trainer of several models puts the one that is trained
 IN_ORDER = "No name holds a step: the checkpoints are numbered in the order in which they were given."
 EPOCHS = "The names hold epochs and no steps: the steps here are epochs."
 ANEW = "The steps start anew in each epoch: the checkpoints are numbered in their order."
 ALIKE = "The names differ in one number: it is taken as the step."
+
+
+@runtime_checkable
+class SavedStep(Protocol):
+    """A checkpoint of a run: its update number and its file."""
+
+    @property
+    def step(self) -> int:
+        """Update number."""
+        ...
+
+    @property
+    def path(self) -> Path:
+        """Safetensors file or folder."""
+        ...
+
+
+Checkpoints = Iterable[str | os.PathLike[str] | SavedStep | tuple[SupportsIndex, CheckpointSource]]
 
 
 def step_in(name: str) -> int | None:
@@ -76,11 +96,31 @@ def checkpoints_inside(folder: Path) -> tuple[list[Path], list[Path]]:
     found = sorted(_inside(folder, DEEPEST), key=lambda path: step_in(path.name) is not None)
     paths = sorted({path.resolve(): path for path in found}.values())  # of two links to one folder, the one with a step
     below = {path: path.relative_to(folder).parts for path in paths}
-    paths = [path for path in paths if TRAINED in below[path]] or paths
+    paths = [path for path in paths if ACTOR in below[path]] or paths
     if not any(map(_is_checkpoint, paths)):
         return [], []
     stepped = [path for path in paths if any(_last(word, below[path]) is not None for word in (STEP, EPOCH))]
     return stepped, [path for path in paths if path not in stepped]
+
+
+def in_step_order(checkpoints: Checkpoints | str | os.PathLike[str]) -> list[tuple[int, CheckpointSource]]:
+    """Pair each checkpoint with its step, ascending: those given, or those in a folder; every step once."""
+    if isinstance(checkpoints, str | os.PathLike):
+        folder = Path(checkpoints).expanduser()
+        if not folder.is_dir():
+            raise MetricInputError(
+                f"checkpoints is {checkpoints}, expected a folder of steps or a list of checkpoints."
+            )
+        checkpoints = checkpoints_inside(folder)[0]
+    given = list(checkpoints)
+    paths = [os.fspath(item) for item in given if isinstance(item, str | os.PathLike)]
+    found, remark = numbered(paths) if paths else ([], "")
+    of_path = {} if remark == IN_ORDER else dict(zip(paths, found, strict=True))
+    steps = sorted((_step_and_source(item, of_path) for item in given), key=lambda pair: pair[0])
+    numbers = [step for step, _ in steps]
+    if not steps or len(set(numbers)) < len(numbers):
+        raise MetricInputError(f"checkpoints have steps {numbers}, expected at least one, and each step once.")
+    return steps
 
 
 def _inside(folder: Path, deepest: int) -> Iterator[Path]:
@@ -117,3 +157,15 @@ def _differing_number(names: Sequence[str]) -> list[int | None]:
     if not alike or len(differ) != 1 or not all(number.isdigit() for number in differ[0]):
         return [None] * len(names)
     return [int(number) for number in differ[0]]
+
+
+def _step_and_source(item: Any, of_path: dict[str, int]) -> tuple[int, Any]:
+    if isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], SupportsIndex):
+        return int(item[0]), item[1]
+    if isinstance(item, SavedStep):
+        return int(item.step), item.path
+    if not isinstance(item, str | os.PathLike) or os.fspath(item) not in of_path:
+        raise MetricInputError(
+            f"checkpoint {item!r} has no step, expected a name such as step_000050.safetensors, or a pair (step, path)."
+        )
+    return of_path[os.fspath(item)], item

@@ -5,9 +5,8 @@ The reference's factors and masks are computed once per matrix and shared by all
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Protocol, SupportsIndex, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 import torch
@@ -18,28 +17,10 @@ from opdgeom_utils.checkpoints.parameter_names import names_of_module
 from opdgeom_utils.diagnose.fan_out import Job, as_folder, fan_out
 from opdgeom_utils.diagnose.schedule import walks_at
 from opdgeom_utils.diagnose.settings import Settings
-from opdgeom_utils.diagnose.steps import IN_ORDER, checkpoints_inside, numbered
+from opdgeom_utils.diagnose.steps import Checkpoints, in_step_order
 from opdgeom_utils.errors import MetricInputError
 from opdgeom_utils.metrics.schedules import Rates
 from opdgeom_utils.storage import write_json
-
-
-@runtime_checkable
-class SavedStep(Protocol):
-    """A checkpoint of a run: its update number and its file."""
-
-    @property
-    def step(self) -> int:
-        """Update number."""
-        ...
-
-    @property
-    def path(self) -> Path:
-        """Safetensors file or folder."""
-        ...
-
-
-Checkpoints = Iterable[str | os.PathLike[str] | SavedStep | tuple[SupportsIndex, CheckpointSource]]
 
 
 def diagnose_pair(
@@ -198,7 +179,7 @@ def diagnose_trajectory(
     >>> diagnose_trajectory(before, [(0, before), (5, after)], nulls=False)[["step", "update_norm"]].values.tolist()
     [[0.0, 0.0], [5.0, 1.0]]
     """
-    steps = _steps(checkpoints)
+    steps = in_step_order(checkpoints)
     walks = walks_at([step for step, _ in steps], learning_rates, betas=betas, weight_decay=weight_decay)
     settings = Settings(eta, alpha, rank, k, nulls, seed, _device(device), walks)
     return _table(reference, steps, modules=modules, settings=settings, n_jobs=n_jobs, strict=strict, out=out)
@@ -270,37 +251,6 @@ def selected(names: list[str], modules: Sequence[str] | None) -> list[str]:
     if unknown or not modules:
         raise MetricInputError(f"modules are {list(modules)}, expected some of {known}.")
     return [name for name in names if not names_of_module(name).isdisjoint(modules)]
-
-
-def _steps(checkpoints: Checkpoints | str | os.PathLike[str]) -> list[tuple[int, CheckpointSource]]:
-    if isinstance(checkpoints, str | os.PathLike):
-        folder = Path(checkpoints).expanduser()
-        if not folder.is_dir():
-            raise MetricInputError(
-                f"checkpoints is {checkpoints}, expected a folder of steps or a list of checkpoints."
-            )
-        checkpoints = checkpoints_inside(folder)[0]
-    given = list(checkpoints)
-    paths = [os.fspath(item) for item in given if isinstance(item, str | os.PathLike)]
-    found, remark = numbered(paths) if paths else ([], "")
-    of_path = {} if remark == IN_ORDER else dict(zip(paths, found, strict=True))
-    steps = sorted((_step_and_source(item, of_path) for item in given), key=lambda pair: pair[0])
-    numbers = [step for step, _ in steps]
-    if not steps or len(set(numbers)) < len(numbers):
-        raise MetricInputError(f"checkpoints have steps {numbers}, expected at least one, and each step once.")
-    return steps
-
-
-def _step_and_source(item: Any, of_path: dict[str, int]) -> tuple[int, Any]:
-    if isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], SupportsIndex):
-        return int(item[0]), item[1]
-    if isinstance(item, SavedStep):
-        return int(item.step), item.path
-    if not isinstance(item, str | os.PathLike) or os.fspath(item) not in of_path:
-        raise MetricInputError(
-            f"checkpoint {item!r} has no step, expected a name such as step_000050.safetensors, or a pair (step, path)."
-        )
-    return of_path[os.fspath(item)], item
 
 
 def _device(device: str) -> str:
