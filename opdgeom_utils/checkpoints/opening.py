@@ -10,7 +10,7 @@ damaged, unsafe or of another architecture stops with an error that names the fi
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +36,6 @@ from opdgeom_utils.errors import CheckpointDamagedError, CheckpointNotFoundError
 CheckpointSource = str | os.PathLike[str] | nn.Module | OpenCheckpoint
 
 CONFIG_PLACES = ("config.json", "huggingface/config.json", "../config.json", "../huggingface/config.json")
-
-
-@dataclass(frozen=True)
-class _Gathered:
-    """What a source stores, under canonical names, before anything fused is split."""
-
-    label: str
-    tensors: Mapping[str, StoredTensor]
-    config: Mapping[str, Any]
-    left_out: tuple[str, ...] = ()
-    ambiguous: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    adapted: frozenset[str] | None = None
 
 
 def open_checkpoint(
@@ -101,15 +88,8 @@ def open_checkpoint(
         return source
     found = _gathered(source, revision=revision, base=base, allow_pickle=allow_pickle)
     plain = split(found.tensors, found.config)
-    return OpenCheckpoint(
-        label=found.label,
-        tensors=in_layer_order(plain.tensors),
-        config=found.config,
-        left_out=found.left_out,
-        ambiguous=found.ambiguous + plain.ambiguous,
-        notes=found.notes + plain.notes,
-        adapted=found.adapted,
-    )
+    notes, ambiguous = found.notes + plain.notes, found.ambiguous + plain.ambiguous
+    return replace(found, tensors=in_layer_order(plain.tensors), notes=notes, ambiguous=ambiguous)
 
 
 def comparison_report(reference: CheckpointSource, tuned: CheckpointSource) -> ComparisonReport:
@@ -149,8 +129,8 @@ def holds_weights(folder: Path) -> bool:
 
 def _gathered(
     source: Any, *, revision: str | None, base: Any, allow_pickle: bool, below: str | None = None
-) -> _Gathered:
-    """Find what a source stores, whatever its form; ``below`` names the adapter that it is the base of."""
+) -> OpenCheckpoint:
+    """Find what a source stores, before anything fused is split; ``below`` names the adapter that it is the base of."""
     if isinstance(source, nn.Module):
         return _plainly_named(_module_tensors(source))
     if not isinstance(source, str | os.PathLike):
@@ -172,7 +152,7 @@ def _gathered(
     if not tensors:
         raise CheckpointDamagedError(f"{path}: holds no floating tensors, expected a model's weights; save it again.")
     config = _config(path if path.is_dir() else path.parent)
-    return _plainly_named(_Gathered(os.fspath(source), tensors, config, tuple(left_out)))
+    return _plainly_named(OpenCheckpoint(os.fspath(source), tensors, config, tuple(left_out)))
 
 
 def _file_tensors(path: Path, *, allow_pickle: bool) -> tuple[dict[str, StoredTensor], list[str]]:
@@ -200,7 +180,7 @@ def _file_tensors(path: Path, *, allow_pickle: bool) -> tuple[dict[str, StoredTe
     return tensors, [*left_out, *unread(path, files)]
 
 
-def _plainly_named(found: _Gathered) -> _Gathered:
+def _plainly_named(found: OpenCheckpoint) -> OpenCheckpoint:
     """Apply the rules for names, fold scales into their weights, and keep one of two tied embeddings."""
     unmerged = next((name for name in found.tensors if ".lora_" in name), None)
     if unmerged is not None:
@@ -217,7 +197,7 @@ def _plainly_named(found: _Gathered) -> _Gathered:
     return replace(found, tensors=once, ambiguous=found.ambiguous + ambiguous, left_out=left_out)
 
 
-def _with_adapter(label: str, folder: Path, *, base: Any, allow_pickle: bool) -> _Gathered:
+def _with_adapter(label: str, folder: Path, *, base: Any, allow_pickle: bool) -> OpenCheckpoint:
     """Merge an adapter over its base, lazily."""
     adapter = open_adapter(folder, allow_pickle=allow_pickle)
     below = base if base is not None else _beside(folder, adapter.base)
@@ -261,7 +241,7 @@ def _beside(folder: Path, base: str | None) -> str | None:
     return str(here.resolve()) if here is not None and here.exists() else base
 
 
-def _module_tensors(module: nn.Module) -> _Gathered:
+def _module_tensors(module: nn.Module) -> OpenCheckpoint:
     label = f"module {type(module).__name__}"
     stored = module.state_dict(keep_vars=True)  # holds what a file of it would: buffers too, if they are kept
     buffers = {name: buffer for name, buffer in module.named_buffers() if name in stored}
@@ -282,7 +262,7 @@ def _module_tensors(module: nn.Module) -> _Gathered:
         raise CheckpointNotFoundError(f"{label} has no parameters, expected a loaded model.")
     config = getattr(module, "config", None)
     described: Any = config.to_dict() if config is not None and hasattr(config, "to_dict") else {}
-    return _Gathered(label, tensors, described, tuple(left_out))
+    return OpenCheckpoint(label, tensors, described, tuple(left_out))
 
 
 def _config(folder: Path) -> Mapping[str, Any]:

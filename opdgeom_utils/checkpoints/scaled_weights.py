@@ -7,7 +7,7 @@ Packed experts have one more dimension in front.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -85,7 +85,7 @@ def unscaled(
                     f"{tensor.where}: tensor {tensor.key} is quantised, but no {name}_scale_inv or {name}_scale is "
                     "there."
                 )
-            weights[name] = _plain(tensor)
+            weights[name] = replace(tensor, held=None, load=Widened(tensor))
     return weights, scales
 
 
@@ -104,10 +104,6 @@ class Widened:
         return self.stored.read_part(cuts).float()
 
 
-def _plain(tensor: StoredTensor) -> StoredTensor:
-    return StoredTensor(tensor.where, tensor.key, tensor.shape, tensor.dtype, load=Widened(tensor))
-
-
 def _scaled(stored: StoredTensor, scale: StoredTensor, config: Mapping[str, Any]) -> StoredTensor:
     shape, count = stored.shape, torch.Size(scale.shape).numel()
     declared = config.get("quantization_config")
@@ -124,4 +120,4 @@ def _scaled(stored: StoredTensor, scale: StoredTensor, config: Mapping[str, Any]
             f"{stored.where}: scale {scale.key} has shape {scale.shape}, which does not fit {stored.key} {shape} in "
             f"blocks of {rows} x {columns}; copy the checkpoint with its config.json."
         )
-    return StoredTensor(stored.where, stored.key, shape, stored.dtype, load=Scaled(stored, scale, (rows, columns)))
+    return replace(stored, held=None, load=Scaled(stored, scale, (rows, columns)))
