@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from opdgeom_utils.chapters.verdicts import under
+from opdgeom_utils.charts.axes import begun
 from opdgeom_utils.claims import BEARINGS, OPPOSITE, UNTESTABLE, VERDICTS, matching
 from opdgeom_utils.claims.look_up import Tables
 
@@ -53,7 +54,7 @@ def matched_sentence(card: pd.DataFrame) -> str:
     left = "; ".join(f"{words} {_tally(_verdicts(card, condition))}" for condition, words in _MATCHES.items())
     return (
         "Then SFT starts where the others start, and the runs are made equal in something. How many of the same orders "
-        f"are reproduced now? {left[:1].upper()}{left[1:]}."
+        f"are reproduced now? {begun(left)}."
     )
 
 
@@ -62,16 +63,9 @@ def null_sentence(card: pd.DataFrame) -> str:
 
     Sparsity and masks look through bf16, angles and singular values do not, so the two are spoken of apart.
 
-    >>> rows = {
-    ...     "condition": ["null_opd", "null_rlvr"],
-    ...     "diagnostic": ["update_sparsity", "rotation"],
-    ...     "verdict": ["the opposite", "the opposite"],
-    ...     "least": [0.0, 1.5],
-    ...     "most": [0.0, 2.0],
-    ...     "n_opposite": [1, 2],
-    ...     "n_comparisons": [1, 2],
-    ... }
-    >>> null_sentence(pd.DataFrame(rows))
+    >>> rows = {"condition": ["null_opd", "null_rlvr"], "diagnostic": ["update_sparsity", "rotation"]}
+    >>> rows |= {"verdict": ["the opposite"] * 2, "least": [0.0, 1.5], "most": [0.0, 2.0]}
+    >>> null_sentence(pd.DataFrame(rows | {"n_opposite": [1, 2], "n_comparisons": [1, 2]}))
     'Then each update ... Beside such a null 0 of 2 statements hold. Sparsity and mask overlaps show what size and
     bf16 rounding give by themselves. Rotation and drift are 1.5 to 2.0 times the shuffled ones, so these updates do not
     spare the leading directions.'

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from opdgeom_utils.charts.axes import begun
 from opdgeom_utils.charts.palette import VERDICT_MARKS
 from opdgeom_utils.charts.verdicts import DIAGNOSTICS
 from opdgeom_utils.claims import BEARINGS, UNTESTABLE, VERDICTS, Claim, matching, power
@@ -45,7 +46,7 @@ def as_list(card: pd.DataFrame, conditions: Iterable[str], diagnostics: Iterable
     kept = list(diagnostics) or list(card["diagnostic"])
     rows = card.loc[under(card, *conditions) & card["diagnostic"].isin(kept)]
     return "\n".join(
-        f"- {VERDICT_MARKS[word]} **{word}**: {statement}<br><small>`{name}`. {reason[:1].upper()}{reason[1:]}</small>"
+        f"- {VERDICT_MARKS[word]} **{word}**: {statement}<br><small>`{name}`. {begun(reason)}</small>"
         for word, statement, name, reason in rows[["verdict", "statement", "id", "reason"]].itertuples(index=False)
     )
 

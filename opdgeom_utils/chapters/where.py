@@ -9,6 +9,7 @@ import pandas as pd
 from opdgeom_utils.charts.palette import in_order
 from opdgeom_utils.claims import matching
 from opdgeom_utils.claims.look_up import Tables
+from opdgeom_utils.claims.schema import reported_of
 from opdgeom_utils.intervals import number, seed_interval
 from opdgeom_utils.scopes import ATTENTION
 from opdgeom_utils.vocabulary import label, metric_of
@@ -106,8 +107,8 @@ def _ordered(ends: pd.DataFrame) -> list[str]:
 
 
 def _paper(reported: pd.DataFrame, metric: str, recipe: str) -> str:
-    named = reported["metric"].fillna("").str.split(";").map(lambda names: metric in names)
-    rows = reported.loc[named & (reported["recipe"] == recipe)]
+    rows = reported_of(reported, metric)
+    rows = rows.loc[rows["recipe"] == recipe]
     if rows.empty:
         return "-"
     return _with_unit(str(rows["reported"].iloc[0]), str(rows["unit"].iloc[0]))

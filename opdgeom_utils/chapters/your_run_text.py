@@ -15,6 +15,8 @@ import pandas as pd
 
 from opdgeom_utils.chapters.your_run_caveats import narrow_formats, without_path
 from opdgeom_utils.chapters.your_run_tables import SPARSITY, last_step, matrices_of
+from opdgeom_utils.charts.axes import begun
+from opdgeom_utils.claims.schema import reported_of
 from opdgeom_utils.diagnose.matrix_rows import IDENTICAL
 from opdgeom_utils.errors import MetricInputError
 from opdgeom_utils.intervals import number
@@ -107,7 +109,7 @@ def reading_of(table: pd.DataFrame, ends: pd.DataFrame, name: str, reported: pd.
     said = []
     for metric in compared():
         value, shown = _own(ends, name)[metric], metric_of(metric).shown
-        parts = [f"**{_capital(metric_of(metric).title)}: {number(value, shown)}.**"]
+        parts = [f"**{begun(metric_of(metric).title)}: {number(value, shown)}.**"]
         if not math.isnan(value):
             means = toys.groupby("recipe")[metric].mean().dropna()
             toy = {label(str(recipe)): float(mean) for recipe, mean in means.items()}
@@ -200,14 +202,9 @@ def _own(ends: pd.DataFrame, name: str) -> dict[str, float]:
     return {metric: float(row[metric].iloc[0]) for metric in compared()}
 
 
-def _rows_of(reported: pd.DataFrame, metric: str) -> pd.DataFrame:
-    named = reported["metric"].fillna("").str.split(";").map(lambda names: metric in names)
-    return reported.loc[named]
-
-
 def _papers(reported: pd.DataFrame, metric: str) -> tuple[dict[str, float], dict[str, str]]:
     """Return the paper's number for each objective, and as printed."""
-    rows = _rows_of(reported, metric).dropna(subset=["value"])
+    rows = reported_of(reported, metric).dropna(subset=["value"])
     recipes = [label(str(recipe)) for recipe in rows["recipe"]]
     units = ["%" if unit.startswith("percent") else "°" if unit == "degree" else "" for unit in rows["unit"]]
     printed = [f"{text}{unit}" for text, unit in zip(rows["reported"], units, strict=True)]
@@ -216,12 +213,8 @@ def _papers(reported: pd.DataFrame, metric: str) -> tuple[dict[str, float], dict
 
 def _beyond(value: float, reported: pd.DataFrame, metric: str) -> str:
     """Return a warning where a value lies beyond a number that the paper prints as a bound or a power of ten only."""
-    rows = _rows_of(reported, metric).filter(items=["recipe", "value", "bound", "reported"])
+    rows = reported_of(reported, metric).filter(items=["recipe", "value", "bound", "reported"])
     for recipe, printed_value, bound, printed in rows.itertuples(index=False):
         if (bound == "at least" and value > printed_value) or (bound == "below" and value < printed_value):
             return f" But {label(str(recipe))} is printed as a bound, {printed}, so the order beyond it is not known."
     return " The paper prints powers of ten only." if "order of magnitude" in set(rows["bound"]) else ""
-
-
-def _capital(words: str) -> str:
-    return words[:1].upper() + words[1:]

@@ -201,7 +201,8 @@ def _row_for_each_recipe(
     table = spread(ends, metric, nulls=nulls, reported=reported)
     own = table.loc[:, "series"] == table.loc[:, "recipe"]
     slot = table.loc[:, "series"].where(~own, "the run itself")
-    said = f"{what}. {describe(table)}.{_lost(ends, table)}"
+    lost = without(in_order(ends.loc[:, "recipe"].map(label)), table.loc[:, "recipe"])
+    said = f"{what}. {describe(table)}.{lost}"
     series = table.loc[:, "series"].replace(dict(like or {}))
     table = table.assign(row=table.loc[:, "recipe"], slot=slot, series=series)
     return _strips(table, metric, metric_of(metric).title, said)
@@ -217,10 +218,6 @@ def _row_for_each_metric(
         raise NothingToDraw(what)
     table = pd.concat(parts, ignore_index=True)
     return table.assign(slot=_slots(table))
-
-
-def _lost(ends: pd.DataFrame, table: pd.DataFrame) -> str:
-    return without(in_order(ends.loc[:, "recipe"].map(label)), table.loc[:, "recipe"])
 
 
 def _slots(table: pd.DataFrame) -> list[str]:

@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from opdgeom_utils.charts.palette import PAPER, Figure, in_order
-from opdgeom_utils.errors import MetricInputError
+from opdgeom_utils.claims.matching import need
+from opdgeom_utils.claims.schema import reported_of
 from opdgeom_utils.intervals import Interval, number, seed_interval
 from opdgeom_utils.vocabulary import NULLS, ROUNDED, label, metric_of
 
@@ -55,17 +56,6 @@ def known(table: pd.DataFrame, column: str, what: str) -> pd.DataFrame:
     if rows.empty:
         raise NothingToDraw(what)
     return rows
-
-
-def need(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """Return the table, or refuse it because it lacks a column.
-
-    Raises MetricInputError naming the missing columns and those that are there.
-    """
-    missing = [c for c in columns if c not in table]
-    if missing:
-        raise MetricInputError(f"the table has no column {missing}; it has {list(table.columns)}")
-    return table
 
 
 def by_recipe(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
@@ -174,15 +164,14 @@ def _rows(own: pd.DataFrame, recipe: str, series: str, column: str, metric: str)
 
 
 def _paper(reported: pd.DataFrame, metric: str, recipes: set[str]) -> list[dict[str, object]]:
-    named = reported.loc[reported.loc[:, "metric"].fillna("").str.split(";").map(lambda names: metric in names)]
-    columns = ["recipe", "value", "reported", "unit", "where"]
+    named = reported_of(reported, metric).filter(items=["recipe", "value", "reported", "unit", "where"])
     units = {"percent": "%", "percent (chance 30)": "%", "degree": " degrees"}
     return [
         {
             "recipe": label(recipe), "series": PAPER, "role": "paper", "value": value,
             "text": f"{printed}{units.get(unit, '')} ({where})",
         }
-        for recipe, value, printed, unit, where in named.filter(items=columns).itertuples(index=False)
+        for recipe, value, printed, unit, where in named.itertuples(index=False)
         if label(recipe) in recipes and pd.notna(value)
     ]  # fmt: skip
 

@@ -43,24 +43,13 @@ def summarise(geometry: pd.DataFrame, modules: Sequence[str] | None = ATTENTION)
 
     A sparsity of 1 in one entry and of 0 in three entries is 0.25 of the entries; norms 3 and 4 make 5.
 
-    >>> rows = pd.DataFrame(
-    ...     {
-    ...         "profile": "first_regime",
-    ...         "recipe": "opd",
-    ...         "seed": 0,
-    ...         "step": 1,
-    ...         "module": ["q_proj", "k_proj"],
-    ...         "n_entries": [1, 3],
-    ...         "update_sparsity": [1.0, 0.0],
-    ...         "stable_rank": [2.0, 4.0],
-    ...         "update_norm": [3.0, 4.0],
-    ...         "reference_norm": [30.0, 40.0],
-    ...     }
-    ... )
+    >>> rows = pd.DataFrame({"module": ["q_proj", "k_proj"], "n_entries": [1, 3], "update_sparsity": [1.0, 0.0]})
+    >>> rows = rows.assign(profile="first_regime", recipe="opd", seed=0, step=1, stable_rank=[2.0, 4.0])
+    >>> rows = rows.assign(update_norm=[3.0, 4.0], reference_norm=[30.0, 40.0])
     >>> summarise(rows)[["n_matrices", "update_sparsity", "stable_rank", "total_norm", "relative_norm"]].values.tolist()
     [[2.0, 0.25, 3.0, 5.0, 0.1]]
     """
-    _need(geometry, [*CHECKPOINT, "module", "n_entries", "update_norm"])
+    need(geometry, [*CHECKPOINT, "module", "n_entries", "update_norm"])
     rows = geometry if modules is None else geometry.loc[geometry.loc[:, "module"].isin(modules)]
     rows = rows.reset_index(drop=True)
     if rows.empty:
@@ -105,12 +94,10 @@ def matched(
 
     At equal updates both runs stand at step 2. At equal norm 2, OPD is half way from 1 to 4 on a logarithmic scale.
 
-    >>> runs = {
-    ...     "recipe": ["opd", "opd", "rlvr", "rlvr", "rlvr"],
-    ...     "step": [1, 2, 1, 2, 9],
-    ...     "x": [0.0, 1.0, 0.0, 8.0, 9.0],
-    ... }
-    >>> rows = pd.DataFrame({"profile": "first_regime", "seed": 0, **runs, "total_norm": [1.0, 4.0, 0.5, 1.0, 2.0]})
+    >>> rows = pd.DataFrame(
+    ...     {"recipe": ["opd"] * 2 + ["rlvr"] * 3, "step": [1, 2, 1, 2, 9], "x": [0.0, 1.0, 0.0, 8.0, 9.0]}
+    ... )
+    >>> rows = rows.assign(profile="first_regime", seed=0, total_norm=[1.0, 4.0, 0.5, 1.0, 2.0])
     >>> [matched(rows, at)["x"].round(6).tolist() for at in ("final", "equal_updates", "equal_norm")]
     [[1.0, 9.0], [1.0, 8.0], [0.5, 9.0]]
     """
@@ -143,11 +130,8 @@ def matched(
 def final(summary: pd.DataFrame) -> pd.DataFrame:
     """Last checkpoint of each run: the paper's own comparison, each objective at its own number of steps.
 
-    >>> final(
-    ...     pd.DataFrame(
-    ...         {"profile": "first_regime", "recipe": "opd", "seed": 0, "step": [2, 9, 5], "x": [1.0, 2.0, 3.0]}
-    ...     )
-    ... )["x"].tolist()
+    >>> runs = {"profile": "first_regime", "recipe": "opd", "seed": 0, "step": [2, 9, 5], "x": [1.0, 2.0, 3.0]}
+    >>> final(pd.DataFrame(runs))["x"].tolist()
     [2.0]
     """
     rows = summary.sort_values("step").groupby(RUN, sort=True).tail(1).sort_values(RUN)
@@ -157,20 +141,12 @@ def final(summary: pd.DataFrame) -> pd.DataFrame:
 def accuracy_gain(accuracy: pd.DataFrame) -> pd.DataFrame:
     """Take sampled accuracy minus its value at step 0 on the same prompts: the mean over families, per checkpoint.
 
-    >>> rows = pd.DataFrame(
-    ...     {
-    ...         "profile": "first_regime",
-    ...         "recipe": "opd",
-    ...         "seed": 0,
-    ...         "step": [0, 0, 5, 5],
-    ...         "family": ["a", "b"] * 2,
-    ...         "sampled": [0.2, 0.4, 0.4, 0.8],
-    ...     }
-    ... )
+    >>> rows = pd.DataFrame({"recipe": "opd", "seed": 0, "step": [0, 0, 5, 5], "family": ["a", "b"] * 2})
+    >>> rows = rows.assign(profile="first_regime", sampled=[0.2, 0.4, 0.4, 0.8])
     >>> accuracy_gain(rows)[["step", "sampled", "gain"]].round(6).values.tolist()
     [[0.0, 0.3, 0.0], [5.0, 0.6, 0.3]]
     """
-    _need(accuracy, [*CHECKPOINT, "sampled"])
+    need(accuracy, [*CHECKPOINT, "sampled"])
     same = [c for c in ("n_prompts",) if c in accuracy]  # how many prompts says which
     keys = [*CHECKPOINT, *same]
     table = accuracy.filter(items=[*keys, "sampled"]).groupby(keys, sort=True).agg("mean").reset_index()
@@ -230,7 +206,9 @@ def _ends(rows: pd.DataFrame, column: str) -> pd.Series:
     return rows.filter(items=[*RUN, column]).groupby(RUN).agg("max").loc[:, column]
 
 
-def _need(table: pd.DataFrame, columns: Sequence[str]) -> None:
+def need(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Return the table, or refuse it with MetricInputError because it lacks a column."""
     missing = [c for c in columns if c not in table]
     if missing:
         raise MetricInputError(f"the table has no column {missing}; it has {list(table.columns)}")
+    return table

@@ -163,6 +163,11 @@ def load_reported(name: str = "figures", path: Path = PAPER) -> pd.DataFrame:
     return pd.read_csv(path / f"{name}.csv", dtype={"reported": str})
 
 
+def reported_of(reported: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Rows of :func:`load_reported` that are about a metric; one row may be about several."""
+    return reported.loc[reported["metric"].fillna("").str.split(";").map(lambda names: metric in names)]
+
+
 def _read(path: Path, question: str) -> list[Claim]:
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict) or set(content) != {"schema_version", "claims"}:
