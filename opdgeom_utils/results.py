@@ -25,7 +25,7 @@ from opdgeom_utils.errors import StaleResultsError
 from opdgeom_utils.models import PROJECT, UNTRAINED, resolve_model
 from opdgeom_utils.recipes import Recipe, deciding_settings, load_recipe, recipe_names
 from opdgeom_utils.runs import Run
-from opdgeom_utils.scopes import HEADLINE
+from opdgeom_utils.scopes import THROUGHOUT
 from opdgeom_utils.training import TRAINING_VERSION
 
 RESULTS = PROJECT / "data" / "results"  # a folder for each profile
@@ -57,9 +57,9 @@ def tables_of(runs: Iterable[Run]) -> Tables:
 def geometry_of(run: Run) -> pd.DataFrame:
     """Diagnose a run's trajectory, or read the table that an earlier call left in its folder.
 
-    Variants of the headline recipes are measured at their end only; their paths are in the measures.
+    Recipes outside of :data:`~opdgeom_utils.scopes.THROUGHOUT` are measured at their end only.
     """
-    points = run.checkpoints if run.recipe.name in HEADLINE else run.checkpoints[-1:]
+    points = run.checkpoints if run.recipe.name in THROUGHOUT else run.checkpoints[-1:]
     return kept.table(
         run.path, "geometry", lambda: diagnose_trajectory(run.reference, points, nulls="exact", **DIAGNOSE_OPTIONS),
         "diagnose.trajectory", given=("vocabulary",),

@@ -16,6 +16,8 @@ from typing import Any
 
 import pandas as pd
 
+from opdgeom_utils import storage
+from opdgeom_utils.errors import CheckpointNotFoundError, RecipeError
 from opdgeom_utils.models import resolve_model
 from opdgeom_utils.project_files import runs_folder
 from opdgeom_utils.provenance import fingerprint
@@ -32,16 +34,23 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run on disk."""
+    """A run on disk, finished, or trained as far as the checkpoint ``until``."""
 
     recipe: Recipe
     seed: int
     path: Path
+    until: int | None = None
+
+    @property
+    def last(self) -> int:
+        """The update of the last stored point."""
+        return self.until or self.recipe.steps
 
     @property
     def checkpoints(self) -> list[Checkpoint]:
         """The stored points, in order of step."""
-        return [Checkpoint(step, checkpoint_path(self.path, step)) for step in self.recipe.checkpoints]
+        steps = (step for step in self.recipe.checkpoints if step <= self.last)
+        return [Checkpoint(step, checkpoint_path(self.path, step)) for step in steps]
 
     @property
     def reference(self) -> Path:
@@ -51,12 +60,16 @@ class Run:
     @cached_property
     def log(self) -> pd.DataFrame:
         """One row for each update."""
-        return pd.DataFrame(rows_of(self.path / "log.jsonl"))
+        return pd.DataFrame(self.rows("log.jsonl"))
 
     @cached_property
     def accuracy(self) -> pd.DataFrame:
         """Held-out accuracy: step, domain, family, greedy, sampled, n_prompts."""
-        return pd.DataFrame(rows_of(self.path / "accuracy.jsonl"))
+        return pd.DataFrame(self.rows("accuracy.jsonl"))
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """Rows of one of the two logs, up to the last stored point."""
+        return [row for row in rows_of(self.path / name) if row["step"] <= self.last]
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
@@ -64,9 +77,20 @@ class Run:
         return json.loads((self.path / "provenance.json").read_text(encoding="utf-8"))
 
 
-def run_of(recipe: Recipe, seed: int) -> Run:
-    """Return the run of today's source, weights and settings, trained or not."""
-    return Run(recipe, seed, runs_folder() / f"{recipe.name}-s{seed}-{fingerprint(recipe, seed)[:8]}")
+def run_of(recipe: Recipe, seed: int, until: int | None = None) -> Run:
+    """Return the run of today's source, weights and settings, trained or not.
+
+    Raises
+    ------
+    RecipeError
+        If ``until`` is not one of the recipe's checkpoints.
+    """
+    if until is not None and until not in recipe.checkpoints:
+        raise RecipeError(
+            f"until is {until}; expected a checkpoint of recipe {recipe.name!r} of profile {recipe.profile!r}: "
+            f"{', '.join(map(str, recipe.checkpoints))}"
+        )
+    return Run(recipe, seed, runs_folder() / f"{recipe.name}-s{seed}-{fingerprint(recipe, seed)[:8]}", until)
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
@@ -79,10 +103,10 @@ def checkpoint_path(run: Path, step: int) -> Path:
 
 
 def fault_of(run: Run) -> str:
-    """Say why a run cannot be opened as it is; empty when it is finished and every file is whole."""
+    """Say why a run cannot be opened as it is; empty when all that it should hold is there and every file is whole."""
     done = run.path / "DONE"
     if not done.is_file():
-        return "not finished"
+        return "not finished" if run.until is None else _fault_so_far(run)
     try:
         recorded = json.loads(done.read_text(encoding="utf-8")).items()
     except (ValueError, AttributeError):
@@ -92,6 +116,17 @@ def fault_of(run: Run) -> str:
         if not file.is_file() or sha256_of(file) != digest:
             return f"{name} is missing or damaged"
     return ""
+
+
+def _fault_so_far(run: Run) -> str:
+    """Say what is missing or damaged of a run that was trained as far as ``until``."""
+    try:
+        for point in run.checkpoints:
+            storage.read_tensors(point.path)
+        steps = [row["step"] for row in run.rows("log.jsonl")]
+    except (ValueError, KeyError, CheckpointNotFoundError) as error:
+        return str(error)
+    return "" if steps == list(range(1, run.last + 1)) else "log.jsonl lacks updates"
 
 
 def sha256_of(file: Path) -> str:

@@ -29,7 +29,9 @@ from opdgeom_utils.training_plan import Clock, check_memory
 WAIT_SECONDS = 6 * 3600.0
 
 
-def load_or_train(recipe_name: str, *, seed: int = 0, profile: str = "toy", device: str = "auto") -> Run:
+def load_or_train(
+    recipe_name: str, *, seed: int = 0, profile: str = "toy", device: str = "auto", until: int | None = None
+) -> Run:
     """Open a finished run, or train it first (or the rest of it, if it was stopped).
 
     Runs whose models it needs are trained before it. A large model gets a plan first.
@@ -44,11 +46,13 @@ def load_or_train(recipe_name: str, *, seed: int = 0, profile: str = "toy", devi
         File name in ``data/recipes`` without its ending.
     device
         ``auto`` takes CUDA when there is one.
+    until
+        Checkpoint at which to stop; a later call goes on from there. None trains to the end.
 
     Raises
     ------
     UnknownProfileError, UnknownRecipeError, RecipeError
-        If the recipe cannot be read.
+        If the recipe cannot be read, or has no checkpoint ``until``.
     CheckpointNotFoundError
         If the model it starts from is missing.
     TrainingDivergedError
@@ -56,7 +60,7 @@ def load_or_train(recipe_name: str, *, seed: int = 0, profile: str = "toy", devi
     StorageError
         If the disk is full; nothing half-written is left.
     """
-    run = run_of(load_recipe(recipe_name, profile), seed)
+    run = run_of(load_recipe(recipe_name, profile), seed, until)
     bring_models(run.recipe, device)
     if fault_of(run):
         with storage.locked(run.path, wait_seconds=WAIT_SECONDS):
@@ -104,6 +108,8 @@ def _train(run: Run, device: str) -> None:
                 accuracy += rows
                 _store(run, learner, logs, accuracy)
                 bar.set_postfix(sampled=f"{mean(row['sampled'] for row in rows):.2f}", loss=f"{log['loss']:.3f}")
+            if learner.step == run.until:
+                return
     except KeyboardInterrupt:
         _store_where_stopped(run, learner, logs, accuracy)
         raise

@@ -142,6 +142,11 @@ _OF_PATHS = (
         "captured share",
     ),
     Metric("overlap", "overlap", "the same number as Sim_K, between the updates of two different runs."),
+    Metric(
+        "update_cosine", "cosine of two updates",
+        "inner product of two updates over the product of their norms, all entries together. 1 where they point the "
+        "same way, 0 where they have nothing in common. What seeds share is what the objective writes.",
+    ),
     Metric("singular_value", "singular value"),
     Metric(
         "path_gap", "path gap",

@@ -1,7 +1,8 @@
 """Several runs at once: one single-threaded process for each, as many as there are cores to feed.
 
 Two single-threaded processes train faster than one process with two threads. From a shell:
-``python -m opdgeom_utils.workers toy opd 0 measures`` trains one run and measures it.
+``python -m opdgeom_utils.workers toy opd 0 measures`` trains one run and measures it; ``until=80`` in place of
+``measures`` stops it after update 80.
 """
 
 from __future__ import annotations
@@ -30,15 +31,22 @@ class WorkerError(OpdGeomError, RuntimeError):
 
 
 def load_or_train_many(
-    jobs: Sequence[Job], *, profile: str = "toy", workers: int = 2, measures: bool = False
+    jobs: Sequence[Job],
+    *,
+    profile: str = "toy",
+    workers: int = 2,
+    measures: bool = False,
+    until: int | None = None,
 ) -> list[Run]:
     """Open or train several runs, ``workers`` at a time, each in a process of its own, in the order asked for.
 
     ``jobs``: pairs of recipe name and seed. Give the longest first: the last to finish decides the time.
     ``workers``: processes at once, each with one thread.
     ``measures``: whether to measure each run's path and function too (:mod:`opdgeom_utils.measures.of_runs`).
+    ``until``: stop every run at its last checkpoint up to this update, unmeasured; None trains to the end.
     Raises WorkerError if a process fails. The other runs are finished first, and what was trained is kept.
     """
+    more = ["measures"] * measures if until is None else [f"until={until}"]
     logs = runs_folder() / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     waiting, running, failures = list(jobs), {}, []
@@ -46,7 +54,7 @@ def load_or_train_many(
         while waiting or running:
             while waiting and len(running) < workers:
                 job = waiting.pop(0)
-                running[job] = _start(job, profile, logs, measures)
+                running[job] = _start(job, profile, logs, more)
             time.sleep(0.2)
             for job, process in list(running.items()):
                 if process.poll() is not None:
@@ -59,16 +67,15 @@ def load_or_train_many(
                         )
     if failures:
         raise WorkerError(f"{len(failures)} of {len(jobs)} runs failed; the rest are kept.\n" + "\n".join(failures))
-    return [load_or_train(name, seed=seed, profile=profile) for name, seed in jobs]
+    return [load_or_train(name, seed=seed, profile=profile, until=until) for name, seed in jobs]
 
 
 def _log_of(job: Job, logs: Path) -> Path:
     return logs / f"{job[0]}-s{job[1]}.log"
 
 
-def _start(job: Job, profile: str, logs: Path, measures: bool) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "opdgeom_utils.workers", profile, job[0], str(job[1])]
-    command += ["measures"] if measures else []
+def _start(job: Job, profile: str, logs: Path, more: Sequence[str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "opdgeom_utils.workers", profile, job[0], str(job[1]), *more]
     with _log_of(job, logs).open("w") as log:
         return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=log, stderr=log)
 
@@ -77,7 +84,10 @@ def main() -> None:
     """Train one run and measure it, in one thread."""
     profile, name, seed, *more = sys.argv[1:]
     torch.set_num_threads(1)
-    run = load_or_train(name, seed=int(seed), profile=profile)
+    until = next((int(word.removeprefix("until=")) for word in more if word.startswith("until=")), None)
+    run = load_or_train(name, seed=int(seed), profile=profile, until=until)
+    if until is not None:
+        return
     geometry_of(run)
     if more == ["measures"]:
         measures_of_run(run)

@@ -37,6 +37,6 @@ def say_regime(tables: BookTables) -> str:
     if mean >= LEARNED:
         return said + "So it learned a good part of what there was to learn."
     return said + (
-        "So it hardly learned, and it moved little further than noise would have ([chapter 2](noise-walk)). What is "
+        "So it hardly learned, and it moved little further than noise would have (chapter 2). What is "
         "said of OPD here is said of a run at its beginning, and no run with random credit stands beside it yet."
     )

@@ -93,6 +93,7 @@ class Claim:
 
     ``polarity``: whether it speaks for the paper's reading, against it, or neither, when it is reproduced.
     ``gate``: ids of claims without which it says nothing; where one is not reproduced, this one is not testable.
+    ``profile``: whose committed tables judge it, where those are not the page's.
     ``effect``: what the paper says in words, as a number of its comparisons ("keeps the path" is a distance of 0).
     """
 
@@ -114,6 +115,7 @@ class Claim:
     polarity: str = "for"
     gate: tuple[str, ...] = ()
     effect: float | None = None
+    profile: str = ""
     withdrawn: Withdrawn | None = None
 
 

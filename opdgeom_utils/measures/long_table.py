@@ -1,11 +1,11 @@
 """The long table behind research questions 2 and 3: one row is one number, with the words that say which.
 
 ``profile, recipe, seed, step`` say which weights; ``scope`` which matrices (``attention``: q, k, v and o of every
-layer; ``all``: these and the three of the MLP; unweighted mean), ``side`` whether right or left singular spaces, ``k``
-their dimension, ``quantity`` what was measured. ``null`` is empty for the run itself, or names the process without
-learning that gave the number. ``other_recipe, other_seed, other_step`` say which weights the run is compared with; the
-seed and the step are -1 where only a recipe is meant, and the recipe is empty where there is no other. ``value`` is a
-float64; NaN where undefined.
+layer; ``all``: these and the three of the MLP; unweighted mean; or one matrix by its name), ``side`` whether right or
+left singular spaces, ``k`` their dimension, ``quantity`` what was measured. ``null`` is empty for the run itself, or
+names the process without learning that gave the number. ``other_recipe, other_seed, other_step`` say which weights the
+run is compared with; the seed and the step are -1 where only a recipe is meant, and the recipe is empty where there is
+no other. ``value`` is a float64; NaN where undefined.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from opdgeom_utils.measures.path_overlaps import overlap_measures
 from opdgeom_utils.measures.paths import path_measures
 from opdgeom_utils.recipes import load_recipe, recipe_names
 from opdgeom_utils.runs import Run
-from opdgeom_utils.scopes import HEADLINE
+from opdgeom_utils.scopes import HEADLINE, THROUGHOUT
 
 
 def _compared(run: Run) -> bool:
@@ -27,7 +27,7 @@ def _compared(run: Run) -> bool:
 #: A part, and the runs that it is measured of. To add one, write its module and its line here.
 PARTS: dict[str, tuple[Callable[[Run], pd.DataFrame], Callable[[Run], bool]]] = {
     "path": (path_measures, lambda run: True),
-    "nulls": (path_null_measures, lambda run: run.recipe.name in HEADLINE),
+    "nulls": (path_null_measures, lambda run: run.recipe.name in THROUGHOUT),
     "function": (function_measures, _compared),
     "moments": (moment_measures, lambda run: run.recipe.name == "opd" and _compared(run)),
 }

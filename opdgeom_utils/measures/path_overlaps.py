@@ -12,6 +12,8 @@ from functools import partial
 from typing import Any
 
 import pandas as pd
+import torch
+from torch import Tensor
 
 from opdgeom_utils.linalg.factors import Factors
 from opdgeom_utils.measures.long_table import as_measures, kept_measures
@@ -26,20 +28,23 @@ from opdgeom_utils.measures.paths import (
     tagged,
 )
 from opdgeom_utils.runs import Run, checkpoint_path
-from opdgeom_utils.scopes import HEADLINE
+from opdgeom_utils.scopes import ATTENTION, HEADLINE, SCOPES, THROUGHOUT
 
 BOTH_CHANGED = "opd_teacher_writes_full_vocab"  # the fourth of two by two, compared with those that change one thing
+MATRIX_K = 16  # dimension at which seeds are compared matrix by matrix
 CORNERS = ("opd_full_vocab", "opd_teacher_writes")
 
 Point = tuple[str, int, int]  # recipe, seed, step
-Spaces = Mapping[str, Factors]
+Spaces = tuple[Mapping[str, Tensor], Mapping[str, Factors]]  # the updates of a point, and their factors
 
 
 def overlap_measures(runs: Sequence[Run], others: Sequence[Run] = ()) -> pd.DataFrame:
     """Compare the spaces of every run's update with those of its counterparts among ``runs`` and ``others``.
 
     The runs are finished ones of one profile. A counterpart whose checkpoint is in neither is left out. In the rows of
-    the long table, ``overlap`` is Sim_K (0 to 1), ``step`` is the run's own, ``other_...`` its counterpart's.
+    the long table, ``overlap`` is Sim_K (0 to 1), ``update_cosine`` the cosine of the two updates over all matrices of
+    the scope together (-1 to 1), ``step`` is the run's own, ``other_...`` its counterpart's. What two seeds of a recipe
+    share at their end stands there for each matrix too; its name is the scope then.
     """
     known = {(run.recipe.name, run.seed): run for run in (*others, *runs)}
     spaces: dict[Point, Spaces] = {}
@@ -47,7 +52,7 @@ def overlap_measures(runs: Sequence[Run], others: Sequence[Run] = ()) -> pd.Data
     for run in runs:
         pairs = [(own, point) for own, point in counterparts(run, known) if _stored(known, point)]
         names = [(step, known[recipe, seed].path.name, there) for step, (recipe, seed, there) in pairs]
-        ks = KS if run.recipe.name in HEADLINE else VARIANT_KS
+        ks = KS if run.recipe.name in THROUGHOUT else VARIANT_KS
         made = partial(_measure, run, pairs, ks, known, spaces)
         tables.append(kept_measures(run.path, "overlaps", made, __name__, names, ks))
     return pd.concat(tables, ignore_index=True) if tables else as_measures([])
@@ -74,19 +79,19 @@ def equal_step(checkpoints: Sequence[int], step: int) -> int:
 def counterparts(run: Run, known: Mapping[tuple[str, int], Run]) -> list[tuple[int, Point]]:
     """Pairs of an own step and the point it is compared with, each once, in order."""
     name, seed = run.recipe.name, run.seed
-    if name not in HEADLINE:
+    seeds = [key for key in known if key[0] == name and key[1] != seed]
+    if name not in THROUGHOUT:
         step, parent = run.recipe.steps, parent_of(name)
         wanted = [(step, parent)] + ([(step, "rlvr")] if parent == "opd" else [])
         wanted += [(step, corner) for corner in CORNERS if name == BOTH_CHANGED]
         found = [(step, _point(known, recipe, seed, at)) for at, recipe in wanted if (recipe, seed) in known]
-        return sorted(found)
+        return sorted(found + [(step, _point(known, *key, step)) for key in seeds])
     opd = next((r for (recipe, _), r in known.items() if recipe == "opd"), run)
     found = []
     for updates in (equal_step(opd.recipe.checkpoints, math.ceil(opd.recipe.steps / 2)), opd.recipe.steps):
         own = _point(known, name, seed, updates)[2]
-        pairs = [key for key in known if (key[0] in HEADLINE and key[0] != name and key[1] == seed)]
-        pairs += [key for key in known if key[0] == name and key[1] != seed]
-        found += [(own, _point(known, *key, updates)) for key in pairs]
+        pairs = [key for key in known if (key[0] in THROUGHOUT and key[0] != name and key[1] == seed)]
+        found += [(own, _point(known, *key, updates)) for key in (*pairs, *seeds)]
     return sorted(set(found))
 
 
@@ -115,19 +120,52 @@ def _measure(
 ) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for step, point in pairs:
-        own, there = (_spaces(known, p, spaces) for p in ((run.recipe.name, run.seed, step), point))
+        (delta, own), (delta_there, there) = (
+            _spaces(known, p, spaces) for p in ((run.recipe.name, run.seed, step), point)
+        )
         curves = {
             name: {("overlap", side, k): [similarity(f, there[name], side, k)] for side in SIDES for k in ks}
             for name, f in own.items()
         }
         other = dict(zip(("other_recipe", "other_seed", "other_step"), point, strict=True))
-        rows += [row | other for row in scope_rows(curves, [step])]
+        found = [*scope_rows(curves, [step]), *cosine_rows(delta, delta_there, step)]
+        if point[0] == run.recipe.name and step == run.recipe.steps:  # what seeds share, matrix by matrix
+            found += [
+                {"scope": name, "step": step, "side": side, "k": k, "quantity": quantity, "value": value}
+                for name, curve in curves.items() for (quantity, side, k), (value,) in curve.items() if k == MATRIX_K
+            ]  # fmt: skip
+            found += [
+                row | {"scope": name}
+                for name in delta
+                for row in cosine_rows({name: delta[name]}, {name: delta_there[name]}, step, ["all"])
+            ]
+        rows += [row | other for row in found]
     return tagged(run, rows)
 
 
+def cosine_rows(
+    deltas: Mapping[str, Tensor], others: Mapping[str, Tensor], step: int, scopes: Sequence[str] = tuple(SCOPES)
+) -> list[dict[str, Any]]:
+    """Cosine of two updates over all matrices of a scope together, -1 to 1; no row where one of them is zero.
+
+    >>> deltas = {"a.q_proj.w": torch.tensor([3.0, 4.0]), "a.up_proj.w": torch.tensor([0.0])}
+    >>> others = {"a.q_proj.w": torch.tensor([4.0, 3.0]), "a.up_proj.w": torch.tensor([5.0])}
+    >>> [(row["scope"], round(row["value"], 3)) for row in cosine_rows(deltas, others, 8)]
+    [('attention', 0.96), ('all', 0.679)]
+    """
+    rows = []
+    for scope in scopes:
+        names = [name for name in deltas if scope == "all" or any(f".{module}." in name for module in ATTENTION)]
+        one, two = (torch.cat([part[name].double().flatten() for name in names]) for part in (deltas, others))
+        if float(norms := one.norm() * two.norm()) > 0:
+            value = float(torch.dot(one, two) / norms)
+            rows.append({"step": step, "scope": scope, "quantity": "update_cosine", "value": value})
+    return rows
+
+
 def _spaces(known: Mapping[tuple[str, int], Run], point: Point, spaces: dict[Point, Spaces]) -> Spaces:
-    """Factor the updates of one point once, however many pairs ask for it."""
+    """Read and factor the updates of one point once, however many pairs ask for it."""
     if point not in spaces:
-        path = read_path(known[point[:2]], [point[2]])
-        spaces[point] = {name: factor(stack[0]) for name, stack in path.updates.items()}
+        deltas = {name: stack[0] for name, stack in read_path(known[point[:2]], [point[2]]).updates.items()}
+        spaces[point] = deltas, {name: factor(delta) for name, delta in deltas.items()}
     return spaces[point]

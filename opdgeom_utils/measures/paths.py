@@ -28,7 +28,7 @@ from opdgeom_utils.metrics.sparsity import bf16_realised
 from opdgeom_utils.metrics.spectra import stable_rank_from, stable_rank_of, tail_exponent
 from opdgeom_utils.models import load_model, stored_state
 from opdgeom_utils.runs import Run
-from opdgeom_utils.scopes import ATTENTION, HEADLINE
+from opdgeom_utils.scopes import ATTENTION, THROUGHOUT
 
 KS = (1, 2, 4, 8, 16)
 VARIANT_KS = (4, 16)
@@ -225,18 +225,18 @@ def path_measures(run: Run) -> pd.DataFrame:
     """Measure a run's path: ranks, norms, spectra and spaces at every checkpoint, as rows of the long table.
 
     Quantities are ``stable_rank, stable_rank_bf16, update_norm, hill, sim_to_end, sim_consecutive, captured_share`` and
-    ``singular_value`` (``k`` is its index from 1, attention matrices). Variants of the headline recipes get K of 4 and
-    16 only, and no spectra.
+    ``singular_value`` (``k`` is its index from 1, attention matrices). Recipes outside of
+    :data:`~opdgeom_utils.scopes.THROUGHOUT` get K of 4 and 16 only, and no spectra.
     """
-    headline = run.recipe.name in HEADLINE
-    return kept_measures(run.path, "path", lambda: _measure_path(run, headline), __name__, headline)
+    throughout = run.recipe.name in THROUGHOUT
+    return kept_measures(run.path, "path", lambda: _measure_path(run, throughout), __name__, throughout)
 
 
-def _measure_path(run: Run, headline: bool) -> pd.DataFrame:
+def _measure_path(run: Run, throughout: bool) -> pd.DataFrame:
     path = read_path(run)
     curves: dict[str, Curves] = {}
     for name, stack in path.updates.items():
-        own = matrix_curves(stack, path.early, KS if headline else VARIANT_KS)
+        own = matrix_curves(stack, path.early, KS if throughout else VARIANT_KS)
         own["stable_rank_bf16", "", 0] = [rounded_rank(path.reference[name], delta) for delta in stack]
-        curves[name] = own if headline else {key: v for key, v in own.items() if key[0] != "singular_value"}
+        curves[name] = own if throughout else {key: v for key, v in own.items() if key[0] != "singular_value"}
     return tagged(run, scope_rows(curves, path.steps))
