@@ -206,6 +206,21 @@ OBJECTIVES: dict[str, Objective] = {
             "SFT that starts at the anchor and takes OPD's learning rate and number of updates. It separates the "
             "objective from the size of training.",
         ),
+        Objective(
+            "opd_random_credit", "random credit",
+            "The null objective of OPD. The student samples and the teacher scores as in OPD; then the credits are "
+            "permuted over all tokens of the update and given random signs. Real text, and nothing to learn.",
+        ),
+        Objective(
+            "rlvr_random_reward", "random reward",
+            "The null objective of RLVR. The student samples and the verifier rewards as in RLVR; then the rewards are "
+            "permuted over all completions of the update.",
+        ),
+        Objective(
+            "opd_full_vocab", "OPD, full vocabulary",
+            "On-policy distillation whose loss is the exact divergence over all next tokens at each place of the "
+            "student's text, where OPD has one sampled token for it.",
+        ),
     )
 }  # fmt: skip
 NULLS: dict[str, Null] = {

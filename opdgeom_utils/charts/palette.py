@@ -12,6 +12,7 @@ from opdgeom_utils.vocabulary import NULLS, OBJECTIVES, RESCALED, ROUNDED
 Figure = alt.Chart | alt.LayerChart | alt.FacetChart | alt.ConcatChart
 PAPER = "paper"
 _OF_OBJECTIVES = {"sft": "#0072B2", "opd": "#D55E00", "rlvr": "#009E73", "control_sft": "#56B4E9"}
+_OF_OBJECTIVES |= {"opd_random_credit": "#B8860B", "rlvr_random_reward": "#6B8E23", "opd_full_vocab": "#8C3A00"}
 _OF_NULLS = {
     "shuffled": ("#7F7F7F", [2, 3]), "random": ("#A6A6A6", [1, 3]), "random_walk": ("#8A8A8A", [2, 3]),
     "random_walk_decaying": ("#A6A6A6", [6, 3]), "adam_random": ("#6F7F8F", [1, 3]),
@@ -44,6 +45,7 @@ PALETTE = {
     "of it on small weights": "#009E73",
 }
 DASHES = {NULLS[name].label: dash for name, (_, dash) in _OF_NULLS.items()}
+DASHES |= {OBJECTIVES[name].label: [1, 3] for name in ("opd_random_credit", "rlvr_random_reward")}
 DASHES |= {RESCALED: [7, 2], ROUNDED: [2, 3], OBJECTIVES["control_sft"].label: [5, 3]}
 SHAPES = {"comparison": "square", PAPER: "diamond", "anchor": "square", "teacher": "triangle-up"}
 SHAPES |= {"noise through bf16": "square", "chance": "triangle-up", "this book": "square", "steps as printed": "cross"}

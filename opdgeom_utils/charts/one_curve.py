@@ -1,0 +1,52 @@
+"""Every statistic against coherence: the curve of the ladder, and every run beside it."""
+
+from __future__ import annotations
+
+import altair as alt
+import pandas as pd
+
+from opdgeom_utils.charts.axes import value_axis
+from opdgeom_utils.charts.palette import Figure, coloured, in_order, tips
+from opdgeom_utils.charts.seed_points import figure, known, need
+from opdgeom_utils.intervals import number
+from opdgeom_utils.vocabulary import label, metric_of
+
+WIDTH, HEIGHT = 210, 150
+CURVE = "#7F7F7F"
+OF_OPD = "OPD, other batches"
+
+
+@figure
+def one_curve(points: pd.DataFrame, curves: pd.DataFrame) -> Figure:
+    """Draw each statistic against coherence, a small panel each: the curve in grey, every run a point.
+
+    Parameters
+    ----------
+    points
+        ``recipe, seed, statistic, metric, coherence, value``; from
+        :func:`opdgeom_utils.chapters.one_curve.against_coherence`.
+    curves
+        ``statistic, coherence, value``: the corners of the curve.
+    """
+    drawn = known(need(points, ["recipe", "seed", "statistic", "metric", "coherence", "value"]), "value", "a statistic")
+    ladder = drawn["recipe"].str.startswith("opd_") & ~drawn["recipe"].isin(["opd_random_credit", "opd_full_vocab"])
+    shown = drawn["recipe"].map(label).where(~ladder, OF_OPD)
+    drawn = drawn.assign(run=drawn["recipe"].map(label) + ", seed " + drawn["seed"].astype(str), series=shown)
+    names = in_order(drawn["series"])
+    charts = []
+    for (statistic, metric), own in drawn.groupby(["statistic", "metric"], sort=False):
+        texts = [number(value, metric_of(str(metric)).shown) for value in own["value"]]
+        own = own.assign(text=texts, at=[f"{c:.3f}" for c in own["coherence"]])
+        x = alt.X("coherence:Q", title="coherence").scale(zero=False).axis(tickCount=4, format="~g")
+        y = alt.Y("value:Q", title=None)
+        y = value_axis(y, str(metric), own["value"], log=False)
+        line = alt.Chart(curves[curves["statistic"] == statistic]).mark_line(color=CURVE, strokeWidth=1.5)
+        dots = alt.Chart(own).mark_point(filled=True, size=45, opacity=0.8)
+        tip = tips(("run", "run"), ("at", "coherence"), ("text", "value"))
+        dots = dots.encode(x=x, y=y, color=coloured("series", names), tooltip=tip)
+        panel = alt.layer(line.encode(x=x, y=y), dots)
+        charts.append(panel.properties(width=WIDTH, height=HEIGHT, title=alt.TitleParams(statistic, fontSize=11)))
+    span = drawn.groupby("series")["coherence"].agg(["min", "max"])
+    said = "; ".join(f"{n}: coherence {span.loc[n, 'min']:.2f} to {span.loc[n, 'max']:.2f}" for n in names)
+    words = f"{len(charts)} statistics against coherence, with the curve of OPD's ladder in grey. {said}."
+    return alt.concat(*charts, columns=3).properties(description=words)
