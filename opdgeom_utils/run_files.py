@@ -80,17 +80,21 @@ class Run:
 def run_of(recipe: Recipe, seed: int, until: int | None = None) -> Run:
     """Return the run of today's source, weights and settings, trained or not.
 
+    ``until`` makes it end at the last checkpoint up to that update.
+
     Raises
     ------
     RecipeError
-        If ``until`` is not one of the recipe's checkpoints.
+        If the recipe has no checkpoint up to ``until``.
     """
-    if until is not None and until not in recipe.checkpoints:
+    reached = [step for step in recipe.checkpoints if until is None or step <= until]
+    if not reached:
         raise RecipeError(
-            f"until is {until}; expected a checkpoint of recipe {recipe.name!r} of profile {recipe.profile!r}: "
-            f"{', '.join(map(str, recipe.checkpoints))}"
+            f"until is {until}; the first checkpoint of recipe {recipe.name!r} of profile {recipe.profile!r} is "
+            f"{recipe.checkpoints[0]}, so give that or more"
         )
-    return Run(recipe, seed, runs_folder() / f"{recipe.name}-s{seed}-{fingerprint(recipe, seed)[:8]}", until)
+    path = runs_folder() / f"{recipe.name}-s{seed}-{fingerprint(recipe, seed)[:8]}"
+    return Run(recipe, seed, path, reached[-1] if reached[-1] < recipe.steps else None)
 
 
 def checkpoint_path(run: Path, step: int) -> Path:

@@ -47,12 +47,12 @@ def load_or_train(
     device
         ``auto`` takes CUDA when there is one.
     until
-        Checkpoint at which to stop; a later call goes on from there. None trains to the end.
+        Stop at the last checkpoint up to this update; a later call goes on from there. None trains to the end.
 
     Raises
     ------
     UnknownProfileError, UnknownRecipeError, RecipeError
-        If the recipe cannot be read, or has no checkpoint ``until``.
+        If the recipe cannot be read, or has no checkpoint up to ``until``.
     CheckpointNotFoundError
         If the model it starts from is missing.
     TrainingDivergedError

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
+from opdgeom_utils.claims import Claim, load_claims, scorecard
 from opdgeom_utils.errors import NotebookParameterError, StaleResultsError
 from opdgeom_utils.measures.of_runs import OVERLAPS, PARTS, measures_of
 from opdgeom_utils.recipes import load_recipe, recipe_names
@@ -18,7 +19,7 @@ from opdgeom_utils.results import Tables, are_committed, load_tables, tables_of
 from opdgeom_utils.runs import Run, load_or_train
 from opdgeom_utils.scopes import HEADLINE
 
-PUBLISHED = "first_regime"  # whose runs the chapters show
+PUBLISHED = "toy"  # whose runs the chapters show that say nothing else
 SMOKE_LABEL = "smoke test, not evidence"
 
 
@@ -56,6 +57,25 @@ def tables_for(profile: str, seeds: Sequence[int], recipes: Sequence[str] = HEAD
             f"parameter seeds is {list(seeds)}; profile {profile!r} has {sorted(held)}. Choose one or more of these"
         )
     return only_seeds(tables or tables_of(_runs(profile, seeds, recipes)), profile, seeds, origin)
+
+
+def published_card(tables: BookTables, ledger: Sequence[Claim] | None = None) -> pd.DataFrame:
+    """Scorecard in which each claim is judged by the regime that its file names; the tables' own, if that is no regime.
+
+    Parameters
+    ----------
+    tables
+        A chapter's tables. Those of the other regimes are loaded, with the seeds that they hold.
+    ledger
+        Claims to judge; by default all that stand.
+    """
+    judged = load_claims() if ledger is None else ledger
+    regimes = {claim.profile for claim in judged}
+    if tables.profile not in regimes:
+        return scorecard(tables, judged)
+    beside = {name: tables if name == tables.profile else load_tables(name) for name in regimes}
+    cards = [scorecard(own, [claim for claim in judged if claim.profile == name]) for name, own in beside.items()]
+    return pd.concat(cards).set_index("id").loc[[claim.id for claim in judged]].reset_index()
 
 
 def with_measures(

@@ -119,7 +119,7 @@ def distances(points: pd.DataFrame) -> pd.DataFrame:
                 verdict = "leaves"
             row = {"statistic": statistic, "metric": metric, "recipe": recipe, "span": span, "verdict": verdict}
             rows.append(row | {"mean": off.mean, "low": off.low, "high": off.high})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["statistic", "metric", "recipe", "span", "verdict", "mean", "low", "high"])
 
 
 def curve_of(points: pd.DataFrame) -> pd.DataFrame:

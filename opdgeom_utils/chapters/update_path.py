@@ -10,7 +10,7 @@ from opdgeom_utils.charts.palette import in_order
 from opdgeom_utils.intervals import seed_interval
 from opdgeom_utils.measures.long_table import pick
 from opdgeom_utils.measures.paths import EARLY, SIDES
-from opdgeom_utils.scopes import HEADLINE
+from opdgeom_utils.scopes import MAIN
 from opdgeom_utils.vocabulary import PATH_NULLS, label, listed, metric_of
 
 LEARNED_AND_NULLS = ("", *[null for null in PATH_NULLS if null != "rounding"])
@@ -23,7 +23,7 @@ def path_curves(
     side: str = "",
     k: int = 0,
     scope: str = "attention",
-    recipes: Iterable[str] = HEADLINE,
+    recipes: Iterable[str] = MAIN,
     nulls: Iterable[str] = ("",),
 ) -> pd.DataFrame:
     """Pick one quantity's curves: one row per (recipe, null, seed, step).

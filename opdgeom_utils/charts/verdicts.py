@@ -35,7 +35,7 @@ CONDITIONS = {
     "nearer_seen": "nearer, seen", "spaces_right": "right spaces", "spaces_left": "left spaces",
     "moments": "mechanism", "moments_seen": "mechanism, seen", "token_sweep": "tokens, one seed",
     "writer_sweep": "writers, one seed", "domain_sweep": "domains, one seed", "mix_scale": "scale, one seed",
-    "two_by_two": "loss or prefix", "null_sft": "SFT and its null",
+    "two_by_two": "loss or prefix", "null_sft": "SFT and its null", "agreement": "between seeds",
     "noise_seen": "beside noise, seen", "noise_blind": "beside noise",
 }  # fmt: skip
 CELL = 26

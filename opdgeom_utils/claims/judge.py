@@ -15,12 +15,11 @@ from opdgeom_utils.claims.comparisons import Comparison, Part
 from opdgeom_utils.claims.look_up import LookUp, Sources, Tables
 from opdgeom_utils.claims.schema import STATISTICS, Claim, Rule, load_claims
 from opdgeom_utils.intervals import Interval, number, seed_interval
-from opdgeom_utils.results import are_committed, load_tables
 
 VERDICTS = ("reproduced", "partly", "not decided", "the opposite", "not testable")
 REPRODUCED, PARTLY, UNDECIDED, OPPOSITE, UNTESTABLE = VERDICTS
 OF_CLAIM = (
-    "id", "question", "group", "polarity", "diagnostic", "condition", "statement", "where", "refuted_by", "statistic",
+    "id", "question", "group", "polarity", "profile", "diagnostic", "condition", "statement", "where", "refuted_by", "statistic",
 )  # fmt: skip
 BEARINGS = ("for the paper's reading", "against it", "undecided", "neither")
 
@@ -107,15 +106,11 @@ def scorecard(tables: Tables, claims: Sequence[Claim] | None = None) -> pd.DataF
     gates = {name for claim in given for name in claim.gate}
     if not gates <= set(by_id):
         by_id = {claim.id: claim for claim in load_claims()} | by_id
-    beside = {p: Sources(load_tables(p)) for p in {claim.profile for claim in given} if p and are_committed(p)}
     opened = {name: verdict(by_id[name], sources) for name in gates}
     for claim in given:
         row = {name: getattr(claim, name) for name in OF_CLAIM}
         row |= {"rule": claim.rule.words, "threshold": claim.rule.threshold, "side": claim.rule.side}
-        found = _gated(
-            opened.get(claim.id) or verdict(claim, beside.get(claim.profile, sources)),
-            {name: opened[name] for name in claim.gate},
-        )
+        found = _gated(opened.get(claim.id) or verdict(claim, sources), {name: opened[name] for name in claim.gate})
         row |= {
             "contrary": claim.rule.contrary,
             "gate": ", ".join(claim.gate),

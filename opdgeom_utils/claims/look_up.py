@@ -21,6 +21,7 @@ from opdgeom_utils.scopes import SCOPES
 
 CELL_KEYS = frozenset(("recipe", "quantity", "at", "side", "k", "scope", "null", "other", "seed", "from"))
 OWN_SEED, OTHER_SEEDS = "{seed}", "{rest}"
+SAME_STEP = "same"  # as many updates as the run itself
 Cell = Mapping[str, Any]
 Path = dict[int, float]
 Runs = Mapping[tuple[str, int], pd.DataFrame]
@@ -168,7 +169,8 @@ class LookUp:
             return rows
         seed, _, step = place.partition("@")
         same = rows["other_seed"] == rows["seed"]
-        return rows.loc[(rows["other_step"] == int(step)) & (same if seed == OWN_SEED else ~same)]
+        then = rows["step"] if step == SAME_STEP else int(step)
+        return rows.loc[(rows["other_step"] == then) & (same if seed == OWN_SEED else ~same)]
 
     def _path(self, cell: Cell, rows: pd.DataFrame) -> Path:
         if rows.empty:

@@ -93,7 +93,7 @@ class Claim:
 
     ``polarity``: whether it speaks for the paper's reading, against it, or neither, when it is reproduced.
     ``gate``: ids of claims without which it says nothing; where one is not reproduced, this one is not testable.
-    ``profile``: whose committed tables judge it, where those are not the page's.
+    ``profile``: whose runs the book judges it by; the file's, where a claim does not say.
     ``effect``: what the paper says in words, as a number of its comparisons ("keeps the path" is a distance of 0).
     """
 
@@ -115,7 +115,7 @@ class Claim:
     polarity: str = "for"
     gate: tuple[str, ...] = ()
     effect: float | None = None
-    profile: str = ""
+    profile: str = "first_regime"
     withdrawn: Withdrawn | None = None
 
 
@@ -172,9 +172,11 @@ def reported_of(reported: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 def _read(path: Path, question: str) -> list[Claim]:
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict) or set(content) != {"schema_version", "claims"}:
-        raise ClaimError(f"{path.name} must hold exactly schema_version and claims")
-    return [_claim(entry, number, question) for number, entry in enumerate(content["claims"], start=1)]
+    if not isinstance(content, dict) or set(content) - {"profile"} != {"schema_version", "claims"}:
+        raise ClaimError(f"{path.name} must hold schema_version, claims and, where it names one for all, profile")
+    given = {"profile": content["profile"]} if "profile" in content else {}
+    entries = (given | entry if isinstance(entry, dict) else entry for entry in content["claims"])
+    return [_claim(entry, number, question) for number, entry in enumerate(entries, start=1)]
 
 
 def _claim(entry: Any, number: int, question: str) -> Claim:

@@ -17,11 +17,11 @@ from opdgeom_utils.runs import Run
 from opdgeom_utils.scopes import HEADLINE, THROUGHOUT
 
 
-def _compared(run: Run) -> bool:
-    """Whether a run's seed is one that variants have: what they are compared with is measured for these only."""
+def _compared(run: Run, *, masked: bool = False) -> bool:
+    """Whether variants, or those with fewer tokens, have a run's seed: what they are compared with is measured then."""
     profile = run.recipe.profile
     variants = (load_recipe(name, profile) for name in recipe_names(profile) if name not in HEADLINE)
-    return any(run.seed in recipe.seeds for recipe in variants)
+    return any(run.seed in recipe.seeds for recipe in variants if recipe.keep_fraction < 1 or not masked)
 
 
 #: A part, and the runs that it is measured of. To add one, write its module and its line here.
@@ -29,7 +29,7 @@ PARTS: dict[str, tuple[Callable[[Run], pd.DataFrame], Callable[[Run], bool]]] = 
     "path": (path_measures, lambda run: True),
     "nulls": (path_null_measures, lambda run: run.recipe.name in THROUGHOUT),
     "function": (function_measures, _compared),
-    "moments": (moment_measures, lambda run: run.recipe.name == "opd" and _compared(run)),
+    "moments": (moment_measures, lambda run: run.recipe.name == "opd" and _compared(run, masked=True)),
 }
 OVERLAPS = "overlaps"  # a part of no single run
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from opdgeom_utils.chapters.committed_tables import PUBLISHED, BookTables, with_measures
+from opdgeom_utils.chapters.committed_tables import BookTables, with_measures
 from opdgeom_utils.chapters.sufficiency import early_against, projected_runs, say_basis, say_starts, start_and_ends
 from opdgeom_utils.errors import StaleResultsError
 from opdgeom_utils.measures.long_table import as_measures
@@ -121,7 +121,7 @@ def test_the_basis_counts_runs_of_one_seed() -> None:
 
 def test_committed_measures_must_hold_what_the_chapter_reads() -> None:
     frame = pd.DataFrame({"recipe": ["opd"], "seed": [0]})
-    tables = BookTables(frame, frame, frame, PUBLISHED, (0,), "")
+    tables = BookTables(frame, frame, frame, "first_regime", (0,), "")
     with pytest.raises(StaleResultsError, match="make runs"):
         with_measures(tables, ["opd"])
     held = replace(tables, measures=rows())
