@@ -57,6 +57,8 @@ def agreeing(recipe: str, quantity: str, null: str, other: str, step: int) -> fl
             (0.5, GAINED.get(recipe, (0.5,))[0]) if quantity == "accuracy" else (1.0, GAINED.get(recipe, (1.0, 1.0))[1])
         )
         return end if step > STARTS.get(recipe, 8) else start
+    if quantity == "update_cosine":
+        return 0.8 if recipe == "opd" else 0.01
     if quantity == "overlap":
         return _overlap(recipe, other)
     if quantity == "moment_fit":
@@ -75,12 +77,14 @@ def _overlap(recipe: str, other: str) -> float:
     return 0.8
 
 
-def others_of(wanted: str, seed: int) -> list[tuple[str, int, int]]:
-    """What a cell's ``other`` means to one seed: ``opd:{rest}@40`` is OPD of every other seed at update 40."""
+def others_of(wanted: str, seed: int, step: int) -> list[tuple[str, int, int]]:
+    """What a cell's ``other`` means to one seed: ``opd:{rest}@40`` is OPD of every other seed then; or at ``@same``."""
     recipe, _, place = wanted.partition(":")
     if not place:
         return [(recipe, -1, -1)]
-    return [(recipe, s, int(place.split("@")[1])) for s in SEEDS if (s == seed) == place.startswith("{seed}")]
+    then = place.split("@")[1]
+    at = step if then == "same" else int(then)
+    return [(recipe, s, at) for s in SEEDS if (s == seed) == place.startswith("{seed}")]
 
 
 def measures_for(
@@ -92,8 +96,8 @@ def measures_for(
         for cell in cells_of(claim.args.get("comparisons", [])):
             null, wanted = cell.get("null", ""), cell.get("other", "")
             for seed in SEEDS:
-                for other in others_of(wanted, seed):
-                    for step in STEPS.get(cell["recipe"], VARIANT):
+                for step in STEPS.get(cell["recipe"], VARIANT):
+                    for other in others_of(wanted, seed, step):
                         key = (cell["recipe"], seed, step, cell.get("scope", claim.scope), cell.get("side", ""))
                         number = value(cell["recipe"], cell["quantity"], null, other[0], step) * (1 + 0.0005 * seed)
                         rows[*key, cell.get("k", 0), cell["quantity"], null, *other] = number

@@ -10,12 +10,25 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from opdgeom_utils.chapters.update_path import agreement
 from opdgeom_utils.chapters.verdicts import under
+from opdgeom_utils.chapters.where import at_place
 from opdgeom_utils.charts.axes import begun
 from opdgeom_utils.claims import BEARINGS, OPPOSITE, UNTESTABLE, VERDICTS, matching
 from opdgeom_utils.claims.look_up import Tables
+from opdgeom_utils.intervals import number
+from opdgeom_utils.scopes import THROUGHOUT
+from opdgeom_utils.vocabulary import label, listed, metric_of
 
 REPRODUCED, PARTLY, UNDECIDED = VERDICTS[:3]
+FROM_ANCHOR = tuple(name for name in THROUGHOUT if name != "sft")
+RULERS = {
+    "update_sparsity": "leaves {} of the entries unchanged (OPD {})",
+    "left_angle_mean_deg": "turns the leading directions by {} degrees on the output side (OPD {})",
+    "right_angle_mean_deg": "by {} on the input side (OPD {})",
+    "normalized_spectral_shift": "shifts the spectrum by {} (OPD {})",
+}  # fmt: skip
+ALIKE = 1.5  # a factor, as in chapter 2
 _MATCHES = {
     "equal_updates": "at equal updates",
     "equal_norm": "at equal norm of the update",
@@ -24,14 +37,72 @@ _MATCHES = {
 
 
 def findings(card: pd.DataFrame, tables: Tables) -> dict[str, str]:
+    """Write the sentences of the landing page: ``learned, nothing, agreement, where, matched, null, path, control``.
+
+    Parameters
+    ----------
+    card
+        From :func:`opdgeom_utils.claims.scorecard`.
+    tables
+        The tables the card was computed from.
+    """
     """Write the sentences of the landing page: ``where, matched, null, path, control``."""
     return {
+        "learned": learned_sentence(tables),
+        "nothing": nothing_sentence(tables),
+        "agreement": agreement_sentence(tables),
         "where": where_sentence(card, tables.geometry),
         "matched": matched_sentence(card),
         "null": null_sentence(card),
         "path": path_sentence(card),
         "control": control_sentence(card),
     }
+
+
+def learned_sentence(tables: Tables) -> str:
+    """Say what sampled accuracy each kind of run ends with, from the anchor's on; empty where nothing starts there."""
+    ends = matching.final(matching.accuracy_gain(tables.accuracy)).groupby("recipe")[["sampled", "gain"]].mean()
+    said = [f"{label(r)} to {ends.loc[r, 'sampled']:.0%}" for r in FROM_ANCHOR if r in ends.index]
+    if not said:
+        return ""
+    start = next(ends.loc[r, "sampled"] - ends.loc[r, "gain"] for r in FROM_ANCHOR if r in ends.index)
+    return f"From the anchor's {start:.0%} of the held-out problems, training took {listed(said)}."
+
+
+def nothing_sentence(tables: Tables) -> str:
+    """Set OPD beside random credit by the paper's rulers; empty where one of them was not trained."""
+    ends = at_place(tables, "final", ["opd", "opd_random_credit"]).groupby("recipe")[list(RULERS)].mean()
+    if len(ends) < 2 or ends.isna().to_numpy().any():
+        return ""
+    said = [
+        words.format(*(number(ends.loc[r, m], metric_of(m).shown) for r in ("opd_random_credit", "opd")))
+        for m, words in RULERS.items()
+    ]
+    apart = np.exp(np.abs(np.log(ends.loc["opd"] / ends.loc["opd_random_credit"]))).max()
+    like = (
+        "nearly what a run leaves that learned nothing"
+        if apart < ALIKE
+        else "not what a run leaves that learned nothing"
+    )
+    return (
+        "A run with random credit reads the student's own text and has nothing to learn from it. It "
+        f"{listed(said)}. So by these rulers OPD leaves {like} that learned nothing: they differ by a factor of "
+        f"{apart:.2f} at most."
+    )
+
+
+def agreement_sentence(tables: Tables) -> str:
+    """Say how far the updates of different seeds point the same way; empty where that was not measured."""
+    found = tables.measures
+    cosines = {} if found is None else agreement(found).set_index("recipe")["cosine"].dropna().to_dict()
+    if not {"opd", "opd_random_credit"} <= set(cosines):
+        return ""
+    rest = [f"{label(str(r))} {c:.2f}" for r, c in cosines.items() if r not in ("opd", "opd_random_credit")]
+    return (
+        f"What tells them apart is direction. Updates of two seeds of OPD have a cosine of {cosines['opd']:.2f}, those "
+        f"of two seeds of random credit one of {cosines['opd_random_credit']:.2f}"
+        + (f" ({', '.join(rest)})." if rest else ".")
+    )
 
 
 def where_sentence(card: pd.DataFrame, geometry: pd.DataFrame) -> str:

@@ -10,7 +10,7 @@ from opdgeom_utils.charts.palette import in_order
 from opdgeom_utils.intervals import seed_interval
 from opdgeom_utils.measures.long_table import pick
 from opdgeom_utils.measures.paths import EARLY, SIDES
-from opdgeom_utils.scopes import MAIN
+from opdgeom_utils.scopes import MAIN, THROUGHOUT
 from opdgeom_utils.vocabulary import PATH_NULLS, label, listed, metric_of
 
 LEARNED_AND_NULLS = ("", *[null for null in PATH_NULLS if null != "rounding"])
@@ -107,6 +107,36 @@ def shared_rows(measures: pd.DataFrame, side: str, k: int, recipe: str = "opd") 
         means = own.groupby("seed").agg({"value": "mean"}).reset_index()
         parts.append(means.assign(kind=kind, series=label(str(other))))
     return pd.concat(parts, ignore_index=True).filter(items=["kind", "series", "seed", "value"])
+
+
+def agreement(measures: pd.DataFrame, recipes: Iterable[str] = THROUGHOUT, scope: str = "attention") -> pd.DataFrame:
+    """Say how far the updates of different runs point the same way: cosines between seeds, and with OPD.
+
+    Runs from the anchor are compared after OPD's number of updates, SFT with its own seeds at its own end.
+
+    Returns
+    -------
+    DataFrame
+        ``recipe, run`` (label), ``cosine``, mean over the pairs of seeds, ``seeds``, the same as text with its 95%
+        interval over pairs, and ``with_opd``, the mean cosine with OPD's update; -1 to 1.
+
+    Examples
+    --------
+    >>> row = {"recipe": "opd", "seed": 0, "step": 8, "scope": "attention", "quantity": "update_cosine", "null": ""}
+    >>> other = {"other_recipe": "opd", "other_seed": 1, "other_step": 8, "side": "", "k": 0, "value": 0.5}
+    >>> agreement(pd.DataFrame([row | other]))[["run", "cosine", "seeds"]].values.tolist()
+    [['OPD', 0.5, '0.50 (one value)']]
+    """
+    cosines = pick(measures, quantity="update_cosine", scope=scope, null="")
+    cosines = cosines[cosines["step"] == cosines.groupby("recipe")["step"].transform("max")]
+    rows = []
+    for recipe in (name for name in recipes if name in set(cosines["recipe"])):
+        own = cosines[cosines["recipe"] == recipe]
+        pairs = own[(own["other_recipe"] == recipe) & (own["seed"] < own["other_seed"])]["value"]
+        opd = own[own["other_recipe"] == "opd"]["value"] if recipe != "opd" else pairs
+        shared = {"cosine": float(pairs.mean()), "seeds": seed_interval(pairs).text(".2f")}
+        rows.append({"recipe": recipe, "run": label(recipe)} | shared | {"with_opd": float(opd.mean())})
+    return pd.DataFrame(rows, columns=["recipe", "run", "cosine", "seeds", "with_opd"])
 
 
 def both_sides(

@@ -36,8 +36,8 @@ def one_curve(points: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     charts = []
     for (statistic, metric), own in drawn.groupby(["statistic", "metric"], sort=False):
         texts = [number(value, metric_of(str(metric)).shown) for value in own["value"]]
-        own = own.assign(text=texts, at=[f"{c:.3f}" for c in own["coherence"]])
-        x = alt.X("coherence:Q", title="coherence").scale(zero=False).axis(tickCount=4, format="~g")
+        own = own.assign(text=texts, at=[f"{c:.2%}" for c in own["coherence"]])
+        x = alt.X("coherence:Q", title="coherence").scale(zero=False).axis(tickCount=4, format=".1%")
         y = alt.Y("value:Q", title=None)
         y = value_axis(y, str(metric), own["value"], log=False)
         line = alt.Chart(curves[curves["statistic"] == statistic]).mark_line(color=CURVE, strokeWidth=1.5)
@@ -47,6 +47,6 @@ def one_curve(points: pd.DataFrame, curves: pd.DataFrame) -> Figure:
         panel = alt.layer(line.encode(x=x, y=y), dots)
         charts.append(panel.properties(width=WIDTH, height=HEIGHT, title=alt.TitleParams(statistic, fontSize=11)))
     span = drawn.groupby("series")["coherence"].agg(["min", "max"])
-    said = "; ".join(f"{n}: coherence {span.loc[n, 'min']:.2f} to {span.loc[n, 'max']:.2f}" for n in names)
+    said = "; ".join(f"{n}: coherence {span.loc[n, 'min']:.2%} to {span.loc[n, 'max']:.2%}" for n in names)
     words = f"{len(charts)} statistics against coherence, with the curve of OPD's ladder in grey. {said}."
     return alt.concat(*charts, columns=3).properties(description=words)

@@ -5,6 +5,8 @@ import pytest
 
 from opdgeom_utils.chapters import findings
 from opdgeom_utils.claims import bearing
+from opdgeom_utils.measures.long_table import as_measures
+from opdgeom_utils.results import Tables
 
 
 def card(*rows: tuple[str, str, str]) -> pd.DataFrame:
@@ -118,3 +120,30 @@ def test_counts_go_by_what_a_verdict_means_and_not_by_its_word() -> None:
     said = findings.counts_sentence(rows)
     assert said.startswith("Of 7 claims that bear on the paper's reading 2 speak for it, 2 against it; 1 partly, 1 not")
     assert said.endswith("1 not decided, 1 not testable. 1 more speaks for neither side.")
+
+
+@pytest.mark.parametrize(("sparsity", "words"), [(0.04, "nearly what a run leaves"), (0.40, "not what a run leaves")])
+def test_the_null_objective_is_set_beside_opd(sparsity: float, words: str) -> None:
+    keys = {"profile": "toy", "seed": 0, "step": 400, "module": "q_proj", "n_entries": 10, "update_norm": 1.0}
+    metrics = {"left_angle_mean_deg": 3.0, "right_angle_mean_deg": 3.0, "normalized_spectral_shift": 0.01}
+    rows = [keys | metrics | {"recipe": "opd", "update_sparsity": 0.04}]
+    rows += [keys | metrics | {"recipe": "opd_random_credit", "update_sparsity": sparsity}]
+    frame = pd.DataFrame(rows)
+    said = findings.nothing_sentence(Tables(frame, frame, frame))
+    assert words in said
+    assert f"leaves {sparsity:.1%} of the entries unchanged (OPD 4.0%)" in said
+    assert findings.nothing_sentence(Tables(frame[:1], frame, frame)) == ""
+
+
+def test_agreement_needs_the_null_objective_beside_it() -> None:
+    keys = {"profile": "toy", "step": 400, "scope": "attention", "quantity": "update_cosine", "seed": 0}
+    rows = [
+        keys | {"recipe": recipe, "other_recipe": recipe, "other_seed": seed, "other_step": 400, "value": value}
+        for recipe, value in (("opd", 0.8), ("opd_random_credit", 0.01), ("rlvr", 0.4))
+        for seed in (1, 2)
+    ]
+    frame = pd.DataFrame()
+    said = findings.agreement_sentence(Tables(frame, frame, frame, as_measures(rows)))
+    assert "two seeds of OPD have a cosine of 0.80, those of two seeds of random credit one of 0.01 (RLVR 0.40)" in said
+    assert findings.agreement_sentence(Tables(frame, frame, frame, as_measures(rows[:2]))) == ""
+    assert findings.agreement_sentence(Tables(frame, frame, frame)) == ""

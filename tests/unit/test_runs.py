@@ -22,6 +22,7 @@ from opdgeom_utils import load_or_train, runs, storage, training
 from opdgeom_utils.batches import Batch
 from opdgeom_utils.errors import (
     CheckpointNotFoundError,
+    RecipeError,
     RunLockedError,
     StorageError,
     TrainingDivergedError,
@@ -451,3 +452,33 @@ def test_fingerprint_follows_the_weights(
     assert fingerprint(recipe, 0) == before
     flip_a_byte(folder / name / "model.safetensors")
     assert fingerprint(recipe, 0) != before
+
+
+# --- a run that stops at a checkpoint --------------------------------------------------------------------------------
+
+
+def test_a_run_that_stopped_at_a_checkpoint_goes_on_to_the_same_bytes(
+    world: World, untouched: Callable[[str], Run]
+) -> None:
+    part = load_or_train("opd", profile="tiny", until=3)
+    assert [c.step for c in part.checkpoints] == [1, 2]
+    assert part.last == 2
+    assert list(part.log["step"]) == [1, 2]
+    assert part.accuracy["step"].max() == 2
+    assert not (part.path / "DONE").exists()
+    assert_same_run(load_or_train("opd", profile="tiny"), untouched("opd"))
+    again = load_or_train("opd", profile="tiny", until=2)
+    assert again.log["step"].max() == 2
+    assert (again.path / "DONE").exists()
+
+
+def test_a_damaged_part_is_trained_again(world: World) -> None:
+    part = load_or_train("opd", profile="tiny", until=2)
+    before = checkpoint_bytes(part)
+    part.checkpoints[0].path.write_bytes(b"damaged")
+    assert checkpoint_bytes(load_or_train("opd", profile="tiny", until=2)) == before
+
+
+def test_a_stop_before_the_first_checkpoint_is_refused(world: World) -> None:
+    with pytest.raises(RecipeError, match="until is 0; the first checkpoint of recipe 'opd' of profile 'tiny' is 1"):
+        load_or_train("opd", profile="tiny", until=0)
