@@ -37,16 +37,7 @@ _MATCHES = {
 
 
 def findings(card: pd.DataFrame, tables: Tables) -> dict[str, str]:
-    """Write the sentences of the landing page: ``learned, nothing, agreement, where, matched, null, path, control``.
-
-    Parameters
-    ----------
-    card
-        From :func:`opdgeom_utils.claims.scorecard`.
-    tables
-        The tables the card was computed from.
-    """
-    """Write the sentences of the landing page: ``where, matched, null, path, control``."""
+    """Write the landing page's sentences: ``learned, nothing, agreement, where, matched, null, path, control``."""
     return {
         "learned": learned_sentence(tables),
         "nothing": nothing_sentence(tables),

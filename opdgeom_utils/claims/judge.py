@@ -95,24 +95,11 @@ def verdict(claim: Claim, tables: Tables | Sources) -> Verdict:
 def scorecard(tables: Tables, claims: Sequence[Claim] | None = None) -> pd.DataFrame:
     """Verdict of every claim that stands, one row each, in the order of the files.
 
-<<<<<<< HEAD
     A claim whose gate is not reproduced is "not testable", whatever its own numbers say; they stay in its row. Returns
-    ``id, question, group, polarity, diagnostic, condition, statement, where, refuted_by, statistic, rule, threshold,
-    side, contrary, gate`` of the claim, then ``bearing``, of :data:`BEARINGS`, and ``verdict, value, low, high,
+    ``id, question, group, polarity, profile, diagnostic, condition, statement, where, refuted_by, statistic, rule,
+    threshold, side, contrary, gate`` of the claim, then ``bearing``, of :data:`BEARINGS`, and ``verdict, value, low, high,
     null_value, null_name, unit, level, n_seeds, n_comparisons, n_hold, n_opposite, least, most, effect, power,
     detectable, deciding, reason``.
-=======
-    A claim whose gate is not reproduced is "not testable", whatever its own numbers say; they stay in its row. The
-    profile that a claim names is not asked for here, but by ``chapters.committed_tables.published_card``.
-
-    Returns
-    -------
-    DataFrame
-        ``id, question, group, polarity, profile, diagnostic, condition, statement, where, refuted_by, statistic, rule,
-        threshold, side, contrary, gate`` of the claim, then ``bearing``, of :data:`BEARINGS`, and ``verdict, value,
-        low, high, null_value, null_name, unit, level, n_seeds, n_comparisons, n_hold, n_opposite, least, most, effect,
-        power, detectable, deciding, reason``.
->>>>>>> 35ef001 (Landing page: what learned nothing looks like OPD, and what tells them apart; tests)
     """
     rows, sources = [], Sources(tables)
     given = load_claims() if claims is None else [claim for claim in claims if claim.withdrawn is None]
