@@ -97,8 +97,8 @@ def scorecard(tables: Tables, claims: Sequence[Claim] | None = None) -> pd.DataF
 
     A claim whose gate is not reproduced is "not testable", whatever its own numbers say; they stay in its row. Returns
     ``id, question, group, polarity, profile, diagnostic, condition, statement, where, refuted_by, statistic, rule,
-    threshold, side, contrary, gate`` of the claim, then ``bearing``, of :data:`BEARINGS`, and ``verdict, value, low, high,
-    null_value, null_name, unit, level, n_seeds, n_comparisons, n_hold, n_opposite, least, most, effect, power,
+    threshold, side, contrary, gate`` of the claim, then ``bearing``, of :data:`BEARINGS`, and ``verdict, value, low,
+    high, null_value, null_name, unit, level, n_seeds, n_comparisons, n_hold, n_opposite, least, most, effect, power,
     detectable, deciding, reason``.
     """
     rows, sources = [], Sources(tables)
