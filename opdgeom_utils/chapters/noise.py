@@ -17,7 +17,7 @@ from opdgeom_utils.claims import load_reported, matching
 from opdgeom_utils.measures.noise import noise_sparsity_of, walk_of
 from opdgeom_utils.models import load_model
 from opdgeom_utils.recipes import load_recipe
-from opdgeom_utils.vocabulary import label
+from opdgeom_utils.vocabulary import label, listed
 
 QUANTILES = 2**12
 VISIBLE, SMALL = "visible share", "of it on small weights"
@@ -79,11 +79,12 @@ def own_runs(tables: BookTables, recipes: Sequence[str]) -> pd.DataFrame:
     """List the book's runs at their ends: sparsity measured, mean over seeds, and predicted by noise.
 
     Returns ``recipe, run, objective, kind, source, sparsity, predicted, low, high``, and over all matrices together
-    ``ratio`` (of the norm to that of noise) and ``coherence``.
+    ``ratio`` (of the norm to that of noise) and ``coherence``; ``accuracy`` and ``gain``, sampled, 0 to 1; ``seeds``.
     """
     ends = matching.matched(matching.summarise(tables.geometry, None), "final")
     last = tables.geometry.merge(ends[["recipe", "seed", "step"]])
     counted = last.loc[last["update_norm"].notna()].groupby(["recipe", "seed"])["n_entries"].sum()
+    learned = matching.final(matching.accuracy_gain(tables.accuracy)).groupby("recipe")
     rows = []
     for recipe in recipes:
         own = ends.loc[ends["recipe"] == recipe]
@@ -97,10 +98,34 @@ def own_runs(tables: BookTables, recipes: Sequence[str]) -> pd.DataFrame:
                 "predicted": noise_sparsity_of(recipe, tables.profile),
                 "ratio": moved / walk.rms,
                 "coherence": (moved**2 - walk.rms**2) / (walk.ballistic**2 - walk.rms**2),
+                "accuracy": float(learned["sampled"].mean()[recipe]), "gain": float(learned["gain"].mean()[recipe]),
+                "seeds": own["seed"].nunique(),
             }
         )  # fmt: skip
     table = pd.DataFrame(rows)
     return table.assign(kind=table["objective"], source="this book", low=table["predicted"], high=table["predicted"])
+
+
+def say_learned(runs: pd.DataFrame) -> str:
+    """Say how far learning and its null objective went beside noise, and what each of them made of the model.
+
+    ``runs``: from :func:`own_runs`, by recipe.
+
+    >>> rows = {"ratio": [1.0, 1.3, 2.0], "sparsity": 0.04, "predicted": 0.04, "accuracy": 0.6, "gain": 0.1}
+    >>> runs = pd.DataFrame(rows, index=["opd_random_credit", "opd", "opd_full_vocab"])
+    >>> say_learned(runs).split(". ")[-1]
+    'Learning lies in the direction (chapter 5 compares seeds), and only where the signal is strong also in the length.'
+    """
+    null, opd = runs.loc["opd_random_credit"], runs.loc["opd"]
+    others = [name for name in ("opd", "opd_full_vocab", "rlvr") if name in runs.index]
+    said = listed(f"{label(n)} {runs.loc[n, 'ratio']:.2f} times ({runs.loc[n, 'accuracy']:.0%} right)" for n in others)
+    return (
+        f"Random credit moved {null['ratio']:.2f} times as far as noise, and noise predicts its sparsity to "
+        f"{100 * abs(null['sparsity'] - null['predicted']):.2f} points, though it ruined the model: "
+        f"{null['accuracy']:.0%} right, where it began at {opd['accuracy'] - opd['gain']:.0%}. So the ruler holds on real text and real "
+        f"gradients. Of those that learn, {said}. So a run can learn a good deal and move hardly further than noise. Learning lies in the direction "
+        "(chapter 5 compares seeds), and only where the signal is strong also in the length."
+    )
 
 
 def overlaps() -> pd.DataFrame:
