@@ -245,3 +245,12 @@ def noise_marks() -> pd.DataFrame:
     """Three measured runs on the curve."""
     rows = [("other", "this book", 1e-2, 0.85), ("SFT", "published", 2e-2, 0.92), ("OPD", "published", 7e-4, 0.48)]
     return pd.DataFrame(rows, columns=["run", "source", "relative", "value"])
+
+
+@cache
+def ladder() -> pd.DataFrame:
+    """Ladder on the line value = 2 x coherence, and three seeds of RLVR above it."""
+    rows = [(name, s, c, 2 * c) for name, c in (("opd_random_credit", 0.0), ("opd", 1.0)) for s in (0, 1)]
+    rows += [("rlvr", seed, 0.5 + 0.01 * seed, 1.5) for seed in range(3)]
+    frame = pd.DataFrame(rows, columns=["recipe", "seed", "coherence", "value"])
+    return frame.assign(statistic="stable rank", metric="stable_rank")

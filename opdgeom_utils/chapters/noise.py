@@ -122,9 +122,10 @@ def say_learned(runs: pd.DataFrame) -> str:
     return (
         f"Random credit moved {null['ratio']:.2f} times as far as noise, and noise predicts its sparsity to "
         f"{100 * abs(null['sparsity'] - null['predicted']):.2f} points, though it ruined the model: "
-        f"{null['accuracy']:.0%} right, where it began at {opd['accuracy'] - opd['gain']:.0%}. So the ruler holds on real text and real "
-        f"gradients. Of those that learn, {said}. So a run can learn a good deal and move hardly further than noise. Learning lies in the direction "
-        "(chapter 5 compares seeds), and only where the signal is strong also in the length."
+        f"{null['accuracy']:.0%} right, where it began at {opd['accuracy'] - opd['gain']:.0%}. So the ruler holds on "
+        f"real text and real gradients. Of those that learn, {said}. So a run can learn a good deal and move hardly "
+        "further than noise. Learning lies in the direction (chapter 5 compares seeds), and only where the signal is "
+        "strong also in the length."
     )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import altair as alt
 import pandas as pd
 
-from opdgeom_utils.charts.axes import QUARTERS, value_axis
+from opdgeom_utils.charts.axes import log_ticks, value_axis
 from opdgeom_utils.charts.palette import PALETTE, PAPER, Figure, coloured, in_order, shaped, tips
 from opdgeom_utils.charts.seed_points import NothingToDraw, bare, figure, floor_of, need, spread, without
 from opdgeom_utils.vocabulary import NULLS, label
@@ -19,7 +20,11 @@ UPWARDS = "mean principal angle (degrees, log)"
 WIDTH, HEIGHT = 560, 340
 #: Where a name stands, by its side of the mark: alignment and offset in pixels.
 TAGS = {"above": ("center", 0, -15), "right": ("left", 12, 0), "below": ("center", 0, 17)}
+#: Near an end of the axis a name grows inwards, so that on a phone it stays off the axis's own labels.
+EDGES = {"left": ("left", -8), "right": ("right", 8)}
+EDGE = 0.2  # of the axis
 LETTER = 6.5  # width of one, in pixels
+CROWDED = (90, 30)  # pixels across and up: objectives nearer than that go by their colour, not by name
 
 
 @figure
@@ -41,13 +46,14 @@ def hero(ends: pd.DataFrame, reported: pd.DataFrame | None = None, null: str = "
         if role != "seed"
     )
     lost = without(in_order(ends.loc[:, "recipe"].map(label)), table.loc[:, "recipe"])
-    floor = floor_of(table.loc[:, "y"])
-    table = table.assign(**{c: table.loc[:, c].clip(lower=floor) for c in ("y", "y_low", "y_high")})
-    table = table.assign(**{c: table.loc[:, c].clip(0, 1) for c in ("x_low", "x_high")})  # a share stays a share
+    for axis in "xy":
+        floor = floor_of(table.loc[:, axis])
+        table = table.assign(**{c: table.loc[:, c].clip(lower=floor) for c in (axis, f"{axis}_low", f"{axis}_high")})
+    table = table.assign(**{c: table.loc[:, c].clip(upper=1) for c in ("x_low", "x_high")})  # a share stays a share
     return alt.layer(*_layers(table)).properties(
         width="container",
         height=HEIGHT,
-        description="Update sparsity across, mean principal angle up, logarithmic; each objective, its "
+        description="Update sparsity across, mean principal angle up, both logarithmic; each objective, its "
         f"{NULLS[null].label if null in NULLS else null} in grey, the paper's 8B model in pink. {said}.{lost}",
     )
 
@@ -71,15 +77,20 @@ def _points(ends: pd.DataFrame, null: str, reported: pd.DataFrame | None) -> pd.
     )
     own = (table.loc[:, "role"] == "mean") & (table.loc[:, "series"] == table.loc[:, "recipe"])
     paper = table.loc[:, "series"] == PAPER
-    tags = table.loc[:, "recipe"].where(own, "paper: " + table.loc[:, "y_text"].str.split(" ").str[0] + "°")
+    said = "paper's " + table.loc[:, "recipe"] + ", " + table.loc[:, "y_text"].str.split(" ").str[0] + "°"
+    tags = table.loc[:, "recipe"].where(own, said)
     return table.assign(tag=tags.where(own | paper, ""))
 
 
 def _layers(table: pd.DataFrame) -> list[alt.Chart]:
     """Ties from each mean to its null, intervals, seeds, means, and names beside the marks."""
     names = in_order(table.loc[:, "series"])
-    x = alt.X("x:Q", title="update sparsity: share of entries unchanged").scale(domain=[0, 1])
-    x = x.axis(format=".0%", values=QUARTERS)
+    shares = table.filter(items=["x", "x_low", "x_high"]).stack()
+    start = 0.8 * float(shares[shares > 0].min())
+    x = alt.X("x:Q", title="update sparsity: share of entries unchanged (log)")
+    x = x.scale(type="log", domain=[start, 1], nice=False).axis(
+        format="~%", values=log_ticks(start, 1.0), labelOverlap=True
+    )
     numbers = [*table.filter(items=["y", "y_low", "y_high"]).stack(), 0.7 * float(table.loc[:, "y"].min())]
     y, low = (value_axis(alt.Y(f"{c}:Q", title=UPWARDS), ANGLE, numbers) for c in ("y", "y_low"))
     tip = tips(
@@ -89,7 +100,10 @@ def _layers(table: pd.DataFrame) -> list[alt.Chart]:
     means = base.transform_filter("datum.role == 'mean'")
     ties = alt.Chart(table).transform_filter("datum.role == 'mean'").mark_line(strokeDash=[2, 3], color="#7F7F7F")
     points = base.encode(shape=shaped("series", names), tooltip=tip)
-    sides = _sides(table, math.log(max(numbers) / min(n for n in numbers if n > 0)))
+    decades = math.log(max(numbers) / min(n for n in numbers if n > 0))
+    along = table.loc[:, "x"].map(lambda share: math.log(share / start) / -math.log(start))
+    up = table.loc[:, "y"].map(math.log) / decades if decades else table.loc[:, "y"] * 0.0
+    sides = _sides(table.assign(across=along * WIDTH, up=up * HEIGHT))
     return [
         ties.encode(x=x, y=y, detail="recipe:N"),
         means.mark_rule(strokeWidth=1.5).encode(y=low, y2="y_high:Q"),
@@ -97,28 +111,44 @@ def _layers(table: pd.DataFrame) -> list[alt.Chart]:
         points.transform_filter("datum.role == 'seed'").mark_point(filled=True, size=24, opacity=0.5),
         points.transform_filter("datum.role != 'seed'").mark_point(filled=True, size=110, opacity=1),
         *(
-            alt.Chart(table.loc[sides == side])
-            .mark_text(align=alt.Align(align), dx=dx, dy=dy, fontSize=12)
-            .encode(x=x, y=y, text="tag:N")
-            for side, (align, dx, dy) in TAGS.items()
-            if (sides == side).any()
+            alt.Chart(rows).mark_text(align=alt.Align(align), dx=dx, dy=dy, fontSize=12).encode(x=x, y=y, text="tag:N")
+            for rows, align, dx, dy in _tags(table, sides, along)
         ),
     ]
 
 
-def _sides(table: pd.DataFrame, decades: float) -> pd.Series:
-    """Where each name stands: above a mean, beside a reader's own, below the paper's; never on the tie to its null."""
+def _tags(table: pd.DataFrame, sides: pd.Series, along: pd.Series) -> list[tuple[pd.DataFrame, str, int, int]]:
+    """Rows whose names stand alike, with their alignment and offsets; ``along``: place on the axis, 0 to 1."""
+    edges = {"left": along < EDGE, "right": along > 1 - EDGE, "": along.between(EDGE, 1 - EDGE)}
+    found = []
+    for (side, (align, dx, dy)), (edge, near) in itertools.product(TAGS.items(), edges.items()):
+        rows = table.loc[(sides == side) & near]
+        if len(rows):
+            inwards = edge and align == "center"
+            found.append((rows, *(EDGES[edge] if inwards else (align, dx)), dy))
+    return found
+
+
+def _sides(table: pd.DataFrame) -> pd.Series:
+    """Where each name stands: above a mean, beside a reader's own, below the paper's; never on the tie to its null.
+
+    ``across, up``: places in pixels. Objectives that lie close together have no name beside their marks.
+    """
     means = table.loc[(table.loc[:, "role"] == "mean") & (table.loc[:, "series"] != table.loc[:, "recipe"])]
-    nulls = {str(recipe): (float(x), float(y)) for recipe, x, y in means[["recipe", "x", "y"]].to_numpy()}
+    nulls = {str(recipe): (float(x), float(y)) for recipe, x, y in means[["recipe", "across", "up"]].to_numpy()}
+    runs = table.loc[(table.loc[:, "role"] == "mean") & (table.loc[:, "series"] == table.loc[:, "recipe"])]
+    places = runs.loc[:, ["recipe", "across", "up"]].to_numpy().tolist()
     sides = []
-    for tag, series, recipe, x, y in table[["tag", "series", "recipe", "x", "y"]].itertuples(index=False):
+    for tag, series, recipe, x, y in table[["tag", "series", "recipe", "across", "up"]].itertuples(index=False):
         side = "below" if series == PAPER else "above" if recipe in PALETTE else "right"
         if series == recipe and recipe in nulls:
-            across = (nulls[recipe][0] - x) * WIDTH
-            up = math.log(nulls[recipe][1] / y) / decades * HEIGHT if decades else 0.0
+            across, up = nulls[recipe][0] - x, nulls[recipe][1] - y
             if side == "above" and up > 8 and 15 * abs(across) < up * LETTER * len(tag) / 2:
                 side = "below"
             elif side == "right" and across > 8 and 12 * abs(up) < 8 * across:
                 side = "above"
-        sides.append(side if tag else "")
+        others = (place for place in places if place[0] != recipe)
+        crowd = any(abs(a - x) < CROWDED[0] and abs(b - y) < CROWDED[1] for _, a, b in others)
+        named = tag and not (crowd and series == recipe and recipe in PALETTE)
+        sides.append(side if named else "")
     return pd.Series(sides, index=table.index)

@@ -31,6 +31,7 @@ from tests.chart_tables import (
     family_table,
     geometry,
     held,
+    ladder,
     long_table,
     noise_curve,
     noise_marks,
@@ -102,6 +103,7 @@ FIGURES: dict[str, Callable[[], alt.TopLevelMixin]] = {
     "beside_noise": lambda: charts.beside_noise(noise_runs()),
     "gated_overlaps": lambda: charts.gated_overlaps(noise_overlaps()),
     "noise_sliders": lambda: charts.noise_sliders(noise_curve(), noise_marks()),
+    "one_curve": lambda: charts.one_curve(ladder(), ladder().assign(statistic="stable rank")),
 }
 
 
@@ -199,6 +201,7 @@ NUMBERS: dict[str, Callable[[], str]] = {
     "walks": lambda: "drunkards 2.5, straight 4",  # 5 and 0 from the start
     "beside_noise": lambda: "OPD 80.0%, measured 50.0%; RLVR 75.0%, measured 77.0%",
     "gated_overlaps": lambda: "two seeds: measured 60.0%, noise through bf16 55.0%, chance 37.0%",
+    "one_curve": lambda: "RLVR: coherence 50.00% to 52.00%",
     "noise_sliders": lambda: "Measured visible shares: other 85.0%, SFT 92.0%, OPD 48.0%",
     "path_slider": lambda: f"OPD {path_mean('stable_rank', 10):.3g} (95% interval",
 }
@@ -302,7 +305,9 @@ def test_the_paper_is_drawn_where_it_prints_a_number() -> None:
     rows = rows_of(spec_of("hero"))
     paper = rows.loc[rows["role"] == "paper"].set_index("recipe")
     assert paper["x"].to_dict() == {"SFT": 0.081, "OPD": 0.516, "RLVR": 0.772}
-    assert paper["tag"].to_dict() == {"SFT": "paper: >10°", "OPD": "paper: ~1°", "RLVR": "paper: <0.5°"}
+    assert paper["tag"].to_dict() == {
+        "SFT": "paper's SFT, >10°", "OPD": "paper's OPD, ~1°", "RLVR": "paper's RLVR, <0.5°"
+    }  # fmt: skip
 
 
 def test_hero_averages_both_sides() -> None:
