@@ -37,7 +37,7 @@ def one_curve(points: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     for (statistic, metric), own in drawn.groupby(["statistic", "metric"], sort=False):
         texts = [number(value, metric_of(str(metric)).shown) for value in own["value"]]
         own = own.assign(text=texts, at=[f"{c:.2%}" for c in own["coherence"]])
-        x = alt.X("coherence:Q", title="coherence").scale(zero=False).axis(tickCount=4, format=".1%")
+        x = value_axis(alt.X("coherence:Q", title="coherence"), "coherence", own["coherence"], log=False)
         y = alt.Y("value:Q", title=None)
         y = value_axis(y, str(metric), own["value"], log=False)
         line = alt.Chart(curves[curves["statistic"] == statistic]).mark_line(color=CURVE, strokeWidth=1.5)
