@@ -20,6 +20,7 @@ QUESTIONS = {
     "variants": "other settings",
     "noise": "noise",
 }
+SHOWN = 5  # verdicts that a list shows before it folds
 ORDERED = ("update_sparsity", "rotation", "spectral_drift", "principal_mask", "low_magnitude_mask")
 CRITICISMS = {
     1: "Is the order of the objectives only learning rate times steps?",
@@ -34,7 +35,7 @@ CRITICISMS = {
 
 
 def as_list(card: pd.DataFrame, conditions: Iterable[str], diagnostics: Iterable[str] = ()) -> str:
-    """List verdicts with their computed reasons, as Markdown.
+    """List verdicts with their computed reasons, as Markdown: the first :data:`SHOWN`, and the others to be unfolded.
 
     ``conditions``: which claims to list; those about numbers that had been seen (``_seen``) are listed with the others.
     ``diagnostics``: keep only claims on these; none keeps all.
@@ -45,10 +46,16 @@ def as_list(card: pd.DataFrame, conditions: Iterable[str], diagnostics: Iterable
     """
     kept = list(diagnostics) or list(card["diagnostic"])
     rows = card.loc[under(card, *conditions) & card["diagnostic"].isin(kept)]
-    return "\n".join(
+    lines = [
         f"- {VERDICT_MARKS[word]} **{word}**: {statement}<br><small>`{name}`. {begun(reason)}</small>"
         for word, statement, name, reason in rows[["verdict", "statement", "id", "reason"]].itertuples(index=False)
-    )
+    ]
+    if len(lines) <= SHOWN + 1:
+        return "\n".join(lines)
+    first, rest = ("\n".join(part) for part in (lines[:SHOWN], lines[SHOWN:]))
+    counts = rows["verdict"].iloc[SHOWN:].value_counts().reindex(VERDICTS).dropna()
+    words = ", ".join(f"{n:.0f} {word}" for word, n in counts.items())
+    return f"{first}\n\n<details><summary>{len(lines) - SHOWN} more: {words}</summary>\n\n{rest}\n\n</details>"
 
 
 def under(card: pd.DataFrame, *conditions: str) -> pd.Series:

@@ -70,3 +70,13 @@ def test_a_criticism_is_open_until_something_was_tested(measured: bool) -> None:
     said = verdicts.criticisms_answered(table)
     assert "`locking_before_a_tenth`" in said
     assert all(f"**{number}. " in said for number in table["criticism"])
+
+
+@pytest.mark.parametrize(("n", "folded"), [(6, 0), (7, 2), (12, 7)])
+def test_a_long_list_of_verdicts_folds_and_loses_none(n: int, folded: int) -> None:
+    rows = [{"id": f"claim_{i}", "condition": "chance", "diagnostic": "x", "statement": "It holds."} for i in range(n)]
+    card = pd.DataFrame(rows).assign(verdict="partly", reason="some hold.")
+    listed = verdicts.as_list(card, ["chance"])
+    assert [f"`claim_{i}`" in listed for i in range(n)] == [True] * n
+    assert (f"<summary>{folded} more: {folded} partly</summary>" in listed) == bool(folded)
+    assert listed.split("<details>")[0].count("`claim_") == (n if not folded else verdicts.SHOWN)
