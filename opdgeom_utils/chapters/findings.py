@@ -52,40 +52,42 @@ def findings(card: pd.DataFrame, tables: Tables) -> dict[str, str]:
 
 def learned_sentence(tables: Tables) -> str:
     """Say what sampled accuracy each kind of run ends with, from the anchor's on; empty where nothing starts there."""
-    ends = matching.final(matching.accuracy_gain(tables.accuracy)).groupby("recipe")[["sampled", "gain"]].mean()
-    said = [f"{label(r)} to {ends.loc[r, 'sampled']:.0%}" for r in FROM_ANCHOR if r in ends.index]
-    if not said:
+    ends = (
+        matching.final(matching.accuracy_gain(tables.accuracy))
+        .groupby("recipe")
+        .agg({"sampled": "mean", "gain": "mean"})
+    )
+    reached, gained = ends["sampled"].to_dict(), ends["gain"].to_dict()
+    trained = [recipe for recipe in FROM_ANCHOR if recipe in reached]
+    if not trained:
         return ""
-    start = next(ends.loc[r, "sampled"] - ends.loc[r, "gain"] for r in FROM_ANCHOR if r in ends.index)
-    return f"From the anchor's {start:.0%} of the held-out problems, training took {listed(said)}."
+    said = listed(f"{label(recipe)} to {reached[recipe]:.0%}" for recipe in trained)
+    start = reached[trained[0]] - gained[trained[0]]
+    return f"From the anchor's {start:.0%} of the held-out problems, training took {said}."
 
 
 def nothing_sentence(tables: Tables) -> str:
     """Set OPD beside random credit by the paper's rulers; empty where one of them was not trained."""
-    ends = at_place(tables, "final", ["opd", "opd_random_credit"]).groupby("recipe")[list(RULERS)].mean()
-    if len(ends) < 2 or ends.isna().to_numpy().any():
+    pair = ("opd", "opd_random_credit")
+    ends = at_place(tables, "final", pair).groupby("recipe").agg(dict.fromkeys(RULERS, "mean"))
+    opd, null = (ends.filter(items=[name], axis=0).to_dict("records") for name in pair)
+    if not opd or not null or ends.isna().to_numpy().any():
         return ""
-    said = [
-        words.format(*(number(ends.loc[r, m], metric_of(m).shown) for r in ("opd_random_credit", "opd")))
-        for m, words in RULERS.items()
-    ]
-    apart = np.exp(np.abs(np.log(ends.loc["opd"] / ends.loc["opd_random_credit"]))).max()
-    like = (
-        "nearly what a run leaves that learned nothing"
-        if apart < ALIKE
-        else "not what a run leaves that learned nothing"
-    )
+    both = {metric: (float(null[0][metric]), float(opd[0][metric])) for metric in RULERS}
+    said = listed(RULERS[m].format(*(number(v, metric_of(m).shown) for v in values)) for m, values in both.items())
+    apart = max(max(a / b, b / a) for a, b in both.values())
+    like = "nearly what a run leaves" if apart < ALIKE else "not what a run leaves"
     return (
-        "A run with random credit reads the student's own text and has nothing to learn from it. It "
-        f"{listed(said)}. So by these rulers OPD leaves {like} that learned nothing: they differ by a factor of "
-        f"{apart:.2f} at most."
+        f"A run with random credit reads the student's own text and has nothing to learn from it. It {said}. So by "
+        f"these rulers OPD leaves {like} that learned nothing: they differ by a factor of {apart:.2f} at most."
     )
 
 
 def agreement_sentence(tables: Tables) -> str:
     """Say how far the updates of different seeds point the same way; empty where that was not measured."""
     found = tables.measures
-    cosines = {} if found is None else agreement(found).set_index("recipe")["cosine"].dropna().to_dict()
+    shared = pd.DataFrame(columns=["recipe", "cosine"]) if found is None else agreement(found).dropna(subset="cosine")
+    cosines = dict(zip(shared["recipe"].tolist(), shared["cosine"].tolist(), strict=True))
     if not {"opd", "opd_random_credit"} <= set(cosines):
         return ""
     rest = [f"{label(str(r))} {c:.2f}" for r, c in cosines.items() if r not in ("opd", "opd_random_credit")]

@@ -85,6 +85,7 @@ def own_runs(tables: BookTables, recipes: Sequence[str]) -> pd.DataFrame:
     last = tables.geometry.merge(ends[["recipe", "seed", "step"]])
     counted = last.loc[last["update_norm"].notna()].groupby(["recipe", "seed"])["n_entries"].sum()
     learned = matching.final(matching.accuracy_gain(tables.accuracy)).groupby("recipe")
+    sampled, gained = (learned.agg({column: "mean"})[column].to_dict() for column in ("sampled", "gain"))
     rows = []
     for recipe in recipes:
         own = ends.loc[ends["recipe"] == recipe]
@@ -98,7 +99,7 @@ def own_runs(tables: BookTables, recipes: Sequence[str]) -> pd.DataFrame:
                 "predicted": noise_sparsity_of(recipe, tables.profile),
                 "ratio": moved / walk.rms,
                 "coherence": (moved**2 - walk.rms**2) / (walk.ballistic**2 - walk.rms**2),
-                "accuracy": float(learned["sampled"].mean()[recipe]), "gain": float(learned["gain"].mean()[recipe]),
+                "accuracy": sampled[recipe], "gain": gained[recipe],
                 "seeds": own["seed"].nunique(),
             }
         )  # fmt: skip
@@ -116,16 +117,16 @@ def say_learned(runs: pd.DataFrame) -> str:
     >>> say_learned(runs).split(". ")[-1]
     'Learning lies in the direction (chapter 5 compares seeds), and only where the signal is strong also in the length.'
     """
-    null, opd = runs.loc["opd_random_credit"], runs.loc["opd"]
-    others = [name for name in ("opd", "opd_full_vocab", "rlvr") if name in runs.index]
-    said = listed(f"{label(n)} {runs.loc[n, 'ratio']:.2f} times ({runs.loc[n, 'accuracy']:.0%} right)" for n in others)
+    ratio, accuracy, gain = (runs[column].to_dict() for column in ("ratio", "accuracy", "gain"))
+    off = (runs["sparsity"] - runs["predicted"]).abs().to_dict()["opd_random_credit"]
+    others = [name for name in ("opd", "opd_full_vocab", "rlvr") if name in ratio]
+    said = listed(f"{label(name)} {ratio[name]:.2f} times ({accuracy[name]:.0%} right)" for name in others)
     return (
-        f"Random credit moved {null['ratio']:.2f} times as far as noise, and noise predicts its sparsity to "
-        f"{100 * abs(null['sparsity'] - null['predicted']):.2f} points, though it ruined the model: "
-        f"{null['accuracy']:.0%} right, where it began at {opd['accuracy'] - opd['gain']:.0%}. So the ruler holds on "
-        f"real text and real gradients. Of those that learn, {said}. So a run can learn a good deal and move hardly "
-        "further than noise. Learning lies in the direction (chapter 5 compares seeds), and only where the signal is "
-        "strong also in the length."
+        f"Random credit moved {ratio['opd_random_credit']:.2f} times as far as noise, and noise predicts its sparsity "
+        f"to {100 * off:.2f} points, though it ruined the model: {accuracy['opd_random_credit']:.0%} right, where it "
+        f"began at {accuracy['opd'] - gain['opd']:.0%}. So the ruler holds on real text and real gradients. Of those "
+        f"that learn, {said}. So a run can learn a good deal and move hardly further than noise. Learning lies "
+        "in the direction (chapter 5 compares seeds), and only where the signal is strong also in the length."
     )
 
 

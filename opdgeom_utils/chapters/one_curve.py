@@ -7,7 +7,8 @@ them; coherence says where between the two an update lies. Runs that differ in n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -33,7 +34,7 @@ OF_GEOMETRY = (
 SIDES = {"right": "similarity to the end at a fifth, right", "left": "similarity to the end at a fifth, left"}
 LEAST = 0.1  # of the curve's own range: less is no way off it
 MIN_SEEDS = 3
-KEYS = ["recipe", "seed"]
+TESTED = ("leaves", "on the curve")
 
 
 def against_coherence(tables: BookTables, updates: int, *, k: int = 4) -> pd.DataFrame:
@@ -54,36 +55,37 @@ def against_coherence(tables: BookTables, updates: int, *, k: int = 4) -> pd.Dat
         ``recipe, seed, statistic`` (in words), ``metric, coherence, value``.
     """
     recipes = [name for name in (*LADDER, *ASKED) if name in set(tables.geometry["recipe"])]
-    here = tables.geometry[tables.geometry["recipe"].isin(recipes) & (tables.geometry["step"] == updates)]
-    own = tables.geometry[tables.geometry["recipe"].isin(recipes)]
-    last = own[own["step"] == own.groupby("recipe")["step"].transform("max")]
-    ends = at_place(replace(tables, geometry=here), "final", recipes)
+    own = tables.geometry.loc[tables.geometry["recipe"].isin(recipes)]
+    here = own.loc[own["step"] == updates]
+    last = own.loc[own["step"] == own.groupby("recipe")["step"].transform("max")]
+    ends, at = at_place(replace(tables, geometry=here), "final", recipes), coherence_of_runs(here)
     rows = [
-        run | {"statistic": metric_of(metric).title, "metric": metric, "value": value, "coherence": c}
+        row | {"statistic": metric_of(metric).title, "metric": metric}
         for metric in OF_GEOMETRY
-        for run, value, c in _valued(ends.set_index(KEYS)[metric], coherence_of_runs(here))
+        for row in _valued(ends, metric, at)
     ]
-    if tables.measures is not None:
-        for side, words in SIDES.items():
-            found = early(tables.measures, side, k, recipes)
-            names = {label(name): name for name in recipes}
-            found = found.assign(recipe=found["recipe"].map(names)).set_index(KEYS)["value"]
-            rows += [
-                run | {"statistic": f"{words} (K = {k})", "metric": "sim_to_end", "value": value, "coherence": c}
-                for run, value, c in _valued(found, coherence_of_runs(last))
-            ]
+    names, at = {label(name): name for name in recipes}, coherence_of_runs(last)
+    for side, words in SIDES.items():
+        if tables.measures is None:
+            break
+        found = early(tables.measures, side, k, recipes)
+        found = found.assign(recipe=[names[shown] for shown in found["recipe"]])
+        said = {"statistic": f"{words} (K = {k})", "metric": "sim_to_end"}
+        rows += [row | said for row in _valued(found, "value", at)]
     return pd.DataFrame(rows)
 
 
-def coherence_of_runs(geometry: pd.DataFrame) -> pd.Series:
-    """Coherence of each run's whole update over its matrices, by (recipe, seed); one checkpoint of each run."""
+def coherence_of_runs(geometry: pd.DataFrame) -> dict[tuple[str, int], float]:
+    """Coherence of each run's whole update over its matrices, by recipe and seed; one checkpoint of each run."""
     moved = geometry.loc[geometry["update_norm"].notna()]
+    moved = moved.assign(squared=moved["update_norm"] ** 2)
+    keys = ["profile", "recipe", "seed", "step"]
+    sums = moved.groupby(keys).agg({"squared": "sum", "n_entries": "sum"}).reset_index()
     found = {}
-    for (profile, recipe, seed, step), own in moved.groupby(["profile", "recipe", "seed", "step"]):
-        walk = walk_of(str(recipe), str(profile), int(step))
-        rms = float(np.sqrt(own["update_norm"].pow(2).sum() / own["n_entries"].sum()))
-        found[recipe, seed] = coherence_of(rms, walk.rms, walk.ballistic)
-    return pd.Series(found)
+    for profile, recipe, seed, step, squared, n in sums[[*keys, "squared", "n_entries"]].itertuples(index=False):
+        walk = walk_of(recipe, profile, int(step))
+        found[recipe, int(seed)] = coherence_of(math.sqrt(squared / n), walk.rms, walk.ballistic)
+    return found
 
 
 def distances(points: pd.DataFrame) -> pd.DataFrame:
@@ -105,18 +107,18 @@ def distances(points: pd.DataFrame) -> pd.DataFrame:
     [['rlvr', 0.3, 'leaves']]
     """
     rows = []
-    for (statistic, metric), own in points.groupby(["statistic", "metric"], sort=False):
+    for statistic, metric in points[["statistic", "metric"]].drop_duplicates().itertuples(index=False):
+        own = points.loc[points["statistic"] == statistic]
         curve = curve_of(own)
-        span = float(np.ptp(curve["value"]))
+        along, heights = (curve[column].to_numpy(float) for column in ("coherence", "value"))
+        span = float(np.ptp(heights))
         for recipe in (name for name in ASKED if name in set(own["recipe"])):
-            runs = own[own["recipe"] == recipe]
-            inside = runs["coherence"].between(curve["coherence"].min(), curve["coherence"].max())
-            off = seed_interval(runs["value"] - np.interp(runs["coherence"], curve["coherence"], curve["value"]))
-            verdict = "on the curve"
-            if not inside.all() or off.n < MIN_SEEDS:
+            at, values = (own.loc[own["recipe"] == recipe, c].to_numpy(float) for c in ("coherence", "value"))
+            off = seed_interval(values - np.interp(at, along, heights))
+            sure = off.low > 0 or off.high < 0 or off.low == off.high != 0
+            verdict = "leaves" if sure and abs(off.mean) >= LEAST * span else "on the curve"
+            if at.min() < along.min() or at.max() > along.max() or off.n < MIN_SEEDS:
                 verdict = "not testable"
-            elif (off.low > 0 or off.high < 0 or off.low == off.high != 0) and abs(off.mean) >= LEAST * span:
-                verdict = "leaves"
             row = {"statistic": statistic, "metric": metric, "recipe": recipe, "span": span, "verdict": verdict}
             rows.append(row | {"mean": off.mean, "low": off.low, "high": off.high})
     return pd.DataFrame(rows, columns=["statistic", "metric", "recipe", "span", "verdict", "mean", "low", "high"])
@@ -124,9 +126,9 @@ def distances(points: pd.DataFrame) -> pd.DataFrame:
 
 def curve_of(points: pd.DataFrame) -> pd.DataFrame:
     """Means of the ladder's runs, one row per recipe, ordered by coherence."""
-    ladder = points[points["recipe"].isin(LADDER)]
-    means = ladder.groupby("recipe")[["coherence", "value"]].mean().sort_values("coherence").reset_index()
-    return means.assign(series="the ladder")
+    ladder = points.loc[points["recipe"].isin(LADDER)]
+    means = ladder.groupby("recipe").agg({"coherence": "mean", "value": "mean"}).reset_index()
+    return means.sort_values(by="coherence", ignore_index=True)
 
 
 def as_table(found: pd.DataFrame) -> pd.DataFrame:
@@ -136,14 +138,13 @@ def as_table(found: pd.DataFrame) -> pd.DataFrame:
     >>> as_table(pd.DataFrame([row | {"verdict": "leaves"}])).values.tolist()
     [['x', '0.3 (30% of the range): leaves']]
     """
-    lines = []
-    for statistic, own in found.groupby("statistic", sort=False):
-        line = {"statistic": statistic}
-        for recipe, metric, mean, span, verdict in own[["recipe", "metric", "mean", "span", "verdict"]].to_numpy():
-            share = f"{abs(mean) / span:.0%} of the range" if span > 0 else "no range"
-            line[label(recipe)] = f"{number(mean, metric_of(metric).shown)} ({share}): {verdict}"
-        lines.append(line)
-    return pd.DataFrame(lines)
+    lines: dict[str, dict[str, str]] = {}
+    columns = ["statistic", "recipe", "metric", "mean", "span", "verdict"]
+    for statistic, recipe, metric, mean, span, verdict in found[columns].itertuples(index=False):
+        share = f"{abs(mean) / span:.0%} of the range" if span > 0 else "no range"
+        line = lines.setdefault(statistic, {"statistic": statistic})
+        line[label(recipe)] = f"{number(mean, metric_of(metric).shown)} ({share}): {verdict}"
+    return pd.DataFrame(list(lines.values()))
 
 
 def say(found: pd.DataFrame) -> str:
@@ -153,21 +154,20 @@ def say(found: pd.DataFrame) -> str:
     >>> say(pd.DataFrame([row, row | {"statistic": "y", "verdict": "on the curve"}]))
     'RLVR leaves the curve in 1 of 2 statistics (x).'
     """
-    names = {label(recipe): recipe for recipe in found["recipe"].unique()}
+    names = {label(recipe): recipe for recipe in found["recipe"].tolist()}
     said = []
     for shown in in_order(names):
-        own = found[found["recipe"] == names[shown]]
-        tested, left = own[own["verdict"] != "not testable"], own[own["verdict"] == "leaves"]["statistic"].tolist()
+        own = found.loc[found["recipe"] == names[shown]]
+        tested, left = (own.loc[own["verdict"].isin(words), "statistic"].tolist() for words in (TESTED, TESTED[:1]))
         name = shown[:1].upper() + shown[1:]
-        if tested.empty:
-            said.append(f"{name} cannot be tested.")
-        else:
-            where = f" ({'; '.join(left)})" if left else ""
-            said.append(f"{name} leaves the curve in {len(left)} of {len(tested)} statistics{where}.")
+        where = f" ({'; '.join(left)})" if left else ""
+        many = f"{name} leaves the curve in {len(left)} of {len(tested)} statistics{where}."
+        said.append(many if tested else f"{name} cannot be tested.")
     return " ".join(said)
 
 
-def _valued(values: pd.Series, coherences: pd.Series) -> list[tuple[dict[str, object], float, float]]:
-    """Return the runs that have both numbers."""
-    pairs: Sequence[tuple[str, int]] = [key for key in values.index if key in coherences.index]
-    return [({"recipe": r, "seed": s}, float(values[r, s]), float(coherences[r, s])) for r, s in pairs]
+def _valued(table: pd.DataFrame, column: str, at: Mapping[tuple[str, int], float]) -> list[dict[str, object]]:
+    """Return the runs that have both a value and a coherence."""
+    rows = table[["recipe", "seed", column]].itertuples(index=False)
+    runs = ((str(recipe), int(seed), value) for recipe, seed, value in rows if (recipe, seed) in at)
+    return [{"recipe": r, "seed": s, "coherence": at[r, s], "value": float(value)} for r, s, value in runs]

@@ -131,11 +131,12 @@ def agreement(measures: pd.DataFrame, recipes: Iterable[str] = THROUGHOUT, scope
     cosines = cosines[cosines["step"] == cosines.groupby("recipe")["step"].transform("max")]
     rows = []
     for recipe in (name for name in recipes if name in set(cosines["recipe"])):
-        own = cosines[cosines["recipe"] == recipe]
-        pairs = own[(own["other_recipe"] == recipe) & (own["seed"] < own["other_seed"])]["value"]
-        opd = own[own["other_recipe"] == "opd"]["value"] if recipe != "opd" else pairs
-        shared = {"cosine": float(pairs.mean()), "seeds": seed_interval(pairs).text(".2f")}
-        rows.append({"recipe": recipe, "run": label(recipe)} | shared | {"with_opd": float(opd.mean())})
+        own = cosines.loc[cosines["recipe"] == recipe]
+        pairs = own.loc[(own["other_recipe"] == recipe) & (own["seed"] < own["other_seed"]), "value"].to_numpy(float)
+        opd = own.loc[own["other_recipe"] == "opd", "value"].to_numpy(float) if recipe != "opd" else pairs
+        found = [seed_interval(values) for values in (pairs, opd)]
+        row = {"recipe": recipe, "run": label(recipe), "cosine": found[0].mean, "with_opd": found[1].mean}
+        rows.append(row | {"seeds": found[0].text(".2f") if len(pairs) else "-"})
     return pd.DataFrame(rows, columns=["recipe", "run", "cosine", "seeds", "with_opd"])
 
 

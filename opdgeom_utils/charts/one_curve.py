@@ -34,7 +34,8 @@ def one_curve(points: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     drawn = drawn.assign(run=drawn["recipe"].map(label) + ", seed " + drawn["seed"].astype(str), series=shown)
     names = in_order(drawn["series"])
     charts = []
-    for (statistic, metric), own in drawn.groupby(["statistic", "metric"], sort=False):
+    for statistic, metric in drawn[["statistic", "metric"]].drop_duplicates().itertuples(index=False):
+        own = drawn.loc[drawn["statistic"] == statistic]
         texts = [number(value, metric_of(str(metric)).shown) for value in own["value"]]
         own = own.assign(text=texts, at=[f"{c:.2%}" for c in own["coherence"]])
         x = value_axis(alt.X("coherence:Q", title="coherence"), "coherence", own["coherence"], log=False)

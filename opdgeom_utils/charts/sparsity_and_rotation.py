@@ -85,8 +85,7 @@ def _points(ends: pd.DataFrame, null: str, reported: pd.DataFrame | None) -> pd.
 def _layers(table: pd.DataFrame) -> list[alt.Chart]:
     """Ties from each mean to its null, intervals, seeds, means, and names beside the marks."""
     names = in_order(table.loc[:, "series"])
-    shares = table.filter(items=["x", "x_low", "x_high"]).stack()
-    start = 0.8 * float(shares[shares > 0].min())
+    start = 0.8 * min(share for share in table.filter(items=["x", "x_low", "x_high"]).stack() if share > 0)
     x = alt.X("x:Q", title="update sparsity: share of entries unchanged (log)")
     x = x.scale(type="log", domain=[start, 1], nice=False).axis(
         format="~%", values=log_ticks(start, 1.0), labelOverlap=True

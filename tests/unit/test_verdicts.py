@@ -2,6 +2,7 @@
 
 import re
 
+import pandas as pd
 import pytest
 
 from opdgeom_utils import claims
