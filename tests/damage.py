@@ -13,6 +13,13 @@ import torch
 from opdgeom_utils.errors import OpdGeomError
 
 
+class RunsCode:
+    """What a hostile file would hold: an object whose unpickling runs code."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (print, ("code was run",))
+
+
 def mutated(content: bytes, dice: random.Random) -> bytes:
     """Damage a file in one of the ways in which files are damaged."""
     data = bytearray(content)

@@ -21,6 +21,7 @@ from opdgeom_utils.errors import (
     CheckpointUnsafeError,
     MetricInputError,
 )
+from tests.random_adapter import random_adapter
 
 SIZES = {
     **{"vocab_size": 20, "hidden_size": 16, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 4},
@@ -68,15 +69,7 @@ def base(tmp_path_factory):
 
 
 def _adapter(base, folder, **options):
-    """Train an adapter by throwing dice: every weight that it trains gets a random value."""
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, lora_alpha=8, **options))
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.1 * torch.rand(parameter.shape, generator=generator)
-    model.save_pretrained(folder)
-    return folder
+    return random_adapter(AutoModelForCausalLM.from_pretrained(base), folder, **options)
 
 
 def _merged_by_peft(base, folder):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import PeftModel, TaskType
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
@@ -19,6 +19,7 @@ from transformers import (
 from opdgeom_utils.checkpoints import comparison_report, open_checkpoint
 from opdgeom_utils.diagnose import diagnose_pair
 from opdgeom_utils.errors import CheckpointDamagedError, CheckpointMismatchError, MetricInputError
+from tests.random_adapter import random_adapter
 
 SIZES = {
     **{"vocab_size": 20, "hidden_size": 16, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 4},
@@ -74,22 +75,11 @@ def _saved(kind, folder):
     return auto
 
 
-def _adapter(model, folder, **options):
-    model = get_peft_model(model, LoraConfig(r=2, lora_alpha=8, **options))
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.1 * torch.rand(parameter.shape, generator=generator)
-    model.save_pretrained(folder)
-    return folder
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_patterns_mean_the_names_that_the_trainer_saw(case, tmp_path):
     kind, options = CASES[case]
     auto = _saved(kind, tmp_path / "base")
-    folder = _adapter(auto.from_pretrained(tmp_path / "base"), tmp_path / "adapter", **options)
+    folder = random_adapter(auto.from_pretrained(tmp_path / "base"), tmp_path / "adapter", **options)
     merged = PeftModel.from_pretrained(auto.from_pretrained(tmp_path / "base"), folder).merge_and_unload()
     if "lm_head" in options["target_modules"]:  # PEFT merges into the tensor that embedding and head share
         merged.lm_head.weight.data -= auto.from_pretrained(tmp_path / "base").lm_head.weight - _head(tmp_path, folder)
@@ -149,7 +139,7 @@ def grown(request, tmp_path_factory):
         model.resize_token_embeddings(24)
         return model
 
-    _adapter(resized(), place / "adapter", target_modules=["q_proj"])
+    random_adapter(resized(), place / "adapter", target_modules=["q_proj"])
     PeftModel.from_pretrained(resized(), place / "adapter").merge_and_unload().save_pretrained(place / "merged")
     return place
 
@@ -176,7 +166,7 @@ def test_an_added_head_obeys_strict_as_in_a_full_model(tmp_path):
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
-    folder = _adapter(model, tmp_path / "reward", target_modules=["q_proj"], task_type=TaskType.SEQ_CLS)
+    folder = random_adapter(model, tmp_path / "reward", target_modules=["q_proj"], task_type=TaskType.SEQ_CLS)
     opened = open_checkpoint(folder, base=tmp_path / "base")
     report = comparison_report(tmp_path / "base", opened)
     assert (report.only_in_tuned, report.only_in_reference, report.conflicts) == (("score.weight",), (), ())
@@ -268,7 +258,7 @@ def test_an_adapter_of_a_whole_model_fits_a_base_saved_alone_and_the_other_way_r
     _saved("gpt2", tmp_path / "whole")
     alone = {n.removeprefix("transformer."): w for n, w in load_file(tmp_path / "whole" / "model.safetensors").items()}
     _folder(tmp_path / "hub", alone, json.loads((tmp_path / "whole" / "config.json").read_text()))
-    folder = _adapter(
+    folder = random_adapter(
         AutoModelForCausalLM.from_pretrained(tmp_path / "whole"), tmp_path / "a", target_modules=["c_attn"]
     )
     one, other = (open_checkpoint(folder, base=tmp_path / name) for name in ("whole", "hub"))

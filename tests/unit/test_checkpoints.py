@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from opdgeom_utils.checkpoints import EMBEDDING, HEAD, layer_of, matching_names, module_of, open_checkpoint
+from opdgeom_utils.checkpoints import EMBEDDING, HEAD, matching_names, open_checkpoint
 from opdgeom_utils.errors import (
     CheckpointDamagedError,
     CheckpointMismatchError,
@@ -365,18 +365,3 @@ def test_other_architectures_are_told_apart_by_name(tmp_path, weights):
         matching_names(open_checkpoint(tmp_path / "a.safetensors"), open_checkpoint(tmp_path / "b.safetensors"))
     found = [f"a.safetensors: {NORM}", "b.safetensors: extra", f"{Q} is (4, 4) and (4, 6)"]
     assert all(words in str(caught.value) for words in found)
-
-
-def test_layer_and_module_are_read_from_names():
-    names = {
-        Q: (0, "q_proj"),
-        "model.layers.11.mlp.down_proj.weight": (11, "down_proj"),
-        "model.layers.3.self_attn.q_proj.bias": (3, "q_proj"),
-        "model.layers.3.input_layernorm.weight": (3, "input_layernorm"),
-        "transformer.h.7.attn.c_attn.weight": (7, "c_attn"),
-        EMBEDDING: (-1, "embed_tokens"),
-        HEAD: (-1, "lm_head"),
-        NORM: (-1, "norm"),
-        "weight": (-1, "weight"),
-    }
-    assert {name: (layer_of(name), module_of(name)) for name in names} == names

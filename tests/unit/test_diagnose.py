@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from opdgeom_utils import metrics
 from opdgeom_utils.diagnose import diagnose_pair, diagnose_trajectory, matrix_rows
@@ -57,8 +57,6 @@ def pair(run):
 
 
 def _weights(run, step, name):
-    from safetensors.torch import load_file
-
     return load_file(run / "reference.safetensors")[name], load_file(run / f"step_{step:06d}.safetensors")[name]
 
 
@@ -277,8 +275,6 @@ def test_a_matrix_that_goes_wrong_late_keeps_its_earlier_rows():
 
 
 def test_only_what_matches_is_compared_when_asked(run, tmp_path):
-    from safetensors.torch import load_file
-
     weights = load_file(run / "step_000010.safetensors")
     del weights[UP]
     weights |= {Q: weights[Q][:5].clone(), EMBEDDING: torch.cat([weights[EMBEDDING], torch.zeros(4, 24)])}
@@ -370,8 +366,6 @@ def test_a_principal_mask_without_a_gap_is_not_given_as_if_it_were_sure():
 
 
 def test_the_report_says_what_the_table_holds(run, tmp_path):
-    from safetensors.torch import load_file
-
     weights = load_file(run / "step_000010.safetensors")
     del weights[UP]
     save_file(weights, tmp_path / "step_000020.safetensors")

@@ -7,8 +7,16 @@ from opdgeom_utils.checkpoints.parameter_names import kind_of, layer_of, module_
 from opdgeom_utils.diagnose import diagnose_pair
 
 
-def test_experts_and_shared_experts_have_plain_names():
+def test_layer_and_module_are_read_from_names():
     names = {
+        "model.layers.0.self_attn.q_proj.weight": (0, "q_proj"),
+        "model.layers.11.mlp.down_proj.weight": (11, "down_proj"),
+        "model.layers.3.self_attn.q_proj.bias": (3, "q_proj"),
+        "model.layers.3.input_layernorm.weight": (3, "input_layernorm"),
+        "transformer.h.7.attn.c_attn.weight": (7, "c_attn"),
+        "model.embed_tokens.weight": (-1, "embed_tokens"),
+        "model.norm.weight": (-1, "norm"),
+        "weight": (-1, "weight"),
         "model.layers.4.mlp.experts.12.gate_proj.weight": (4, "expert_12.gate_proj"),
         "model.layers.4.mlp.experts.12.gate_proj.bias": (4, "expert_12.gate_proj"),
         "model.layers.4.mlp.shared_expert.up_proj.weight": (4, "shared_expert.up_proj"),

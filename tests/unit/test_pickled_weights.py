@@ -17,7 +17,7 @@ from opdgeom_utils.errors import (
     CheckpointUnsafeError,
     MetricInputError,
 )
-from tests.damage import mutated, outcome_of, time_limit
+from tests.damage import RunsCode, mutated, outcome_of, time_limit
 
 WEIGHTS = {
     "model.a.weight": torch.arange(6.0).reshape(2, 3).bfloat16(),
@@ -82,21 +82,16 @@ def test_a_module_with_its_versions_is_read(tmp_path):
     assert sorted(open_checkpoint(tmp_path, allow_pickle=True).tensors) == ["bias", "weight"]
 
 
-class _Runs:
-    def __reduce__(self):
-        return (print, ("code was run",))
-
-
 @pytest.mark.parametrize("write", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
 def test_code_is_refused_and_not_run(write, tmp_path, capsys):
-    write({"w": _Runs()}, tmp_path / "pytorch_model.bin")
+    write({"w": RunsCode()}, tmp_path / "pytorch_model.bin")
     with pytest.raises((CheckpointUnsafeError, CheckpointDamagedError), match=r"pytorch_model\.bin"):
         open_checkpoint(tmp_path, allow_pickle=True)
     assert capsys.readouterr().out == ""
 
 
 def test_code_is_named(tmp_path):
-    torch.save({"w": torch.ones(1), "x": _Runs()}, tmp_path / "pytorch_model.bin")
+    torch.save({"w": torch.ones(1), "x": RunsCode()}, tmp_path / "pytorch_model.bin")
     with pytest.raises(
         CheckpointUnsafeError, match=r"asks for (builtins|__builtin__)\.print, which is no part of a tensor"
     ):
@@ -118,7 +113,7 @@ def test_files_from_before_torch_1_6_are_read(tmp_path):
 
 
 def test_code_in_a_file_from_before_torch_1_6_is_named_and_not_run(tmp_path, capsys):
-    _before_archives({"w": torch.ones(1), "x": _Runs()}, tmp_path / "old.bin")
+    _before_archives({"w": torch.ones(1), "x": RunsCode()}, tmp_path / "old.bin")
     with pytest.raises(CheckpointUnsafeError, match=r"old\.bin: its pickle asks for print, which is no part of a"):
         open_checkpoint(tmp_path / "old.bin", allow_pickle=True)
     assert capsys.readouterr().out == ""

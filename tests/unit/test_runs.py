@@ -214,9 +214,7 @@ def test_a_run_stopped_before_any_of_its_writes_ends_the_same(
     assert stop == 13, "recipe, 6 files at the first checkpoint, 4 at the last, provenance, DONE"
 
 
-def test_resuming_says_where_it_goes_on(
-    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def stopped_after_update_three(monkeypatch: pytest.MonkeyPatch, recipe: str) -> None:
     inner = training.apply_update
 
     def stopping(learner: Learner, batch: Batch) -> training.Log:
@@ -226,7 +224,13 @@ def test_resuming_says_where_it_goes_on(
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(training, "apply_update", stopping)
-        load_or_train("rlvr", profile="tiny")
+        load_or_train(recipe, profile="tiny")
+
+
+def test_resuming_says_where_it_goes_on(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped_after_update_three(monkeypatch, "rlvr")
     load_or_train("rlvr", profile="tiny")
     assert "resuming after update 2 of 4" in capsys.readouterr().out
 
@@ -310,16 +314,7 @@ def test_damage_to_a_stopped_run_is_found_too(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     expected = untouched("sft")
-    inner = training.apply_update
-
-    def stopping(learner: Learner, batch: Batch) -> training.Log:
-        if learner.step == 3:
-            raise Killed
-        return inner(learner, batch)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(training, "apply_update", stopping)
-        load_or_train("sft", profile="tiny")
+    stopped_after_update_three(monkeypatch, "sft")
     capsys.readouterr()
     path = next(world.runs.glob("sft-*"))
     if name == "state_000002.sha256":

@@ -4,13 +4,14 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from opdgeom_utils.checkpoints import EMBEDDING, HEAD, comparison_report, matching_names, open_checkpoint
 from opdgeom_utils.diagnose import diagnose_pair
 from opdgeom_utils.errors import CheckpointMismatchError
+from tests.random_adapter import random_adapter
 
 SIZES = {
     **{"vocab_size": 20, "hidden_size": 16, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 4},
@@ -47,14 +48,7 @@ def tied(tmp_path_factory):
 
 
 def _adapter(base, folder, **options):
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, lora_alpha=8, **options))
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.1 * torch.rand(parameter.shape, generator=generator)
-    model.save_pretrained(folder)
-    return folder
+    return random_adapter(AutoModelForCausalLM.from_pretrained(base), folder, **options)
 
 
 def _logits(tensors):
