@@ -19,26 +19,13 @@ PADDING_AT_MOST = 1024  # rows; a larger difference of vocabularies is no paddin
 class ComparisonReport:
     """Which tensors of two checkpoints are compared, and which are not, and why.
 
-    Attributes
-    ----------
-    reference, tuned : str
-        What was opened.
-    compared : tuple of str
-        Names of the tensors that both hold in one shape.
-    only_in_reference, only_in_tuned : tuple of str
-        Names on one side only.
-    reshaped : tuple of str
-        Names with both shapes, and vocabulary tensors whose rows are in another order.
-    ambiguous : tuple of str
-        Names that two stored tensors claim.
-    padded : tuple of str
-        Vocabulary tensors of different lengths, compared on the rows that all of them have.
-    left_out : tuple of str
-        What is stored but is no weight: buffers, scales, the state of an optimiser.
-    notes : tuple of str
-        What else a reader should know: other architectures, an adapter's base, what stayed fused.
-    conflicts : tuple of str
-        Notes that forbid a comparison unless it is asked for with ``strict=False``.
+    ``only_in_reference``, ``only_in_tuned``: names on one side only.
+    ``reshaped``: names with both shapes, and vocabulary tensors whose rows are in another order.
+    ``ambiguous``: names that two stored tensors claim.
+    ``padded``: vocabulary tensors of different lengths, compared on the rows that all of them have.
+    ``left_out``: what is stored but is no weight: buffers, scales, the state of an optimiser.
+    ``notes``: what else a reader should know: other architectures, an adapter's base, what stayed fused.
+    ``conflicts``: notes that forbid a comparison unless it is asked for with ``strict=False``.
     """
 
     reference: str
@@ -65,10 +52,8 @@ class ComparisonReport:
     def raise_if_incomplete(self) -> None:
         """Refuse a comparison that would leave something out.
 
-        Raises
-        ------
-        CheckpointMismatchError
-            When a name is on one side only, ambiguous, or of two shapes, or the checkpoints are of two architectures.
+        Raises CheckpointMismatchError when a name is on one side only, ambiguous, or of two shapes, or the checkpoints
+        are of two architectures.
         """
         found = [f"{what}: {shortened(list(names))}" for what, names in self._problems()]
         if found:
@@ -131,13 +116,8 @@ def compare_opened(reference: OpenCheckpoint, tuned: OpenCheckpoint) -> Comparis
 def matching_names(reference: OpenCheckpoint, tuned: OpenCheckpoint) -> list[str]:
     """Names of the tensors that both checkpoints hold, after proving that they hold the same ones.
 
-    Raises
-    ------
-    CheckpointMismatchError
-        When a name is on one side only, ambiguous, or its shapes differ.
+    Raises CheckpointMismatchError when a name is on one side only, ambiguous, or its shapes differ.
 
-    Examples
-    --------
     >>> import torch
     >>> one = OpenCheckpoint("a", {"w": StoredTensor("a", "w", (2, 2), torch.float32)})
     >>> matching_names(one, one)

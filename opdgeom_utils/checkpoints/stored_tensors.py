@@ -21,21 +21,14 @@ Cut = int | slice
 class StoredTensor:
     """One tensor of a checkpoint: its form now, its values when :meth:`read` is called.
 
-    Attributes
-    ----------
-    where : str
-        The file, or the class of the module, for messages.
-    key : str
-        The name it has there.
-    shape : tuple of int
-        Matrices are (out, in).
-    dtype : torch.dtype
-        As stored; for a merged adapter the dtype of the sum.
-    held : Tensor or None
-        The tensor itself when it came from a loaded module; None when it lies in a file.
-    load : callable or None
-        How to get the values when they are not simply the tensor ``key`` of the safetensors file ``where``. It can be
-        pickled, so that another process can read. If it has a method ``read_part(cuts)``, a part is read through that.
+    ``where``: the file, or the class of the module, for messages.
+    ``key``: the name it has there.
+    ``shape``: matrices are (out, in).
+    ``dtype``: as stored; for a merged adapter the dtype of the sum.
+    ``held``: the tensor itself when it came from a loaded module; None when it lies in a file.
+    ``load``: how to get the values when they are not simply the tensor ``key`` of the safetensors file ``where``. It
+    can be pickled, so that another process can read. If it has a method ``read_part(cuts)``, a part is read through
+    that.
     """
 
     where: str
@@ -48,12 +41,8 @@ class StoredTensor:
     def read(self) -> Tensor:
         """Return the values, on the CPU for files, checked to be finite.
 
-        Raises
-        ------
-        CheckpointNotFoundError
-            When the file has gone since it was opened.
-        CheckpointDamagedError
-            When it can no longer be read, has changed, or holds NaN or infinite values.
+        Raises CheckpointNotFoundError when the file has gone since it was opened. Raises CheckpointDamagedError when it
+        can no longer be read, has changed, or holds NaN or infinite values.
         """
         values = self.read_unchecked()
         flaw = self.flaw_of(values)
@@ -66,10 +55,7 @@ class StoredTensor:
     def read_unchecked(self) -> Tensor:
         """Return the values, finite or not.
 
-        Raises
-        ------
-        CheckpointNotFoundError, CheckpointDamagedError
-            As for :meth:`read`, except for the values themselves.
+        Raises CheckpointNotFoundError or CheckpointDamagedError as for :meth:`read`, except for the values themselves.
         """
         if self.held is not None:
             return self.held.detach()
@@ -84,15 +70,7 @@ class StoredTensor:
     def read_part(self, cuts: tuple[Cut, ...]) -> Tensor:
         """Return a part of the values, finite or not, without reading the rest where the form allows it.
 
-        Parameters
-        ----------
-        cuts : tuple of int or slice
-            The index of each leading dimension.
-
-        Raises
-        ------
-        CheckpointNotFoundError, CheckpointDamagedError
-            As for :meth:`read_unchecked`.
+        Raises CheckpointNotFoundError or CheckpointDamagedError as for :meth:`read_unchecked`.
         """
         if self.held is None and self.load is None:
             with opened(Path(self.where)) as content:
@@ -105,8 +83,6 @@ class StoredTensor:
     def flaw_of(self, values: Tensor) -> str:
         """Say what is wrong with the values, in words that name the file and the tensor; empty if nothing is.
 
-        Examples
-        --------
         >>> tensor = StoredTensor("x.safetensors", "w", (2,), torch.float32)
         >>> tensor.flaw_of(torch.tensor([1.0, float("nan")]))
         'x.safetensors: tensor w has 1 NaN or infinite values of 2'
@@ -125,22 +101,13 @@ class StoredTensor:
 class OpenCheckpoint:
     """A checkpoint's tensors by name, in layer order.
 
-    Attributes
-    ----------
-    label : str
-        What was opened, for messages.
-    tensors : Mapping of str to StoredTensor
-        Floating tensors only, under plain names; tied embeddings once.
-    config : Mapping of str to Any
-        The model's configuration, empty if there is none.
-    left_out : tuple of str
-        Names of what is stored but is no weight: buffers, scales, the state of an optimiser.
-    ambiguous : tuple of str
-        Plain names that two stored tensors claim, and which ones.
-    notes : tuple of str
-        What the reader of a comparison should know: what could not be split, which base an adapter stands on.
-    adapted : frozenset of str or None
-        For an adapter over its base, the names that it changes; else None.
+    ``label``: what was opened, for messages.
+    ``tensors``: floating tensors only, under plain names; tied embeddings once.
+    ``config``: the model's configuration, empty if there is none.
+    ``left_out``: names of what is stored but is no weight: buffers, scales, the state of an optimiser.
+    ``ambiguous``: plain names that two stored tensors claim, and which ones.
+    ``notes``: what the reader of a comparison should know: what could not be split, which base an adapter stands on.
+    ``adapted``: for an adapter over its base, the names that it changes; else None.
     """
 
     label: str
