@@ -41,9 +41,25 @@ def learner_of(recipe: Recipe, seed: int, device: str, other_update: dict[str, T
         recipe, seed, student, tokenizer, fixed[recipe.teacher], fixed[recipe.anchor], fixed[recipe.writer],
         vocabulary, world, other_update=other_update,
     )  # fmt: skip
+    if recipe.gradient_checkpointing:
+        keep_cache_without_gradient(student)
     if not recipe.on_policy:
         _check_demonstrations(learner)
     return learner
+
+
+def keep_cache_without_gradient(student: PreTrainedModel) -> None:
+    """Let a student's layers be computed anew only where a gradient is asked for, so that its rollouts have a cache.
+
+    In training mode transformers takes the cache away from checkpointed layers; a token would then be sampled from
+    itself alone.
+    """
+
+    def follow(module: torch.nn.Module, _: object) -> None:
+        if module.training != torch.is_grad_enabled():
+            module.train(torch.is_grad_enabled())
+
+    student.base_model.register_forward_pre_hook(follow)
 
 
 def _check_device(recipe: Recipe, device: torch.device) -> None:

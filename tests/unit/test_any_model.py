@@ -335,6 +335,22 @@ def test_bf16_products_come_close_to_fp32(family: str) -> None:
     torch.testing.assert_close(half, whole, rtol=0, atol=0.03)
 
 
+@pytest.mark.parametrize("family", ["qwen3", "llama"])
+def test_rollouts_in_training_do_not_depend_on_checkpointing(family: str, profile: Profile) -> None:
+    """Checkpointed layers lose their cache in training mode, where rollouts after an update would be made."""
+    name, drawn = profile(family, gym, max_new_tokens=9), []
+    runs.bring_models(load_recipe("opd", name), "cpu")
+    for checkpointed in (False, True):
+        recipe = dataclasses.replace(load_recipe("opd", name), gradient_checkpointing=checkpointed)
+        learner = runs.make_learner(runs.run_of(recipe, 0), "cpu")
+        learner.student.train()
+        batch = make_batches(learner)[0]
+        drawn.append(batch.rollouts)
+        assert float(apply_update(learner, batch)["grad_norm"]) > 0
+    torch.testing.assert_close(drawn[1].log_probs, drawn[0].log_probs)
+    assert torch.equal(drawn[1].completion_ids, drawn[0].completion_ids)
+
+
 def test_a_tokenizer_saved_with_an_anchor_ends_as_its_world_does(profile: Profile) -> None:
     name = profile("qwen3", dataset)
     run = runs.run_of(load_recipe("rlvr", name), 0)
