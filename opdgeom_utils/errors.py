@@ -91,6 +91,14 @@ class TrainingMemoryError(OpdGeomError, MemoryError):
     """A recipe needs more memory than its device has free; the message says what to change."""
 
 
+class NoCardError(OpdGeomError, RuntimeError):
+    """A CUDA card was asked for and there is none; the message says what was found and where to try instead."""
+
+
+class MissingRunsError(OpdGeomError, RuntimeError):
+    """A chapter was asked for a profile of a large model that has no tables; the message says what to train first."""
+
+
 class RunLockedError(OpdGeomError, RuntimeError):
     """Another process is training this run and did not finish within the waiting time."""
 

@@ -107,7 +107,7 @@ def check_parameters(namespace: Mapping[str, Any]) -> None:
 
     ``namespace``: the notebook's ``globals()``: its values, ``__annotations__``, and IPython's history ``In``.
     Raises NotebookParameterError if no parameter is declared, one was given that is not declared, or a value has
-    another type.
+    another type; MissingRunsError if the profile has no tables and is too large to be trained inside a chapter.
 
     >>> declared = {"__annotations__": {"seeds": list[int]}, "seeds": [0, 1]}
     >>> check_parameters({**declared, "In": ["seeds: list[int] = [0, 1]"]})
@@ -126,6 +126,10 @@ def check_parameters(namespace: Mapping[str, Any]) -> None:
     _refuse_unknown(injected_names(list(namespace.get("In", []))), list(declared))
     for name, annotation in declared.items():
         _check_type(name, namespace.get(name), annotation)
+    if "profile" in declared:
+        from opdgeom_utils.chapters.missing_runs import stop_without_runs  # brings torch, which the build needs not
+
+        stop_without_runs(namespace["profile"])
 
 
 def check_given(given: Mapping[str, object], declared: Mapping[str, str], notebook: str) -> None:

@@ -1,0 +1,80 @@
+"""Before a chapter trains a large model for hours: what its profile lacks, how to make it, and how long that takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+
+from opdgeom_utils.errors import MissingRunsError
+from opdgeom_utils.models import PACKAGED, UNTRAINED, resolve_model
+from opdgeom_utils.project_files import runs_folder
+from opdgeom_utils.recipes import Recipe, load_recipe, recipe_names
+from opdgeom_utils.results import are_committed
+from opdgeom_utils.run_files import Run, rows_of, run_of
+from opdgeom_utils.trained_models import needed_run
+from opdgeom_utils.training_plan import LARGE
+
+
+def stop_without_runs(profile: str) -> None:
+    """Stop a chapter whose profile has no tables, unless its students are so small that runs may be trained live.
+
+    Raises
+    ------
+    MissingRunsError
+        If the profile trains a model of 20 million parameters or more, has no tables, and runs are missing; the message
+        names them, the command that makes them, and the time, where a run that has begun here tells it.
+
+    Examples
+    --------
+    >>> stop_without_runs("smoke")
+    """
+    if are_committed(profile):
+        return
+    recipes = [load_recipe(name, profile) for name in recipe_names(profile)]
+    if not any(map(_is_large, recipes)):
+        return
+    runs = [run_of(recipe, seed) for recipe in recipes for seed in recipe.seeds]
+    missing = [run for run in runs if not (run.path / "DONE").is_file()]
+    if missing:
+        seeds = {run.recipe.name: [str(r.seed) for r in missing if r.recipe.name == run.recipe.name] for run in missing}
+        named = "; ".join(f"{name}, seed{'s' * (len(of) > 1)} {' '.join(of)}" for name, of in seeds.items())
+        raise MissingRunsError(
+            f"profile {profile!r} has no tables in data/results/{profile}, and its student is too large to be trained "
+            f"inside a chapter. {len(missing)} of {len(runs)} runs are missing: {named}. `make runs PROFILE={profile}` "
+            f"trains them and writes the tables; it can be stopped, and goes on where it was. {_time(runs, missing)}"
+        )
+
+
+def _is_large(recipe: Recipe) -> bool:
+    """Whether a recipe's student, or the model that this was made from, is one for which a plan is made."""
+    source = recipe.start
+    while needed := needed_run(source):
+        source = needed.recipe.start
+    if source.startswith((UNTRAINED, PACKAGED)):  # the toy's own; what packages carry was pretrained
+        return source.startswith(PACKAGED)
+    folder = Path(resolve_model(source))  # of a hub's name nothing is asked
+    return not folder.is_dir() or sum(file.stat().st_size for file in folder.glob("*.safetensors")) >= 2 * LARGE
+
+
+def _time(runs: Sequence[Run], missing: Sequence[Run]) -> str:
+    """Say how long the missing runs take, from the logs of those that have begun on this machine."""
+    logs = {(run.recipe.name, run.seed): rows_of(run.path / "log.jsonl") for run in runs}
+    seconds = {True: [], False: []}  # of a completion, written by the student or shown
+    for run in runs:
+        if rows := logs[run.recipe.name, run.seed]:
+            length = mean(row["completion_length"] / row["tokens_per_second"] for row in rows)
+            seconds[run.recipe.on_policy].append(length)
+    left, unknown = 0.0, False
+    for run in missing:
+        recipe, each = run.recipe, seconds[run.recipe.on_policy]
+        ahead = recipe.steps - len(logs[recipe.name, run.seed])
+        unknown |= not each
+        left += ahead * recipe.prompts_per_update * recipe.group_size * (mean(each) if each else 0.0)
+    if unknown and not left:
+        return (
+            "How long that takes is not known before a run has begun on this machine: each writes it into "
+            f"{runs_folder() / 'logs'} after its first updates."
+        )
+    more = "; and runs of a kind that has not begun here" if unknown else ""
+    return f"By the runs that have begun here: about {left / 3600:.1f} hours of one process, and evaluations{more}."
