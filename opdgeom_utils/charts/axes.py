@@ -43,8 +43,8 @@ def tick_format(metric: str, numbers: Iterable[float] = (), count: int = 5) -> s
     """
     found, known = metric_of(metric), [n for n in numbers if math.isfinite(n)]
     span = max(known) - min(known) if known else 0.0
-    if not found.percent or span <= 0:
-        return found.ticks
+    if not found.percent or span <= 0:  # d3 gives "g" the digits of a tick's distance: 10 after 8 reads 1e+1
+        return "~f" if not found.percent and span > 0 and tick_step(span, count) >= 1e-4 else found.ticks
     return f".{max(0, math.ceil(-math.log10(100 * tick_step(span, count)) - 1e-9))}%"
 
 
