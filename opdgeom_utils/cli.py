@@ -1,4 +1,4 @@
-"""The command ``opdgeom``: a report on a run, its table alone, or whether a student and a teacher fit."""
+"""The command ``opdgeom``: a report on a run, its table alone, whether a pair fits, whether a card works."""
 
 import sys
 import time
@@ -260,6 +260,35 @@ def check(
         fit = check_fit(student, teacher, gpu_gb=gpu_gb, setting=setting)
         print(fit.text())
     if not fit.fits:
+        raise typer.Exit(1)
+
+
+@app.command()
+def gpu_check(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The JSON file.")] = Path("gpu-check.json"),
+    device: Annotated[str, typer.Option(help="cuda; or cpu, together with --tiny.")] = "cuda",
+    tiny: Annotated[bool, typer.Option("--tiny", help="Small shapes: tries the check itself, not a card.")] = False,
+) -> None:
+    """Try this machine's CUDA card, in under 20 minutes and without a network, and write what was found as JSON.
+
+    Do card and processor agree; how fast are the diagnostics on the matrices of Qwen3-0.6B and 8B; what do one OPD and
+    one RLVR update take at the shapes of Qwen3-0.6B; do short runs of the toy profile learn as on a processor. Weights
+    are random, nothing is fetched. A part that fails is recorded and the rest goes on; the exit status is then 1.
+
+    Examples
+    --------
+      opdgeom gpu-check --out data/gpu/my-card.json
+
+      opdgeom gpu-check --device cpu --tiny
+    """
+    with _plain_errors("nothing was checked"):
+        if device not in ("cuda", "cpu"):
+            raise MetricInputError(f"device is {device!r}, expected cuda or cpu.")
+        from opdgeom_utils.gpu_check import check_card
+
+        record = check_card(out.expanduser(), device=device, tiny=tiny)
+        print(f"{'passed' if record['passed'] else 'FAILED'} in {record['seconds']:.0f} s: {out}")
+    if not record["passed"]:
         raise typer.Exit(1)
 
 

@@ -14,7 +14,7 @@ FLOORS = [
     {"checkpoints"},
     {"diagnose"},
     {"runs", "worlds", "fit"},
-    {"measures", "monitor"},
+    {"measures", "monitor", "gpu_check"},
     {"claims", "workers"},
     {"charts"},
     {"chapters"},
