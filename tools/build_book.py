@@ -14,18 +14,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import yaml
 from filelock import FileLock
 
 from opdgeom_utils.chapters.glossary import with_entries
 from opdgeom_utils.errors import NotebookFailedError, NotebookParameterError
 from opdgeom_utils.report.papermill_run import read_parameters
+from tools.colab import add_badge, repository_of
 from tools.notebooks import (
     Executed,
     depended_files,
@@ -39,7 +41,11 @@ ROOT = Path(__file__).resolve().parent.parent
 KEY_FILE = ".site-key"
 SMOKE_LABEL = "Smoke test, not evidence: these pages were made from tiny runs, to test the book itself."
 #: What the pages may refer to, besides the notebooks.
-WRITTEN_FROM = ("opdgeom_utils/vocabulary.py", "opdgeom_utils/chapters/glossary.py")  # the glossary
+WRITTEN_FROM = (
+    *("opdgeom_utils/vocabulary.py", "opdgeom_utils/chapters/glossary.py"),  # the glossary
+    *("opdgeom_utils/chapters/one_gpu.py", "opdgeom_utils/gpu_check", "opdgeom_utils/training_plan.py"),  # On one GPU
+    *("opdgeom_utils/fit/memory.py", "data/recipes", "data/gpu"),
+)
 STAGED = ("_config.yml", "_toc.yml", "book", "data/paper", "data/results")
 
 
@@ -119,18 +125,33 @@ def stage(plan: Plan, executed: list[Executed], vendored: Path, folder: Path) ->
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
         elif source.exists():
             shutil.copyfile(source, target)
-    glossary = folder / "book/glossary.md"
-    if glossary.is_file():
-        glossary.write_text(with_entries(glossary.read_text(encoding="utf-8")), encoding="utf-8")
+    _fill(folder / "book/glossary.md", with_entries)
+    _fill(folder / "book/one_gpu.md", lambda page: _with_cards(page, plan.root))
     shutil.copytree(vendored, folder / "book/_static/vendor", ignore=shutil.ignore_patterns("complete"))
     (folder / "notebooks").mkdir()
+    repository = repository_of(plan.root)
     for result in executed:
-        shutil.copyfile(result.path, folder / "notebooks" / f"{result.name}.ipynb")
+        notebook = nbformat.read(result.path, as_version=nbformat.NO_CONVERT)
+        if repository:
+            add_badge(notebook, result.name, repository)
+        nbformat.write(notebook, folder / "notebooks" / f"{result.name}.ipynb")
     if plan.label:
         path = folder / "_config.yml"
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
         config["html"]["announcement"] = plan.label
         path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+
+
+def _fill(page: Path, filled: Callable[[str], str]) -> None:
+    """Write what is computed into a staged page, if the book has it."""
+    if page.is_file():
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def _with_cards(page: str, root: Path) -> str:
+    from opdgeom_utils.chapters.one_gpu import with_cards  # brings torch: only where the page is made anew
+
+    return with_cards(page, root / "data/gpu")
 
 
 def run_sphinx(folder: Path, output: Path, log: Path, builder: str = "html") -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 
+from tools.colab import add_badge, add_first_cell, repository_of
 from tools.notebooks import notebook_sources, read_source
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,8 +24,11 @@ def derived_path(source: Path) -> Path:
 
 
 def derived_text(source: Path) -> str:
-    """Return the ``.ipynb`` of a source as text: its cells, the kernel, no outputs."""
+    """Return the ``.ipynb`` of a source as text: its cells, the kernel, no outputs, and a cell for Colab."""
     notebook = read_source(source)
+    if repository := repository_of(source.parent.parent):
+        add_badge(notebook, source.stem, repository)
+        add_first_cell(notebook, repository)
     header = notebook.metadata.get("jupytext", {})
     notebook.metadata = nbformat.from_dict(
         {
