@@ -43,6 +43,16 @@ PALETTE = {
     "chance": "#A6A6A6",
     "visible share": "#0072B2",
     "of it on small weights": "#009E73",
+    "before": "#0072B2",
+    "after": "#D55E00",
+    "exact step": "#009E73",
+    "after rounding": "#CC79A7",
+    "after minus before": "#56777A",
+    "smallest weights": "#56B4E9",
+    "other weights": "#A6A6A6",
+    "visible change": "#D55E00",
+    "row of the update": "#0072B2",
+    "its shadow": "#D55E00",
 }
 DASHES = {NULLS[name].label: dash for name, (_, dash) in _OF_NULLS.items()}
 DASHES |= {OBJECTIVES[name].label: [1, 3] for name in ("opd_random_credit", "rlvr_random_reward")}
@@ -50,6 +60,7 @@ DASHES |= {RESCALED: [7, 2], ROUNDED: [2, 3], OBJECTIVES["control_sft"].label: [
 SHAPES = {"comparison": "square", PAPER: "diamond", "anchor": "square", "teacher": "triangle-up"}
 SHAPES |= {"noise through bf16": "square", "chance": "triangle-up", "this book": "square", "steps as printed": "cross"}
 SHAPES |= {NULLS["shuffled"].label: "square", NULLS["random"].label: "triangle-up"}
+SHAPES |= {"exact step": "triangle-up", "after rounding": "diamond"}
 OTHER = ("#E69F00", "#8F6BB3", "#56777A", "#B5651D")
 VERDICT_COLOURS = {
     "reproduced": "#1B7837",

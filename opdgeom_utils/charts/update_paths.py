@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections.abc import Mapping, Sequence
 
 import altair as alt
@@ -13,13 +13,14 @@ from opdgeom_utils.charts.axes import begun, value_axis
 from opdgeom_utils.charts.palette import Figure, by_dash, coloured, in_order, shaped, tips
 from opdgeom_utils.charts.rows_of_points import reach_seeds_means
 from opdgeom_utils.charts.seed_points import NothingToDraw, figure, fold_seeds, known, need, without
+from opdgeom_utils.intervals import number
 from opdgeom_utils.vocabulary import listed, metric_of
 
 COLUMNS = ["recipe", "series", "seed", "step", "share", "value"]
 PANEL, NARROW, HEIGHT = 300, 210, 190
 SHARES = [0.02, 0.1, 0.2, 0.5, 1]
 FIFTH = 0.2
-SLIDER_STEP = 0.02
+SLIDER_STEP = 0.05
 EVERY = "every curve"
 PICKED = f"picked == '{EVERY}' || picked == datum.series"
 
@@ -87,33 +88,56 @@ def path_slider(spectrum: pd.DataFrame, panels: Mapping[str, pd.DataFrame], *, s
     spectrum = known(need(spectrum, [*COLUMNS, "index"]), "value", "singular value")
     spectrum = known(spectrum.assign(value=spectrum["value"].where(spectrum["value"] > 0)), "value", "singular value")
     drawn, lost = _defined(panels, COLUMNS) if panels else ({}, "")
-    bind = alt.binding_range(min=SLIDER_STEP, max=1, step=SLIDER_STEP, name="share of the run ")
+    values = spectrum.groupby(["series", "index", "share"], sort=False).agg({"value": "mean"}).reset_index()
+    means = {title: fold_seeds(rows, ["series", "step", "share"], "value") for title, rows in drawn.items()}
+    moments = _moments([values, *means.values()])
+    start = max(start, moments[0])
+    bind = alt.binding_range(min=moments[0], max=1, step=SLIDER_STEP, name="share of the run ")
     moment = alt.param(name="moment", value=start, bind=bind)
-    now = "datum.from <= moment && moment < datum.until"
+    now = f"abs(datum.share - moment) < {SLIDER_STEP / 2}"
     names = in_order(name for rows in (spectrum, *drawn.values()) for name in rows["series"])
-    charts: list[Figure] = [_spectrum(spectrum, names, now).properties(width=PANEL, height=HEIGHT)]
+    at_once = _at(values, ["series", "index"], moments)
+    charts: list[Figure] = [_spectrum(at_once, names, now).properties(width=PANEL, height=HEIGHT)]
     said = []
-    for title, rows in drawn.items():
-        means = _spans(fold_seeds(rows, ["series", "step", "share"], "value"))
-        line = alt.Chart(means).encode(x=_x(), y=_y(title, rows.loc[:, "value"]), color=coloured("series", names))
-        point = line.mark_point(filled=True, size=110, opacity=1).encode(tooltip=_tip()).transform_filter(now)
-        charts.append((line.mark_line(opacity=0.5) + point).properties(width=PANEL, height=HEIGHT))
-        said.append(f"{title}, at {start:.0%} of the run: {_clauses(_nearest(means, start))}.")
+    for title, own in means.items():
+        at_once = _at(own, ["series"], moments)
+        x, y, colour = _x(), _y(title, drawn[title].loc[:, "value"]), coloured("series", names)
+        line = alt.Chart(own).mark_line(opacity=0.5).encode(x=x, y=y, color=colour)
+        point = alt.Chart(at_once).mark_point(filled=True, size=110, opacity=1)
+        share = alt.Tooltip("share:Q", title="share of the run", format=".0%")
+        point = point.encode(x=x, y=y, color=colour, tooltip=[*tips(("series", "curve")), share, *tips("text")])
+        charts.append((line + point.transform_filter(now)).properties(width=PANEL, height=HEIGHT))
+        said.append(f"{title}, at {start:.0%} of the run: {_clauses(_nearest(at_once, start))}.")
     words = f"Singular values of the update at a moment that a slider chooses, beside other curves. {' '.join(said)}"
     return alt.concat(*charts, columns=2).add_params(moment).properties(description=words + lost)
 
 
-def _spectrum(spectrum: pd.DataFrame, names: Sequence[str], now: str) -> Figure:
-    """Singular values of the mean over seeds, at the checkpoints that the slider points at."""
-    keys = ["series", "step", "share", "index"]
-    values = spectrum.groupby(keys, sort=False).agg({"value": "mean"}).reset_index()
+def _spectrum(values: pd.DataFrame, names: Sequence[str], now: str) -> Figure:
+    """Singular values of the mean over seeds, at the moment of the slider."""
     y = alt.Y("value:Q", title="singular value (logarithmic)")
     y = value_axis(y, "singular_value", values.loc[:, "value"], log=True, room=1.2)
     x = alt.X("index:Q", title="index of the singular value").axis(format="d", tickCount=5)
-    tip = ["series:N", "step:Q", "index:Q", alt.Tooltip("value:Q", format=".3g")]
-    base = alt.Chart(_spans(values)).encode(x=x, y=y, color=coloured("series", names), tooltip=tip)
-    drawn = base.transform_filter(now)
+    tip = ["series:N", alt.Tooltip("share:Q", format=".0%"), "index:Q", alt.Tooltip("value:Q", format=".3g")]
+    drawn = alt.Chart(values).encode(x=x, y=y, color=coloured("series", names), tooltip=tip).transform_filter(now)
     return drawn.mark_line() + drawn.mark_point(filled=True, size=18, opacity=1)
+
+
+def _moments(curves: Sequence[pd.DataFrame]) -> list[float]:
+    """Places of the slider, as shares of the run: from where every curve has a checkpoint behind it."""
+    first = max(float(own["share"].min()) for rows in curves for _, own in rows.groupby("series"))
+    steps = round(1 / SLIDER_STEP)
+    return [i / steps for i in range(max(1, math.ceil(first * steps - 1e-9)), steps + 1)]
+
+
+def _at(curves: pd.DataFrame, keys: list[str], moments: list[float]) -> pd.DataFrame:
+    """Every curve at the same moments, between two checkpoints on the straight line that is drawn there."""
+    parts = []
+    for key, own in curves.sort_values("share").groupby(keys, sort=False):
+        values = np.interp(np.sqrt(moments), np.sqrt(own["share"].to_numpy(float)), own["value"].to_numpy(float))
+        text = [number(value, ".3g") for value in values]
+        rows = pd.DataFrame({"share": moments, "value": values, "text": text})
+        parts.append(rows.assign(**dict(zip(keys, key, strict=True))))
+    return pd.concat(parts, ignore_index=True)
 
 
 def _defined(panels: Mapping[str, pd.DataFrame], columns: Sequence[str]) -> tuple[dict[str, pd.DataFrame], str]:
@@ -163,18 +187,6 @@ def _panel(means: pd.DataFrame, y: alt.Y, names: Sequence[str]) -> Figure:
         *lines,
         points.encode(y=y, shape=shaped("series", names), opacity=faded, tooltip=_tip()),
     )
-
-
-def _spans(rows: pd.DataFrame) -> pd.DataFrame:
-    """Give every checkpoint the span of the slider in which it is the nearest of its run: ``from`` up to ``until``."""
-    parts = []
-    for _, own in rows.groupby("series", sort=False):
-        places = sorted(own["share"].unique())
-        middles = [0.0, *[(a + b) / 2 for a, b in itertools.pairwise(places)], 2.0]
-        spans = {place: (middles[i], middles[i + 1]) for i, place in enumerate(places)}
-        ends = [spans[place] for place in own.loc[:, "share"]]
-        parts.append(own.assign(**{"from": [a for a, _ in ends], "until": [b for _, b in ends]}))
-    return pd.concat(parts, ignore_index=True)
 
 
 def _nearest(means: pd.DataFrame, place: float) -> pd.DataFrame:

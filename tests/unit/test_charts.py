@@ -12,6 +12,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import vl_convert
 
 from opdgeom_utils import charts, claims
@@ -48,6 +49,11 @@ from tests.control_world import measures, mixed_alignment
 
 ETAS = (0.0, 1e-5, 1e-4, 1e-3, 3e-3, 0.0039, 0.005, 0.01, 0.02, 0.05, 0.1)
 ALPHAS = (0.05, 0.1, 0.3, 0.5)
+FOUR_WEIGHTS = torch.tensor([[1.0, 0.5], [1 / 64, 4.0]])
+MASKED = torch.tensor([[8.0, 1.0], [1.0, 0.125]])
+BY_HAND = torch.diag(torch.tensor([3.0, 2.0, 1.0]))
+#: A turn by thirty degrees about the first direction.
+TILT = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.75**0.5, -0.5], [0.0, 0.5, 0.75**0.5]])
 FIGURES: dict[str, Callable[[], alt.TopLevelMixin]] = {
     "accuracy_by_family": lambda: charts.accuracy_by_family(family_table()),
     "training_curves": lambda: charts.training_curves(accuracy()),
@@ -102,6 +108,12 @@ FIGURES: dict[str, Callable[[], alt.TopLevelMixin]] = {
     "gated_overlaps": lambda: charts.gated_overlaps(noise_overlaps()),
     "noise_sliders": lambda: charts.noise_sliders(noise_curve(), noise_marks()),
     "one_curve": lambda: charts.one_curve(ladder(), ladder().assign(statistic="stable rank")),
+    "drawn_grid": lambda: charts.drawn_grid(FOUR_WEIGHTS, FOUR_WEIGHTS + 0.003),
+    "drawn_planes": lambda: charts.drawn_planes(BY_HAND, TILT @ BY_HAND),
+    "drawn_spectra": lambda: charts.drawn_spectra(BY_HAND, BY_HAND - torch.eye(3)),
+    "drawn_shadow": lambda: charts.drawn_shadow(torch.tensor([[1.0, 0.0], [0.0, 5.0]]), torch.tensor([3.0, 4.0])),
+    "drawn_ranks": lambda: charts.drawn_ranks({"SFT": BY_HAND, "shuffled null": 2 * torch.eye(3)}),
+    "drawn_mask": lambda: charts.drawn_mask(MASKED, MASKED + 0.005, alpha=0.25),
 }
 
 
@@ -157,6 +169,12 @@ def path_mean(quantity: str, step: int, null: str = "", side: str = "", recipe: 
     return float(table.loc[same & (table["side"] == side) & (table["recipe"] == recipe), "value"].mean())
 
 
+def between(share: float, before: int, after: int) -> float:
+    """OPD's stable rank between two of its checkpoints, straight on an axis of square roots."""
+    part = (share**0.5 - (before / 100) ** 0.5) / ((after / 100) ** 0.5 - (before / 100) ** 0.5)
+    return (1 - part) * path_mean("stable_rank", before) + part * path_mean("stable_rank", after)
+
+
 #: A number of each figure's table, computed here without the figure's code, as its description must print it.
 NUMBERS: dict[str, Callable[[], str]] = {
     "accuracy_by_family": lambda: "base 0%, anchor 50%, teacher 100%",
@@ -201,12 +219,18 @@ NUMBERS: dict[str, Callable[[], str]] = {
     "gated_overlaps": lambda: "two seeds: measured 60.0%, noise through bf16 55.0%, chance 37.0%",
     "one_curve": lambda: "RLVR: coherence 50.00% to 52.00%",
     "noise_sliders": lambda: "Measured visible shares: other 85.0%, SFT 92.0%, OPD 48.0%",
-    "path_slider": lambda: f"OPD {path_mean('stable_rank', 10):.3g} (95% interval",
+    "path_slider": lambda: f"OPD {between(0.2, 10, 40):.3g}",
+    "drawn_grid": lambda: "at 1 it vanishes; from 0.5 it lands 0.0039 away; from 0.015625 it lands 0.0031 away; at 4",
+    "drawn_planes": lambda: "left, outputs 30.0 degrees; right, inputs 0.0 degrees",
+    "drawn_spectra": lambda: f"from 3 to 2; the changes together are {(3 / 14) ** 0.5:.2%}",  # (3, 2, 1) to (2, 1, 0)
+    "drawn_shadow": lambda: f"36%, 64%; together {(0.36 + 16) / 26:.0%}",
+    "drawn_ranks": lambda: f"SFT {14 / 9:.3g} of 3; shuffled null 3 of 3",
+    "drawn_mask": lambda: "in 3 of 4 entries, 1 of them among the 1 smallest: an overlap of 33%; chance 25%",
 }
 #: Figures whose colour is a number.
 MAPS = ("localisation", "localisation_null", "localisation_mean", "settings_against_seeds")
-#: Figures of numbers; a scorecard is one of words.
-MEASURED = [name for name in FIGURES if not name.startswith("scorecard")]
+#: Figures of tables of numbers; a scorecard is one of words, a drawing is given whole matrices.
+MEASURED = [name for name in FIGURES if not name.startswith(("scorecard", "drawn"))]
 #: Float columns that say which number a row holds.
 KEYS = ("step", "eta", "alpha", "rank", "share", "matched_at")
 NARROW = 190
@@ -582,14 +606,20 @@ def test_trajectory_needs_a_column() -> None:
         charts.run_trajectory(matching.summarise(geometry()), ["nothing"])
 
 
-def test_the_slider_shows_one_checkpoint_of_each_run_wherever_it_stands() -> None:
-    """The spans of a run's checkpoints cover the slider without a gap or an overlap."""
-    rows = rows_of(spec_of("path_slider"))
-    for _, own in rows.groupby("series"):
-        spans = own[["from", "until"]].drop_duplicates().sort_values("from").to_numpy()
-        assert spans[0, 0] == 0
-        assert spans[-1, 1] > 1
-        assert spans[1:, 0].tolist() == spans[:-1, 1].tolist()
+def test_the_slider_shows_one_moment_in_every_panel() -> None:
+    """Each place of the slider has one value of every curve, and what it has lies on the curve that is drawn."""
+    spec = spec_of("path_slider")
+    (slider,) = spec["params"]
+    tables = [pd.DataFrame(rows) for rows in spec["datasets"].values() if "step" not in rows[0]]
+    assert len(tables) == 2
+    for rows in tables:
+        keys = ["series", "index"] if "index" in rows else ["series"]
+        assert rows.groupby(keys)["share"].agg(tuple).nunique() == 1
+        assert rows["share"].min() == slider["bind"]["min"]
+        assert rows["share"].max() == 1
+    point = next(rows for rows in tables if "index" not in rows).set_index(["series", "share"])["value"]
+    assert point["OPD", 0.1] == pytest.approx(path_mean("stable_rank", 10))
+    assert point["OPD", 0.7] == pytest.approx(between(0.7, 40, 100))
 
 
 def test_one_menu_picks_a_curve_in_every_panel() -> None:
