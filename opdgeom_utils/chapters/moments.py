@@ -7,8 +7,11 @@ from typing import Any
 
 import pandas as pd
 
+from opdgeom_utils.chapters import seen
 from opdgeom_utils.chapters.control import STRIP, variant_label
+from opdgeom_utils.charts.axes import begun
 from opdgeom_utils.measures.long_table import pick
+from opdgeom_utils.vocabulary import listed
 
 
 def moment_table(
@@ -55,3 +58,76 @@ def say_easy_bar(measures: pd.DataFrame, masks: Sequence[str], k: int, *, side: 
         text = f"On the {words}, {side}: masks {kept.min():.2f} to {kept.max():.2f}, random credit {chance:.2f}"
         said.append(text + (f", RLVR {means['rlvr']:.2f}" if "rlvr" in means else ""))
     return "; ".join(said) + f" times the overlap of two halves of OPD's batches ({bar:.2f})."
+
+
+def say_beside_chance(table: pd.DataFrame, compared: Sequence[str]) -> str:
+    """Say which objectives come nearer to OPD's moment than random credit does, on either side.
+
+    Parameters
+    ----------
+    table
+        From :func:`moment_table`.
+    compared
+        The recipes of its rows.
+    """
+    said = []
+    for panel, own in table.groupby("panel", sort=False):
+        values = seen.by_seed(pd.DataFrame(own), "row")
+        level = seen.averages(values, ["random credit", "other batches of OPD"])
+        turned: dict[str, list[str]] = {seen.ABOVE: [], seen.APART: [], seen.BELOW: [], seen.LONE: []}
+        for name in map(variant_label, compared):
+            if name in values and "random credit" in values:
+                turned[seen.stands(values[name], values["random credit"])].append(name)
+        words = {seen.ABOVE: "above random credit", seen.APART: "not told apart from it", seen.BELOW: "below it"}
+        groups = [f"{words.get(how, 'of one seed')}: {listed(names)}" for how, names in turned.items() if names]
+        said.append(f"{begun(str(panel))} ({level}): {'; '.join(groups)}")
+    return ". ".join(said) + "." if said else "No moment is in these tables."
+
+
+def say_cross_term(mixed: pd.DataFrame) -> str:
+    """Say how much the cross term adds to the explained share: on the same batches, and from one half to the other.
+
+    Parameters
+    ----------
+    mixed
+        Explained shares, a line per mixture: ``with cross, without``, and both again with ``, others``.
+    """
+    gaps = [
+        max(0.0, (mixed[a] - mixed[b]).max())
+        for a, b in (("with cross", "without"), ("with, others", "without, others"))
+    ]
+    return f"On the same batches the cross term adds at most {gaps[0]:.2f}, on the other half at most {gaps[1]:.2f}."
+
+
+def say_crossing(swept: pd.DataFrame) -> str:
+    """Say at which weight of OPD a mixture has as much of OPD's moment as of RLVR's, by a straight line between places.
+
+    Parameters
+    ----------
+    swept
+        ``setting`` (alpha), ``series, panel, value``; a panel begins with ``with``.
+
+    Examples
+    --------
+    >>> rows = [
+    ...     ("0.5", "with OPD", 0.6),
+    ...     ("0.5", "with RLVR", 0.4),
+    ...     ("0.25", "with OPD", 0.3),
+    ...     ("0.25", "with RLVR", 0.7),
+    ... ]
+    >>> say_crossing(pd.DataFrame(rows, columns=["setting", "panel", "value"]).assign(series="raw"))
+    'They cross near alpha 0.42 (raw).'
+    """
+    said = []
+    for series, own in swept.groupby("series", sort=False):
+        wide = own.assign(alpha=own["setting"].astype(float)).pivot_table(
+            index="alpha", columns="panel", values="value"
+        )
+        if {"with OPD", "with RLVR"} <= set(wide):
+            gap = (wide["with OPD"] - wide["with RLVR"]).dropna()
+            turns = [i for i in range(1, len(gap)) if gap.iloc[i - 1] < 0 <= gap.iloc[i]]
+            for i in turns[-1:]:
+                part = -gap.iloc[i - 1] / (gap.iloc[i] - gap.iloc[i - 1])
+                said.append(f"{gap.index[i - 1] + part * (gap.index[i] - gap.index[i - 1]):.2f} ({series})")
+            said += [] if turns else [f"nowhere between {gap.index.min():g} and {gap.index.max():g} ({series})"]
+    return f"They cross near alpha {listed(said)}." if said else "No mixture is in these tables."

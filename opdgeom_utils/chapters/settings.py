@@ -9,9 +9,9 @@ import pandas as pd
 from opdgeom_utils.claims import matching
 from opdgeom_utils.claims.look_up import Runs, Tables, runs_of, value_at
 from opdgeom_utils.claims.setting_statistics import PAPER_STEPS
-from opdgeom_utils.intervals import further_seed
+from opdgeom_utils.intervals import further_seed, number
 from opdgeom_utils.scopes import ATTENTION
-from opdgeom_utils.vocabulary import label, metric_of
+from opdgeom_utils.vocabulary import label, listed, metric_of
 
 SETTINGS = {
     "opd_teacher_small": "teacher of two layers",
@@ -128,3 +128,41 @@ def in_seed_ranges(rows: pd.DataFrame) -> pd.DataFrame:
             out.append((*shown, low <= value <= high))
     table = pd.DataFrame(out, columns=["run", "metric", "value", "distance", "low", "high", "inside"])
     return table.loc[table["distance"].notna()].reset_index(drop=True)
+
+
+def say_cloud(rows: pd.DataFrame, ranges: pd.DataFrame) -> str:
+    """Say how many settings lie in the range of a further seed of OPD by sparsity, and what the shuffle moves.
+
+    Parameters
+    ----------
+    rows, ranges
+        From :func:`setting_rows` and :func:`in_seed_ranges`.
+    """
+    own = ranges[ranges["run"].isin(SETTINGS.values()) & ranges["metric"].eq(metric_of("update_sparsity").words)]
+    away = [str(run) for run in own.loc[~own["inside"].astype(bool), "run"]]
+    moved = (rows["update_sparsity"] - rows["update_sparsity_shuffled"]).abs().max()
+    where = f"By sparsity {len(own) - len(away)} of {len(own)} settings lie in the range of a further seed"
+    where += f"; outside: {listed(away)}" if away else ""
+    return f"{where}. Shuffling moves no run's sparsity by more than {number(float(moved), unit='points')}."
+
+
+def say_cells(ranges: pd.DataFrame) -> str:
+    """Count the cells outside the range of a further seed: of the settings, and of OPD's own seeds, their null."""
+    setting, outside = ranges["run"].isin(SETTINGS.values()), ~ranges["inside"].astype(bool)
+    if not setting.any():
+        return "No setting is in these tables."
+    runs = listed(str(run) for run in ranges.loc[setting & outside, "run"].unique())
+    return (
+        f"Outside lie {(setting & outside).sum()} of the settings' {setting.sum()} cells ({runs}), and "
+        f"{(~setting & outside).sum()} of the {(~setting).sum()} of OPD's own seeds."
+    )
+
+
+def say_places(places: pd.Series) -> str:
+    """Say which runs lie outside the way from SFT, at 0, to RLVR, at 1.
+
+    >>> say_places(pd.Series({"OPD": 0.5, "code only": 1.2}))
+    'Between SFT and RLVR lie 1 of 2; outside: code only.'
+    """
+    away = [str(run) for run, place in places.items() if not 0 <= place <= 1]
+    return f"Between SFT and RLVR lie {len(places) - len(away)} of {len(places)}; outside: {listed(away)}."

@@ -15,7 +15,7 @@ from opdgeom_utils.intervals import seed_interval
 from opdgeom_utils.measures.functional import PROJECTED, free_run_of
 from opdgeom_utils.measures.long_table import nearest_step
 from opdgeom_utils.recipes import RUN_SPACE, Recipe, load_recipe, recipe_names
-from opdgeom_utils.vocabulary import label
+from opdgeom_utils.vocabulary import label, listed
 
 RULERS = {"teacher_distance": "distance to the teacher", "accuracy": "sampled accuracy"}
 SPACES = {
@@ -24,6 +24,7 @@ SPACES = {
     "random": "random space",
     "activations": "input activations",
 }
+ENOUGH = 0.8  # of the progress: the claims' line for "as well"
 COMPARABLE = (*[*SPACES.values()][1:], "final space", "RLVR's early space", "early space, left side")
 
 
@@ -161,3 +162,82 @@ def say_starts(measures: pd.DataFrame, ends: pd.DataFrame) -> str:
         text += _progress_from(measures, pd.DataFrame(ends[ends["recipe"].eq(name)]), int(exact))
         said[free, exact] = text
     return "; ".join(said.values()) + "." if said else "Every free run has a checkpoint where its projection begins."
+
+
+def say_inside(inside: pd.DataFrame) -> str:
+    """Say how much of OPD's realised update lies in its early space, and how much the projection lets escape.
+
+    Parameters
+    ----------
+    inside
+        One row per (projected run, seed): ``free, space, sweep, inside, isotropic``, shares from 0 to 1.
+    """
+    rows = inside[inside["sweep"].eq("space") & ~inside["space"].str.endswith("update held")]
+    early = rows[rows["free"].eq("opd") & rows["space"].eq("early space")]
+    if early.empty:
+        return "No run of OPD in its early space is in these tables."
+    held, chance = early["inside"].mean(), early["isotropic"].mean()
+    means = rows.groupby(["free", "space"])["inside"].agg("mean")
+    return (
+        f"In the early space lies {held:.0%} of OPD's update, where one without direction would have {chance:.1%}: "
+        f"{1 - held:.0%} escapes. All projected gradients: {means.min():.0%} to {means.max():.0%}."
+    )
+
+
+def say_rulers(rulers: pd.DataFrame) -> str:
+    """Say how many times the spread of the seeds each ruler's gain is, from the lowest to the highest of the runs.
+
+    Parameters
+    ----------
+    rulers
+        ``ruler, gain`` and ``seed spread``.
+    """
+    times = (rulers["gain"].abs() / rulers["seed spread"]).groupby(rulers["ruler"], sort=False)
+    said = [f"by {ruler} {own.min():.1f} to {own.max():.1f} times" for ruler, own in times if own.notna().any()]
+    return f"The gain is {listed(said)} the spread of the seeds." if said else "One seed has no spread."
+
+
+def say_spaces(against: pd.DataFrame) -> str:
+    """Say what the early space keeps, and beside which other spaces that is more, less, or not told apart.
+
+    Parameters
+    ----------
+    against
+        From :func:`early_against`.
+    """
+    if against.empty:
+        return "No other space was tried."
+    said = []
+    for run, own in against.groupby("run", sort=False):
+        words = []
+        for verdict, rows in own.groupby("verdict", sort=False):
+            spaces = [f"{space} {kept}" for space, kept in rows[["other space", "other keeps"]].to_numpy()]
+            words.append(f"{verdict} ({', '.join(spaces)})")
+        said.append(f"{run}'s early space keeps {own['early keeps'].iloc[0]}; beside others: {'; '.join(words)}")
+    return ". ".join(said) + "."
+
+
+def say_sweep(early: pd.DataFrame, along: str, words: str) -> str:
+    """Say what the first and the last place of a sweep keep, and from where on four fifths are kept.
+
+    Parameters
+    ----------
+    early
+        Rows with ``kept``, a share, and the column ``along``.
+    along, words
+        Column of the sweep, and the format of a place in it, such as ``"K = {:g}"``.
+
+    Examples
+    --------
+    >>> rows = pd.DataFrame({"rank": [1, 4, 16], "kept": [0.5, 0.9, 0.95]})
+    >>> say_sweep(rows, "rank", "K = {:g}")
+    'K = 1 keeps 50%, K = 16 keeps 95%; four fifths are kept from K = 4 on.'
+    """
+    means = early.groupby(along)["kept"].agg("mean").dropna()
+    if means.empty:
+        return "No place of this sweep has a number."
+    enough = [place for place in means.index if (means[means.index >= place] >= ENOUGH).all()]
+    ends = dict.fromkeys([means.index[0], means.index[-1]])
+    said = ", ".join(f"{words.format(place)} keeps {means[place]:.0%}" for place in ends)
+    last = f"kept from {words.format(enough[0])} on" if enough else "not kept at the last place"
+    return f"{said}; four fifths are {last}."

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
+from opdgeom_utils.chapters import seen
+from opdgeom_utils.charts.axes import begun
 from opdgeom_utils.charts.palette import in_order
 from opdgeom_utils.intervals import seed_interval
 from opdgeom_utils.measures.long_table import pick
@@ -13,6 +16,7 @@ from opdgeom_utils.measures.paths import EARLY, SIDES
 from opdgeom_utils.scopes import MAIN, THROUGHOUT
 from opdgeom_utils.vocabulary import PATH_NULLS, label, listed, metric_of
 
+STEPWISE = ("captured_share", "sim_consecutive")  # of single windows, so taken over all later ones
 LEARNED_AND_NULLS = ("", *[null for null in PATH_NULLS if null != "rounding"])
 
 
@@ -159,15 +163,124 @@ def both_sides(
 def beside_nulls(measures: pd.DataFrame, quantity: str, side: str, k: int, recipe: str = "opd") -> str:
     """Say which nulls a run exceeds, seed by seed, and which it does not.
 
-    At a fifth of the run for similarities, over all later windows for the captured share. *Above* means that the 95%
-    interval of the paired difference lies above 0, *below* that it lies below; two seeds at least are needed.
+    At a fifth of the run; over all later windows for what is measured on windows. The rule is that of
+    :mod:`opdgeom_utils.chapters.seen`.
     """
     curves = path_curves(measures, quantity, side=side, k=k, recipes=[recipe], nulls=LEARNED_AND_NULLS)
-    found = _later(curves) if quantity == "captured_share" else at_share(curves)
-    table = found.pivot_table(index="seed", columns="series", values="value")
-    words: dict[str, list[str]] = {"above": [], "not told apart from": [], "below": []}
-    for null in in_order(str(c) for c in table.columns if c != label(recipe)):
-        gap = seed_interval((table[label(recipe)] - table[null]).to_numpy(float))
-        words["above" if gap.low > 0 else "below" if gap.high < 0 else "not told apart from"].append(null)
-    said = "; ".join(f"{how} {listed(names)}" for how, names in words.items() if names)
+    values = seen.by_seed(_later(curves) if quantity in STEPWISE else at_share(curves), "series")
+    said = seen.beside(values, label(recipe), in_order(str(c) for c in values if c != label(recipe)))
     return f"{metric_of(quantity).title}, {side}, K = {k}: {label(recipe)} is {said}."
+
+
+def say_nulls(measures: pd.DataFrame, quantity: str, k: int, recipe: str = "opd") -> str:
+    """Say what :func:`beside_nulls` says of both sides."""
+    return " ".join(begun(beside_nulls(measures, quantity, side, k, recipe)) for side in SIDES)
+
+
+def say_paths(measures: pd.DataFrame, k: int) -> str:
+    """Say how stable rank and norm go from the first checkpoint to the last, and which run is ahead at a fifth."""
+    said = []
+    for quantity in ("stable_rank", "update_norm"):
+        ends = seen.first_and_last(path_curves(measures, quantity))
+        said.append(
+            f"{begun(metric_of(quantity).words)}: " + "; ".join(f"{run} {seen.trend(*ends[run])}" for run in ends)
+        )
+    for side in SIDES:
+        values = seen.by_seed(early(measures, side, k, MAIN), "series")
+        others = [str(c) for c in values if c != label("opd")]
+        said.append(
+            f"Similarity to the end at a fifth, {side}: {seen.averages(values, in_order(map(str, values)))}; OPD is "
+            f"{seen.beside(values, label('opd'), others)}"
+        )
+    return ". ".join(said) + "."
+
+
+def say_shape(measures: pd.DataFrame, recipes: Iterable[str]) -> str:
+    """Say how the first and the last known singular value grow along each run, and how their ratio goes."""
+    index = int(pick(measures, quantity="singular_value")["k"].max())
+    head, tail = (
+        seen.first_and_last(path_curves(measures, "singular_value", k=i, recipes=recipes)) for i in (1, index)
+    )
+    said = []
+    for run in (name for name in head if name in tail):
+        grown = [float((last / first).mean()) for first, last in (head[run], tail[run])]
+        ratio = [tail[run][i] / head[run][i] for i in (0, 1)]
+        said.append(
+            f"{run}'s first value grows {grown[0]:.1f} times and value {index} {grown[1]:.1f} times, so the tail over "
+            f"the head {seen.trend(*ratio)}"
+        )
+    return "; ".join(said) + "."
+
+
+def say_floor(panels: Mapping[str, pd.DataFrame]) -> str:
+    """Say how the stable rank goes from the first checkpoint to the last: fp32, bf16, and the rescaled update."""
+    said = []
+    for curves in panels.values():
+        run, ends = str(curves["recipe"].iloc[0]), seen.first_and_last(curves)
+        trends = {name: seen.trend(*ends[name]) for name in ends if name not in PATH_NULLS.values()}
+        others = [f"{seen.plain(name)}, it {words}" for name, words in trends.items() if name != run]
+        said.append(f"{run}'s stable rank in fp32 {trends.get(run, 'is unknown')}; {'; '.join(others)}")
+    return ". ".join(said) + "."
+
+
+def say_highest(measures: pd.DataFrame, k: int, nulls: Iterable[str] = LEARNED_AND_NULLS) -> str:
+    """Say which runs lock more than each of their nulls, and which do not, at a fifth, on both sides."""
+    beyond: dict[bool, list[str]] = {True: [], False: []}
+    for side, recipe in itertools.product(SIDES, MAIN):
+        values = seen.by_seed(early(measures, side, k, [recipe], nulls), "series")
+        others = [str(c) for c in values if c != label(recipe)]
+        if others and label(recipe) in values:
+            held = all(seen.stands(values[label(recipe)], values[null]) == seen.ABOVE for null in others)
+            beyond[held].append(f"{label(recipe)} ({side})")
+    return f"Above every one of its nulls: {listed(beyond[True])}. Not above every one: {listed(beyond[False])}."
+
+
+def say_scopes(table: pd.DataFrame) -> str:
+    """Say by how much means move when the MLP's matrices come in, and whether the order of the runs stays.
+
+    Parameters
+    ----------
+    table
+        ``recipe, value`` and ``column``, which begins with the side; two columns for each side.
+    """
+    means = table.groupby(["recipe", "column"])["value"].agg("mean").unstack()
+    said = []
+    for side in SIDES:
+        own = means[[c for c in means.columns if str(c).startswith(side)]]
+        if own.shape[1] == 2:
+            moved = (own.iloc[:, 0] - own.iloc[:, 1]).abs()
+            orders = [own[c].sort_values().index.tolist() for c in own]
+            same = "stays" if orders[0] == orders[1] else "changes"
+            words = f"on the {side} a mean moves by at most {moved.max():.2f} ({label(str(moved.idxmax()))})"
+            said.append(f"{words}, and the order of the runs {same}")
+    return begun("; ".join(said)) + "." if said else "There is one choice of matrices only."
+
+
+def say_inputs(ends: pd.DataFrame, noise: str, inputs: str) -> str:
+    """Say how far each run's final space lies on the way from that of noise to that which the inputs alone make.
+
+    Parameters
+    ----------
+    ends
+        ``run, of, seed, value``; ``of`` is ``noise``, ``inputs`` or what the run itself has.
+    """
+    means = ends.groupby(["run", "of"], sort=False)["value"].agg("mean").unstack()
+    if noise not in means or inputs not in means:
+        return "The two nulls are not in these tables."
+    own = means[next(c for c in means if c not in (noise, inputs))]
+    way = ((own - means[noise]) / (means[inputs] - means[noise])).dropna()
+    said = [f"{run} {share:.0%}" for run, share in way.items()]
+    return f"Of the way from noise to inputs alone: {listed(said)}."
+
+
+def say_channel(measures: pd.DataFrame, k: int) -> str:
+    """Say whether OPD's final space is nearer to other seeds of OPD than to other objectives, on both sides."""
+    said = []
+    for side in SIDES:
+        values = seen.by_seed(shared_rows(measures, side, k), "kind")
+        others = [str(c) for c in values if c not in ("itself at a fifth", "other seeds")]
+        said.append(
+            f"{begun(side)}: {seen.averages(values, map(str, values))}. The overlap with other seeds is "
+            f"{seen.beside(values, 'other seeds', others)}"
+        )
+    return ". ".join(said) + "."

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
+from opdgeom_utils.chapters import seen
 from opdgeom_utils.charts.palette import in_order
 from opdgeom_utils.claims import matching
 from opdgeom_utils.claims.look_up import Tables
@@ -98,6 +99,33 @@ def null_ratios(ends: pd.DataFrame, metrics: Sequence[str], null: str = "shuffle
             row[label(str(recipe))] = seed_interval(own[metric] / own[f"{metric}_{null}"]).text(".3f")
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def say_gaps(points: pd.DataFrame, metric: str) -> str:
+    """Say at each place of comparison where OPD stands beside the other runs, by the rule of ``seen``.
+
+    Parameters
+    ----------
+    points
+        One row per (place, run), from :func:`at_place`.
+    metric
+        Column to compare.
+
+    Examples
+    --------
+    >>> points = pd.DataFrame({"recipe": ["sft", "opd"] * 2, "seed": [0, 0, 1, 1], "x": [1.0, 2.0, 1.5, 2.5]})
+    >>> say_gaps(points.assign(place="equal norm"), "x")
+    'At equal norm SFT 1.25, OPD 2.25: OPD is above SFT.'
+    """
+    said = []
+    for place, rows in points.groupby("place", sort=False):
+        named = rows.assign(series=rows["recipe"].map(label), value=rows[metric])
+        values = seen.by_seed(named, "series")
+        runs = in_order(str(c) for c in values)
+        others = [run for run in runs if run != label("opd")]
+        level = seen.averages(values, runs, metric_of(metric).shown)
+        said.append(f"At {place} {level}: OPD is {seen.beside(values, label('opd'), others)}")
+    return ". ".join(said) + "."
 
 
 def _ordered(ends: pd.DataFrame) -> list[str]:
