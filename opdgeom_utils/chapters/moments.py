@@ -77,7 +77,7 @@ def say_beside_chance(table: pd.DataFrame, compared: Sequence[str]) -> str:
         turned: dict[str, list[str]] = {seen.ABOVE: [], seen.APART: [], seen.BELOW: [], seen.LONE: []}
         for name in map(variant_label, compared):
             if name in values and "random credit" in values:
-                turned[seen.stands(values[name], values["random credit"])].append(name)
+                turned[seen.stands(values.loc[:, name], values.loc[:, "random credit"])].append(name)
         words = {seen.ABOVE: "above random credit", seen.APART: "not told apart from it", seen.BELOW: "below it"}
         groups = [f"{words.get(how, 'of one seed')}: {listed(names)}" for how, names in turned.items() if names]
         said.append(f"{begun(str(panel))} ({level}): {'; '.join(groups)}")

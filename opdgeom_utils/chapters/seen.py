@@ -62,7 +62,7 @@ def beside(values: pd.DataFrame, own: str, others: Iterable[str]) -> str:
     words: dict[str, list[str]] = {ABOVE: [], APART: [], BELOW: [], LONE: []}
     for other in others:
         if own in values and other in values:
-            words[stands(values[own], values[other])].append(plain(other))
+            words[stands(values.loc[:, own], values.loc[:, other])].append(plain(other))
     return "; ".join(f"{how} {listed(names)}" for how, names in words.items() if names) or "compared with nothing"
 
 
@@ -74,7 +74,7 @@ def trend(first: pd.Series, last: pd.Series) -> str:
     >>> trend(pd.Series([1.0, 2.0]), pd.Series([2.0, 4.0])), trend(pd.Series([1.0, 2.0]), pd.Series([2.0, 1.0]))
     ('rises (2.00 times)', 'does not change for certain (1.00 times)')
     """
-    gap = seed_interval(np.log(last / first).round(12).to_numpy(float))
+    gap = seed_interval(np.log((last / first).to_numpy(float)).round(12))
     if math.isnan(gap.mean):
         return "is undefined"
     factor = f"({math.exp(gap.mean):.2f} times)"
@@ -87,7 +87,7 @@ def first_and_last(curves: pd.DataFrame) -> dict[str, tuple[pd.Series, pd.Series
     """First and last value of each curve by seed, in the palette's order."""
     ends = {}
     for name in in_order(curves["series"]):
-        values = curves[curves["series"] == name].sort_values("step").groupby("seed")["value"]
+        values = curves.loc[curves["series"] == name].sort_values(by="step").groupby("seed")["value"]
         ends[name] = (values.first(), values.last())
     return ends
 
@@ -98,7 +98,10 @@ def averages(values: pd.DataFrame, names: Iterable[str], shown: str = ".2f") -> 
     >>> averages(pd.DataFrame({"SFT": [0.25, 0.75], "OPD": [0.5, 0.5]}), ["OPD", "RLVR", "SFT"])
     'OPD 0.50, SFT 0.50'
     """
-    return ", ".join(f"{plain(n)} {number(float(values[n].mean()), shown)}" for n in names if n in values) or "nothing"
+    return (
+        ", ".join(f"{plain(n)} {number(float(values.loc[:, n].mean()), shown)}" for n in names if n in values)
+        or "nothing"
+    )
 
 
 def plain(name: str) -> str:

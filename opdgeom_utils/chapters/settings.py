@@ -138,9 +138,9 @@ def say_cloud(rows: pd.DataFrame, ranges: pd.DataFrame) -> str:
     rows, ranges
         From :func:`setting_rows` and :func:`in_seed_ranges`.
     """
-    own = ranges[ranges["run"].isin(SETTINGS.values()) & ranges["metric"].eq(metric_of("update_sparsity").words)]
+    own = ranges[ranges["run"].isin(list(SETTINGS.values())) & ranges["metric"].eq(metric_of("update_sparsity").words)]
     away = [str(run) for run in own.loc[~own["inside"].astype(bool), "run"]]
-    moved = (rows["update_sparsity"] - rows["update_sparsity_shuffled"]).abs().max()
+    moved = (rows.loc[:, "update_sparsity"] - rows.loc[:, "update_sparsity_shuffled"]).abs().max()
     where = f"By sparsity {len(own) - len(away)} of {len(own)} settings lie in the range of a further seed"
     where += f"; outside: {listed(away)}" if away else ""
     return f"{where}. Shuffling moves no run's sparsity by more than {number(float(moved), unit='points')}."
@@ -148,7 +148,7 @@ def say_cloud(rows: pd.DataFrame, ranges: pd.DataFrame) -> str:
 
 def say_cells(ranges: pd.DataFrame) -> str:
     """Count the cells outside the range of a further seed: of the settings, and of OPD's own seeds, their null."""
-    setting, outside = ranges["run"].isin(SETTINGS.values()), ~ranges["inside"].astype(bool)
+    setting, outside = ranges.loc[:, "run"].isin(list(SETTINGS.values())), ~ranges.loc[:, "inside"].astype(bool)
     if not setting.any():
         return "No setting is in these tables."
     runs = listed(str(run) for run in ranges.loc[setting & outside, "run"].unique())

@@ -172,8 +172,8 @@ def say_inside(inside: pd.DataFrame) -> str:
     inside
         One row per (projected run, seed): ``free, space, sweep, inside, isotropic``, shares from 0 to 1.
     """
-    rows = inside[inside["sweep"].eq("space") & ~inside["space"].str.endswith("update held")]
-    early = rows[rows["free"].eq("opd") & rows["space"].eq("early space")]
+    rows = inside.loc[inside["sweep"].eq("space") & ~inside["space"].str.endswith("update held")]
+    early = rows.loc[rows["free"].eq("opd") & rows["space"].eq("early space")]
     if early.empty:
         return "No run of OPD in its early space is in these tables."
     held, chance = early["inside"].mean(), early["isotropic"].mean()
@@ -192,7 +192,7 @@ def say_rulers(rulers: pd.DataFrame) -> str:
     rulers
         ``ruler, gain`` and ``seed spread``.
     """
-    times = (rulers["gain"].abs() / rulers["seed spread"]).groupby(rulers["ruler"], sort=False)
+    times = (rulers.loc[:, "gain"].abs() / rulers.loc[:, "seed spread"]).groupby(rulers["ruler"], sort=False)
     said = [f"by {ruler} {own.min():.1f} to {own.max():.1f} times" for ruler, own in times if own.notna().any()]
     return f"The gain is {listed(said)} the spread of the seeds." if said else "One seed has no spread."
 
@@ -233,7 +233,7 @@ def say_sweep(early: pd.DataFrame, along: str, words: str) -> str:
     >>> say_sweep(rows, "rank", "K = {:g}")
     'K = 1 keeps 50%, K = 16 keeps 95%; four fifths are kept from K = 4 on.'
     """
-    means = early.groupby(along)["kept"].agg("mean").dropna()
+    means = early.groupby(along).agg({"kept": "mean"}).loc[:, "kept"].dropna()
     if means.empty:
         return "No place of this sweep has a number."
     enough = [place for place in means.index if (means[means.index >= place] >= ENOUGH).all()]

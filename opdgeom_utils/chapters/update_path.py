@@ -197,7 +197,7 @@ def say_paths(measures: pd.DataFrame, k: int) -> str:
 
 def say_shape(measures: pd.DataFrame, recipes: Iterable[str]) -> str:
     """Say how the first and the last known singular value grow along each run, and how their ratio goes."""
-    index = int(pick(measures, quantity="singular_value")["k"].max())
+    index = int(pick(measures, quantity="singular_value").loc[:, "k"].max())
     head, tail = (
         seen.first_and_last(path_curves(measures, "singular_value", k=i, recipes=recipes)) for i in (1, index)
     )
@@ -230,7 +230,7 @@ def say_highest(measures: pd.DataFrame, k: int, nulls: Iterable[str] = LEARNED_A
         values = seen.by_seed(early(measures, side, k, [recipe], nulls), "series")
         others = [str(c) for c in values if c != label(recipe)]
         if others and label(recipe) in values:
-            held = all(seen.stands(values[label(recipe)], values[null]) == seen.ABOVE for null in others)
+            held = all(seen.stands(values.loc[:, label(recipe)], values.loc[:, null]) == seen.ABOVE for null in others)
             beyond[held].append(f"{label(recipe)} ({side})")
     return f"Above every one of its nulls: {listed(beyond[True])}. Not above every one: {listed(beyond[False])}."
 
@@ -243,13 +243,13 @@ def say_scopes(table: pd.DataFrame) -> str:
     table
         ``recipe, value`` and ``column``, which begins with the side; two columns for each side.
     """
-    means = table.groupby(["recipe", "column"])["value"].agg("mean").unstack()
+    means = pd.DataFrame(table.groupby(["recipe", "column"]).agg({"value": "mean"}).loc[:, "value"].unstack())
     said = []
     for side in SIDES:
-        own = means[[c for c in means.columns if str(c).startswith(side)]]
+        own = means.loc[:, [c for c in means.columns if str(c).startswith(side)]]
         if own.shape[1] == 2:
             moved = (own.iloc[:, 0] - own.iloc[:, 1]).abs()
-            orders = [own[c].sort_values().index.tolist() for c in own]
+            orders = [own.loc[:, str(c)].sort_values().index.tolist() for c in own]
             same = "stays" if orders[0] == orders[1] else "changes"
             words = f"on the {side} a mean moves by at most {moved.max():.2f} ({label(str(moved.idxmax()))})"
             said.append(f"{words}, and the order of the runs {same}")
@@ -264,11 +264,11 @@ def say_inputs(ends: pd.DataFrame, noise: str, inputs: str) -> str:
     ends
         ``run, of, seed, value``; ``of`` is ``noise``, ``inputs`` or what the run itself has.
     """
-    means = ends.groupby(["run", "of"], sort=False)["value"].agg("mean").unstack()
+    means = pd.DataFrame(ends.groupby(["run", "of"], sort=False).agg({"value": "mean"}).loc[:, "value"].unstack())
     if noise not in means or inputs not in means:
         return "The two nulls are not in these tables."
-    own = means[next(c for c in means if c not in (noise, inputs))]
-    way = ((own - means[noise]) / (means[inputs] - means[noise])).dropna()
+    own = means.loc[:, next(str(c) for c in means if c not in (noise, inputs))]
+    way = ((own - means.loc[:, noise]) / (means.loc[:, inputs] - means.loc[:, noise])).dropna()
     said = [f"{run} {share:.0%}" for run, share in way.items()]
     return f"Of the way from noise to inputs alone: {listed(said)}."
 

@@ -75,7 +75,7 @@ def say_bends(swept: pd.DataFrame, levels: Mapping[str, float], order: Sequence[
     for panel, level in levels.items():
         upwards, parts = panel.startswith("distance"), []
         for series, own in swept[swept["panel"] == panel].groupby("series", sort=False):
-            means = own.groupby("setting")["value"].agg("mean")
+            means = own.groupby("setting")["value"].agg("mean").to_dict()
             past = [s for s in order if s in means and (means[s] > level if upwards else means[s] < level)]
             parts.append(
                 f"{series} passes another seed at {past[0]}" if past else f"{series} never passes another seed"
@@ -94,17 +94,17 @@ def say_skill(skill: pd.DataFrame, gaps: pd.DataFrame) -> str:
     gaps
         From :func:`opdgeom_utils.chapters.control.path_gaps`.
     """
-    away, said = gaps[gaps["kind"] == "variant"].groupby("row")["value"].agg("mean"), []
+    away, said = gaps.loc[gaps["kind"] == "variant"].groupby("row").agg({"value": "mean"}).loc[:, "value"], []
     for panel, own in skill.groupby("panel", sort=False):
         shown = metric_of("accuracy").shown if panel != "accuracy" else ".1%"
-        means = own.groupby("row", sort=False)["value"].agg("mean")
-        variants = means[[name for name in means.index if name in away.index]]
+        means = own.groupby("row", sort=False).agg({"value": "mean"}).loc[:, "value"]
+        variants = means.loc[[name for name in means.index if name in away.index]]
         words = ", ".join(f"{name} {number(means[name], shown)}" for name in ("OPD", "RLVR") if name in means)
         if len(variants):
             words += f"; variants from {number(variants.min(), shown)} ({variants.idxmin()}) to "
             words += f"{number(variants.max(), shown)} ({variants.idxmax()})"
         if len(variants) > 2:
-            rank = variants.rank().corr(away[variants.index].rank())
+            rank = variants.rank().corr(away.loc[variants.index].rank())
             words += f"; rank correlation with the distance from the path {rank:+.2f}"
         said.append(f"{begun(str(panel))}: {words}")
     return ". ".join(said) + "." if said else "No skill is in these tables."
@@ -123,7 +123,7 @@ def say_corners(corners: pd.DataFrame) -> str:
         return "The four runs are not all in these tables."
     apart = f"{means['writer']:.2f}" != f"{means['loss']:.2f}"
     more = f"changing the {max(('writer', 'loss'), key=lambda word: means[word])}" if apart else "neither"
-    seeds = int(corners["seeds"].min())
+    seeds = int(corners.loc[:, "seeds"].min())
     return (
         f"Two runs that differ in the writer have {means['writer']:.2f} in common, in the loss {means['loss']:.2f}: "
         f"{more} leaves more ({seeds} seed{'s' * (seeds != 1)} at the least)."

@@ -87,7 +87,7 @@ def drawn_planes(w_ref: Float[Tensor, "out in"], w_new: Float[Tensor, "out in"])
     return alt.concat(*panels, columns=2).properties(description=words)
 
 
-def _planes(before: Float[Tensor, "3 2"], after: Float[Tensor, "3 2"], angle: float) -> alt.LayerChart:
+def _planes(before: Float[Tensor, "3 2"], after: Float[Tensor, "3 2"], angle: float) -> Figure:
     """Draw both planes as seen from the side, the two directions that are furthest apart, and the arc between them."""
     y, _, zh = torch.linalg.svd(before.T @ after)
     ends = {BEFORE: before @ y[:, -1], AFTER: after @ zh[-1]}  # the two directions of the largest angle

@@ -124,7 +124,7 @@ def _spectrum(values: pd.DataFrame, names: Sequence[str], now: str) -> Figure:
 
 def _moments(curves: Sequence[pd.DataFrame]) -> list[float]:
     """Places of the slider, as shares of the run: from where every curve has a checkpoint behind it."""
-    first = max(float(own["share"].min()) for rows in curves for _, own in rows.groupby("series"))
+    first = max(float(own.loc[:, "share"].min()) for rows in curves for _, own in rows.groupby("series"))
     steps = round(1 / SLIDER_STEP)
     return [i / steps for i in range(max(1, math.ceil(first * steps - 1e-9)), steps + 1)]
 
@@ -132,11 +132,11 @@ def _moments(curves: Sequence[pd.DataFrame]) -> list[float]:
 def _at(curves: pd.DataFrame, keys: list[str], moments: list[float]) -> pd.DataFrame:
     """Every curve at the same moments, between two checkpoints on the straight line that is drawn there."""
     parts = []
-    for key, own in curves.sort_values("share").groupby(keys, sort=False):
+    for _, own in curves.sort_values(by="share").groupby(keys, sort=False):
         values = np.interp(np.sqrt(moments), np.sqrt(own["share"].to_numpy(float)), own["value"].to_numpy(float))
         text = [number(value, ".3g") for value in values]
-        rows = pd.DataFrame({"share": moments, "value": values, "text": text})
-        parts.append(rows.assign(**dict(zip(keys, key, strict=True))))
+        named = {key: own[key].iloc[0] for key in keys}
+        parts.append(pd.DataFrame({"share": moments, "value": values, "text": text, **named}))
     return pd.concat(parts, ignore_index=True)
 
 
