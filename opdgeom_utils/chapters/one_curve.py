@@ -160,7 +160,7 @@ def say(found: pd.DataFrame) -> str:
         own = found.loc[found["recipe"] == names[shown]]
         tested, left = (own.loc[own["verdict"].isin(words), "statistic"].tolist() for words in (TESTED, TESTED[:1]))
         name = shown[:1].upper() + shown[1:]
-        where = f" ({'; '.join(left)})" if left else ""
+        where = f" ({'; '.join(left)})" if left and len(left) < len(tested) else ""
         many = f"{name} leaves the curve in {len(left)} of {len(tested)} statistics{where}."
         said.append(many if tested else f"{name} cannot be tested.")
     return " ".join(said)

@@ -55,7 +55,7 @@ def test_words_name_what_leaves_and_what_cannot_be_tested() -> None:
         [one_curve.distances(world([0.5, 0.5, 0.5])), one_curve.distances(world([0.1], recipe="control_sft"))]
     )
     said = one_curve.say(found)
-    assert "RLVR leaves the curve in 1 of 1 statistics (stable rank)." in said
+    assert "RLVR leaves the curve in 1 of 1 statistics." in said
     assert "Control SFT cannot be tested." in said
     assert one_curve.as_table(found).iloc[0]["RLVR"] == "0.5 (25% of the range): leaves"
 
