@@ -11,7 +11,7 @@ from opdgeom_utils.charts.seed_points import figure, known, need
 from opdgeom_utils.intervals import number
 from opdgeom_utils.vocabulary import label, metric_of
 
-WIDTH, HEIGHT = 210, 150
+WIDTH, HEIGHT = 190, 150
 CURVE = "#7F7F7F"
 OF_OPD = "OPD, other batches"
 
