@@ -79,7 +79,7 @@ def nothing_sentence(tables: Tables) -> str:
     like = "nearly what a run leaves" if apart < ALIKE else "not what a run leaves"
     return (
         f"A run with random credit reads the student's own text and has nothing to learn from it. It {said}. So by "
-        f"these rulers OPD leaves {like} that learned nothing: they differ by a factor of {apart:.2f} at most."
+        f"these rulers OPD leaves {like} that had nothing to learn: they differ by a factor of {apart:.1f} at most."
     )
 
 
@@ -131,7 +131,8 @@ def null_sentence(card: pd.DataFrame) -> str:
     >>> rows |= {"verdict": ["the opposite"] * 2, "least": [0.0, 1.5], "most": [0.0, 2.0]}
     >>> null_sentence(pd.DataFrame(rows | {"n_opposite": [1, 2], "n_comparisons": [1, 2]}))
     'Then each update ... Beside such a null 0 of 2 statements hold. Sparsity and mask overlaps show what size and
-    bf16 rounding give by themselves. Rotation and drift are 1.5 to 2.0 times the shuffled ones, so these updates do not
+    bf16 rounding give by themselves. Rotation and drift of OPD and RLVR are 1.5 to 2.0 times the
+    shuffled ones, so these updates do not
     spare the leading directions.'
     """
     rows = card.loc[card["condition"].isin(["null_opd", "null_rlvr", "null_order"])]
@@ -263,7 +264,8 @@ def _spectral_clause(rows: pd.DataFrame) -> str:
     known = rows.loc[rows["least"].notna()]
     if known.empty:
         return ""
-    span = f"Rotation and drift are {known['least'].min():.1f} to {known['most'].max():.1f} times the shuffled ones"
+    least, most = known["least"].min(), known["most"].max()
+    span = f"Rotation and drift of OPD and RLVR are {least:.1f} to {most:.1f} times the shuffled ones"
     if (known["n_opposite"] == known["n_comparisons"]).all():
         return f"{span}, so these updates do not spare the leading directions"
     return f"{span}, so these updates spare the leading directions" if (known["verdict"] == REPRODUCED).all() else span

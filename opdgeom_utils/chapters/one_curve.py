@@ -142,8 +142,10 @@ def as_table(found: pd.DataFrame) -> pd.DataFrame:
     columns = ["statistic", "recipe", "metric", "mean", "span", "verdict"]
     for statistic, recipe, metric, mean, span, verdict in found[columns].itertuples(index=False):
         share = f"{abs(mean) / span:.0%} of the range" if span > 0 else "no range"
+        shown = number(mean, unit="points") if metric_of(metric).percent else number(mean, metric_of(metric).shown)
+        verdict += ", seeds disagree" if verdict == TESTED[1] and abs(mean) >= LEAST * span else ""
         line = lines.setdefault(statistic, {"statistic": statistic})
-        line[label(recipe)] = f"{number(mean, metric_of(metric).shown)} ({share}): {verdict}"
+        line[label(recipe)] = f"{shown} ({share}): {verdict}"
     return pd.DataFrame(list(lines.values()))
 
 

@@ -46,10 +46,9 @@ def say_regime(tables: BookTables) -> str:
     said += f"In that time it closed {mean:.0%} of the gap in accuracy to its teacher ({seeds}). "
     if mean >= LEARNED:
         return said + "So it learned a good part of what there was to learn." + _nulls(tables)
-    beside = (
-        "" if "opd_random_credit" in set(tables.accuracy["recipe"]) else ", and no run with random credit beside it"
-    )
+    held = "opd_random_credit" in set(tables.accuracy["recipe"])
+    beside = "" if held else " No run with random credit stands beside it."
     return said + (
         "So it hardly learned, and it moved little further than noise would have (chapter 2). What is "
-        f"said of OPD here is said of a run at its beginning{beside}."
+        f"said of OPD here is said of a run at its beginning.{beside}"
     )

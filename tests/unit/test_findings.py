@@ -55,7 +55,7 @@ def test_a_ratio_speaks_only_when_its_interval_leaves_one(ratios: dict[float, st
 
 def test_the_range_of_ratios_is_that_of_all_comparisons_and_not_of_the_deciding_one() -> None:
     row = beside_null("the opposite", "rotation", 1.8) | {"least": 1.5, "n_comparisons": 2, "n_opposite": 2}
-    assert "Rotation and drift are 1.5 to 1.8 times" in findings.null_sentence(pd.DataFrame([row]))
+    assert "Rotation and drift of OPD and RLVR are 1.5 to 1.8 times" in findings.null_sentence(pd.DataFrame([row]))
 
 
 def test_matched_sentence_counts_each_match_by_itself() -> None:
