@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import altair as alt
 import pandas as pd
 
@@ -11,7 +13,7 @@ from opdgeom_utils.charts.seed_points import figure, known, need
 from opdgeom_utils.intervals import number
 from opdgeom_utils.vocabulary import label, metric_of
 
-WIDTH, HEIGHT = 190, 150
+WIDTH, HEIGHT, TITLE = 160, 140, 28  # pixels, and letters in a line of a title
 CURVE = "#7F7F7F"
 OF_OPD = "OPD, other batches"
 
@@ -46,7 +48,11 @@ def one_curve(points: pd.DataFrame, curves: pd.DataFrame) -> Figure:
         tip = tips(("run", "run"), ("at", "coherence"), ("text", "value"))
         dots = dots.encode(x=x, y=y, color=coloured("series", names), tooltip=tip)
         panel = alt.layer(line.encode(x=x, y=y), dots)
-        charts.append(panel.properties(width=WIDTH, height=HEIGHT, title=alt.TitleParams(statistic, fontSize=11)))
+        charts.append(
+            panel.properties(
+                width=WIDTH, height=HEIGHT, title=alt.TitleParams(textwrap.wrap(statistic, TITLE), fontSize=11)
+            )
+        )
     span = drawn.groupby("series")["coherence"].agg(["min", "max"])
     said = "; ".join(f"{n}: coherence {span.loc[n, 'min']:.2%} to {span.loc[n, 'max']:.2%}" for n in names)
     words = f"{len(charts)} statistics against coherence, with the curve of OPD's ladder in grey. {said}."
