@@ -37,11 +37,12 @@ _MATCHES = {
 
 
 def findings(card: pd.DataFrame, tables: Tables) -> dict[str, str]:
-    """Write the landing page's sentences: ``learned, nothing, agreement, where, matched, null, path, control``."""
+    """Write the landing page's sentences: ``learned, nothing, agreement, order, where, ...``."""
     return {
         "learned": learned_sentence(tables),
         "nothing": nothing_sentence(tables),
         "agreement": agreement_sentence(tables),
+        "order": order_sentence(card),
         "where": where_sentence(card, tables.geometry),
         "matched": matched_sentence(card),
         "null": null_sentence(card),
@@ -52,18 +53,17 @@ def findings(card: pd.DataFrame, tables: Tables) -> dict[str, str]:
 
 def learned_sentence(tables: Tables) -> str:
     """Say what sampled accuracy each kind of run ends with, from the anchor's on; empty where nothing starts there."""
-    ends = (
-        matching.final(matching.accuracy_gain(tables.accuracy))
-        .groupby("recipe")
-        .agg({"sampled": "mean", "gain": "mean"})
-    )
-    reached, gained = ends["sampled"].to_dict(), ends["gain"].to_dict()
+    ends = matching.final(matching.accuracy_gain(tables.accuracy)).groupby("recipe")
+    means = ends.agg({"sampled": "mean", "gain": "mean", "seed": "nunique"}).to_dict()
+    reached, gained, seeds = means["sampled"], means["gain"], means["seed"]
     trained = [recipe for recipe in FROM_ANCHOR if recipe in reached]
     if not trained:
         return ""
     said = listed(f"{label(recipe)} to {reached[recipe]:.0%}" for recipe in trained)
-    start = reached[trained[0]] - gained[trained[0]]
-    return f"From the anchor's {start:.0%} of the held-out problems, training took {said}."
+    start, most = reached[trained[0]] - gained[trained[0]], max(seeds[recipe] for recipe in trained)
+    few = [f"{label(recipe)}: {seeds[recipe]}" for recipe in trained if seeds[recipe] < most]
+    rest = f" ({', '.join(few)})" if few else ""
+    return f"From the anchor's {start:.0%} of the held-out problems, training took {said}; seeds: {most}{rest}."
 
 
 def nothing_sentence(tables: Tables) -> str:
@@ -111,6 +111,29 @@ def where_sentence(card: pd.DataFrame, geometry: pd.DataFrame) -> str:
         f"unchanged, SFT {shares['sft']} and RLVR {shares['rlvr']}.{between} The paper finds one order of the three on "
         f"{len(orders)} diagnostics. Reproduced: {_tally(orders)}."
     )
+
+
+def order_sentence(card: pd.DataFrame) -> str:
+    """Say in plain words whether the paper's order is there at equal length and at equal size; empty if untested.
+
+    >>> rows = [("equal_updates", "reproduced"), ("equal_norm", "not decided"), ("equal_norm", "the opposite")]
+    >>> print(order_sentence(pd.DataFrame(rows, columns=["condition", "verdict"])))
+    At one rate and after equally many updates the paper's order is there. Between updates of equal size it is not.
+    """
+    updates, norm = (_verdicts(card, condition) for condition in ("equal_updates", "equal_norm"))
+    if not updates or not norm or UNTESTABLE in updates + norm:
+        return ""
+    length, size = (_how_many(found) for found in (updates, norm))
+    return (
+        f"At one rate and after equally many updates the paper's order is {length}. Between updates of equal size it "
+        f"is {size}."
+    )
+
+
+def _how_many(verdicts: Sequence[str]) -> str:
+    """Say in a word or three how much of a claim's verdicts hold."""
+    held = verdicts.count(REPRODUCED)
+    return "there" if held == len(verdicts) else "there in part" if held else "not"
 
 
 def matched_sentence(card: pd.DataFrame) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 from opdgeom_utils import metrics
 from opdgeom_utils.chapters.committed_tables import BookTables
 from opdgeom_utils.claims import load_reported, matching
-from opdgeom_utils.measures.noise import noise_sparsity_of, walk_of
+from opdgeom_utils.measures.noise import noise_sparsity_of, walk_of, walks_of_runs
 from opdgeom_utils.models import load_model
 from opdgeom_utils.recipes import load_recipe
 from opdgeom_utils.vocabulary import label, listed
@@ -83,22 +83,19 @@ def own_runs(tables: BookTables, recipes: Sequence[str]) -> pd.DataFrame:
     """
     ends = matching.matched(matching.summarise(tables.geometry, None), "final")
     last = tables.geometry.merge(ends[["recipe", "seed", "step"]])
-    counted = last.loc[last["update_norm"].notna()].groupby(["recipe", "seed"])["n_entries"].sum()
+    walks = walks_of_runs(last).groupby("recipe").agg({"walk_ratio": "mean", "coherence": "mean"})
+    ratio, coherence = walks["walk_ratio"].to_dict(), walks["coherence"].to_dict()
     learned = matching.final(matching.accuracy_gain(tables.accuracy)).groupby("recipe")
     sampled, gained = (learned.agg({column: "mean"})[column].to_dict() for column in ("sampled", "gain"))
     rows = []
     for recipe in recipes:
         own = ends.loc[ends["recipe"] == recipe]
-        walk = walk_of(recipe, tables.profile)
-        entries = [counted[recipe, seed] for seed in own["seed"]]
-        moved = float((own["total_norm"].to_numpy() / np.sqrt(entries)).mean())
         rows.append(
             {
                 "recipe": recipe, "run": f"{label(recipe)} here", "objective": label(recipe),
                 "sparsity": float(own["update_sparsity"].mean()),
                 "predicted": noise_sparsity_of(recipe, tables.profile),
-                "ratio": moved / walk.rms,
-                "coherence": (moved**2 - walk.rms**2) / (walk.ballistic**2 - walk.rms**2),
+                "ratio": ratio[recipe], "coherence": coherence[recipe],
                 "accuracy": sampled[recipe], "gain": gained[recipe],
                 "seeds": own["seed"].nunique(),
             }

@@ -7,7 +7,6 @@ them; coherence says where between the two an update lies. Runs that differ in n
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -19,8 +18,7 @@ from opdgeom_utils.chapters.update_path import early
 from opdgeom_utils.chapters.where import at_place
 from opdgeom_utils.charts.palette import in_order
 from opdgeom_utils.intervals import number, seed_interval
-from opdgeom_utils.measures.noise import walk_of
-from opdgeom_utils.metrics.noise_walk import coherence_of
+from opdgeom_utils.measures.noise import walks_of_runs
 from opdgeom_utils.vocabulary import label, metric_of
 
 LADDER = (
@@ -58,13 +56,13 @@ def against_coherence(tables: BookTables, updates: int, *, k: int = 4) -> pd.Dat
     own = tables.geometry.loc[tables.geometry["recipe"].isin(recipes)]
     here = own.loc[own["step"] == updates]
     last = own.loc[own["step"] == own.groupby("recipe")["step"].transform("max")]
-    ends, at = at_place(replace(tables, geometry=here), "final", recipes), coherence_of_runs(here)
+    ends, at = at_place(replace(tables, geometry=here), "final", recipes), walks_of_runs(here)["coherence"].to_dict()
     rows = [
         row | {"statistic": metric_of(metric).title, "metric": metric}
         for metric in OF_GEOMETRY
         for row in _valued(ends, metric, at)
     ]
-    names, at = {label(name): name for name in recipes}, coherence_of_runs(last)
+    names, at = {label(name): name for name in recipes}, walks_of_runs(last)["coherence"].to_dict()
     for side, words in SIDES.items():
         if tables.measures is None:
             break
@@ -73,19 +71,6 @@ def against_coherence(tables: BookTables, updates: int, *, k: int = 4) -> pd.Dat
         said = {"statistic": f"{words} (K = {k})", "metric": "sim_to_end"}
         rows += [row | said for row in _valued(found, "value", at)]
     return pd.DataFrame(rows)
-
-
-def coherence_of_runs(geometry: pd.DataFrame) -> dict[tuple[str, int], float]:
-    """Coherence of each run's whole update over its matrices, by recipe and seed; one checkpoint of each run."""
-    moved = geometry.loc[geometry["update_norm"].notna()]
-    moved = moved.assign(squared=moved["update_norm"] ** 2)
-    keys = ["profile", "recipe", "seed", "step"]
-    sums = moved.groupby(keys).agg({"squared": "sum", "n_entries": "sum"}).reset_index()
-    found = {}
-    for profile, recipe, seed, step, squared, n in sums[[*keys, "squared", "n_entries"]].itertuples(index=False):
-        walk = walk_of(recipe, profile, int(step))
-        found[recipe, int(seed)] = coherence_of(math.sqrt(squared / n), walk.rms, walk.ballistic)
-    return found
 
 
 def distances(points: pd.DataFrame) -> pd.DataFrame:

@@ -100,6 +100,25 @@ def with_noise(geometry: pd.DataFrame) -> pd.DataFrame:
     return geometry.assign(**columns)
 
 
+def walks_of_runs(geometry: pd.DataFrame) -> pd.DataFrame:
+    """Set each run's whole update beside noise: all matrices with a norm together, at one checkpoint of each run.
+
+    Returns
+    -------
+    DataFrame
+        ``walk_ratio`` and ``coherence``, indexed by recipe and seed.
+    """
+    moved = geometry.loc[geometry["update_norm"].notna()]
+    moved = moved.assign(squared=moved["update_norm"] ** 2)
+    keys = ["profile", "recipe", "seed", "step"]
+    sums = moved.groupby(keys).agg({"squared": "sum", "n_entries": "sum"}).reset_index()
+    rows = []
+    for profile, recipe, seed, step, squared, n in sums[[*keys, "squared", "n_entries"]].itertuples(index=False):
+        walk, rms = walk_of(recipe, profile, int(step)), float(np.sqrt(squared / n))
+        rows.append((recipe, int(seed), rms / walk.rms, coherence_of(rms, walk.rms, walk.ballistic)))
+    return pd.DataFrame(rows, columns=["recipe", "seed", "walk_ratio", "coherence"]).set_index(["recipe", "seed"])
+
+
 @cache
 def _of_tensor(start: str, name: str, n_entries: int, walk: Walk) -> float:
     w = dict(load_model(start).named_parameters()).get(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import altair as alt
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,8 +13,8 @@ from opdgeom_utils.errors import MetricInputError
 from tests.unit.test_charts import BY_HAND, FOUR_WEIGHTS, TILT
 
 
-def tables(chart: object) -> list[pd.DataFrame]:
-    return [pd.DataFrame(rows) for rows in chart.to_dict()["datasets"].values()]  # type: ignore[attr-defined]
+def tables(chart: alt.TopLevelMixin) -> list[pd.DataFrame]:
+    return [pd.DataFrame(rows) for rows in chart.to_dict()["datasets"].values()]
 
 
 def test_the_grid_is_that_of_bf16_and_a_step_lands_on_its_nearest_line() -> None:

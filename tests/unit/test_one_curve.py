@@ -8,7 +8,7 @@ import pytest
 
 from opdgeom_utils import charts
 from opdgeom_utils.chapters import committed_tables, one_curve
-from opdgeom_utils.measures.noise import walk_of
+from opdgeom_utils.measures.noise import walk_of, walks_of_runs
 
 LADDER = {"opd_random_credit": 0.0, "opd_128": 0.25, "opd": 0.5, "opd_full_vocab": 1.0}
 
@@ -66,7 +66,7 @@ def test_coherence_of_a_run_is_that_of_its_whole_update() -> None:
     keys = {"profile": "toy", "recipe": "opd", "seed": 0, "step": 400}
     parts = [{"n_entries": 300, "update_norm": middle * 300**0.5}, {"n_entries": 100, "update_norm": middle * 10}]
     geometry = pd.DataFrame([keys | part for part in parts])
-    assert one_curve.coherence_of_runs(geometry)["opd", 0] == pytest.approx(0.5)
+    assert walks_of_runs(geometry)["coherence"].to_dict()["opd", 0] == pytest.approx(0.5)
 
 
 def test_committed_runs_are_placed_and_drawn() -> None:
