@@ -128,11 +128,13 @@ def are_drawn(angles: NoiseAngles) -> bool:
 def _limit(s: Tensor, extra: int, k: int, generator: np.random.Generator) -> tuple[tuple[float, float], ...]:
     """Mean and largest angle, shorter and longer side, for singular values in units of the noise."""
     leading, other = s[:k].flip(0).numpy(), s[k:].numpy()  # each from the cut outwards
-    shorter = _sum_of_angles(leading, other, 0)
+    shorter = _sum_of_angles(leading, other, 0) if len(other) else 0.0
     longer = _sum_of_angles(leading, other, extra) if extra else shorter
     if not len(other):
-        largest = math.degrees(math.atan((math.sqrt(extra) + math.sqrt(k)) / leading[0]))
-        return (0.0, 0.0), (longer / k, largest)
+        squares = leading**-2.0  # mean squared tangent that each direction brings; the edge of their spectrum follows
+        above = squares[0] * (1 + np.geomspace(1e-3, 1e2, 200))
+        edge = (above * (extra + (squares / (above[:, None] - squares)).sum(axis=1))).min()
+        return (0.0, 0.0), (longer / k, math.degrees(math.atan(math.sqrt(edge))))
     if max(shorter, longer) > 2 * LARGE_ANGLE_DEG * k:  # so far above that nothing else is asked
         return (shorter / k, math.nan), (longer / k, math.nan)
     half, draws = next((half, draws) for most, half, draws in NEAR if most * (leading[0] - other[0]) >= 1)

@@ -5,6 +5,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -141,6 +142,30 @@ def test_a_space_that_is_not_defined_has_no_angle_and_a_whole_one_does_not_turn(
     tall = metrics.noise_angles(torch.eye(6)[:, :2] * torch.tensor([2.0, 1.0]), 1e-3, k=2)
     assert tall.right_deg == 0.0 < tall.left_deg  # the whole input side; the outputs can still turn
     assert metrics.noise_angles(tied, 0.0, k=1) == metrics.NoiseAngles(0.0, 0.0)
+
+
+@pytest.mark.parametrize("shape", [(80, 200), (200, 80)])
+def test_a_whole_space_of_a_large_matrix_turns_on_its_long_side_only(shape):
+    generator = torch.Generator().manual_seed(0)
+    w = torch.randn(shape, generator=generator, dtype=torch.float64)
+    found = torch.zeros(4, dtype=torch.float64)
+    for _ in range(5):
+        moved = w + 1e-3 * torch.randn(shape, generator=generator, dtype=torch.float64)
+        for place, side in enumerate(scipy_angles(w, moved)):
+            found[2 * place : 2 * place + 2] += torch.tensor([side.mean(), side.max()]) / 5
+    angles = metrics.noise_angles(w, 1e-3, k=512)
+    expected = [angles.left_deg, angles.left_max_deg, angles.right_deg, angles.right_max_deg]
+    assert expected == pytest.approx(found.tolist(), rel=0.08)
+    assert [angle == 0.0 for angle in expected] == [side == 80 for side in shape for _ in range(2)]
+
+
+def scipy_angles(before: Tensor, after: Tensor) -> list[np.ndarray]:
+    """Angles between whole column spaces and whole row spaces, in degrees; SciPy takes any basis."""
+    pairs = (before, after), (before.T, after.T)
+    return [
+        np.degrees(scipy.linalg.subspace_angles(*(w.numpy() for w in pair))) if len(pair[0]) > 80 else np.zeros(80)
+        for pair in pairs
+    ]
 
 
 def test_a_narrow_gap_at_the_cut_is_no_tie():
