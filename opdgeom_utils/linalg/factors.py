@@ -41,12 +41,14 @@ class Factors:
     ``s``: all ``p = min(out, in)`` singular values, descending.
     ``short``: leading singular vectors of the small side, one per column, orthonormal.
     ``is_wide``: whether ``in`` is larger than ``out``, so that the left vectors are the short ones.
+    ``beyond``: the other singular vectors of the small side where they are fewer than ``short``; else no columns.
     """
 
     tall: TallMatrix
     s: Float[Tensor, " p"]
     short: Float[Tensor, "p r"]
     is_wide: bool
+    beyond: Float[Tensor, "p few"]
 
     @property
     def u(self) -> Float[Tensor, "out r"]:
@@ -62,6 +64,19 @@ class Factors:
     def long(self) -> "LongVectors":
         """Leading singular vectors of the long side; kept, because a reference needs them once per checkpoint."""
         return LongVectors.of(self)
+
+    @cached_property
+    def long_beyond(self) -> Float[Tensor, "p few"] | None:
+        """Singular vectors of the long side that go with ``beyond``; None unless the matrix is square and regular.
+
+        They are solved for: what rounding left of the leading vectors in ``beyond`` shrinks so, while it would grow in
+        the images.
+        """
+        size = len(self.s)
+        if len(self.tall.rows) > size or not self.has_long_lengths(size):
+            return None
+        (*blocks,) = self.tall.blocks()
+        return torch.linalg.qr(torch.linalg.solve(torch.cat(blocks).T, self.beyond)).Q
 
     def lengths(self, k: int) -> Float[Tensor, " k"]:
         """Return the k largest singular values over ``tall.scale``: the lengths of the images of ``short``."""
@@ -122,11 +137,11 @@ def factorize_tall(tall: TallMatrix, *, cuts: tuple[int, ...], is_wide: bool) ->
     """Factorize a matrix that is already turned, such as a sum that is never made whole."""
     cuts = tuple(min(cut, tall.rows.shape[1]) for cut in cuts)
     r = max(cuts)
-    s, short, tops = _right_factors(tall, tall.gram(), r)
+    s, short, beyond, tops = _right_factors(tall, tall.gram(), r)
     if _needs_plain_decomposition(s, tops, cuts):
         _, s, vh = torch.linalg.svd(torch.cat(list(tall.blocks())), full_matrices=False)
-        short = vh[:r].T.contiguous()
-    return Factors(tall=tall, s=s * tall.scale, short=short, is_wide=is_wide)
+        short, beyond = (part.T.contiguous() for part in (vh[:r], vh[r:] if beyond.shape[1] else vh[:0]))
+    return Factors(tall=tall, s=s * tall.scale, short=short, is_wide=is_wide, beyond=beyond)
 
 
 @dataclass(frozen=True)
@@ -195,13 +210,19 @@ def scaled_singular_values(tall: TallMatrix, *, leading: int | None = None) -> F
 
 def _right_factors(
     tall: TallMatrix, gram: Float[Tensor, "p p"], r: int
-) -> tuple[Float[Tensor, " p"], Float[Tensor, "p r"], Float[Tensor, " p"]]:
-    """All scaled singular values, the first r right vectors, and the largest value of the level that each came from."""
+) -> tuple[Float[Tensor, " p"], Float[Tensor, "p r"], Float[Tensor, "p few"], Float[Tensor, " p"]]:
+    """All scaled singular values, the first r right vectors, the others if those are fewer, and the top of each value.
+
+    The top of a value is the largest value of the level that it came from.
+    """
     spectrum = Spectrum.of(gram)
     s = spectrum.values.clamp(min=0).sqrt()
     tops, start = s[0].expand_as(s).clone(), int((s > LEVEL * s[0]).sum())
-    kept = [spectrum.vectors(0, min(r, start) if start else r)]
-    rest = spectrum.vectors(start, len(s)) if 0 < start < len(s) else s.new_empty(len(s), 0)
+    end = start or len(s)  # of what the first level gives
+    kept = [spectrum.vectors(0, min(r, end))]
+    if r < end and len(s) < 2 * r:
+        kept.append(spectrum.vectors(r, end))
+    rest = spectrum.vectors(end, len(s)) if end < len(s) else s.new_empty(len(s), 0)
     while rest.shape[1] and float(tops[start]) > NOISE * float(s[0]):
         values, turn = eigenpairs(sum_of_grams(block @ rest for block in tall.blocks()))
         rest = rest @ turn
@@ -211,7 +232,8 @@ def _right_factors(
         if not size:  # nothing but zeros is left
             break
         kept, rest, start = [*kept, rest[:, :size]], rest[:, size:], start + size
-    return s.cummin(0).values, torch.cat([*kept, rest], dim=1)[:, :r], tops
+    vectors = torch.cat([*kept, rest], dim=1)
+    return s.cummin(0).values, vectors[:, :r], vectors[:, r : len(s) if len(s) < 2 * r else r], tops
 
 
 def _needs_plain_decomposition(s: Float[Tensor, " p"], tops: Float[Tensor, " p"], cuts: tuple[int, ...]) -> bool:

@@ -14,6 +14,9 @@ from opdgeom_utils.metrics.inputs import check_count, checked
 
 # Squared sines above this part of 1 (or cosines, near 90 degrees) may be taken as differences from 1.
 SMALL = 1e-14
+# Error of a squared sine that is found from an update, as a part of the update's size over the smallest singular value.
+ROUNDING = 1e-15
+TOLERANCE = 5e-9  # radians, 3e-7 degree
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,10 @@ def principal_angles(
     :math:`U_{0,k}^\top U_{+,k}` and :math:`V_{0,k}^\top V_{+,k}`. An arccos of a cosine near 1 loses every digit, so
     angles below 45 degrees are taken from their sines, the singular values of
     :math:`(I - U_{0,k} U_{0,k}^\top)\, U_{+,k}` (a departure from the paper, for accuracy only). Where ``k`` equals
-    ``out`` (or ``in``) the left (right) space is the whole space and its angles are 0. Where the k-th and the next
-    singular value of a matrix are equal, its top-k space is arbitrary, and so are the angles.
+    ``out`` (or ``in``) the left (right) space is the whole space and its angles are 0. Where ``k`` is more than half of
+    it, two such spaces share ``2k - out`` directions at least, whose angles are 0; the others are the angles between
+    their orthogonal complements. Where the k-th and the next singular value of a matrix are equal, its top-k space is
+    arbitrary, and so are the angles.
 
     Examples
     --------
@@ -77,10 +82,67 @@ def principal_angles(
 def angles_between(reference: Factors, new: Factors, *, k: int) -> PrincipalAngles:
     """Principal angles from factors already computed; ``k`` is clipped to the vectors at hand."""
     k = min(k, len(reference.s))
-    short = space_angles_deg(reference.short[:, :k], new.short[:, :k])
-    long = _long_angles_deg(reference, new, k)
+    if all(0 < factors.beyond.shape[1] == len(factors.s) - k for factors in (reference, new)):
+        short = _complement_angles_deg(reference.beyond, new.beyond, k)
+        long = _nearly_full_angles_deg(reference, new, k)
+    else:
+        short = space_angles_deg(reference.short[:, :k], new.short[:, :k])
+        long = _long_angles_deg(reference, new, k)
     left, right = (short, long) if reference.is_wide else (long, short)
     return PrincipalAngles(left_deg=left, right_deg=right)
+
+
+def _complement_angles_deg(
+    beyond_a: Float[Tensor, "n few"], beyond_b: Float[Tensor, "n few"], k: int
+) -> Float[Tensor, " k"]:
+    """Angles between two spaces of ``k`` of ``n`` dimensions, more than half, given what is orthogonal to each.
+
+    The angles that can differ from 0 are those between the two complements; the spaces share all other directions.
+    """
+    overlap = beyond_a.T @ beyond_b
+    sines = torch.linalg.svdvals(beyond_b - beyond_a @ overlap).flip(0).clamp(max=1.0)
+    cosines = torch.linalg.svdvals(overlap).clamp(max=1.0)
+    few = torch.rad2deg(torch.where(cosines**2 > 0.5, torch.asin(sines), torch.acos(cosines)))
+    return torch.cat([few.new_zeros(k - len(few)), few.sort().values])
+
+
+def _nearly_full_angles_deg(reference: Factors, new: Factors, k: int) -> Float[Tensor, " k"]:
+    """Angles on the long side where ``k`` is more than half of the short one."""
+    if reference.long_beyond is not None and new.long_beyond is not None:
+        return _complement_angles_deg(reference.long_beyond, new.long_beyond, k)
+    found = None
+    if new is not reference and len(reference.tall.rows) > len(reference.s):
+        found = _small_angles_deg(reference, new, k)
+    return _long_angles_deg(reference, new, k) if found is None else found
+
+
+def _small_angles_deg(reference: Factors, new: Factors, k: int) -> Float[Tensor, " k"] | None:
+    """Angles on the long side from those vectors of the short side that are there; None where they would be inexact.
+
+    What the leading long space of the reference leaves of a new long vector has two parts: what the update brought in,
+    and what the new short vector holds of the vectors ``beyond`` of the reference. Both are as small as the update. So
+    the squared sines, which are their products, are exact to its size, and no long vector is made.
+    """
+    ratio, n = reference.tall.scale / new.tall.scale, len(reference.s)  # of the two units
+    s, s_new = reference.lengths(n), new.lengths(k)
+    cross, gram = torch.zeros(2, n, n, dtype=s.dtype, device=s.device)
+    for before, after in zip(reference.tall.blocks(), new.tall.blocks(), strict=True):
+        delta = torch.sub(after, before, alpha=ratio)
+        cross += before.T @ delta
+        gram += gram_of(delta)
+    size = float(gram.abs().sum(0).max() / s_new[-1] ** 2)
+    rounding = ROUNDING * float(s[0] / s[k - 1] * s_new[0] / s_new[-1])  # of squared sines, over their size
+    if not (size < 1 and rounding * size < TOLERANCE):
+        return None
+    vectors = new.short[:, :k] / s_new
+    brought_in = gram - gram_of((reference.short[:, :k] / s[:k]).T @ cross)
+    turned_in = ratio * reference.beyond.T @ vectors
+    mixed = turned_in.T @ (reference.beyond.T @ cross @ vectors)
+    squares = eigenvalues(vectors.T @ brought_in @ vectors + mixed + mixed.T + gram_of(s[k:, None] * turned_in))
+    largest, smallest = float(squares[0]), float(squares[-1])
+    if largest > 0.5 or rounding * (size + largest) > TOLERANCE * max(TOLERANCE, 2 * smallest**0.5):
+        return None
+    return torch.rad2deg(torch.asin(squares.sqrt())).flip(0)
 
 
 def space_angles_deg(basis_a: Float[Tensor, "n k"], basis_b: Float[Tensor, "n k"]) -> Float[Tensor, " k"]:
