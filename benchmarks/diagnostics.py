@@ -3,6 +3,7 @@
     python benchmarks/diagnostics.py                      # all 28 layers of Qwen3-0.6B shapes: an hour on two cores
     python benchmarks/diagnostics.py --layers 1           # a few minutes
     python benchmarks/diagnostics.py --model qwen3-8b     # one layer of Qwen3-8B shapes
+    python benchmarks/diagnostics.py --model smollm2-135m --weights MODEL/model.safetensors   # k is nearly all of 576
     python benchmarks/diagnostics.py --threads 2 --without "ours, trajectory"   # one table, one contender fewer
 
 Every contender runs in a process of its own, on the same files, one after the other. The baselines get two threads,
@@ -25,7 +26,7 @@ from pathlib import Path
 import torch
 from joblib.externals.loky import get_reusable_executor
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -47,6 +48,7 @@ def shapes_of(hidden: int, intermediate: int, q: int, kv: int) -> dict[str, tupl
 
 
 MODELS = {
+    "smollm2-135m": (30, shapes_of(576, 1536, 576, 192)),
     "qwen3-0.6b": (28, shapes_of(1024, 3072, 2048, 1024)),
     "qwen3-8b": (36, shapes_of(4096, 12288, 4096, 1024)),
     "qwen3-32b": (64, shapes_of(5120, 25600, 8192, 1024)),
@@ -56,19 +58,23 @@ MODELS = {
 # --- the pair ---------------------------------------------------------------------------------------------------------
 
 
-def generate(folder: Path, model: str, layers: int, n_checkpoints: int) -> None:
-    """Write a bf16 reference with heavy-tailed spectra, and checkpoints that drift from it by about 0.1%."""
+def generate(folder: Path, model: str, layers: int, n_checkpoints: int, weights: Path | None) -> None:
+    """Write a bf16 reference with heavy-tailed spectra, or that of a file, and checkpoints that drift by about 0.1%."""
     generator = torch.Generator().manual_seed(0)
+    stored = load_file(weights) if weights else {}
     checkpoints: list[dict[str, torch.Tensor]] = [{} for _ in range(n_checkpoints + 1)]
     for layer in range(layers):
         for module, (n_out, n_in) in MODELS[model][1].items():
             tail = torch.arange(1, 257).float() ** -0.7
             leading = torch.randn(n_out, 256, generator=generator) * tail @ torch.randn(256, n_in, generator=generator)
+            name = f"model.layers.{layer}.{module}.weight"
             w = 0.02 * (torch.randn(n_out, n_in, generator=generator) + leading)
+            w = stored[name].float() if stored else w
+            assert w.shape == (n_out, n_in), f"{name} in {weights} is {tuple(w.shape)}, expected {(n_out, n_in)}"
             channel = torch.randn(n_out, 16, generator=generator) @ torch.randn(16, n_in, generator=generator) / 4
             for step, tensors in enumerate(checkpoints):
                 drift = 2e-5 * step**0.5 * (channel + torch.randn(n_out, n_in, generator=generator))
-                tensors[f"model.layers.{layer}.{module}.weight"] = (w + drift if step else w).bfloat16()
+                tensors[name] = (w + drift if step else w).bfloat16()
     for step, tensors in enumerate(checkpoints):
         save_file(tensors, folder / f"step_{step:06d}.safetensors")
 
@@ -246,7 +252,7 @@ def ratios(found: dict[str, dict[str, float]], clock: str) -> list[tuple[str, fl
     """Each figure of merit: what it is, its value, its target."""
     t = {name: values[clock] for name, values in found.items()}
     wanted = [
-        ("paper / ours, one pair", "paper", "ours", 1, "at least 5"),
+        ("paper / ours, one pair", "paper", "ours", 1, "at least 5, SmolLM2 4"),
         ("paper / ours, per checkpoint of ten", "paper", "ours, trajectory", N_CHECKPOINTS, "at least 8"),
         ("peer / ours, one pair", "peer", "ours", 1, "at least 6"),
         ("nulls on / off", "ours, nulls", "ours", 1, "at most 1.1"),
@@ -274,8 +280,9 @@ def extrapolate(found: dict[str, dict[str, float]], model: str, layers: int) -> 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", choices=["qwen3-0.6b", "qwen3-8b"], default="qwen3-0.6b")
-    parser.add_argument("--layers", type=int, help="how many layers (default: 28, or 1 for Qwen3-8B)")
+    parser.add_argument("--model", choices=["smollm2-135m", "qwen3-0.6b", "qwen3-8b"], default="qwen3-0.6b")
+    parser.add_argument("--weights", type=Path, help="safetensors file of the model: its matrices are the reference")
+    parser.add_argument("--layers", type=int, help="how many layers (default: all, or 1 for Qwen3-8B)")
     parser.add_argument("--threads", type=int, nargs="+", default=[2, 1], help="one table for each")
     parser.add_argument("--without", choices=list(CONTENDERS), nargs="+", default=[], help="contenders to leave out")
     parser.add_argument("--only", choices=list(CONTENDERS), help=argparse.SUPPRESS)
@@ -284,13 +291,13 @@ def main() -> None:
     if options.only:
         run_here(options.only, options.folder, options.threads[0])
         return
-    layers = options.layers or (28 if options.model == "qwen3-0.6b" else 1)
+    layers = options.layers or (1 if options.model == "qwen3-8b" else MODELS[options.model][0])
     print(f"{options.model} shapes, {layers} of {MODELS[options.model][0]} layers, load {os.getloadavg()[0]:.1f}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         # In a process of its own: a contender's peak would begin at what this process holds when it is started.
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as maker:
-            maker.submit(generate, folder, options.model, layers, N_CHECKPOINTS).result()
+            maker.submit(generate, folder, options.model, layers, N_CHECKPOINTS, options.weights).result()
         for threads in options.threads:
             print(f"{threads} thread(s) for the baselines, {threads} process(es) for ours")
             chosen = [contender for contender in CONTENDERS if contender not in options.without]
