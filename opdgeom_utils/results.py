@@ -22,10 +22,10 @@ from opdgeom_utils import kept, storage
 from opdgeom_utils.diagnose import diagnose_trajectory
 from opdgeom_utils.diagnose.settings import COLUMNS, NULL_COLUMNS
 from opdgeom_utils.errors import StaleResultsError
-from opdgeom_utils.models import PROJECT, UNTRAINED, resolve_model
+from opdgeom_utils.models import PACKAGED, PROJECT, TRAINED, UNTRAINED, resolve_model
 from opdgeom_utils.recipes import Recipe, deciding_settings, load_recipe, recipe_names
 from opdgeom_utils.runs import Run
-from opdgeom_utils.scopes import THROUGHOUT
+from opdgeom_utils.scopes import LARGE, THROUGHOUT
 from opdgeom_utils.training import TRAINING_VERSION
 
 RESULTS = PROJECT / "data" / "results"  # a folder for each profile
@@ -57,11 +57,14 @@ def tables_of(runs: Iterable[Run]) -> Tables:
 def geometry_of(run: Run) -> pd.DataFrame:
     """Diagnose a run's trajectory, or read the table that an earlier call left in its folder.
 
-    Recipes outside of :data:`~opdgeom_utils.scopes.THROUGHOUT` are measured at their end only.
+    Recipes outside of :data:`~opdgeom_utils.scopes.THROUGHOUT` are measured at their end only, and all recipes of large
+    models, whose nulls are the expected ones.
     """
-    points = run.checkpoints if run.recipe.name in THROUGHOUT else run.checkpoints[-1:]
+    large = run.recipe.profile in LARGE
+    points = run.checkpoints[-1:] if large or run.recipe.name not in THROUGHOUT else run.checkpoints
+    nulls = "expected" if large else "exact"
     return kept.table(
-        run.path, "geometry", lambda: diagnose_trajectory(run.reference, points, nulls="exact", **DIAGNOSE_OPTIONS),
+        run.path, "geometry", lambda: diagnose_trajectory(run.reference, points, nulls=nulls, **DIAGNOSE_OPTIONS),
         "diagnose.trajectory", given=("vocabulary",),
         inputs=([point.step for point in points], DIAGNOSE_OPTIONS, COLUMNS, NULL_COLUMNS),
     )  # fmt: skip
@@ -73,8 +76,9 @@ def _tagged(run: Run, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def weights_of(recipe: Recipe) -> dict[str, str]:
-    """Sha256 of the weights that a recipe starts from and is compared with."""
-    names = {name for name in (recipe.start, recipe.teacher, recipe.anchor) if name and not name.startswith(UNTRAINED)}
+    """Sha256 of the weights that a recipe starts from and is compared with, where they are files of the project."""
+    named = {name for name in (recipe.start, recipe.teacher, recipe.anchor) if name}
+    names = {name for name in named if not name.startswith((UNTRAINED, PACKAGED)) and not TRAINED.fullmatch(name)}
     folders = {name: Path(resolve_model(name)) for name in sorted(names)}
     return {
         n: hashlib.sha256((f / "model.safetensors").read_bytes()).hexdigest() for n, f in folders.items() if f.is_dir()

@@ -76,17 +76,19 @@ def bring_models(recipe: Recipe, device: str) -> None:
     """Train the runs whose models a recipe starts from or learns from, and keep those models as folders."""
     for name in models_of(recipe):
         if needed := needed_run(name):
-            other = load_or_train(needed.recipe.name, seed=needed.seed, profile=needed.recipe.profile, device=device)
+            source = needed.recipe
+            other = load_or_train(source.name, seed=needed.seed, profile=source.profile, device=device, until=needed.step)
             keep_trained(name, checkpoint_path(other.path, needed.step), fingerprint(other.recipe, other.seed))
 
 
 def _train(run: Run, device: str) -> None:
-    keep_freed_memory()
     recipe, path = run.recipe, run.path
     storage.write_atomic(
         path / "recipe.yaml", yaml.safe_dump({**recipe.as_dict(), "seed": run.seed}, sort_keys=False).encode()
     )
     plan = check_memory(recipe, device)
+    if plan is None:  # where blocks are large, keeping them would cost several times what the plan counts
+        keep_freed_memory()
     learner = make_learner(run, device)
     logs, accuracy = _resume(run, learner)
     clock = Clock(plan, recipe, learner.step)

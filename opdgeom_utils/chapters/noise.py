@@ -14,7 +14,7 @@ from torch import Tensor
 from opdgeom_utils import metrics
 from opdgeom_utils.chapters.committed_tables import BookTables
 from opdgeom_utils.claims import load_reported, matching
-from opdgeom_utils.measures.noise import noise_sparsity_of, walk_of, walks_of_runs
+from opdgeom_utils.measures.noise import noise_sparsity_of, walk_of, walks_of_runs, with_noise
 from opdgeom_utils.models import load_model
 from opdgeom_utils.recipes import load_recipe
 from opdgeom_utils.vocabulary import label, listed
@@ -79,12 +79,15 @@ def own_runs(tables: BookTables, recipes: Sequence[str]) -> pd.DataFrame:
     """List the book's runs at their ends: sparsity measured, mean over seeds, and predicted by noise.
 
     Returns ``recipe, run, objective, kind, source, sparsity, predicted, low, high``, and over all matrices together
-    ``ratio`` (of the norm to that of noise) and ``coherence``; ``accuracy`` and ``gain``, sampled, 0 to 1; ``seeds``.
+    ``ratio`` (of the norm to that of noise), ``own_ratio`` (to that of noise as strong at each update as the run's own
+    gradients) and ``coherence``; ``accuracy`` and ``gain``, sampled, 0 to 1; ``seeds``.
     """
     ends = matching.matched(matching.summarise(tables.geometry, None), "final")
     last = tables.geometry.merge(ends[["recipe", "seed", "step"]])
-    walks = walks_of_runs(last).groupby("recipe").agg({"walk_ratio": "mean", "coherence": "mean"})
-    ratio, coherence = walks["walk_ratio"].to_dict(), walks["coherence"].to_dict()
+    beside = ("walk_ratio", "own_ratio", "coherence")
+    last = last.loc[last["recipe"].isin(recipes)]
+    walks = walks_of_runs(last, tables.training).groupby("recipe").agg(dict.fromkeys(beside, "mean"))
+    ratio, own_ratio, coherence = (walks[column].to_dict() for column in beside)
     learned = matching.final(matching.accuracy_gain(tables.accuracy)).groupby("recipe")
     sampled, gained = (learned.agg({column: "mean"})[column].to_dict() for column in ("sampled", "gain"))
     rows = []
@@ -95,7 +98,7 @@ def own_runs(tables: BookTables, recipes: Sequence[str]) -> pd.DataFrame:
                 "recipe": recipe, "run": f"{label(recipe)} here", "objective": label(recipe),
                 "sparsity": float(own["update_sparsity"].mean()),
                 "predicted": noise_sparsity_of(recipe, tables.profile),
-                "ratio": ratio[recipe], "coherence": coherence[recipe],
+                "ratio": ratio[recipe], "own_ratio": own_ratio[recipe], "coherence": coherence[recipe],
                 "accuracy": sampled[recipe], "gain": gained[recipe],
                 "seeds": own["seed"].nunique(),
             }
@@ -124,6 +127,48 @@ def say_learned(runs: pd.DataFrame) -> str:
         f"began at {accuracy['opd'] - gain['opd']:.0%}. So the ruler holds on real text and real gradients. Of those "
         f"that learn, {said}. So a run can learn a good deal and move hardly further than noise. Learning lies "
         "in the direction (chapter 5 compares seeds), and only where the signal is strong also in the length."
+    )
+
+
+def say_strengths(runs: pd.DataFrame) -> str:
+    """Say which runs look different beside noise as strong as their own gradients. ``runs``: as :func:`say_learned`.
+
+    >>> runs = pd.DataFrame({"ratio": [1.3, 1.07], "own_ratio": [1.3, 1.01]}, index=["opd", "rlvr_random_reward"])
+    >>> say_strengths(runs)
+    'It changes little for OPD (1.30 to 1.30). It changes most for random reward (1.07 to 1.01).'
+    """
+    moved = (runs["own_ratio"] / runs["ratio"] - 1).abs().sort_values()
+    shown = {name: f"{label(name)} ({runs['ratio'][name]:.2f} to {runs['own_ratio'][name]:.2f})" for name in runs.index}
+    most = moved.index[moved > 0.01] if (moved > 0.01).any() else moved.index[-1:]
+    least = [shown[name] for name in runs.index if name not in set(most)]
+    return f"It changes little for {listed(least)}. It changes most for {listed([shown[name] for name in most])}."
+
+
+def by_kind(tables: BookTables, recipes: Sequence[str]) -> pd.DataFrame:
+    """Walk ratio of each kind of matrix (rows) in each run (columns) at OPD's last update, mean of layers and seeds."""
+    last = load_recipe("opd", tables.profile).steps
+    at = tables.geometry.query("recipe in @recipes and step == @last").dropna(subset=["update_norm"])
+    found = with_noise(at).groupby(["module", "recipe"])["walk_ratio"].mean().unstack()[list(recipes)]
+    return found.rename(columns=label).rename_axis(columns=None)
+
+
+def say_by_kind(found: pd.DataFrame) -> str:
+    """Say which kinds of matrix go less far than noise, and that random credit goes just as far everywhere.
+
+    >>> found = pd.DataFrame({"random credit": [1.0, 1.02], "RLVR": [0.75, 1.03]}, index=["v_proj", "up_proj"])
+    >>> say_by_kind(found).split("**")[1]
+    'Less far than noise go RLVR in v_proj (0.75).'
+    """
+    null = found[label("opd_random_credit")]
+    less = found.drop(columns=null.name).stack()
+    less = less[less < 0.9].sort_values()
+    runs = {str(run): own for run, own in less.groupby(level=1)}
+    said = [f"{run} in {listed(f'{kind} ({v:.2f})' for (kind, _), v in own.items())}" for run, own in runs.items()]
+    return (
+        f"Random credit goes as far as noise in every kind of matrix ({null.min():.2f} to {null.max():.2f}). "
+        f"**Less far than noise go {listed(said)}.** Noise cannot do that. It takes gradients that oppose the steps "
+        "before them: what one update does there, later ones partly undo. So a run can show fewer changes than noise, "
+        "and still learn elsewhere."
     )
 
 

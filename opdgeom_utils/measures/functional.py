@@ -6,8 +6,8 @@ checkpoint of a profile: one completion of each held-out prompt, written by the 
 drawn anew, so differences between checkpoints have no sampling noise. ``update_inside`` is the share of each realised
 update that stayed in the space, mean over the projected updates, beside what an update without direction would have.
 
-Measured are the last checkpoint of every run; of a free run also its start and the checkpoints nearest to where its
-projected variants begin and end.
+Measured are the last checkpoint of every run; of OPD, and of a free run, also its start, and of that the checkpoints
+nearest to where its projected variants begin and end.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def points_of(recipe: Recipe) -> list[int]:
     if PROJECTED in recipe.name and recipe.projection_from in recipe.checkpoints:
         free = load_recipe(free_run_of(recipe.name), recipe.profile)  # its start, where the free run stored none there
         points |= {recipe.projection_from} - set(free.checkpoints)
-    return sorted({recipe.steps, *points, *([0] if projected else [])})
+    return sorted({recipe.steps, *points, *([0] if projected or recipe.name == "opd" else [])})
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,12 @@ import pandas as pd
 from opdgeom_utils import metrics
 from opdgeom_utils.diagnose.beside_noise import WALK_COLUMNS
 from opdgeom_utils.errors import MetricInputError
+from opdgeom_utils.measures.long_table import kept_measures
+from opdgeom_utils.measures.paths import tagged
 from opdgeom_utils.metrics.noise_walk import Walk, coherence_of
 from opdgeom_utils.models import load_model
 from opdgeom_utils.recipes import Recipe, load_recipe
+from opdgeom_utils.runs import Run
 
 
 def rates_of(recipe: Recipe) -> list[float]:
@@ -65,6 +68,17 @@ def noise_sparsity_of(recipe_name: str, profile: str) -> float:
     return unchanged / sum(w.numel() for w in tensors)
 
 
+def noise_measures(run: Run) -> pd.DataFrame:
+    """Keep :func:`noise_sparsity_of` of a run with its measures: later readers need not have the weights it began at."""
+
+    def made() -> pd.DataFrame:
+        value = noise_sparsity_of(run.recipe.name, run.recipe.profile)
+        row = {"step": run.recipe.steps, "scope": "all", "quantity": "noise_sparsity", "value": value}
+        return tagged(run, [row])
+
+    return kept_measures(run.path, "noise", made, __name__)
+
+
 def with_noise(geometry: pd.DataFrame) -> pd.DataFrame:
     """Add what noise would have given to rows of a geometry table.
 
@@ -100,13 +114,26 @@ def with_noise(geometry: pd.DataFrame) -> pd.DataFrame:
     return geometry.assign(**columns)
 
 
-def walks_of_runs(geometry: pd.DataFrame) -> pd.DataFrame:
+def own_noise(training: pd.DataFrame, recipe_name: str, profile: str, seed: int, step: int) -> float:
+    """How far noise goes whose strength follows a run's own gradients: their logged norms, as clipping left them.
+
+    ``training``: ``recipe, seed, step, grad_norm``, one row per update, of one profile.
+    """
+    recipe = load_recipe(recipe_name, profile)
+    own = training.query("recipe == @recipe_name and seed == @seed and step <= @step").sort_values(by="step")
+    strengths = own["grad_norm"].clip(upper=recipe.grad_clip).to_numpy(float)
+    return metrics.noise_walk_rms(rates_of(recipe)[:step], betas=recipe.betas, eps=recipe.eps,
+                                  weight_decay=recipe.weight_decay, strengths=strengths)  # fmt: skip
+
+
+def walks_of_runs(geometry: pd.DataFrame, training: pd.DataFrame | None = None) -> pd.DataFrame:
     """Set each run's whole update beside noise: all matrices with a norm together, at one checkpoint of each run.
 
     Returns
     -------
     DataFrame
-        ``walk_ratio`` and ``coherence``, indexed by recipe and seed.
+        ``walk_ratio`` and ``coherence``, indexed by recipe and seed; with the runs' logs of ``training`` also
+        ``own_ratio``, beside noise as strong at each update as the run's gradients were (:func:`own_noise`).
     """
     moved = geometry.loc[geometry["update_norm"].notna()]
     moved = moved.assign(squared=moved["update_norm"] ** 2)
@@ -115,8 +142,12 @@ def walks_of_runs(geometry: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for profile, recipe, seed, step, squared, n in sums[[*keys, "squared", "n_entries"]].itertuples(index=False):
         walk, rms = walk_of(recipe, profile, int(step)), float(np.sqrt(squared / n))
-        rows.append((recipe, int(seed), rms / walk.rms, coherence_of(rms, walk.rms, walk.ballistic)))
-    return pd.DataFrame(rows, columns=["recipe", "seed", "walk_ratio", "coherence"]).set_index(["recipe", "seed"])
+        row = {"recipe": recipe, "seed": int(seed), "walk_ratio": rms / walk.rms}
+        row["coherence"] = coherence_of(rms, walk.rms, walk.ballistic)
+        if training is not None:
+            row["own_ratio"] = rms / own_noise(training, recipe, profile, int(seed), int(step))
+        rows.append(row)
+    return pd.DataFrame(rows).set_index(["recipe", "seed"])
 
 
 @cache

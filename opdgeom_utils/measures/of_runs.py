@@ -9,12 +9,13 @@ import pandas as pd
 from opdgeom_utils.measures.functional import function_measures
 from opdgeom_utils.measures.long_table import as_measures
 from opdgeom_utils.measures.moments import moment_measures
+from opdgeom_utils.measures.noise import noise_measures
 from opdgeom_utils.measures.path_nulls import path_null_measures
 from opdgeom_utils.measures.path_overlaps import overlap_measures
 from opdgeom_utils.measures.paths import path_measures
 from opdgeom_utils.recipes import load_recipe, recipe_names
 from opdgeom_utils.runs import Run
-from opdgeom_utils.scopes import HEADLINE, THROUGHOUT
+from opdgeom_utils.scopes import HEADLINE, LARGE, THROUGHOUT
 
 
 def _compared(run: Run, *, masked: bool = False) -> bool:
@@ -27,7 +28,8 @@ def _compared(run: Run, *, masked: bool = False) -> bool:
 #: A part, and the runs that it is measured of. To add one, write its module and its line here.
 PARTS: dict[str, tuple[Callable[[Run], pd.DataFrame], Callable[[Run], bool]]] = {
     "path": (path_measures, lambda run: True),
-    "nulls": (path_null_measures, lambda run: run.recipe.name in THROUGHOUT),
+    "nulls": (path_null_measures, lambda run: run.recipe.name in THROUGHOUT and run.recipe.profile not in LARGE),
+    "noise": (noise_measures, lambda run: run.recipe.profile in LARGE),
     "function": (function_measures, _compared),
     "moments": (moment_measures, lambda run: run.recipe.name == "opd" and _compared(run, masked=True)),
 }

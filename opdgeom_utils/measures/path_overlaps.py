@@ -24,6 +24,7 @@ from opdgeom_utils.measures.paths import (
     factor,
     read_path,
     scope_rows,
+    scopes_of,
     similarity,
     tagged,
 )
@@ -128,7 +129,8 @@ def _measure(
             for name, f in own.items()
         }
         other = dict(zip(("other_recipe", "other_seed", "other_step"), point, strict=True))
-        found = [*scope_rows(curves, [step]), *cosine_rows(delta, delta_there, step)]
+        scopes = scopes_of(run.recipe.profile)
+        found = [*scope_rows(curves, [step], scopes), *cosine_rows(delta, delta_there, step, scopes)]
         if point[0] == run.recipe.name and step == run.recipe.steps:  # what seeds share, matrix by matrix
             found += [
                 {"scope": name, "step": step, "side": side, "k": k, "quantity": quantity, "value": value}

@@ -63,6 +63,7 @@ def noise_walk_rms(
     eps: float | int = 1e-8,
     weight_decay: float | int = 0.0,
     seen: float | int = 1.0,
+    strengths: Rates | None = None,
 ) -> float:
     r"""Root-mean-square displacement of an entry that Adam trains on white noise.
 
@@ -80,6 +81,9 @@ def noise_walk_rms(
     seen : float
         Share of the updates, 0 to 1, in which the entry has a gradient at all. A row of an embedding whose token never
         comes has 0, and does not move.
+    strengths : sequence of float, optional
+        Size of the gradient at each update, in any unit: the gradient norms that a trainer logs, after clipping. Noise
+        that grows walks further, as Adam divides by a size that lags behind. None: the same at all updates.
 
     Returns
     -------
@@ -89,7 +93,7 @@ def noise_walk_rms(
     Raises
     ------
     MetricInputError
-        For rates that are not finite and not negative, or options out of range.
+        For rates or strengths that are negative or not finite, not as many strengths as rates, or options out of range.
 
     Notes
     -----
@@ -125,14 +129,23 @@ def noise_walk_rms(
     0.5
     >>> round(noise_walk_rms([1e-6] * 1000) / 1e-6), round(1000**0.5)
     (32, 32)
+
+    Noise that doubles over the run goes further than noise that stays.
+
+    >>> doubling = [1 + t / 400 for t in range(400)]
+    >>> round(noise_walk_rms([1e-4] * 400, strengths=doubling) / noise_walk_rms([1e-4] * 400), 2)
+    1.15
     """
     rates = checked_rates(learning_rates)
     check_adam(betas, eps, seen)
     check_fraction("weight_decay", weight_decay)
-    if seen == 0 or not rates.any():
+    sizes = np.ones(len(rates)) if strengths is None else checked_rates(strengths, what="strengths")
+    if len(sizes) != len(rates):
+        raise MetricInputError(f"strengths has {len(sizes)} numbers, expected one for each of {len(rates)} updates.")
+    if seen == 0 or not rates.any() or not sizes.any():
         return 0.0
-    unit = float(rates.max())
-    squares, steps = _noise_steps(rates / unit, betas, float(eps), float(seen))
+    unit, sizes = float(rates.max()), sizes / float(np.sqrt(np.mean(sizes**2)))
+    squares, steps = _noise_steps(rates / unit, betas, float(eps), float(seen), sizes)
     # What is left, at the end, of a step taken at each update.
     left = np.append(np.cumprod((1 - rates * weight_decay)[::-1])[::-1][1:], 1.0)
     carried, total = np.zeros(steps.shape[1]), np.zeros(steps.shape[1])
@@ -270,12 +283,12 @@ def check_adam(betas: Sequence[float], eps: float | int, seen: float | int) -> N
 
 
 def _noise_steps(
-    rates: np.ndarray, betas: tuple[float, float], eps: float, seen: float
+    rates: np.ndarray, betas: tuple[float, float], eps: float, seen: float, sizes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Squared gradients, and the factor of each update's own gradient in its step: (updates, entries) both."""
     n_entries = min(MOST, max(FEWEST, math.ceil(WALKED / len(rates))))
     generator = np.random.default_rng(0)
-    squares = generator.standard_normal((len(rates), n_entries)) ** 2
+    squares = (sizes[:, None] * generator.standard_normal((len(rates), n_entries))) ** 2
     if seen < 1:
         squares *= generator.random(squares.shape) < seen
     second, steps = np.zeros(n_entries), np.empty_like(squares)

@@ -117,12 +117,13 @@ def decay_shrinkage(learning_rates: Rates, *, weight_decay: float | int) -> floa
     return 1.0 - float(np.prod(1.0 - checked_rates(learning_rates) * weight_decay))
 
 
-def checked_rates(learning_rates: Rates) -> np.ndarray:
-    """Return the rates in float64, or refuse them."""
+def checked_rates(learning_rates: Rates, *, what: str = "learning_rates") -> np.ndarray:
+    """Return the rates (or ``what`` else comes one for each update) in float64, or refuse them."""
     rates = np.asarray(learning_rates, dtype=np.float64)
     if rates.ndim != 1 or not rates.size or not np.isfinite(rates).all() or (rates < 0).any():
         raise MetricInputError(
-            f"learning_rates has shape {rates.shape}, expected the rate of each update: one row of finite numbers, "
-            "none below 0; for a constant rate pass [rate] * updates."
+            f"{what} has shape {rates.shape}, expected "
+            f"{'the rate of each update' if what == 'learning_rates' else 'one for each update'}: one row of finite "
+            "numbers, none below 0; for a constant one pass [rate] * updates."
         )
     return rates

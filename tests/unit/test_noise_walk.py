@@ -68,6 +68,23 @@ def test_strength_of_the_noise_does_not_matter_and_its_law_hardly():
     assert 0.88 < np.mean(bursts) / walk < 1.0
 
 
+@pytest.mark.parametrize("strengths", [np.linspace(1, 3, 200), np.linspace(3, 1, 200), np.geomspace(1e-9, 1e-6, 200)])
+def test_noise_of_a_known_strength_at_each_update_walks_as_torchs_adam_does(strengths):
+    rates, betas, path = [1.0] * 200, (0.9, 0.98), iter(strengths)
+    end = trained_on(lambda g: 1e8 * next(path) * white(g), rates, betas)
+    walk = metrics.noise_walk_rms(rates, betas=betas, strengths=strengths)
+    assert walk == pytest.approx(rms(end), rel=0.015)
+    assert (walk > metrics.noise_walk_rms(rates, betas=betas)) == (strengths[-1] > strengths[0])
+    assert walk == pytest.approx(metrics.noise_walk_rms(rates, betas=betas, strengths=7 * strengths), rel=1e-9)
+
+
+def test_an_update_without_gradient_goes_on_with_its_momentum_only():
+    assert metrics.noise_walk_rms([1.0] * 5, strengths=[0.0] * 5) == 0.0
+    assert metrics.noise_walk_rms([1.0, 1.0], betas=(0.0, 0.9), strengths=[0.0, 1.0]) == pytest.approx(
+        math.sqrt((1 - 0.9**2) / (1 - 0.9)), rel=1e-6
+    )
+
+
 def test_clipping_the_norm_changes_nothing_but_evens_out_bursts():
     rates, betas = [1.0] * 200, (0.9, 0.98)
 
@@ -150,6 +167,8 @@ def test_linear_schedule_by_hand():
         (lambda: metrics.noise_walk_rms([1.0], betas=(0.9, 1.0)), "from 0 to below 1"),
         (lambda: metrics.noise_walk_rms([1.0], eps=-1), "eps is -1"),
         (lambda: metrics.noise_walk_rms([1.0], seen=2), "seen is 2"),
+        (lambda: metrics.noise_walk_rms([1.0], strengths=[1.0, 1.0]), "2 numbers, expected one for each of 1"),
+        (lambda: metrics.noise_walk_rms([1.0], strengths=[math.nan]), "strengths has shape"),
         (lambda: metrics.learning_rate_schedule(1.0, 0), "updates is 0"),
         (lambda: metrics.learning_rate_schedule(1.0, 5, schedule="step"), "constant, linear or cosine"),
         (lambda: metrics.walk_ratio(torch.tensor([math.inf]), [1.0]), "infinite"),
