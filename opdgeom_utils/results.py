@@ -17,18 +17,20 @@ from typing import Any
 
 import pandas as pd
 from scipy import stats
+from torch import Tensor
 
 from opdgeom_utils import kept, storage
 from opdgeom_utils.diagnose import diagnose_trajectory
 from opdgeom_utils.diagnose.settings import COLUMNS, NULL_COLUMNS
 from opdgeom_utils.errors import StaleResultsError
-from opdgeom_utils.models import PACKAGED, PROJECT, TRAINED, UNTRAINED, resolve_model
+from opdgeom_utils.models import PACKAGED, PROJECT, TRAINED, UNTRAINED, load_model, resolve_model, stored_state
 from opdgeom_utils.recipes import Recipe, deciding_settings, load_recipe, recipe_names
 from opdgeom_utils.runs import Run
 from opdgeom_utils.scopes import LARGE, THROUGHOUT
 from opdgeom_utils.training import TRAINING_VERSION
 
 RESULTS = PROJECT / "data" / "results"  # a folder for each profile
+SAMPLE = "sample.safetensors"
 RunKey = tuple[str, str, int]  # profile, recipe, seed
 KEYS = ["profile", "recipe", "seed", "step"]
 DIAGNOSE_OPTIONS: dict[str, Any] = {"eta": 1e-3, "alpha": 0.3, "rank": 64, "k": 16}
@@ -75,6 +77,31 @@ def _tagged(run: Run, table: pd.DataFrame) -> pd.DataFrame:
     return tagged.reindex(columns=[*KEYS, *(c for c in tagged.columns if c not in KEYS)])
 
 
+def sample_of(runs: Iterable[Run]) -> dict[str, Tensor]:
+    """Take one matrix of each finished run, so that a page can measure it without a model of many megabytes.
+
+    Returns the value matrix of the middle layer, fp32, at every run's end under ``<recipe>/<seed>`` and at their common
+    start under ``reference``; runs that start elsewhere than the last are left out.
+    """
+    runs = list(runs)
+    runs = [run for run in runs if run.recipe.start == runs[-1].recipe.start]
+    start = stored_state(load_model(runs[-1].recipe.start))
+    values = [name for name in start if name.endswith("v_proj.weight")]
+    name = values[len(values) // 2]
+    ends = {f"{r.recipe.name}/{r.seed}": storage.read_tensors(r.checkpoints[-1].path)[name].float() for r in runs}
+    return {"reference": start[name].float(), **ends}
+
+
+def load_sample(profile: str) -> dict[str, Tensor]:
+    """Read the committed :func:`sample_of` a profile; StaleResultsError where there is none, or it is damaged."""
+    path = results_of(profile) / SAMPLE
+    if not path.is_file():
+        raise StaleResultsError(
+            f"{path} is missing, expected one matrix of each run. Run `make runs PROFILE={profile}`"
+        )
+    return storage.read_tensors(path)
+
+
 def weights_of(recipe: Recipe) -> dict[str, str]:
     """Sha256 of the weights that a recipe starts from and is compared with, where they are files of the project."""
     named = {name for name in (recipe.start, recipe.teacher, recipe.anchor) if name}
@@ -118,6 +145,9 @@ def write_tables(
         kept = _rows_to_keep(path, table) if add and path.is_file() else table.head(0)
         tables[name] = pd.concat([kept, table], ignore_index=True) if len(kept) else table
         storage.write_atomic(path, storage.parquet_bytes(tables[name]))
+    sampled = [run for run in runs if run.recipe.profile in LARGE]
+    if sampled:
+        storage.write_tensors(folder / SAMPLE, sample_of(sampled))
     entries = [entry for entry in _entries(folder) if add and _entry_key(entry) not in fresh] + [
         {"recipe": run.recipe.as_dict(), "seed": run.seed, "weights": weights_of(run.recipe), **run.provenance}
         for run in runs

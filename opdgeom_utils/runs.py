@@ -76,8 +76,8 @@ def bring_models(recipe: Recipe, device: str) -> None:
     """Train the runs whose models a recipe starts from or learns from, and keep those models as folders."""
     for name in models_of(recipe):
         if needed := needed_run(name):
-            source = needed.recipe
-            other = load_or_train(source.name, seed=needed.seed, profile=source.profile, device=device, until=needed.step)
+            name_of, profile = needed.recipe.name, needed.recipe.profile
+            other = load_or_train(name_of, seed=needed.seed, profile=profile, device=device, until=needed.step)
             keep_trained(name, checkpoint_path(other.path, needed.step), fingerprint(other.recipe, other.seed))
 
 

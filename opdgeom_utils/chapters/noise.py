@@ -14,7 +14,8 @@ from torch import Tensor
 from opdgeom_utils import metrics
 from opdgeom_utils.chapters.committed_tables import BookTables
 from opdgeom_utils.claims import load_reported, matching
-from opdgeom_utils.measures.noise import noise_sparsity_of, walk_of, walks_of_runs, with_noise
+from opdgeom_utils.measures.long_table import pick
+from opdgeom_utils.measures.noise import noise_sparsity_of, walk_of, walks_of_runs
 from opdgeom_utils.models import load_model
 from opdgeom_utils.recipes import load_recipe
 from opdgeom_utils.vocabulary import label, listed
@@ -97,7 +98,7 @@ def own_runs(tables: BookTables, recipes: Sequence[str]) -> pd.DataFrame:
             {
                 "recipe": recipe, "run": f"{label(recipe)} here", "objective": label(recipe),
                 "sparsity": float(own["update_sparsity"].mean()),
-                "predicted": noise_sparsity_of(recipe, tables.profile),
+                "predicted": _noise_sparsity(tables, recipe),
                 "ratio": ratio[recipe], "own_ratio": own_ratio[recipe], "coherence": coherence[recipe],
                 "accuracy": sampled[recipe], "gain": gained[recipe],
                 "seeds": own["seed"].nunique(),
@@ -105,6 +106,12 @@ def own_runs(tables: BookTables, recipes: Sequence[str]) -> pd.DataFrame:
         )  # fmt: skip
     table = pd.DataFrame(rows)
     return table.assign(kind=table["objective"], source="this book", low=table["predicted"], high=table["predicted"])
+
+
+def _noise_sparsity(tables: BookTables, recipe: str) -> float:
+    """Look up what noise leaves unchanged at a recipe's end, or compute it where it was not kept."""
+    kept = None if tables.measures is None else pick(tables.measures, quantity="noise_sparsity", recipe=recipe)
+    return noise_sparsity_of(recipe, tables.profile) if kept is None or kept.empty else float(kept["value"].mean())
 
 
 def say_learned(runs: pd.DataFrame) -> str:
@@ -148,7 +155,9 @@ def by_kind(tables: BookTables, recipes: Sequence[str]) -> pd.DataFrame:
     """Walk ratio of each kind of matrix (rows) in each run (columns) at OPD's last update, mean of layers and seeds."""
     last = load_recipe("opd", tables.profile).steps
     at = tables.geometry.query("recipe in @recipes and step == @last").dropna(subset=["update_norm"])
-    found = with_noise(at).groupby(["module", "recipe"])["walk_ratio"].mean().unstack()[list(recipes)]
+    walks = {recipe: walk_of(recipe, tables.profile, last).rms for recipe in recipes}
+    moved = at["update_norm"] / at["n_entries"] ** 0.5 / at["recipe"].map(walks)
+    found = at.assign(ratio=moved).groupby(["module", "recipe"])["ratio"].mean().unstack()[list(recipes)]
     return found.rename(columns=label).rename_axis(columns=None)
 
 

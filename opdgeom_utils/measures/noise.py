@@ -69,7 +69,7 @@ def noise_sparsity_of(recipe_name: str, profile: str) -> float:
 
 
 def noise_measures(run: Run) -> pd.DataFrame:
-    """Keep :func:`noise_sparsity_of` of a run with its measures: later readers need not have the weights it began at."""
+    """Keep :func:`noise_sparsity_of` with a run's measures: who reads them need not have the weights it began at."""
 
     def made() -> pd.DataFrame:
         value = noise_sparsity_of(run.recipe.name, run.recipe.profile)

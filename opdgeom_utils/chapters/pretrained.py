@@ -1,0 +1,200 @@
+"""The chapter on a pretrained model: how much its runs learned, and what they look like beside the toy's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from opdgeom_utils.chapters.committed_tables import BookTables
+from opdgeom_utils.claims.matching import accuracy_gain, final
+from opdgeom_utils.diagnose import diagnose_pair
+from opdgeom_utils.intervals import number
+from opdgeom_utils.measures.long_table import pick
+from opdgeom_utils.recipes import load_recipe
+from opdgeom_utils.results import DIAGNOSE_OPTIONS, are_committed, load_sample, sample_of
+from opdgeom_utils.runs import load_or_train
+from opdgeom_utils.scopes import THROUGHOUT
+from opdgeom_utils.trained_models import needed_run
+from opdgeom_utils.vocabulary import label, listed, metric_of
+
+RANDOM, OPD, CONTROL, RLVR = "opd_random_credit", "opd", "control_sft", "rlvr"
+RULERS = ("left_angle_mean_deg", "right_angle_mean_deg", "normalized_spectral_shift")
+
+
+def learned(tables: BookTables) -> pd.DataFrame:
+    """Say how much each run learned, from the anchor on.
+
+    Returns
+    -------
+    DataFrame
+        ``recipe, run, seeds, updates``, sampled accuracy at the ``start`` and at the ``end``, and the share of the gap
+        in accuracy to the teacher (``gap``) and of the distance to it (``distance``) that was closed; nan where the
+        teacher is no run of these tables, or the distance was not measured.
+    """
+    ends = final(accuracy_gain(tables.accuracy))
+    taught = _teacher_accuracy(tables)
+    apart = None if tables.measures is None else pick(tables.measures, quantity="teacher_distance", null="")
+    rows = []
+    for recipe in (name for name in THROUGHOUT if name in set(ends["recipe"])):
+        own = ends.loc[ends["recipe"] == recipe]
+        end, start = float(own["sampled"].mean()), float((own["sampled"] - own["gain"]).mean())
+        row = {"recipe": recipe, "run": label(recipe), "seeds": len(own), "updates": int(own["step"].max())}
+        distance = math.nan if apart is None else _closed(apart, recipe)
+        gap = (end - start) / (taught - start) if taught > start else math.nan
+        rows.append(row | {"start": start, "end": end, "gap": gap, "distance": distance})
+    return pd.DataFrame(rows)
+
+
+def _teacher_accuracy(tables: BookTables) -> float:
+    """Look up the sampled accuracy of OPD's teacher, where a run of these tables made it."""
+    needed = needed_run(load_recipe(OPD, tables.profile).teacher)
+    if needed is None:
+        return math.nan
+    own = tables.accuracy.query("recipe == @needed.recipe.name and seed == @needed.seed and step == @needed.step")
+    return float(own["sampled"].mean())
+
+
+def _closed(apart: pd.DataFrame, recipe: str) -> float:
+    """Share of the anchor's distance to the teacher that a recipe has closed at its end."""
+    begun = apart.loc[(apart["recipe"] == OPD) & (apart["step"] == 0), "value"].mean()
+    own = apart.loc[(apart["recipe"] == recipe) & (apart["step"] > 0)]
+    ended = own.loc[own["step"] == own["step"].max(), "value"].mean()
+    return float(1 - ended / begun) if recipe != "sft" else math.nan  # SFT starts elsewhere
+
+
+def say_learned(found: pd.DataFrame) -> str:
+    """Say from where to where OPD and its null objective went; ``found``: from :func:`learned`.
+
+    >>> rows = {"recipe": ["opd", "opd_random_credit"], "start": 0.4, "end": [0.5, 0.1], "gap": [0.5, -1.5]}
+    >>> say_learned(pd.DataFrame(rows))
+    'OPD went from 40% to 50% right, which is 50% of the gap to its teacher; random credit from 40% to 10%.'
+    """
+    said = []
+    columns = ["recipe", "start", "end", "gap"]
+    for recipe, start, end, gap in found[found["recipe"].isin([OPD, RANDOM])][columns].itertuples(index=False):
+        right = " right" if recipe == OPD else ""
+        share = f", which is {gap:.0%} of the gap to its teacher" if recipe == OPD and not math.isnan(gap) else ""
+        said.append(f"{label(recipe)}{' went' * (recipe == OPD)} from {start:.0%} to {end:.0%}{right}{share}")
+    return "; ".join(said) + "."
+
+
+def say_noise(runs: pd.DataFrame) -> str:
+    """Say which runs went further than noise, and which no further; ``runs``: from ``noise.own_runs``.
+
+    >>> runs = {"recipe": ["opd", "opd_random_credit"], "ratio": [1.3, 1.0], "sparsity": 0.5, "predicted": [0.6, 0.51]}
+    >>> say_noise(pd.DataFrame(runs))
+    'Within a tenth of noise: random credit. Further: OPD (1.30 times). Noise misses sparsity by at most 10 points.'
+    """
+    ratios = {label(name): ratio for name, ratio in runs[["recipe", "ratio"]].itertuples(index=False)}
+    near = [name for name, ratio in ratios.items() if abs(ratio - 1) <= 0.1]
+    far = [f"{name} ({ratio:.2f} times)" for name, ratio in ratios.items() if ratio > 1.1]
+    less = [f"{name} ({ratio:.2f} times)" for name, ratio in ratios.items() if ratio < 0.9]
+    off = 100 * float((runs["sparsity"] - runs["predicted"]).abs().max())
+    parts = [("Within a tenth of noise", near), ("Further", far), ("Less far", less)]
+    said = " ".join(f"{head}: {listed(names)}." for head, names in parts if names)
+    return f"{said} Noise misses sparsity by at most {off:.0f} points."
+
+
+def say_map(ends: pd.DataFrame) -> str:
+    """Say how far apart OPD and its null objective lie on the map, and how far SFT and RLVR lie from OPD.
+
+    >>> rows = {
+    ...     "recipe": ["opd", "opd_random_credit"],
+    ...     "update_sparsity": [0.5, 0.4],
+    ...     "left_angle_mean_deg": [2.0, 1.0],
+    ... }
+    >>> say_map(pd.DataFrame(rows).assign(right_angle_mean_deg=[2.0, 1.0]))
+    'OPD leaves 50% unchanged and turns by 2 degrees. Random credit: 40%, 1 degrees.'
+    """
+    turned = (ends["left_angle_mean_deg"] + ends["right_angle_mean_deg"]) / 2
+    means = ends.assign(turned=turned).groupby("recipe")[["update_sparsity", "turned"]].mean()
+    said = []
+    for recipe in [OPD, *(name for name in THROUGHOUT if name != OPD)]:
+        if recipe in means.index:
+            hidden, angle = means.loc[recipe].tolist()
+            name = label(recipe)[:1].upper() + label(recipe)[1:]
+            first = f"{name} leaves {hidden:.0%} unchanged and turns by {angle:.2g} degrees"
+            said.append(first if recipe == OPD else f"{name}: {hidden:.0%}, {angle:.2g} degrees")
+    return ". ".join(said) + "."
+
+
+def say_direction(tables: BookTables, toy: BookTables) -> str:
+    """Say what seeds and objectives agree on, here and in the toy."""
+    said = []
+    for words, one, other in (
+        ("Two seeds of OPD", OPD, OPD), ("two seeds of random credit", RANDOM, RANDOM),
+        ("OPD and control SFT of one seed", OPD, CONTROL), ("OPD and RLVR of one seed", OPD, RLVR),
+    ):  # fmt: skip
+        here, there = (mean_of(cosines(t, one, other)) for t in (tables, toy))
+        if not math.isnan(here):
+            said.append(f"{words} {here:.2f} (toy {there:.2f})")
+    return f"Cosines here, and in the toy: {'; '.join(said)}."
+
+
+def sample(tables: BookTables) -> dict[str, Tensor]:
+    """One matrix of OPD's and its null objective's runs: the committed ones, or those of runs opened now."""
+    if are_committed(tables.profile):
+        held = load_sample(tables.profile)
+    else:
+        named = [(name, seed) for name in (OPD, RANDOM) for seed in tables.seeds]
+        held = sample_of([load_or_train(name, seed=seed, profile=tables.profile) for name, seed in named])
+    return {key: w for key, w in held.items() if key.split("/")[0] in ("reference", OPD, RANDOM)}
+
+
+def measure(w0: Tensor, w: Tensor, k: int) -> dict[str, Any]:
+    """Measure one matrix by the diagnostics that measure a model, with exact nulls."""
+    before, after = (
+        torch.nn.ModuleDict({"v_proj": torch.nn.Linear(w0.shape[1], w0.shape[0], bias=False)}) for _ in "ab"
+    )
+    for model, weight in ((before, w0), (after, w)):
+        model["v_proj"].weight = torch.nn.Parameter(weight)
+    options = DIAGNOSE_OPTIONS | {"k": k}
+    return dict(diagnose_pair(before, after, nulls="exact", **options).iloc[0])
+
+
+def measured_matrix(names: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Show each run's row of ``diagnose_pair`` as text, its shuffled null in brackets."""
+    shown = []
+    for name, row in zip(names, rows, strict=True):
+        line = {"run": name}
+        for metric in map(metric_of, ("update_sparsity", *RULERS)):
+            own, null = (number(row[f"{metric.name}{suffix}"], metric.shown) for suffix in ("", "_shuffled"))
+            line[metric.title] = f"{own} ({null})"
+        shown.append(line)
+    return pd.DataFrame(shown)
+
+
+def agrees(row: Mapping[str, Any], tables: BookTables, name: str) -> bool:
+    """Whether a matrix of :func:`sample`, measured now, gives what the tables say of it."""
+    recipe, seed = name.split("/")
+    own = tables.geometry.query("recipe == @recipe and seed == @seed and module == 'v_proj'", local_dict={
+        "recipe": recipe, "seed": int(seed)})  # fmt: skip
+    own = own.loc[own["step"] == own["step"].max()].sort_values("layer")
+    there = own.iloc[len(own) // 2]
+    columns = ["update_sparsity", "update_norm", *RULERS]
+    return all(math.isclose(row[c], there[c], rel_tol=1e-6, abs_tol=1e-9) for c in columns)
+
+
+def cosines(tables: BookTables, one: str, other: str) -> list[float]:
+    """Cosines of the updates of two recipes at the later common point: pairs of seeds of one, the same seed of two."""
+    if tables.measures is None:
+        return []
+    rows = pick(tables.measures, quantity="update_cosine", scope="attention", null="", recipe=one, other_recipe=other)
+    rows = rows.loc[rows["step"] == rows["step"].max()]
+    rows = rows.loc[(rows["seed"] < rows["other_seed"]) if one == other else (rows["seed"] == rows["other_seed"])]
+    return rows["value"].tolist()
+
+
+def mean_of(values: Iterable[float]) -> float:
+    """Mean of some numbers, nan of none.
+
+    >>> mean_of([1.0, 2.0]), mean_of([])
+    (1.5, nan)
+    """
+    known = list(values)
+    return sum(known) / len(known) if known else math.nan

@@ -1,0 +1,133 @@
+"""Which of the toy's findings survive in a model that others pretrained: eight rules, applied to both.
+
+The rules stand in LOG.md, before any geometry of the pretrained model's runs. Each looks at attention matrices and at
+means over the seeds there are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pandas as pd
+
+from opdgeom_utils.chapters.committed_tables import BookTables
+from opdgeom_utils.chapters.noise import by_kind, own_runs
+from opdgeom_utils.chapters.pretrained import CONTROL, OPD, RANDOM, RLVR, RULERS, cosines, mean_of
+from opdgeom_utils.chapters.update_path import early
+from opdgeom_utils.chapters.where import at_place
+from opdgeom_utils.measures.paths import SIDES
+from opdgeom_utils.scopes import MODULES
+
+YES, NO, UNTESTED = "yes", "no", "not testable"
+Found = tuple[str, bool | None]  # what was found, in words, and whether the finding is there; None is not testable
+NOTHING: Found = ("-", None)
+
+
+def surviving(tables: BookTables, toy: BookTables) -> pd.DataFrame:
+    """Apply the eight rules to the pretrained model's runs and to the toy's.
+
+    Returns
+    -------
+    DataFrame
+        ``finding``, what was found in the ``toy`` and in ``this model``, and ``survives``: *yes*, *no*, *not testable*;
+        *no* also where the toy does not show it by this rule.
+    """
+    rows = []
+    for says, rule in RULES.items():
+        (here, holds), (there, was) = rule(tables), rule(toy)
+        verdict = UNTESTED if holds is None or was is None else YES if holds and was else NO
+        rows.append({"finding": says, "toy": there, "this model": here, "survives": verdict})
+    return pd.DataFrame(rows)
+
+
+def say(found: pd.DataFrame) -> str:
+    """Say how many findings survive, and which do not.
+
+    >>> say(pd.DataFrame({"finding": ["A", "B", "C"], "survives": ["yes", "no", "not testable"]}))
+    '1 of 2 findings that can be tested survive. Not so: B.'
+    """
+    tested = found.loc[found["survives"] != UNTESTED]
+    lost = tested.loc[tested["survives"] == NO, "finding"].tolist()
+    said = f"{len(tested) - len(lost)} of {len(tested)} findings that can be tested survive."
+    return f"{said} Not so: {'; '.join(lost)}." if lost else said
+
+
+def _held(tables: BookTables, *recipes: str) -> bool:
+    return set(recipes) <= set(tables.geometry["recipe"])
+
+
+def _noise_sparsity(tables: BookTables) -> Found:
+    if not _held(tables, RANDOM):
+        return NOTHING
+    run = own_runs(tables, [RANDOM]).iloc[0]
+    return f"{run['predicted']:.1%}, measured {run['sparsity']:.1%}", abs(run["predicted"] - run["sparsity"]) <= 0.03
+
+
+def _noise_length(tables: BookTables) -> Found:
+    if not _held(tables, RANDOM):
+        return NOTHING
+    ratio = float(own_runs(tables, [RANDOM])["ratio"].iloc[0])
+    return f"{ratio:.2f} times", 0.9 <= ratio <= 1.1
+
+
+def _rulers(tables: BookTables) -> Found:
+    if not _held(tables, RANDOM, OPD):
+        return NOTHING
+    ends = at_place(tables, "equal_updates", [RANDOM, OPD]).groupby("recipe")[list(RULERS)].mean()
+    ratios = (ends.loc[OPD] / ends.loc[RANDOM]).tolist()
+    return " and ".join([f"{r:.2f}" for r in ratios]) + " times", all(1 / 1.5 < r < 1.5 for r in ratios)
+
+
+def _agreement(tables: BookTables) -> Found:
+    opd, null = (mean_of(cosines(tables, name, name)) for name in (OPD, RANDOM))
+    if math.isnan(opd + null):
+        return NOTHING
+    return f"{opd:.2f}, random credit {null:.2f}", opd >= null + 0.3 and abs(null) < 0.1
+
+
+def _same_way(tables: BookTables) -> Found:
+    across, own = mean_of(cosines(tables, OPD, CONTROL)), mean_of(cosines(tables, OPD, OPD))
+    if math.isnan(across):
+        return NOTHING
+    return f"{across:.2f}", across >= (0.3 if math.isnan(own) else own / 2)
+
+
+def _order(tables: BookTables) -> Found:
+    order = [CONTROL, OPD, RLVR]
+    if not _held(tables, *order):
+        return NOTHING
+    means = at_place(tables, "equal_updates", order).groupby("recipe")[[RULERS[2], "update_sparsity"]].mean()
+    shift, hidden = (means.loc[order, column].tolist() for column in means)
+    said = f"{' > '.join(f'{v:.1e}' for v in shift)}; {' < '.join(f'{v:.0%}' for v in hidden)}"
+    held = shift == sorted(shift, reverse=True) and hidden == sorted(hidden)
+    return said if held else said.replace(">", ",").replace("<", ","), held
+
+
+def _early_space(tables: BookTables) -> Found:
+    if tables.measures is None or not _held(tables, RANDOM, OPD):
+        return NOTHING
+    pairs, measures = [(side, name) for side in SIDES for name in (OPD, RANDOM)], tables.measures
+    values = {(side, name): mean_of(early(measures, side, 4, [name])["value"]) for side, name in pairs}
+    said = "; ".join(f"{side} {values[side, OPD]:.2f}, random credit {values[side, RANDOM]:.2f}" for side in SIDES)
+    return said, all(values[side, OPD] > values[side, RANDOM] for side in SIDES)
+
+
+def _values_least(tables: BookTables) -> Found:
+    if not _held(tables, OPD):
+        return NOTHING
+    ratios = by_kind(tables, [OPD]).loc[list(MODULES)].iloc[:, 0]
+    least = str(ratios.idxmin())
+    return f"{least} ({ratios.min():.2f} to {ratios.max():.2f})", least == "v_proj"
+
+
+RULES: dict[str, Callable[[BookTables], Found]] = {
+    "Noise gives random credit's sparsity to three points": _noise_sparsity,
+    "Random credit's update is as long as noise makes it": _noise_length,
+    "By angles and spectral shift OPD lies near random credit (OPD over random credit)": _rulers,
+    "Two seeds of OPD write much the same update, two of random credit nothing in common (cosine)": _agreement,
+    "OPD and control SFT from one anchor write much the same update (cosine, same seed)": _same_way,
+    "At equal updates control SFT moves most, then OPD, then RLVR (spectral shift; sparsity)": _order,
+    "OPD finds its final space earlier than random credit (similarity at a fifth, K = 4)": _early_space,
+    "OPD's value matrices go least far beside noise (smallest and largest ratio of the kinds)": _values_least,
+}
