@@ -1,79 +1,25 @@
-"""Tables of the chapter on noise: the literature's runs and overlaps, and the book's own, beside what noise gives."""
+"""The book's own runs beside what noise gives, and the curve that the sliders of the chapter on noise move on."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from functools import cache
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from opdgeom_utils import metrics
 from opdgeom_utils.chapters.committed_tables import BookTables
-from opdgeom_utils.claims import load_reported, matching
+from opdgeom_utils.chapters.literature import sizes_of
+from opdgeom_utils.claims import matching
 from opdgeom_utils.measures.long_table import pick
 from opdgeom_utils.measures.noise import noise_sparsity_of, walk_of, walks_of_runs
 from opdgeom_utils.models import load_model
 from opdgeom_utils.recipes import load_recipe
 from opdgeom_utils.vocabulary import label, listed
 
-QUANTILES = 2**12
 VISIBLE, SMALL = "visible share", "of it on small weights"
-BETAS = (0.9, 0.999)  # where a source says nothing
-
-
-@cache
-def sizes_of(model: str) -> tuple[tuple[Tensor, int], ...]:
-    """Weights as large as a public model's, from their Weibull fits: evenly spaced quantiles of each kind of matrix.
-
-    Returns for each kind of matrix 4,096 bf16 numbers, and how many entries they stand for.
-
-    >>> weights, entries = sizes_of("Qwen3-8B")[0]
-    >>> len(weights), entries, round(float(weights.double().square().mean().sqrt()), 3)
-    (4096, 16777216, 0.027)
-    """
-    shares = (np.arange(QUANTILES) + 0.5) / QUANTILES
-    rows = load_reported("weight_sizes").query("model == @model")
-    return tuple(
-        (torch.from_numpy(scale * (-np.log1p(-shares)) ** (1 / shape)).bfloat16(), int(entries))
-        for entries, shape, scale in rows[["entries", "weibull_k", "weibull_lambda"]].itertuples(index=False)
-    )
-
-
-def sparsity_of_sizes(model: str, rms: float, *, shrinkage: float = 0.0) -> float:
-    """Share of a public model's entries that noise of this rms is expected to leave unchanged in bf16."""
-    parts = sizes_of(model)
-    found = sum(n * metrics.noise_sparsity(w, rms, shrinkage=shrinkage) for w, n in parts)
-    return found / sum(n for _, n in parts)
-
-
-def rms_of_sparsity(model: str, sparsity: float) -> float:
-    """Displacement at which a public model's entries would be left unchanged in this share; found by bisection.
-
-    >>> round(sparsity_of_sizes("Qwen3-8B", rms_of_sparsity("Qwen3-8B", 0.5)), 6)
-    0.5
-    """
-    low, high = -9.0, 0.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if sparsity_of_sizes(model, 10**middle) > sparsity else (low, middle)
-    return 10 ** ((low + high) / 2)
-
-
-def published() -> pd.DataFrame:
-    """List the literature's runs, predicted by noise beside measured.
-
-    Returns the columns of ``published_runs.csv``, ``kind`` and ``source``, then ``predicted`` with its band ``low`` to
-    ``high`` over the updates and the weights that may be meant, ``literal`` (the same with steps as printed), the
-    displacement of noise ``walk``, and ``ratio``, how many times as far as that the entries must have moved to be left
-    unchanged as measured. All nan where the number of updates is unknown.
-    """
-    runs = load_reported("published_runs")
-    runs = runs.join(pd.DataFrame([_predicted(run) for _, run in runs.iterrows()]))
-    return runs.assign(kind=runs["objective"].map(kind_of), source="published")
+RATES = ("opd_128", "opd_rate_1e5", "opd_rate_3e6")
 
 
 def own_runs(tables: BookTables, recipes: Sequence[str]) -> pd.DataFrame:
@@ -151,6 +97,30 @@ def say_strengths(runs: pd.DataFrame) -> str:
     return f"It changes little for {listed(least)}. It changes most for {listed([shown[name] for name in most])}."
 
 
+def rate_ladder(tables: BookTables) -> pd.DataFrame:
+    """List the runs that differ in rate only, the highest first, as :func:`own_runs` does, with their ``rate``."""
+    held = [name for name in RATES if name in set(tables.geometry["recipe"])]
+    runs = own_runs(tables, held)
+    rates = [f"{load_recipe(name, tables.profile).learning_rate:.0e}".replace("e-0", "e-") for name in held]
+    named = [f"OPD at {rate}" for rate in rates]
+    return runs.assign(rate=rates, run=named, kind=label("opd"))
+
+
+def say_rates(runs: pd.DataFrame) -> str:
+    """Say over which range of sparsities one objective goes when its rate is turned. ``runs``: of :func:`rate_ladder`.
+
+    >>> runs = pd.DataFrame({"rate": ["1e-4", "1e-5"], "sparsity": [0.04, 0.5], "predicted": [0.05, 0.52]})
+    >>> say_rates(runs)
+    'From 1e-4 to 1e-5 its sparsity goes from 4% to 50%, and noise says it to 2 points. The axis is rate and size.'
+    """
+    first, last = runs.iloc[0], runs.iloc[-1]
+    off = 100 * float((runs["sparsity"] - runs["predicted"]).abs().max())
+    return (
+        f"From {first['rate']} to {last['rate']} its sparsity goes from {first['sparsity']:.0%} to "
+        f"{last['sparsity']:.0%}, and noise says it to {off:.0f} points. The axis is rate and size."
+    )
+
+
 def by_kind(tables: BookTables, recipes: Sequence[str]) -> pd.DataFrame:
     """Walk ratio of each kind of matrix (rows) in each run (columns) at OPD's last update, mean of layers and seeds."""
     last = load_recipe("opd", tables.profile).steps
@@ -179,17 +149,6 @@ def say_by_kind(found: pd.DataFrame) -> str:
         "before them: what one update does there, later ones partly undo. So a run can show fewer changes than noise, "
         "and still learn elsewhere."
     )
-
-
-def overlaps() -> pd.DataFrame:
-    """List the literature's overlaps beside what bf16 alone gives masks of those densities, and beside chance.
-
-    Returns the columns of ``published_overlaps.csv``, then ``gated`` (normal displacements), ``gated_laplace`` and
-    ``chance`` (masks that do not look at the weights).
-    """
-    rows = load_reported("published_overlaps")
-    found = [_gated(row) for _, row in rows.iterrows()]
-    return rows.join(pd.DataFrame(found, columns=["gated", "gated_laplace", "chance"]))
 
 
 def noise_curve() -> pd.DataFrame:
@@ -235,62 +194,3 @@ def drunkards(n_walkers: int, n_steps: int, seed: int = 0) -> pd.DataFrame:
     ]
     straight = pd.DataFrame({"walker": "straight", "series": "straight", "step": ahead, "x": 1.0 * ahead, "y": 0.0})
     return pd.concat([*parts, straight], ignore_index=True)
-
-
-def kind_of(objective: str) -> str:
-    """Return the kind of training that an objective of the literature is.
-
-    >>> [kind_of(objective) for objective in ("SFT", "DAPO", "SimPO")]
-    ['SFT', 'RLVR', 'preferences']
-    """
-    kinds = {"GRPO": "RLVR", "DAPO": "RLVR", "RL": "RLVR", "DPO": "preferences", "SimPO": "preferences"}
-    return kinds.get(objective, objective)
-
-
-def rates_published(run: pd.Series, updates: int) -> list[float]:
-    """Learning rates of a run of the literature, if it made so many updates."""
-    final = 0.0 if math.isnan(run["final_learning_rate"]) else float(run["final_learning_rate"])
-    return metrics.learning_rate_schedule(
-        float(run["learning_rate"]), updates, schedule=run["schedule"], warmup=float(run["warmup"]),
-        final_learning_rate=final,
-    )  # fmt: skip
-
-
-def _predicted(run: pd.Series) -> dict[str, float]:
-    models = run["weights"].split(";")
-
-    def at(updates: float, model: str) -> tuple[float, float]:
-        rates = rates_published(run, int(updates))
-        decay = 0.0 if math.isnan(run["weight_decay"]) else float(run["weight_decay"])
-        betas = BETAS if math.isnan(run["beta1"]) else (float(run["beta1"]), float(run["beta2"]))
-        walk = metrics.noise_walk_rms(rates, betas=betas, weight_decay=decay)
-        shrinkage = metrics.decay_shrinkage(rates, weight_decay=decay)
-        return walk, sparsity_of_sizes(model, walk, shrinkage=shrinkage)
-
-    if math.isnan(run["updates"]):
-        return dict.fromkeys(("predicted", "low", "high", "literal", "walk", "ratio"), math.nan)
-    best = [at(run["updates"], model) for model in models]
-    band = [at(run[end], model)[1] for end in ("updates_low", "updates_high") for model in models]
-    literal = math.nan if math.isnan(run["updates_literal"]) else at(run["updates_literal"], models[0])[1]
-    predicted = float(np.mean([sparsity for _, sparsity in best]))
-    walk = best[0][0]
-    needed = float(np.mean([rms_of_sparsity(model, float(run["sparsity"])) for model in models]))
-    return {
-        "predicted": predicted, "low": min(band), "high": max(band), "literal": literal, "walk": walk,
-        "ratio": needed / walk,
-    }  # fmt: skip
-
-
-def _gated(row: pd.Series) -> tuple[float, float, float]:
-    parts = sizes_of(row["weights"])
-    a, b = float(row["density_a"]), float(row["density_b"])
-    chance = {"low_magnitude": 0.3, "of_a": b, "of_b": a, "jaccard": a * b / (a + b - a * b)}[row["measure"]]
-    w = torch.cat([weights for weights, _ in parts])
-    tolerance = 0.0 if row["tolerance"] == "bf16" else float(row["tolerance"])
-    found = []
-    for law in ("normal", "laplace"):
-        if row["measure"] == "low_magnitude":
-            found.append(metrics.gated_overlap(w, a, law=law, tolerance=tolerance))
-        else:
-            found.append(getattr(metrics.gated_mask_agreement(w, a, b, law=law, tolerance=tolerance), row["measure"]))
-    return found[0], found[1], chance

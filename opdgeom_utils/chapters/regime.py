@@ -7,9 +7,11 @@ import math
 from opdgeom_utils.chapters.committed_tables import BookTables
 from opdgeom_utils.chapters.model_cards import card_accuracy
 from opdgeom_utils.claims.matching import accuracy_gain, final
+from opdgeom_utils.measures.long_table import pick
 from opdgeom_utils.recipes import load_recipe
 from opdgeom_utils.vocabulary import label, listed
 
+EARLY, LATE = 10, 50  # updates over which the logged distance is averaged, at the start and at the end
 LEARNED = 1 / 3  # share of the accuracy gap from which on OPD counts as having learned
 
 
@@ -18,6 +20,35 @@ def gap_closed(tables: BookTables, recipe: str = "opd") -> list[float]:
     ends = final(accuracy_gain(tables.accuracy.loc[tables.accuracy["recipe"] == recipe]))
     taught = card_accuracy(str(load_recipe(recipe, tables.profile).teacher))["sampled"]
     return [gain / (taught - (now - gain)) for now, gain in ends[["sampled", "gain"]].to_numpy(float).tolist()]
+
+
+def distance_closed(tables: BookTables, recipe: str = "opd") -> dict[str, float]:
+    """Share of the distance to the teacher that a recipe closed, mean of seeds: on its ``own`` and on ``fixed`` text.
+
+    The first is the exact reverse KL that each update logs of the text it has just written, over the last 50 updates
+    beside the first 10; it is what OPD is trained on. The second is ``teacher_distance``, on text that the anchor
+    wrote. A share that cannot be told, as in a run of fewer than 100 updates, is left out.
+
+    >>> import pandas as pd
+    >>> log = pd.DataFrame({"recipe": "opd", "seed": 0, "step": range(1, 101)})
+    >>> log = log.assign(reverse_kl_full_vocab=[2.0] * 50 + [0.5] * 50)
+    >>> distance_closed(BookTables(log, log, log, profile="toy", seeds=(0,), source=""))
+    {'own': 0.75}
+    """
+    found, log = {}, tables.training
+    if "reverse_kl_full_vocab" in log:
+        log = log.loc[log["recipe"] == recipe]
+        early, late = log["step"] <= EARLY, log["step"] > log["step"].max() - LATE
+        if len(log) and log["step"].max() >= 2 * LATE:
+            first, last = (log.loc[part, "reverse_kl_full_vocab"].mean() for part in (early, late))
+            found["own"] = float(1 - last / first)
+    if tables.measures is not None:
+        apart = pick(tables.measures, quantity="teacher_distance", null="")
+        begun = apart.loc[(apart["recipe"] == "opd") & (apart["step"] == 0), "value"]
+        own = apart.loc[(apart["recipe"] == recipe) & (apart["step"] > 0)]
+        if len(begun) and len(own):
+            found["fixed"] = float(1 - own.loc[own["step"] == own["step"].max(), "value"].mean() / begun.mean())
+    return found
 
 
 def _nulls(tables: BookTables) -> str:
@@ -44,6 +75,11 @@ def say_regime(tables: BookTables) -> str:
     if math.isnan(mean):
         return said + "How much it learned is not known."
     said += f"In that time it closed {mean:.0%} of the gap in accuracy to its teacher ({seeds}). "
+    closed = distance_closed(tables)
+    where = {"own": "on the text that it writes itself", "fixed": "on text that is the same for every run"}
+    if closed:
+        shares_of = [f"{share:.0%} {where[text]}" for text, share in closed.items()]
+        said += f"Of its distance to the teacher in nats it closed {listed(shares_of)}. "
     if mean >= LEARNED:
         return said + "So it learned a good part of what there was to learn." + _nulls(tables)
     held = "opd_random_credit" in set(tables.accuracy["recipe"])

@@ -61,7 +61,7 @@ def _noise_sparsity(tables: BookTables) -> Found:
     if not _held(tables, RANDOM):
         return NOTHING
     run = own_runs(tables, [RANDOM]).iloc[0]
-    return f"{run['predicted']:.1%}, measured {run['sparsity']:.1%}", abs(run["predicted"] - run["sparsity"]) <= 0.03
+    return f"{run['predicted']:.1%}, measured {run['sparsity']:.1%}", bool(abs(run["predicted"] - run["sparsity"]) <= 0.03)
 
 
 def _noise_length(tables: BookTables) -> Found:

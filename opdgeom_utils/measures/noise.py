@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import cast
 
 import numpy as np
 import pandas as pd
 
 from opdgeom_utils import metrics
-from opdgeom_utils.diagnose.beside_noise import WALK_COLUMNS
 from opdgeom_utils.errors import MetricInputError
 from opdgeom_utils.measures.long_table import kept_measures
 from opdgeom_utils.measures.paths import tagged
@@ -79,41 +77,6 @@ def noise_measures(run: Run) -> pd.DataFrame:
     return kept_measures(run.path, "noise", made, __name__)
 
 
-def with_noise(geometry: pd.DataFrame) -> pd.DataFrame:
-    """Add what noise would have given to rows of a geometry table.
-
-    Parameters
-    ----------
-    geometry
-        ``profile, recipe, step, name, n_entries, update_norm`` and more, one row per (run, step, tensor).
-
-    Returns
-    -------
-    DataFrame
-        The same rows with ``walk_ratio`` and ``coherence`` (nan for tensors without a norm) and ``noise_sparsity``.
-
-    Raises
-    ------
-    MetricInputError
-        If the table lacks a column, or a start has no tensor of a row's name and size.
-    """
-    missing = {"profile", "recipe", "step", "name", "n_entries", "update_norm"} - set(geometry.columns)
-    if missing:
-        raise MetricInputError(f"the table has no column {sorted(missing)}, expected a geometry table.")
-    columns = {column: np.full(len(geometry), np.nan) for column in WALK_COLUMNS}
-    groups = geometry.reset_index(drop=True).groupby(["profile", "recipe", "step", "name"], sort=False)
-    for key, rows in groups.indices.items():
-        profile, recipe, step, name = cast("tuple[str, str, int, str]", key)
-        walk = walk_of(recipe, profile, int(step))
-        own = geometry.iloc[rows]
-        moved = own["update_norm"].to_numpy(float) / np.sqrt(own["n_entries"].to_numpy(float))
-        columns["walk_ratio"][rows] = moved / walk.rms
-        columns["coherence"][rows] = [coherence_of(rms, walk.rms, walk.ballistic) for rms in moved]
-        n_entries = int(own["n_entries"].iloc[0])
-        columns["noise_sparsity"][rows] = _of_tensor(load_recipe(recipe, profile).start, name, n_entries, walk)
-    return geometry.assign(**columns)
-
-
 def own_noise(training: pd.DataFrame, recipe_name: str, profile: str, seed: int, step: int) -> float:
     """How far noise goes whose strength follows a run's own gradients: their logged norms, as clipping left them.
 
@@ -148,12 +111,3 @@ def walks_of_runs(geometry: pd.DataFrame, training: pd.DataFrame | None = None) 
             row["own_ratio"] = rms / own_noise(training, recipe, profile, int(seed), int(step))
         rows.append(row)
     return pd.DataFrame(rows).set_index(["recipe", "seed"])
-
-
-@cache
-def _of_tensor(start: str, name: str, n_entries: int, walk: Walk) -> float:
-    w = dict(load_model(start).named_parameters()).get(name)
-    if w is None or w.numel() != n_entries:
-        held = "none of that name" if w is None else f"{w.numel()} entries"
-        raise MetricInputError(f"{start} has {held} for {name}, expected {n_entries}; is the table of this start?")
-    return metrics.noise_sparsity(w, walk.rms, shrinkage=walk.shrinkage)

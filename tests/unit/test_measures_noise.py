@@ -68,43 +68,22 @@ def test_sparsity_of_noise_is_that_of_simulated_moves_over_all_tensors(name: str
     assert noise.noise_sparsity_of(name, PROFILE) == pytest.approx(unchanged / total, abs=2e-3)
 
 
-def test_columns_of_a_table_by_hand() -> None:
-    last = load_recipe("opd", PROFILE).steps
-    table = pd.DataFrame([row("opd", last, Q, 1.0), row("opd", last, Q, 3.0), row("sft", 1, Q, 1.0)], index=[7, 7, 9])
-    table.loc[len(table)] = {**row("opd", last, "model.norm.weight", 1.0), "update_norm": math.nan}
-    found = noise.with_noise(table)
-    pd.testing.assert_frame_equal(found[list(table)], table)
-    ratios = found["walk_ratio"].to_numpy()
-    assert ratios[1] / ratios[0] == pytest.approx(3)
-    assert ratios[0] == pytest.approx(1, rel=0.12)  # the first steps of Adam point alike, which the root leaves out
-    assert ratios[2] == pytest.approx(1)  # exact after one step
-    assert math.isnan(found["coherence"].iloc[2])
-    assert math.isnan(ratios[3])
-    walk = noise.walk_of("opd", PROFILE)
-    share = (9 * ratios[0] ** 2 * walk.rms**2 - walk.rms**2) / (walk.ballistic**2 - walk.rms**2)
-    assert found["coherence"].iloc[1] == pytest.approx(share)
-    w, generator = tensors("opd")[Q], torch.Generator().manual_seed(1)
-    moved = w * (1 - walk.shrinkage) + walk.rms * torch.randn(w.shape, generator=generator, dtype=torch.float64)
-    assert found["noise_sparsity"].iloc[0] == pytest.approx(metrics.update_sparsity(w, moved), abs=0.01)
-    assert 0 < found["noise_sparsity"].iloc[3] < 1
+def test_a_run_is_one_vector_beside_noise_and_beside_noise_as_strong_as_its_gradients() -> None:
+    last = load_recipe("rlvr", PROFILE).steps
+    table = pd.DataFrame([row("rlvr", last, Q, 3.0), row("rlvr", last, "model.norm.weight", math.nan)])
+    steps, clip = np.arange(1, last + 1), load_recipe("rlvr", PROFILE).grad_clip
+    log = pd.DataFrame({"recipe": "rlvr", "seed": 0, "step": steps, "grad_norm": np.linspace(0.1, 3, last) * clip})
+    found = noise.walks_of_runs(table, log).loc[("rlvr", 0)]
+    assert found["walk_ratio"] == pytest.approx(noise.walks_of_runs(table)["walk_ratio"].item())
+    recipe = load_recipe("rlvr", PROFILE)
+    grown = metrics.noise_walk_rms(noise.rates_of(recipe), betas=recipe.betas, weight_decay=recipe.weight_decay,
+                                   strengths=np.linspace(0.1, 3, last).clip(max=1))  # fmt: skip
+    assert found["own_ratio"] == pytest.approx(found["walk_ratio"] * noise.walk_of("rlvr", PROFILE).rms / grown)
+    assert found["own_ratio"] < found["walk_ratio"]  # noise that grows goes further
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"name": "model.nothing.weight"}, "none of that name"),
-        ({"n_entries": 3}, "entries for"),
-        ({"step": 10**6}, "expected 1 to"),
-        ({"step": 0}, "expected 1 to"),
-    ],
-)
-def test_rows_that_fit_no_start_are_refused(change: dict[str, object], message: str) -> None:
-    with pytest.raises(MetricInputError, match=message):
-        noise.with_noise(pd.DataFrame([row("opd", 1, Q, 1.0) | change]))
-
-
-def test_a_table_of_something_else_is_refused() -> None:
-    with pytest.raises(MetricInputError, match="no column"):
-        noise.with_noise(pd.DataFrame([row("opd", 1, Q, 1.0)]).drop(columns="n_entries"))
+def test_what_is_no_recipe_or_no_update_is_refused() -> None:
+    with pytest.raises(MetricInputError, match="expected 1 to"):
+        noise.walk_of("opd", PROFILE, 10**6)
     with pytest.raises(UnknownRecipeError):
         noise.walk_of("nothing", PROFILE)

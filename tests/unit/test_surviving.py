@@ -1,0 +1,56 @@
+"""What survives in a pretrained model: every rule is met by the toy's own tables, and can fail."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from opdgeom_utils.chapters import committed_tables, pretrained, surviving
+from opdgeom_utils.chapters.committed_tables import BookTables
+
+
+@pytest.fixture(scope="module")
+def toy() -> BookTables:
+    return committed_tables.tables_for("toy", [0, 1, 2])
+
+
+def broken(toy: BookTables, rule: int) -> BookTables:
+    """Change the toy's tables where a rule looks."""
+    geometry, measures = toy.geometry.copy(), toy.measures.copy() if toy.measures is not None else pd.DataFrame()
+    null, opd = (geometry["recipe"] == name for name in ("opd_random_credit", "opd"))
+    cosine, early = (measures["quantity"] == quantity for quantity in ("update_cosine", "sim_to_end"))
+    if rule == 0:
+        geometry.loc[null, "update_sparsity"] += 0.05
+    elif rule == 1:
+        geometry.loc[null, "update_norm"] *= 1.2
+    elif rule == 2:
+        geometry.loc[opd, "normalized_spectral_shift"] *= 2
+    elif rule in (3, 4):
+        within = measures["recipe"] == measures["other_recipe"]
+        measures.loc[cosine & (within if rule == 3 else ~within), "value"] = 0.05
+    elif rule == 5:
+        geometry.loc[opd, "update_sparsity"] = 0.9
+    elif rule == 6:
+        measures.loc[early & (measures["recipe"] == "opd"), "value"] = 0.1
+    else:
+        geometry.loc[opd & (geometry["module"] == "v_proj"), "update_norm"] *= 3
+    return replace(toy, geometry=geometry, measures=measures)
+
+
+@pytest.mark.parametrize("rule", range(len(surviving.RULES)))
+def test_a_finding_is_there_in_the_toy_and_can_be_lost(toy: BookTables, rule: int) -> None:
+    says, ask = list(surviving.RULES.items())[rule]
+    assert ask(toy)[1] is True, says
+    assert ask(broken(toy, rule))[1] is False
+
+
+def test_what_was_not_run_is_not_testable(toy: BookTables) -> None:
+    left = replace(toy, geometry=toy.geometry[toy.geometry["recipe"] == "sft"], measures=None)
+    found = surviving.surviving(left, toy)
+    assert set(found["survives"]) == {surviving.UNTESTED}
+    assert surviving.say(found).startswith("0 of 0 findings")
+
+
+def test_cosines_are_those_of_pairs_of_seeds_or_of_one_seed(toy: BookTables) -> None:
+    assert len(pretrained.cosines(toy, "opd", "opd")) == len(pretrained.cosines(toy, "opd", "control_sft")) == 3
+    assert pretrained.mean_of(pretrained.cosines(toy, "opd_random_credit", "opd_random_credit")) < 0.1
