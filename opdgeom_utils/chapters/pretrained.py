@@ -45,7 +45,7 @@ def learned(tables: BookTables) -> pd.DataFrame:
         end, start = float(own["sampled"].mean()), float((own["sampled"] - own["gain"]).mean())
         row = {"recipe": recipe, "run": label(recipe), "seeds": len(own), "updates": int(own["step"].max())}
         distance = math.nan if apart is None else _closed(apart, recipe)
-        gap = (end - start) / (taught - start) if taught > start else math.nan
+        gap = (end - start) / (taught - start) if taught > start and recipe != "sft" else math.nan
         rows.append(row | {"start": start, "end": end, "gap": gap, "distance": distance})
     return pd.DataFrame(rows)
 
