@@ -219,7 +219,7 @@ def say_spaces(against: pd.DataFrame) -> str:
         for verdict in (word for word in words if word in set(own["verdict"])):
             rows = own.loc[own["verdict"] == verdict, ["other space", "other keeps"]].to_numpy()
             parts.append(f"{words[verdict]} {listed(f'{space} ({kept})' for space, kept in rows)}")
-        lone = int((own["verdict"] == "one seed").sum())
+        lone = own["verdict"].tolist().count("one seed")
         parts += [f"{lone} other space{'s' * (lone != 1)} with one seed, not compared"] if lone else []
         said.append(f"{run}'s early space keeps {own['early keeps'].iloc[0]}: {'; '.join(parts)}")
     return ". ".join(said) + "."

@@ -278,8 +278,8 @@ def say_inputs(ends: pd.DataFrame, noise: str, inputs: str) -> str:
     own = means.loc[:, next(str(c) for c in means if c not in (noise, inputs))]
     way = ((own - means.loc[:, noise]) / (means.loc[:, inputs] - means.loc[:, noise])).dropna()
     between = "Every run lies" if way.between(0, 1).all() else "Not every run lies"
-    ends = [f"{share:.0%} of the way ({run})" for run, share in ((way.idxmin(), way.min()), (way.idxmax(), way.max()))]
-    return f"{between} between noise and inputs alone: from {ends[0]} to {ends[1]}."
+    span = [f"{share:.0%} of the way ({run})" for run, share in ((way.idxmin(), way.min()), (way.idxmax(), way.max()))]
+    return f"{between} between noise and inputs alone: from {span[0]} to {span[1]}."
 
 
 def say_channel(measures: pd.DataFrame, k: int) -> str:
