@@ -13,7 +13,6 @@ import pandas as pd
 from opdgeom_utils.chapters.update_path import agreement
 from opdgeom_utils.chapters.verdicts import under
 from opdgeom_utils.chapters.where import at_place
-from opdgeom_utils.charts.axes import begun
 from opdgeom_utils.claims import BEARINGS, OPPOSITE, UNTESTABLE, VERDICTS, matching
 from opdgeom_utils.claims.look_up import Tables
 from opdgeom_utils.intervals import number
@@ -137,11 +136,21 @@ def _how_many(verdicts: Sequence[str]) -> str:
 
 
 def matched_sentence(card: pd.DataFrame) -> str:
-    """How many of the five orders are left under each match."""
-    left = "; ".join(f"{words} {_tally(_verdicts(card, condition))}" for condition, words in _MATCHES.items())
+    """Say whether the paper's orders hang on what is made equal, and how many are left under each match.
+
+    >>> rows = [("equal_updates", "reproduced"), ("equal_norm", "the opposite"), ("equal_accuracy", "not decided")]
+    >>> for said in matched_sentence(pd.DataFrame(rows, columns=["condition", "verdict"])).split(": "):
+    ...     print(said)
+    With SFT's start moved to that of the others, the same orders depend on what is made equal
+    reproduced at equal updates 1 of 1, at equal norm of the update 0 of 1 (1 the opposite), at equal accuracy gained
+    0 of 1 (1 not decided).
+    """
+    found = {words: _verdicts(card, condition) for condition, words in _MATCHES.items()}
+    hang = len({verdicts.count(REPRODUCED) for verdicts in found.values()}) > 1
+    left = ", ".join(f"{words} {_tally(verdicts)}" for words, verdicts in found.items())
     return (
-        "Then SFT starts where the others start, and the runs are made equal in something. How many of the same orders "
-        f"are reproduced now? {begun(left)}."
+        "With SFT's start moved to that of the others, the same orders "
+        f"{'depend on what is made equal' if hang else 'come out alike, whatever is made equal'}: reproduced {left}."
     )
 
 

@@ -9,9 +9,10 @@ import pandas as pd
 
 from opdgeom_utils.chapters import seen
 from opdgeom_utils.chapters.control import STRIP, variant_label
-from opdgeom_utils.charts.axes import begun
 from opdgeom_utils.measures.long_table import pick
 from opdgeom_utils.vocabulary import listed
+
+CHANCE = "random credit"
 
 
 def moment_table(
@@ -70,18 +71,17 @@ def say_beside_chance(table: pd.DataFrame, compared: Sequence[str]) -> str:
     compared
         The recipes of its rows.
     """
-    said = []
+    said, levels = {}, {}
     for panel, own in table.groupby("panel", sort=False):
         values = seen.by_seed(pd.DataFrame(own), "row")
-        level = seen.averages(values, ["random credit", "other batches of OPD"])
-        turned: dict[str, list[str]] = {seen.ABOVE: [], seen.APART: [], seen.BELOW: [], seen.LONE: []}
-        for name in map(variant_label, compared):
-            if name in values and "random credit" in values:
-                turned[seen.stands(values.loc[:, name], values.loc[:, "random credit"])].append(name)
-        words = {seen.ABOVE: "above random credit", seen.APART: "not told apart from it", seen.BELOW: "below it"}
-        groups = [f"{words.get(how, 'of one seed')}: {listed(names)}" for how, names in turned.items() if names]
-        said.append(f"{begun(str(panel))} ({level}): {'; '.join(groups)}")
-    return ". ".join(said) + "." if said else "No moment is in these tables."
+        names = [name for name in map(variant_label, compared) if name in values and CHANCE in values]
+        nearer = [n for n in names if seen.stands(values.loc[:, n], values.loc[:, CHANCE]) == seen.ABOVE]
+        said[str(panel)] = f"{len(nearer)} of {len(names)}" + (f" ({listed(nearer)})" if nearer else "")
+        levels |= {str(panel): float(values.loc[:, CHANCE].mean())} if names else {}
+    if not levels:
+        return "No objective is beside random credit in these tables."
+    level = " and ".join(f"{value:.2f} ({panel.split()[0]})" for panel, value in levels.items())
+    return f"Nearer to OPD's moment than random credit, which has {level}, come {seen.each_side(said)}."
 
 
 def say_cross_term(mixed: pd.DataFrame) -> str:

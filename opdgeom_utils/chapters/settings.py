@@ -159,10 +159,13 @@ def say_cells(ranges: pd.DataFrame) -> str:
 
 
 def say_places(places: pd.Series) -> str:
-    """Say which runs lie outside the way from SFT, at 0, to RLVR, at 1.
+    """Say which runs lie between SFT, at 0, and RLVR, at 1, and where OPD lies.
 
-    >>> say_places(pd.Series({"OPD": 0.5, "code only": 1.2}))
-    'Between SFT and RLVR lie 1 of 2; outside: code only.'
+    >>> say_places(pd.Series({"SFT": 0.0, "OPD": 1.5, "code only": 0.5, "RLVR": 1.0}))
+    'Between SFT and RLVR lie 1 of the 2 others (code only); OPD is at 1.50.'
     """
-    away = [str(run) for run, place in places.items() if not 0 <= place <= 1]
-    return f"Between SFT and RLVR lie {len(places) - len(away)} of {len(places)}; outside: {listed(away)}."
+    others = places.drop(["SFT", "RLVR"], errors="ignore")
+    inside = [str(run) for run, place in others.items() if 0 <= place <= 1]
+    named = f" ({listed(inside)})" if inside else ""
+    opd = f"; OPD is at {others['OPD']:.2f}" if "OPD" in others else ""
+    return f"Between SFT and RLVR lie {len(inside)} of the {len(others)} others{named}{opd}."

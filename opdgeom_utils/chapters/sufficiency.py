@@ -179,22 +179,27 @@ def say_inside(inside: pd.DataFrame) -> str:
     held, chance = early["inside"].mean(), early["isotropic"].mean()
     means = rows.groupby(["free", "space"])["inside"].agg("mean")
     return (
-        f"In the early space lies {held:.0%} of OPD's update, where one without direction would have {chance:.1%}: "
-        f"{1 - held:.0%} escapes. All projected gradients: {means.min():.0%} to {means.max():.0%}."
+        f"Of OPD's update {1 - held:.0%} escapes the early space on which its gradient was projected; without "
+        f"direction {1 - chance:.0%} would. Of all projected runs {1 - means.max():.0%} to {1 - means.min():.0%} do."
     )
 
 
 def say_rulers(rulers: pd.DataFrame) -> str:
-    """Say how many times the spread of the seeds each ruler's gain is, from the lowest to the highest of the runs.
+    """Say which ruler is finer, by the smallest gain over the spread of the seeds among the runs.
 
     Parameters
     ----------
     rulers
         ``ruler, gain`` and ``seed spread``.
     """
-    times = (rulers.loc[:, "gain"].abs() / rulers.loc[:, "seed spread"]).groupby(rulers["ruler"], sort=False)
-    said = [f"by {ruler} {own.min():.1f} to {own.max():.1f} times" for ruler, own in times if own.notna().any()]
-    return f"The gain is {listed(said)} the spread of the seeds." if said else "One seed has no spread."
+    times = (rulers.loc[:, "gain"].abs() / rulers.loc[:, "seed spread"]).groupby(rulers["ruler"], sort=False).min()
+    known = times.dropna().sort_values(ascending=False)
+    if known.empty:
+        return "One seed has no spread."
+    said = (
+        f"The finer ruler is {known.index[0]}: its gain is at least {known.iloc[0]:.1f} times the spread of the seeds"
+    )
+    return said + "".join(f", that by {ruler} {least:.1f} times" for ruler, least in known.iloc[1:].items()) + "."
 
 
 def say_spaces(against: pd.DataFrame) -> str:
@@ -207,13 +212,16 @@ def say_spaces(against: pd.DataFrame) -> str:
     """
     if against.empty:
         return "No other space was tried."
+    words = {"more": "more than", "less": "less than", "not told apart": "not told apart from"}
     said = []
     for run, own in against.groupby("run", sort=False):
-        words = []
-        for verdict, rows in own.groupby("verdict", sort=False):
-            spaces = [f"{space} {kept}" for space, kept in rows[["other space", "other keeps"]].to_numpy()]
-            words.append(f"{verdict} ({', '.join(spaces)})")
-        said.append(f"{run}'s early space keeps {own['early keeps'].iloc[0]}; beside others: {'; '.join(words)}")
+        parts = []
+        for verdict in (word for word in words if word in set(own["verdict"])):
+            rows = own.loc[own["verdict"] == verdict, ["other space", "other keeps"]].to_numpy()
+            parts.append(f"{words[verdict]} {listed(f'{space} ({kept})' for space, kept in rows)}")
+        lone = own["verdict"].tolist().count("one seed")
+        parts += [f"{lone} other space{'s' * (lone != 1)} with one seed, not compared"] if lone else []
+        said.append(f"{run}'s early space keeps {own['early keeps'].iloc[0]}: {'; '.join(parts)}")
     return ". ".join(said) + "."
 
 
@@ -231,7 +239,7 @@ def say_sweep(early: pd.DataFrame, along: str, words: str) -> str:
     --------
     >>> rows = pd.DataFrame({"rank": [1, 4, 16], "kept": [0.5, 0.9, 0.95]})
     >>> say_sweep(rows, "rank", "K = {:g}")
-    'K = 1 keeps 50%, K = 16 keeps 95%; four fifths are kept from K = 4 on.'
+    'Four fifths are kept from K = 4 on (K = 1 keeps 50%, K = 16 keeps 95%).'
     """
     means = early.groupby(along).agg({"kept": "mean"}).loc[:, "kept"].dropna()
     if means.empty:
@@ -240,4 +248,4 @@ def say_sweep(early: pd.DataFrame, along: str, words: str) -> str:
     ends = dict.fromkeys([means.index[0], means.index[-1]])
     said = ", ".join(f"{words.format(place)} keeps {means[place]:.0%}" for place in ends)
     last = f"kept from {words.format(enough[0])} on" if enough else "not kept at the last place"
-    return f"{said}; four fifths are {last}."
+    return f"Four fifths are {last} ({said})."

@@ -9,12 +9,13 @@ import pandas as pd
 from opdgeom_utils.chapters import seen
 from opdgeom_utils.chapters.control import AGAINST, OTHER_SEED
 from opdgeom_utils.charts.axes import begun
-from opdgeom_utils.intervals import number
-from opdgeom_utils.vocabulary import listed, metric_of
+from opdgeom_utils.vocabulary import listed
+
+CLEAR = 0.5  # a rank correlation below this is called no clear order
 
 
 def say_paths(ends: pd.DataFrame) -> str:
-    """Say where OPD, RLVR and the variants stand at the common update.
+    """Say whether OPD and RLVR are apart at the common update, and on which side of OPD the variants end.
 
     Parameters
     ----------
@@ -22,13 +23,18 @@ def say_paths(ends: pd.DataFrame) -> str:
         From :func:`opdgeom_utils.chapters.control.at_update`, of one quantity.
     """
     values = seen.by_seed(ends, "row")
-    said = f"At the common update: {seen.averages(values, ['OPD', 'RLVR'])}; RLVR is "
-    said += seen.beside(values, "RLVR", ["OPD"])
-    means = ends[ends["kind"] == "variant"].groupby("row", sort=False)["value"].agg("mean")
-    if len(means):
-        least, most = (f"{means[name]:.2f} ({name})" for name in (means.idxmin(), means.idxmax()))
-        said += f". The variants lie between {least} and {most}"
-    return f"{said}."
+    means = {str(row): float(mean) for row, mean in values.mean().items()}
+    if not {"OPD", "RLVR"} <= set(means):
+        return "OPD and RLVR are not both in these tables."
+    said = f"At the common update RLVR is {seen.beside(values, 'RLVR', ['OPD'])}"
+    said += f" ({means['RLVR']:.2f} and {means['OPD']:.2f})."
+    variants = {name: means[name] for name in ends.loc[ends["kind"] == "variant", "row"].unique()}
+    if not variants:
+        return said
+    above = [value > means["OPD"] for value in variants.values()]
+    where = "above OPD" if all(above) else "on both sides of OPD" if any(above) else "below OPD"
+    furthest = max(variants, key=lambda name: abs(variants[name] - means["OPD"]))
+    return f"{said} The variants end {where}, furthest {furthest} at {variants[furthest]:.2f}."
 
 
 def say_overlaps(overlaps: pd.DataFrame) -> str:
@@ -39,17 +45,18 @@ def say_overlaps(overlaps: pd.DataFrame) -> str:
     overlaps
         From :func:`opdgeom_utils.chapters.control.overlap_table`.
     """
-    said = []
+    said, levels = {}, []
     for panel, own in overlaps.groupby("panel", sort=False):
         means = own.groupby("row", sort=False)["value"].agg("mean").to_dict()
-        levels = {name: means[name] for name in (OTHER_SEED, AGAINST, "chance") if name in means}
         variants = {name: means[name] for name in own.loc[own["kind"] == "variant", "row"].unique()}
-        more = [name for name, value in variants.items() if value > levels.get(OTHER_SEED, 1.0)]
-        less = [name for name, value in variants.items() if value < levels.get(AGAINST, 0.0)]
-        words = ", ".join(f"{name} {value:.2f}" for name, value in levels.items())
-        count = f"{len(more)} of {len(variants)} variants lie above another seed"
-        said.append(f'{begun(str(panel))} ({words}): {count}; below "{AGAINST}" {listed(less)}')
-    return ". ".join(said) + "." if said else "No overlap is in these tables."
+        if OTHER_SEED not in means or AGAINST not in means:
+            continue
+        more = sum(value > means[OTHER_SEED] for value in variants.values())
+        less = [name for name, value in variants.items() if value < means[AGAINST]]
+        said[str(panel)] = f"{more} of {len(variants)} variants share more with OPD than another seed does"
+        said[str(panel)] += f", and {listed(less) if less else 'none'} less than RLVR does"
+        levels.append(f"another seed {means[OTHER_SEED]:.2f}, RLVR {means[AGAINST]:.2f} on the {str(panel).split()[0]}")
+    return f"{begun(seen.each_side(said))} ({levels[0]})." if said else "No overlap is in these tables."
 
 
 def say_bends(swept: pd.DataFrame, levels: Mapping[str, float], order: Sequence[str]) -> str:
@@ -69,23 +76,24 @@ def say_bends(swept: pd.DataFrame, levels: Mapping[str, float], order: Sequence[
     >>> rows = [("50%", 0.1), ("25%", 0.3), ("5%", 0.5)]
     >>> rows = pd.DataFrame(rows, columns=["setting", "value"]).assign(series="top", panel="distance from OPD's path")
     >>> say_bends(rows, {"distance from OPD's path": 0.2}, ["50%", "25%", "5%"])
-    "Distance from OPD's path: top passes another seed at 25%."
+    "Top passes another seed by distance from OPD's path at 25%."
     """
     said = []
-    for panel, level in levels.items():
-        upwards, parts = panel.startswith("distance"), []
-        for series, own in swept[swept["panel"] == panel].groupby("series", sort=False):
-            means = own.groupby("setting")["value"].agg("mean").to_dict()
+    for series in swept["series"].unique():
+        passed: dict[str, list[str]] = {}
+        for panel, level in levels.items():
+            own = swept[(swept["panel"] == panel) & (swept["series"] == series)]
+            means, upwards = own.groupby("setting")["value"].agg("mean").to_dict(), panel.startswith("distance")
             past = [s for s in order if s in means and (means[s] > level if upwards else means[s] < level)]
-            parts.append(
-                f"{series} passes another seed at {past[0]}" if past else f"{series} never passes another seed"
-            )
-        said += [f"{begun(panel)}: {', '.join(parts)}"] if parts else []
+            if means:
+                passed.setdefault(f"at {past[0]}" if past else "nowhere", []).append(panel)
+        places = [f"by {listed(panels)} {place}" for place, panels in passed.items()]
+        said += [f"{begun(str(series))} passes another seed {'; '.join(places)}"] if places else []
     return ". ".join(said) + "." if said else "No sweep is in these tables."
 
 
 def say_skill(skill: pd.DataFrame, gaps: pd.DataFrame) -> str:
-    """Say who ends highest and lowest on each ruler, and whether keeping OPD's path goes with it.
+    """Say whether leaving OPD's path goes with learning less, and how the lowest and highest variant do by accuracy.
 
     Parameters
     ----------
@@ -94,20 +102,20 @@ def say_skill(skill: pd.DataFrame, gaps: pd.DataFrame) -> str:
     gaps
         From :func:`opdgeom_utils.chapters.control.path_gaps`.
     """
-    away, said = gaps.loc[gaps["kind"] == "variant"].groupby("row").agg({"value": "mean"}).loc[:, "value"], []
+    away = gaps.loc[gaps["kind"] == "variant"].groupby("row").agg({"value": "mean"}).loc[:, "value"]
+    said, reach = [], ""
     for panel, own in skill.groupby("panel", sort=False):
-        shown = metric_of("accuracy").shown if panel != "accuracy" else ".1%"
         means = own.groupby("row", sort=False).agg({"value": "mean"}).loc[:, "value"]
         variants = means.loc[[name for name in means.index if name in away.index]]
-        words = ", ".join(f"{name} {number(means[name], shown)}" for name in ("OPD", "RLVR") if name in means)
-        if len(variants):
-            words += f"; variants from {number(variants.min(), shown)} ({variants.idxmin()}) to "
-            words += f"{number(variants.max(), shown)} ({variants.idxmax()})"
         if len(variants) > 2:
-            rank = variants.rank().corr(away.loc[variants.index].rank())
-            words += f"; rank correlation with the distance from the path {rank:+.2f}"
-        said.append(f"{begun(str(panel))}: {words}")
-    return ". ".join(said) + "." if said else "No skill is in these tables."
+            rank = float(variants.rank().corr(away.loc[variants.index].rank()))
+            how = "in no clear order" if not abs(rank) > CLEAR else "higher" if rank > 0 else "lower"
+            said.append(f"{panel} is {how} (rank correlation {rank:+.2f})")
+        if panel == "accuracy" and len(variants) and "OPD" in means:
+            reach = f"By accuracy variants reach {variants.min():.1%} ({variants.idxmin()}) to {variants.max():.1%} "
+            reach += f"({variants.idxmax()}), OPD {means['OPD']:.1%}."
+    order = f"Further from OPD's path, {listed(said)}. " if said else ""
+    return f"{order}{reach}".strip() or "No skill is in these tables."
 
 
 def say_corners(corners: pd.DataFrame) -> str:
@@ -121,10 +129,10 @@ def say_corners(corners: pd.DataFrame) -> str:
     means = corners.groupby("what differs")["value"].agg("mean").to_dict()
     if not {"writer", "loss"} <= set(means):
         return "The four runs are not all in these tables."
-    apart = f"{means['writer']:.2f}" != f"{means['loss']:.2f}"
-    more = f"changing the {max(('writer', 'loss'), key=lambda word: means[word])}" if apart else "neither"
+    writer, loss = (f"{means[word]:.2f}" for word in ("writer", "loss"))
+    how = "as much" if writer == loss else "more" if means["writer"] > means["loss"] else "less"
     seeds = int(corners.loc[:, "seeds"].min())
     return (
-        f"Two runs that differ in the writer have {means['writer']:.2f} in common, in the loss {means['loss']:.2f}: "
-        f"{more} leaves more ({seeds} seed{'s' * (seeds != 1)} at the least)."
+        f"Changing the writer leaves {how} in common {'as' if how == 'as much' else 'than'} changing the loss "
+        f"({writer} and {loss}; {seeds} seed{'s' * (seeds != 1)} at the least)."
     )

@@ -13,7 +13,7 @@ from opdgeom_utils.claims.look_up import Tables
 from opdgeom_utils.claims.schema import reported_of
 from opdgeom_utils.intervals import number, seed_interval
 from opdgeom_utils.scopes import ATTENTION
-from opdgeom_utils.vocabulary import label, metric_of
+from opdgeom_utils.vocabulary import label, listed, metric_of
 
 NULLS = ("shuffled", "random")
 KEYS = ["profile", "recipe", "seed"]
@@ -102,30 +102,38 @@ def null_ratios(ends: pd.DataFrame, metrics: Sequence[str], null: str = "shuffle
 
 
 def say_gaps(points: pd.DataFrame, metric: str) -> str:
-    """Say at each place of comparison where OPD stands beside the other runs, by the rule of ``seen``.
+    """Say whether OPD keeps its place among the runs, and where the runs are furthest apart and where nearest.
 
     Parameters
     ----------
     points
         One row per (place, run), from :func:`at_place`.
     metric
-        Column to compare.
+        Column to compare, positive.
 
     Examples
     --------
-    >>> points = pd.DataFrame({"recipe": ["sft", "opd"] * 2, "seed": [0, 0, 1, 1], "x": [1.0, 2.0, 1.5, 2.5]})
-    >>> say_gaps(points.assign(place="equal norm"), "x")
-    'At equal norm SFT 1.25, OPD 2.25: OPD is above SFT.'
+    >>> points = pd.DataFrame({"recipe": ["sft", "opd"] * 2, "seed": [0, 0, 1, 1], "x": [1.0, 2.0, 1.0, 2.0]})
+    >>> points = [points.assign(place="equal norm"), points.assign(place="equal updates", x=[1.5, 1.0] * 2)]
+    >>> for said in say_gaps(pd.concat(points), "x").split(". "):
+    ...     print(said)
+    OPD does not keep its place: above the others at equal norm; below the others at equal updates
+    The highest run has 2.0 times the lowest at equal norm, 1.5 times at equal updates.
     """
-    said = []
+    places: dict[str, list[str]] = {}
+    apart: dict[str, float] = {}
     for place, rows in points.groupby("place", sort=False):
-        named = rows.assign(series=rows["recipe"].map(label), value=rows[metric])
-        values = seen.by_seed(named, "series")
-        runs = in_order(str(c) for c in values)
-        others = [run for run in runs if run != label("opd")]
-        level = seen.averages(values, runs, metric_of(metric).shown)
-        said.append(f"At {place} {level}: OPD is {seen.beside(values, label('opd'), others)}")
-    return ". ".join(said) + "."
+        values = seen.by_seed(rows.assign(series=rows["recipe"].map(label), value=rows[metric]), "series")
+        places.setdefault(seen.place(values, label("opd")), []).append(f"at {place}")
+        means = values.mean()
+        apart[f"at {place}"] = float(means.max() / means.min())
+    widest, nearest = (end(apart, key=lambda at: apart[at]) for end in (max, min))
+    said = "; ".join(f"{how} {listed(at)}" for how, at in places.items())
+    said = f"does not keep its place: {said}" if len(places) > 1 else f"is in every panel {next(iter(places))}"
+    return (
+        f"OPD {said}. The highest run has "
+        f"{apart[widest]:.1f} times the lowest {widest}, {apart[nearest]:.1f} times {nearest}."
+    )
 
 
 def _ordered(ends: pd.DataFrame) -> list[str]:

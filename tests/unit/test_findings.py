@@ -67,9 +67,10 @@ def test_matched_sentence_counts_each_match_by_itself() -> None:
     )
     sentence = findings.matched_sentence(rows)
     assert (
-        "reproduced now? At equal updates 1 of 2 (1 partly); at equal norm of the update 0 of 1 (1 the opposite); "
-        in sentence
+        "depend on what is made equal: reproduced at equal updates 1 of 2 (1 partly), at equal norm of the update 0 of "
+        "1 (1 the opposite), " in sentence
     )
+    assert "come out alike, whatever is made equal" in findings.matched_sentence(rows.assign(verdict="partly"))
     assert "at equal accuracy gained 0 of 1 (1 not testable)." in sentence
 
 

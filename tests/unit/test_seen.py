@@ -28,17 +28,31 @@ def curve(name: str, values: dict[int, list[float]]) -> pd.DataFrame:
 def test_a_wide_difference_tells_nothing_apart_and_one_seed_is_not_compared() -> None:
     values = pd.DataFrame({"a": [1.0, 2.0, 3.0], "b": [0.9, 1.9, 2.9], "c": [0.0, 4.0, 2.0], "d": [9.0, None, None]})
     said = seen.beside(values, "a", ["b", "c", "d", "nobody"])
-    assert said == "above b; not told apart from c; not compared, for want of seeds, with d"
+    assert said == "above b; not told apart from c"
+    assert seen.beside(values, "a", ["d"]) == "not compared, for want of seeds, with d"
+    assert seen.leads(values, "a", ["b", "c", "d"], "run") == "above every run but c"
+    assert seen.place(values[["a", "c", "d"]], "a") == "not told apart from the others"
     assert seen.beside(values, "nobody", ["a"]) == "compared with nothing"
 
 
 @pytest.mark.parametrize(
     ("last", "word"),
-    [([2.0, 4.1], "rises (2.02"), ([0.5, 1.0], "falls (0.50"), ([2.0, 1.0], "does not change")],
+    [([2.0, 4.1], "rises"), ([0.5, 1.0], "falls"), ([2.0, 1.0], "does not change for certain")],
 )
 def test_a_trend_is_read_from_ratios(last: list[float], word: str) -> None:
-    assert seen.trend(pd.Series([1.0, 2.0]), pd.Series(last)).startswith(word)
-    assert seen.trend(pd.Series([1.0]), pd.Series([3.0])) == "has one seed (3.00 times)"
+    first = pd.Series([1.0, 2.0])
+    found = seen.trend(first, pd.Series(last))
+    assert found == (word, pytest.approx((last[0] / 1.0 * last[1] / 2.0) ** 0.5))
+    assert seen.trend(first[:1], pd.Series([3.0])) == ("has one seed", 3.0)
+
+
+def test_turns_leave_out_one_seed_but_not_in_silence() -> None:
+    """Every run is said of all runs only; a run of one seed is neither risen nor fallen."""
+    one = pd.Series([1.0, 2.0])
+    risen = {"SFT": (one, 2 * one), "OPD": (one, 3 * one)}
+    assert seen.turns(risen) == "rises for every run"
+    assert seen.turns(risen | {"RLVR": (one[:1], 2 * one[:1])}) == "rises for SFT and OPD"
+    assert seen.turns({"RLVR": (one[:1], 2 * one[:1])}) == "has one seed for RLVR"
 
 
 def test_ends_of_curves_are_those_of_each_seed() -> None:
@@ -49,71 +63,86 @@ def test_ends_of_curves_are_those_of_each_seed() -> None:
 def test_paths_say_growth_and_who_is_ahead() -> None:
     """The norm is the root of the share, from 2 to 100 updates; all four runs have the same similarity plus noise."""
     said = update_path.say_paths(long_table(), 4)
-    assert f"OPD rises ({(100 / 2) ** 0.5:.2f} times)" in said
-    assert said.count("Similarity to the end at a fifth") == 2
+    assert said.startswith("The norm of the update rises for every run; OPD's is 7.07 times what it was.")
+    assert "The stable rank does not change for certain for every run; OPD's is 1.00 times what it was." in said
+    assert "By similarity to the end at a fifth, OPD is on the right not told apart from SFT, RLVR" in said
 
 
 def test_a_spectrum_that_only_moves_up_keeps_its_ratio() -> None:
-    said = update_path.say_shape(long_table(), ["opd"])
-    assert said.startswith(f"OPD's first value grows {50**0.5:.1f} times and value 8 {50**0.5:.1f} times")
-    assert said.endswith("does not change for certain (1.00 times).")
+    table = long_table()
+    said = update_path.say_shape(table, ["opd"])
+    assert said == "By value 8 over the first, the spectrum does not change for certain for OPD (1.00 times)."
+    late = table["quantity"].eq("singular_value") & table["k"].eq(8) & table["step"].eq(100)
+    doubled = table.assign(value=table["value"].where(~late, 2 * table["value"]))
+    assert "grows flatter for OPD (2.00 times)" in update_path.say_shape(doubled, ["opd"])
 
 
 def test_the_floor_leaves_rounding_noise_out() -> None:
     said = update_path.say_floor(rounding_panels())
-    assert "as bf16 shows it, it falls" in said
-    assert "rounding noise alone" not in said
+    assert "As bf16 shows it, it falls for every run." in said
+    assert "In fp32 the stable rank does not change for certain for every run." in said
+    assert said.count(". ") == 2
 
 
 def test_a_run_below_one_null_is_not_above_every_one() -> None:
     """Real inputs lie above the runs on the right and below them on the left; the other nulls are lower."""
     without = long_table().query("null != 'shuffled_time'")
     said = update_path.say_highest(without, 4)
-    above, rest = said.split(". ")
-    assert "OPD (left)" in above
-    assert "OPD (right)" in rest
+    assert said.startswith("Runs that lie above every one of their nulls: on the right none; on the left SFT, OPD")
+
+
+def test_nulls_say_the_exceptions_and_how_far_the_highest_is() -> None:
+    without = long_table().query("null != 'shuffled_time'")
+    right, left = update_path.say_nulls(without, "sim_to_end", 4).split("; ")
+    assert right == "OPD lies on the right above every null but real inputs (random signals), 0.05 short of the highest"
+    assert left == "on the left above every null, by 0.05 at the least."
 
 
 def test_scopes_say_the_widest_move_and_the_order() -> None:
     rows = [("opd", "right, attention", 0.5), ("opd", "right, all", 0.6), ("sft", "right, attention", 0.4)]
     rows += [("sft", "right, all", 0.7), ("opd", "left, attention", 0.5), ("opd", "left, all", 0.5)]
     table = pd.DataFrame([*rows, ("sft", "left, attention", 0.4), ("sft", "left, all", 0.4)])
-    said = update_path.say_scopes(table.set_axis(["recipe", "column", "value"], axis=1))
-    assert said.startswith(
-        "On the right a mean moves by at most 0.30 (SFT), and the order of the runs changes; on the l"
-    )
-    assert said.endswith("(OPD), and the order of the runs stays.") or said.endswith(
-        "(SFT), and the order of the runs stays."
-    )
+    table = table.set_axis(["recipe", "column", "value"], axis=1)
+    said = update_path.say_scopes(table)
+    assert said == ("The order of the runs changes on the right, and no mean moves by more than 0.30 (SFT).")
+    left = table[table["column"].str.startswith("left")]
+    assert update_path.say_scopes(left).startswith("The order of the runs stays, and no mean moves by more than 0.00")
 
 
 def test_inputs_say_the_way_from_noise() -> None:
     rows = [("OPD", "noise", 0.1), ("OPD", "inputs", 0.5), ("OPD", "own", 0.2)]
+    rows += [("SFT", "noise", 0.1), ("SFT", "inputs", 0.5), ("SFT", "own", 0.4)]
     ends = pd.DataFrame(rows, columns=["run", "of", "value"]).assign(seed=0)
-    assert update_path.say_inputs(ends, "noise", "inputs") == "Of the way from noise to inputs alone: OPD 25%."
+    said = "Every run lies between noise and inputs alone: from 25% of the way (OPD) to 75% of the way (SFT)."
+    assert update_path.say_inputs(ends, "noise", "inputs") == said
+    beyond = ends.assign(value=ends["value"].replace(0.4, 0.6))
+    assert update_path.say_inputs(beyond, "noise", "inputs").startswith("Not every run lies between")
     assert update_path.say_inputs(ends, "noise", "other") == "The two nulls are not in these tables."
 
 
 def test_the_channel_is_asked_of_other_seeds() -> None:
-    """In the table other seeds of OPD share 0.5, RLVR 0.3, SFT 0.2."""
+    """In the table other seeds of OPD share 0.5 and more, RLVR 0.3, SFT 0.2, and the early update more than all."""
     said = update_path.say_channel(long_table(), 4)
-    assert said.count("The overlap with other seeds is above") == 2
-    assert "other seeds 0.52" in said
+    assert "other seeds of OPD lie on both sides above every other row but itself at a fifth." in said
+    assert "They share 0.52 on the right" in said
 
 
 def test_inside_leaves_held_updates_out() -> None:
     rows = [("opd", "early space", 0.4), ("opd", "random space", 0.1), ("opd", "early space, update held", 1.0)]
     inside = pd.DataFrame(rows, columns=["free", "space", "inside"]).assign(sweep="space", isotropic=0.02)
     said = sufficiency.say_inside(inside)
-    assert "lies 40% of OPD's update" in said
-    assert "2.0%: 60% escapes" in said
-    assert said.endswith("10% to 40%.")
+    assert said.startswith("Of OPD's update 60% escapes the early space")
+    assert "without direction 98% would" in said
+    assert said.endswith("60% to 90% do.")
 
 
 def test_rulers_are_gains_over_spreads() -> None:
     rulers = pd.DataFrame({"ruler": ["distance", "distance", "accuracy"], "gain": [-0.2, -0.1, 0.02]})
     said = sufficiency.say_rulers(rulers.assign(**{"seed spread": [0.01, 0.02, 0.01]}))
-    assert said == "The gain is by distance 5.0 to 20.0 times and by accuracy 2.0 to 2.0 times the spread of the seeds."
+    assert said == (
+        "The finer ruler is distance: its gain is at least 5.0 times the spread of the seeds, that by accuracy 2.0 "
+        "times."
+    )
 
 
 def test_spaces_are_grouped_by_what_the_difference_says() -> None:
@@ -127,38 +156,42 @@ def test_spaces_are_grouped_by_what_the_difference_says() -> None:
         }
     )
     said = sufficiency.say_spaces(against)
-    assert said.startswith("OPD's early space keeps 90%; beside others: more (random space 60%); not told apart (input")
+    assert said == (
+        "OPD's early space keeps 90%: more than random space (60%); not told apart from input activations (89%)."
+    )
 
 
 def test_a_sweep_that_never_keeps_enough_says_so() -> None:
     rows = pd.DataFrame({"share": [0.1, 0.5], "kept": [0.9, 0.7]})
     said = sufficiency.say_sweep(rows, "share", "a start at {:.0%}")
-    assert said == "a start at 10% keeps 90%, a start at 50% keeps 70%; four fifths are not kept at the last place."
+    assert said == "Four fifths are not kept at the last place (a start at 10% keeps 90%, a start at 50% keeps 70%)."
 
 
 def test_overlaps_count_against_another_seed_and_rlvr() -> None:
     rows = {"near": [0.7, 0.8], "far": [0.1, 0.1], OTHER_SEED: [0.5, 0.5], AGAINST: [0.3, 0.3]}
     said = variants_seen.say_overlaps(strip(rows, "left space", (OTHER_SEED, AGAINST)))
     assert said == (
-        f"Left space ({OTHER_SEED} 0.50, {AGAINST} 0.30): 1 of 2 variants lie above another seed; below "
-        f'"{AGAINST}" far.'
+        "On the left 1 of 2 variants share more with OPD than another seed does, and far less than RLVR does "
+        "(another seed 0.50, RLVR 0.30 on the left)."
     )
 
 
 def test_reached_ranks_name_the_extremes() -> None:
     rows = {"top 50%": [6.0, 6.2], "top 5%": [7.0, 7.2], "OPD": [6.0, 6.1], "RLVR": [5.0, 5.1]}
     said = variants_seen.say_paths(strip(rows, "stable rank", ("OPD", "RLVR")))
-    assert said.startswith("At the common update: OPD 6.05, RLVR 5.05; RLVR is below OPD.")
-    assert said.endswith("The variants lie between 6.10 (top 50%) and 7.10 (top 5%).")
+    assert said == (
+        "At the common update RLVR is below OPD (5.05 and 6.05). The variants end above OPD, furthest top 5% at 7.10."
+    )
+    assert "end on both sides of OPD" in variants_seen.say_paths(
+        strip(rows | {"low": [5.9, 5.8]}, "x", ("OPD", "RLVR"))
+    )
 
 
 def test_bends_go_up_for_distances_and_down_for_overlaps() -> None:
     rows = [("50%", "right space", 0.8), ("25%", "right space", 0.4), ("50%", "distance from OPD's path", 0.1)]
     swept = pd.DataFrame(rows, columns=["setting", "panel", "value"]).assign(series="top")
     said = variants_seen.say_bends(swept, {"right space": 0.5, "distance from OPD's path": 0.2}, ["50%", "25%"])
-    assert (
-        said == "Right space: top passes another seed at 25%. Distance from OPD's path: top never passes another seed."
-    )
+    assert said == "Top passes another seed by right space at 25%; by distance from OPD's path nowhere."
 
 
 def test_skill_says_extremes_and_whether_the_path_goes_with_it() -> None:
@@ -166,22 +199,29 @@ def test_skill_says_extremes_and_whether_the_path_goes_with_it() -> None:
     skill = strip({"a": [0.6], "b": [0.5], "c": [0.4], "OPD": [0.55]}, "accuracy", ("OPD",))
     gaps = strip({"a": [0.1], "b": [0.2], "c": [0.3]}, "distance from OPD's path")
     said = variants_seen.say_skill(skill, gaps)
-    assert said.startswith("Accuracy: OPD 55.0%; variants from 40.0% (c) to 60.0% (a); rank correlation")
-    assert said.endswith("-1.00.")
+    assert said == (
+        "Further from OPD's path, accuracy is lower (rank correlation -1.00). By accuracy variants reach 40.0% (c) to "
+        "60.0% (a), OPD 55.0%."
+    )
+    turned = strip({"a": [0.6], "b": [0.4], "c": [0.5], "d": [0.7]}, "accuracy")
+    gaps = strip({"a": [0.1], "b": [0.2], "c": [0.3], "d": [0.4]}, "distance from OPD's path")
+    assert "accuracy is in no clear order (rank correlation +0.40)" in variants_seen.say_skill(turned, gaps)
 
 
 def test_corners_name_the_change_that_leaves_more() -> None:
     corners = pd.DataFrame(
         {"what differs": ["loss", "writer", "writer and loss"], "value": [0.5, 0.2, 0.1], "seeds": 1}
     )
-    assert "changing the loss leaves more (1 seed at the least)" in variants_seen.say_corners(corners)
+    assert variants_seen.say_corners(corners) == (
+        "Changing the writer leaves less in common than changing the loss (0.20 and 0.50; 1 seed at the least)."
+    )
 
 
 def test_moments_are_held_against_random_credit() -> None:
     rows = {"top 50%": [0.8, 0.9], "RLVR": [0.1, 0.2], "random credit": [0.5, 0.6], "other batches of OPD": [0.9, 0.9]}
     said = moments.say_beside_chance(strip(rows, "left moment", ("random credit",)), ["opd_top50", "rlvr"])
     assert said == (
-        "Left moment (random credit 0.55, other batches of OPD 0.90): above random credit: top 50%; below it: RLVR."
+        "Nearer to OPD's moment than random credit, which has 0.55 (left), come on the left 1 of 2 (top 50%)."
     )
 
 
