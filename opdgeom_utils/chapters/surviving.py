@@ -60,8 +60,8 @@ def _held(tables: BookTables, *recipes: str) -> bool:
 def _noise_sparsity(tables: BookTables) -> Found:
     if not _held(tables, RANDOM):
         return NOTHING
-    run = own_runs(tables, [RANDOM]).iloc[0]
-    return f"{run['predicted']:.1%}, measured {run['sparsity']:.1%}", bool(abs(run["predicted"] - run["sparsity"]) <= 0.03)
+    noise, seen = own_runs(tables, [RANDOM])[["predicted", "sparsity"]].iloc[0].tolist()
+    return f"{noise:.1%}, measured {seen:.1%}", abs(noise - seen) <= 0.03
 
 
 def _noise_length(tables: BookTables) -> Found:
