@@ -107,17 +107,18 @@ def rate_ladder(tables: BookTables) -> pd.DataFrame:
 
 
 def say_rates(runs: pd.DataFrame) -> str:
-    """Say over which range of sparsities one objective goes when its rate is turned. ``runs``: of :func:`rate_ladder`.
+    """Say where the rate puts one objective, and how far beyond noise. ``runs``: of :func:`rate_ladder`.
 
-    >>> runs = pd.DataFrame({"rate": ["1e-4", "1e-5"], "sparsity": [0.04, 0.5], "predicted": [0.05, 0.52]})
-    >>> say_rates(runs)
-    'From 1e-4 to 1e-5 its sparsity goes from 4% to 50%, and noise says it to 2 points. The axis is rate and size.'
+    >>> runs = pd.DataFrame({"rate": ["1e-4", "1e-5"], "sparsity": [0.04, 0.5], "predicted": [0.05, 0.7]})
+    >>> say_rates(runs.assign(ratio=[1.0, 2.0])).split("**")[1]
+    'At 1e-4 it went 1.0 times as far as noise, at 1e-5 2.0 times.'
     """
     first, last = runs.iloc[0], runs.iloc[-1]
-    off = 100 * float((runs["sparsity"] - runs["predicted"]).abs().max())
+    others = listed(f"at {rate} {ratio:.1f} times" for rate, ratio in runs[["rate", "ratio"]].iloc[1:].to_numpy())
     return (
-        f"From {first['rate']} to {last['rate']} its sparsity goes from {first['sparsity']:.0%} to "
-        f"{last['sparsity']:.0%}, and noise says it to {off:.0f} points. The axis is rate and size."
+        f"One objective goes from {first['sparsity']:.0%} to {last['sparsity']:.0%} unchanged when its rate is turned "
+        f"from {first['rate']} to {last['rate']}. **At {first['rate']} it went {first['ratio']:.1f} times as far as "
+        f"noise, {others}.** Noise at {last['rate']} would leave {last['predicted']:.0%} unchanged."
     )
 
 
