@@ -78,12 +78,13 @@ def say_paper(runs: pd.DataFrame) -> str:
     >>> say_paper(pd.DataFrame(runs)).split("**")[1]
     "OPD's entries moved 2.5 times as far as noise; SFT's 1.1 times."
     """
-    shares = [f"{r.kind} {r.predicted:.0%} (measured {r.sparsity:.0%})" for r in runs.itertuples()]
-    first, *others = runs.sort_values(by="ratio", ascending=False).itertuples()
-    rest = listed(f"{r.kind}'s {r.ratio:.1f} times" for r in others)
+    rows = runs.filter(items=["kind", "predicted", "sparsity", "ratio"]).to_dict(orient="records")
+    shares = [f"{run['kind']} {run['predicted']:.0%} (measured {run['sparsity']:.0%})" for run in rows]
+    first, *others = sorted(rows, key=lambda run: -run["ratio"])
+    rest = listed(f"{run['kind']}'s {run['ratio']:.1f} times" for run in others)
     return (
         f"Noise alone would leave unchanged in the paper's models of 8 billion parameters: {listed(shares)}. "
-        f"**{first.kind}'s entries moved {first.ratio:.1f} times as far as noise; {rest}.**"
+        f"**{first['kind']}'s entries moved {first['ratio']:.1f} times as far as noise; {rest}.**"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 
 import numpy as np
 import pandas as pd
@@ -57,7 +58,7 @@ def own_runs(tables: BookTables, recipes: Sequence[str]) -> pd.DataFrame:
 def _noise_sparsity(tables: BookTables, recipe: str) -> float:
     """Look up what noise leaves unchanged at a recipe's end, or compute it where it was not kept."""
     kept = None if tables.measures is None else pick(tables.measures, quantity="noise_sparsity", recipe=recipe)
-    return noise_sparsity_of(recipe, tables.profile) if kept is None or kept.empty else float(kept["value"].mean())
+    return noise_sparsity_of(recipe, tables.profile) if kept is None or kept.empty else float(np.mean(kept["value"]))
 
 
 def say_learned(runs: pd.DataFrame) -> str:
@@ -90,10 +91,11 @@ def say_strengths(runs: pd.DataFrame) -> str:
     >>> say_strengths(runs)
     'It changes little for OPD (1.30 to 1.30). It changes most for random reward (1.07 to 1.01).'
     """
-    moved = (runs["own_ratio"] / runs["ratio"] - 1).abs().sort_values()
-    shown = {name: f"{label(name)} ({runs['ratio'][name]:.2f} to {runs['own_ratio'][name]:.2f})" for name in runs.index}
-    most = moved.index[moved > 0.01] if (moved > 0.01).any() else moved.index[-1:]
-    least = [shown[name] for name in runs.index if name not in set(most)]
+    plain, own = (runs[column].to_dict() for column in ("ratio", "own_ratio"))
+    moved = {str(name): abs(own[name] / plain[name] - 1) for name in plain}
+    shown = {name: f"{label(name)} ({plain[name]:.2f} to {own[name]:.2f})" for name in moved}
+    most = [name for name in moved if moved[name] > min(0.01, 0.999 * max(moved.values()))]
+    least = [shown[name] for name in moved if name not in most]
     return f"It changes little for {listed(least)}. It changes most for {listed([shown[name] for name in most])}."
 
 
@@ -113,8 +115,8 @@ def say_rates(runs: pd.DataFrame) -> str:
     >>> say_rates(runs.assign(ratio=[1.0, 2.0])).split("**")[1]
     'At 1e-4 it went 1.0 times as far as noise, at 1e-5 2.0 times.'
     """
-    first, last = runs.iloc[0], runs.iloc[-1]
-    others = listed(f"at {rate} {ratio:.1f} times" for rate, ratio in runs[["rate", "ratio"]].iloc[1:].to_numpy())
+    first, *between, last = runs.filter(items=["rate", "sparsity", "predicted", "ratio"]).to_dict(orient="records")
+    others = listed(f"at {run['rate']} {run['ratio']:.1f} times" for run in (*between, last))
     return (
         f"One objective goes from {first['sparsity']:.0%} to {last['sparsity']:.0%} unchanged when its rate is turned "
         f"from {first['rate']} to {last['rate']}. **At {first['rate']} it went {first['ratio']:.1f} times as far as "
@@ -127,9 +129,9 @@ def by_kind(tables: BookTables, recipes: Sequence[str]) -> pd.DataFrame:
     last = load_recipe("opd", tables.profile).steps
     at = tables.geometry.query("recipe in @recipes and step == @last").dropna(subset=["update_norm"])
     walks = {recipe: walk_of(recipe, tables.profile, last).rms for recipe in recipes}
-    moved = at["update_norm"] / at["n_entries"] ** 0.5 / at["recipe"].map(walks)
-    found = at.assign(ratio=moved).groupby(["module", "recipe"])["ratio"].mean().unstack()[list(recipes)]
-    return found.rename(columns=label).rename_axis(columns=None)
+    moved = at["update_norm"] / at["n_entries"] ** 0.5 / np.array([walks[name] for name in at["recipe"]])
+    found = at.assign(ratio=moved).pivot_table("ratio", "module", "recipe")
+    return pd.DataFrame({label(name): found[name] for name in recipes})
 
 
 def say_by_kind(found: pd.DataFrame) -> str:
@@ -139,13 +141,13 @@ def say_by_kind(found: pd.DataFrame) -> str:
     >>> say_by_kind(found).split("**")[1]
     'Less far than noise go RLVR in v_proj (0.75).'
     """
-    null = found[label("opd_random_credit")]
-    less = found.drop(columns=null.name).stack()
-    less = less[less < 0.9].sort_values()
-    runs = {str(run): own for run, own in less.groupby(level=1)}
-    said = [f"{run} in {listed(f'{kind} ({v:.2f})' for (kind, _), v in own.items())}" for run, own in runs.items()]
+    columns = {str(run): own for run, own in found.to_dict().items()}
+    null, said = columns.pop(label("opd_random_credit")).values(), []
+    for run, ratios in columns.items():
+        less = [f"{kind} ({ratio:.2f})" for kind, ratio in sorted(ratios.items(), key=itemgetter(1)) if ratio < 0.9]
+        said += [f"{run} in {listed(less)}"] if less else []
     return (
-        f"Random credit goes as far as noise in every kind of matrix ({null.min():.2f} to {null.max():.2f}). "
+        f"Random credit goes as far as noise in every kind of matrix ({min(null):.2f} to {max(null):.2f}). "
         f"**Less far than noise go {listed(said)}.** Noise cannot do that. It takes gradients that oppose the steps "
         "before them: what one update does there, later ones partly undo. So a run can show fewer changes than noise, "
         "and still learn elsewhere."

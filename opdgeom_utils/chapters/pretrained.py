@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ def _teacher_accuracy(tables: BookTables) -> float:
     if needed is None:
         return math.nan
     own = tables.accuracy.query("recipe == @needed.recipe.name and seed == @needed.seed and step == @needed.step")
-    return float(own["sampled"].mean())
+    return float(np.mean(own["sampled"]))
 
 
 def _closed(apart: pd.DataFrame, recipe: str) -> float:
@@ -94,7 +95,7 @@ def say_noise(runs: pd.DataFrame) -> str:
     near = [name for name, ratio in ratios.items() if abs(ratio - 1) <= 0.1]
     far = [f"{name} ({ratio:.2f} times)" for name, ratio in ratios.items() if ratio > 1.1]
     less = [f"{name} ({ratio:.2f} times)" for name, ratio in ratios.items() if ratio < 0.9]
-    off = 100 * float((runs["sparsity"] - runs["predicted"]).abs().max())
+    off = 100 * np.abs(runs["sparsity"].to_numpy(float) - runs["predicted"].to_numpy(float)).max()
     parts = [("Within a tenth of noise", near), ("Further", far), ("Less far", less)]
     said = " ".join(f"{head}: {listed(names)}." for head, names in parts if names)
     return f"{said} Noise misses sparsity by at most {off:.0f} points."
@@ -112,11 +113,10 @@ def say_map(ends: pd.DataFrame) -> str:
     'OPD leaves 50% unchanged and turns by 2 degrees. Random credit: 40%, 1 degrees.'
     """
     turned = (ends["left_angle_mean_deg"] + ends["right_angle_mean_deg"]) / 2
-    means = ends.assign(turned=turned).groupby("recipe")[["update_sparsity", "turned"]].mean()
-    said = []
+    ends, said = ends.assign(turned=turned), []
     for recipe in [OPD, *(name for name in THROUGHOUT if name != OPD)]:
-        if recipe in means.index:
-            hidden, angle = means.loc[recipe].tolist()
+        if recipe in set(ends["recipe"]):
+            hidden, angle = means_of(ends, recipe, ["update_sparsity", "turned"])
             name = label(recipe)[:1].upper() + label(recipe)[1:]
             first = f"{name} leaves {hidden:.0%} unchanged and turns by {angle:.2g} degrees"
             said.append(first if recipe == OPD else f"{name}: {hidden:.0%}, {angle:.2g} degrees")
@@ -153,8 +153,8 @@ def measure(w0: Tensor, w: Tensor, k: int) -> dict[str, Any]:
     )
     for model, weight in ((before, w0), (after, w)):
         model["v_proj"].weight = torch.nn.Parameter(weight)
-    options = DIAGNOSE_OPTIONS | {"k": k}
-    return dict(diagnose_pair(before, after, nulls="exact", **options).iloc[0])
+    options: dict[str, Any] = DIAGNOSE_OPTIONS | {"k": k}
+    return diagnose_pair(before, after, nulls="exact", **options).to_dict("records")[0]
 
 
 def measured_matrix(names: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
@@ -188,6 +188,15 @@ def cosines(tables: BookTables, one: str, other: str) -> list[float]:
     rows = rows.loc[rows["step"] == rows["step"].max()]
     rows = rows.loc[(rows["seed"] < rows["other_seed"]) if one == other else (rows["seed"] == rows["other_seed"])]
     return rows["value"].tolist()
+
+
+def means_of(rows: pd.DataFrame, recipe: str, columns: Sequence[str]) -> list[float]:
+    """Mean of some columns over the rows of a recipe.
+
+    >>> means_of(pd.DataFrame({"recipe": ["opd", "opd", "sft"], "x": [1.0, 2.0, 9.0]}), "opd", ["x"])
+    [1.5]
+    """
+    return rows.loc[rows["recipe"] == recipe, list(columns)].to_numpy(float).mean(axis=0).tolist()
 
 
 def mean_of(values: Iterable[float]) -> float:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from opdgeom_utils.chapters.committed_tables import BookTables
 from opdgeom_utils.chapters.noise import by_kind, own_runs
-from opdgeom_utils.chapters.pretrained import CONTROL, OPD, RANDOM, RLVR, RULERS, cosines, mean_of
+from opdgeom_utils.chapters.pretrained import CONTROL, OPD, RANDOM, RLVR, RULERS, cosines, mean_of, means_of
 from opdgeom_utils.chapters.update_path import early
 from opdgeom_utils.chapters.where import at_place
 from opdgeom_utils.measures.paths import SIDES
@@ -60,7 +60,7 @@ def _held(tables: BookTables, *recipes: str) -> bool:
 def _noise_sparsity(tables: BookTables) -> Found:
     if not _held(tables, RANDOM):
         return NOTHING
-    noise, seen = own_runs(tables, [RANDOM])[["predicted", "sparsity"]].iloc[0].tolist()
+    noise, seen = means_of(own_runs(tables, [RANDOM]), RANDOM, ["predicted", "sparsity"])
     return f"{noise:.1%}, measured {seen:.1%}", abs(noise - seen) <= 0.03
 
 
@@ -74,8 +74,8 @@ def _noise_length(tables: BookTables) -> Found:
 def _rulers(tables: BookTables) -> Found:
     if not _held(tables, RANDOM, OPD):
         return NOTHING
-    ends = at_place(tables, "equal_updates", [RANDOM, OPD]).groupby("recipe")[list(RULERS)].mean()
-    ratios = (ends.loc[OPD] / ends.loc[RANDOM]).tolist()
+    ends = at_place(tables, "equal_updates", [RANDOM, OPD])
+    ratios = [a / b for a, b in zip(*(means_of(ends, name, RULERS) for name in (OPD, RANDOM)), strict=True)]
     return " and ".join([f"{r:.2f}" for r in ratios]) + " times", all(1 / 1.5 < r < 1.5 for r in ratios)
 
 
@@ -97,10 +97,10 @@ def _order(tables: BookTables) -> Found:
     order = [CONTROL, OPD, RLVR]
     if not _held(tables, *order):
         return NOTHING
-    means = at_place(tables, "equal_updates", order).groupby("recipe")[[RULERS[2], "update_sparsity"]].mean()
-    shift, hidden = (means.loc[order, column].tolist() for column in means)
+    ends = at_place(tables, "equal_updates", order)
+    shift, hidden = zip(*(means_of(ends, name, [RULERS[2], "update_sparsity"]) for name in order), strict=True)
     said = f"{' > '.join(f'{v:.1e}' for v in shift)}; {' < '.join(f'{v:.0%}' for v in hidden)}"
-    held = shift == sorted(shift, reverse=True) and hidden == sorted(hidden)
+    held = [*shift] == sorted(shift, reverse=True) and [*hidden] == sorted(hidden)
     return said if held else said.replace(">", ",").replace("<", ","), held
 
 
