@@ -33,21 +33,18 @@ def learned(tables: BookTables) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        ``recipe, run, seeds, updates``, sampled accuracy at the ``start`` and at the ``end``, and the share of the gap
-        in accuracy to the teacher (``gap``) and of the distance to it (``distance``) that was closed; nan where the
-        teacher is no run of these tables, or the distance was not measured.
+        ``recipe, run, seeds, updates``, sampled accuracy at the ``start`` and at the ``end``, and the share of the
+        ``gap`` in accuracy to the teacher that was closed; nan where the teacher is no run of these tables.
     """
     ends = final(accuracy_gain(tables.accuracy))
     taught = _teacher_accuracy(tables)
-    apart = None if tables.measures is None else pick(tables.measures, quantity="teacher_distance", null="")
     rows = []
     for recipe in (name for name in THROUGHOUT if name in set(ends["recipe"])):
         own = ends.loc[ends["recipe"] == recipe]
         end, start = float(own["sampled"].mean()), float((own["sampled"] - own["gain"]).mean())
         row = {"recipe": recipe, "run": label(recipe), "seeds": len(own), "updates": int(own["step"].max())}
-        distance = math.nan if apart is None else _closed(apart, recipe)
         gap = (end - start) / (taught - start) if taught > start and recipe != "sft" else math.nan
-        rows.append(row | {"start": start, "end": end, "gap": gap, "distance": distance})
+        rows.append(row | {"start": start, "end": end, "gap": gap})
     return pd.DataFrame(rows)
 
 
@@ -58,14 +55,6 @@ def _teacher_accuracy(tables: BookTables) -> float:
         return math.nan
     own = tables.accuracy.query("recipe == @needed.recipe.name and seed == @needed.seed and step == @needed.step")
     return float(np.mean(own["sampled"]))
-
-
-def _closed(apart: pd.DataFrame, recipe: str) -> float:
-    """Share of the anchor's distance to the teacher that a recipe has closed at its end."""
-    begun = apart.loc[(apart["recipe"] == OPD) & (apart["step"] == 0), "value"].mean()
-    own = apart.loc[(apart["recipe"] == recipe) & (apart["step"] > 0)]
-    ended = own.loc[own["step"] == own["step"].max(), "value"].mean()
-    return float(1 - ended / begun) if recipe != "sft" else math.nan  # SFT starts elsewhere
 
 
 def say_learned(found: pd.DataFrame) -> str:

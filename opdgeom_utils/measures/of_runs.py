@@ -27,10 +27,10 @@ def _compared(run: Run, *, masked: bool = False) -> bool:
 
 #: A part, and the runs that it is measured of. To add one, write its module and its line here.
 PARTS: dict[str, tuple[Callable[[Run], pd.DataFrame], Callable[[Run], bool]]] = {
-    "path": (path_measures, lambda run: True),
+    "path": (path_measures, lambda run: run.recipe.profile not in LARGE or run.recipe.name != "sft"),
     "nulls": (path_null_measures, lambda run: run.recipe.name in THROUGHOUT and run.recipe.profile not in LARGE),
     "noise": (noise_measures, lambda run: run.recipe.profile in LARGE),
-    "function": (function_measures, _compared),
+    "function": (function_measures, lambda run: run.recipe.profile not in LARGE and _compared(run)),
     "moments": (moment_measures, lambda run: run.recipe.name == "opd" and _compared(run, masked=True)),
 }
 OVERLAPS = "overlaps"  # a part of no single run

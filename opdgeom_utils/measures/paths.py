@@ -247,7 +247,8 @@ def _measure_path(run: Run, throughout: bool) -> pd.DataFrame:
     path = read_path(run)
     curves: dict[str, Curves] = {}
     for name, stack in path.updates.items():
-        own = matrix_curves(stack, path.early, KS if throughout else VARIANT_KS)
+        windows_too = run.recipe.profile not in LARGE
+        own = matrix_curves(stack, path.early, KS if throughout else VARIANT_KS, consecutive=windows_too)
         own["stable_rank_bf16", "", 0] = [rounded_rank(path.reference[name], delta) for delta in stack]
         curves[name] = own if throughout else {key: v for key, v in own.items() if key[0] != "singular_value"}
     return tagged(run, scope_rows(curves, path.steps, scopes_of(run.recipe.profile)))
