@@ -14,7 +14,7 @@ from opdgeom_utils.chapters.committed_tables import BookTables
 from opdgeom_utils.chapters.literature import sizes_of
 from opdgeom_utils.claims import matching
 from opdgeom_utils.measures.long_table import pick
-from opdgeom_utils.measures.noise import noise_sparsity_of, walk_of, walks_of_runs
+from opdgeom_utils.measures.noise import SCOPE_OF, noise_sparsity_of, walk_of, walks_of_runs
 from opdgeom_utils.models import load_model
 from opdgeom_utils.recipes import load_recipe
 from opdgeom_utils.vocabulary import label, listed
@@ -23,15 +23,18 @@ VISIBLE, SMALL = "visible share", "of it on small weights"
 RATES = ("opd_128", "opd_rate_1e5", "opd_rate_3e6")
 
 
-def own_runs(tables: BookTables, recipes: Sequence[str]) -> pd.DataFrame:
+def own_runs(tables: BookTables, recipes: Sequence[str], modules: tuple[str, ...] | None = None) -> pd.DataFrame:
     """List the book's runs at their ends: sparsity measured, mean over seeds, and predicted by noise.
+
+    ``modules``: kinds of matrix, attention's or all of the layers'; None takes all tensors.
 
     Returns ``recipe, run, objective, kind, source, sparsity, predicted, low, high``, and over all matrices together
     ``ratio`` (of the norm to that of noise), ``own_ratio`` (to that of noise as strong at each update as the run's own
     gradients) and ``coherence``; ``accuracy`` and ``gain``, sampled, 0 to 1; ``seeds``.
     """
-    ends = matching.matched(matching.summarise(tables.geometry, None), "final")
-    last = tables.geometry.merge(ends[["recipe", "seed", "step"]])
+    geometry = tables.geometry if modules is None else tables.geometry.loc[tables.geometry["module"].isin(modules)]
+    ends = matching.matched(matching.summarise(geometry, None), "final")
+    last = geometry.merge(ends[["recipe", "seed", "step"]])
     beside = ("walk_ratio", "own_ratio", "coherence")
     last = last.loc[last["recipe"].isin(recipes)]
     walks = walks_of_runs(last, tables.training).groupby("recipe").agg(dict.fromkeys(beside, "mean"))
@@ -45,7 +48,7 @@ def own_runs(tables: BookTables, recipes: Sequence[str]) -> pd.DataFrame:
             {
                 "recipe": recipe, "run": f"{label(recipe)} here", "objective": label(recipe),
                 "sparsity": float(own["update_sparsity"].mean()),
-                "predicted": _noise_sparsity(tables, recipe),
+                "predicted": _noise_sparsity(tables, recipe, modules),
                 "ratio": ratio[recipe], "own_ratio": own_ratio[recipe], "coherence": coherence[recipe],
                 "accuracy": sampled[recipe], "gain": gained[recipe],
                 "seeds": own["seed"].nunique(),
@@ -55,10 +58,15 @@ def own_runs(tables: BookTables, recipes: Sequence[str]) -> pd.DataFrame:
     return table.assign(kind=table["objective"], source="this book", low=table["predicted"], high=table["predicted"])
 
 
-def _noise_sparsity(tables: BookTables, recipe: str) -> float:
+def _noise_sparsity(tables: BookTables, recipe: str, modules: tuple[str, ...] | None) -> float:
     """Look up what noise leaves unchanged at a recipe's end, or compute it where it was not kept."""
-    kept = None if tables.measures is None else pick(tables.measures, quantity="noise_sparsity", recipe=recipe)
-    return noise_sparsity_of(recipe, tables.profile) if kept is None or kept.empty else float(np.mean(kept["value"]))
+    cell = {"quantity": "noise_sparsity", "scope": SCOPE_OF[modules]}
+    kept = None if tables.measures is None else pick(tables.measures, recipe=recipe, **cell)
+    return (
+        noise_sparsity_of(recipe, tables.profile, modules)
+        if kept is None or kept.empty
+        else float(np.mean(kept["value"]))
+    )
 
 
 def say_learned(runs: pd.DataFrame) -> str:

@@ -17,7 +17,7 @@ from opdgeom_utils.chapters.pretrained import CONTROL, OPD, RANDOM, RLVR, RULERS
 from opdgeom_utils.chapters.update_path import early
 from opdgeom_utils.chapters.where import at_place
 from opdgeom_utils.measures.paths import SIDES
-from opdgeom_utils.scopes import MODULES
+from opdgeom_utils.scopes import ATTENTION, MODULES
 
 YES, NO, UNTESTED = "yes", "no", "not testable"
 Found = tuple[str, bool | None]  # what was found, in words, and whether the finding is there; None is not testable
@@ -60,14 +60,14 @@ def _held(tables: BookTables, *recipes: str) -> bool:
 def _noise_sparsity(tables: BookTables) -> Found:
     if not _held(tables, RANDOM):
         return NOTHING
-    noise, seen = means_of(own_runs(tables, [RANDOM]), RANDOM, ["predicted", "sparsity"])
+    noise, seen = means_of(own_runs(tables, [RANDOM], ATTENTION), RANDOM, ["predicted", "sparsity"])
     return f"{noise:.1%}, measured {seen:.1%}", abs(noise - seen) <= 0.03
 
 
 def _noise_length(tables: BookTables) -> Found:
     if not _held(tables, RANDOM):
         return NOTHING
-    ratio = float(own_runs(tables, [RANDOM])["ratio"].iloc[0])
+    ratio = float(own_runs(tables, [RANDOM], ATTENTION)["ratio"].iloc[0])
     return f"{ratio:.2f} times", 0.9 <= ratio <= 1.1
 
 

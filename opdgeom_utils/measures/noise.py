@@ -15,6 +15,9 @@ from opdgeom_utils.metrics.noise_walk import Walk, coherence_of
 from opdgeom_utils.models import load_model
 from opdgeom_utils.recipes import Recipe, load_recipe
 from opdgeom_utils.runs import Run
+from opdgeom_utils.scopes import ATTENTION, MODULES
+
+SCOPE_OF = {None: "all", ATTENTION: "attention", MODULES: "layers"}  # names of what a sparsity is taken over
 
 
 def rates_of(recipe: Recipe) -> list[float]:
@@ -54,14 +57,17 @@ def walk_of(recipe_name: str, profile: str, step: int | None = None) -> Walk:
 
 
 @cache
-def noise_sparsity_of(recipe_name: str, profile: str) -> float:
+def noise_sparsity_of(recipe_name: str, profile: str, modules: tuple[str, ...] | None = None) -> float:
     """Update sparsity that noise is expected to leave at a recipe's end, over all tensors, weighted by entries.
+
+    ``modules``: only these kinds of matrix.
 
     >>> 0 < noise_sparsity_of("sft", "first_regime") < noise_sparsity_of("opd", "first_regime") < 1
     True
     """
     start, walk = load_recipe(recipe_name, profile).start, walk_of(recipe_name, profile)
-    tensors = dict(load_model(start).named_parameters()).values()
+    named = load_model(start).named_parameters()
+    tensors = [w for name, w in named if modules is None or name.split(".")[-2] in modules]
     unchanged = sum(metrics.noise_sparsity(w, walk.rms, shrinkage=walk.shrinkage) * w.numel() for w in tensors)
     return unchanged / sum(w.numel() for w in tensors)
 
@@ -70,9 +76,9 @@ def noise_measures(run: Run) -> pd.DataFrame:
     """Keep :func:`noise_sparsity_of` with a run's measures: who reads them need not have the weights it began at."""
 
     def made() -> pd.DataFrame:
-        value = noise_sparsity_of(run.recipe.name, run.recipe.profile)
-        row = {"step": run.recipe.steps, "scope": "all", "quantity": "noise_sparsity", "value": value}
-        return tagged(run, [row])
+        row = {"step": run.recipe.steps, "quantity": "noise_sparsity"}
+        values = {s: noise_sparsity_of(run.recipe.name, run.recipe.profile, m) for m, s in SCOPE_OF.items()}
+        return tagged(run, [row | {"scope": scope, "value": value} for scope, value in values.items()])
 
     return kept_measures(run.path, "noise", made, __name__)
 
