@@ -10,7 +10,7 @@ from opdgeom_utils.chapters import missing_runs
 from opdgeom_utils.chapters.missing_runs import stop_without_runs
 from opdgeom_utils.chapters.parameters import check_parameters
 from opdgeom_utils.errors import MissingRunsError, NotebookFailedError
-from opdgeom_utils.recipes import load_recipe
+from opdgeom_utils.recipes import load_recipe, recipe_names
 from opdgeom_utils.report.papermill_run import run_papermill
 from opdgeom_utils.run_files import run_of
 from tests.tiny_world import World
@@ -44,8 +44,8 @@ def message(profile: str = "smollm2-135m") -> str:
 def test_it_names_runs_command_and_where_the_time_will_stand(nothing_trained: Path) -> None:
     said, content = message(), yaml.safe_load((ROOT / "data/recipes/smollm2-135m.yaml").read_text())
     seeds = {name: block.get("seeds", content["defaults"]["seeds"]) for name, block in content["recipes"].items()}
-    count = len(seeds["sft"]) + len(seeds["teacher"]) + 3 * (len(seeds) - 2)
-    assert f"{count} of {count} runs are missing: sft, seed 0; teacher, seed 1; opd, seeds 0 1 2;" in said
+    count = sum(map(len, seeds.values()))
+    assert f"{count} of {count} runs are missing: sft, seed 0; opd, seeds 0 1 2;" in said
     assert "`make runs PROFILE=smollm2-135m`" in said
     assert f"not known before a run has begun on this machine: each writes it into {nothing_trained / 'logs'}" in said
 
@@ -54,10 +54,8 @@ def test_the_time_is_that_of_runs_that_have_begun(nothing_trained: Path) -> None
     begun("sft", 0, 300, done=True)
     begun("opd", 1, 8)
     said = message()
-    recipes = {
-        name: load_recipe(name, "smollm2-135m")
-        for name in ("teacher", "opd", "opd_random_credit", "rlvr", "control_sft")
-    }
+    others = [name for name in recipe_names("smollm2-135m") if name != "sft"]
+    recipes = {name: load_recipe(name, "smollm2-135m") for name in others}
     size = {name: recipe.prompts_per_update * recipe.group_size for name, recipe in recipes.items()}
     updates = {name: recipe.steps * len(recipe.seeds) for name, recipe in recipes.items()}
     updates["opd"] -= 8
