@@ -20,6 +20,7 @@ from opdgeom_utils.recipes import load_recipe
 from opdgeom_utils.vocabulary import label, listed
 
 VISIBLE, SMALL = "visible share", "of it on small weights"
+NULLS = ("opd_random_credit", "rlvr_random_reward")
 RATES = ("opd_128", "opd_rate_1e5", "opd_rate_3e6")
 
 
@@ -120,15 +121,17 @@ def say_rates(runs: pd.DataFrame) -> str:
     """Say where the rate puts one objective, and how far beyond noise. ``runs``: of :func:`rate_ladder`.
 
     >>> runs = pd.DataFrame({"rate": ["1e-4", "1e-5"], "sparsity": [0.04, 0.5], "predicted": [0.05, 0.7]})
-    >>> say_rates(runs.assign(ratio=[1.0, 2.0])).split("**")[1]
-    'At 1e-4 it went 1.0 times as far as noise, at 1e-5 2.0 times.'
+    >>> say_rates(runs.assign(ratio=[1.0, 2.0], seeds=1)).split("**")[1]
+    'At 1e-4 it went 1.0 times as far as noise, at 1e-5 2.0 times'
     """
     first, *between, last = runs.filter(items=["rate", "sparsity", "predicted", "ratio"]).to_dict(orient="records")
     others = listed(f"at {run['rate']} {run['ratio']:.1f} times" for run in (*between, last))
+    seeds = sorted({int(n) for n in runs["seeds"]})
+    many = "one seed each" if seeds == [1] else f"{seeds[0]} to {seeds[-1]} seeds"
     return (
         f"One objective goes from {first['sparsity']:.0%} to {last['sparsity']:.0%} unchanged when its rate is turned "
         f"from {first['rate']} to {last['rate']}. **At {first['rate']} it went {first['ratio']:.1f} times as far as "
-        f"noise, {others}.** Noise at {last['rate']} would leave {last['predicted']:.0%} unchanged."
+        f"noise, {others}** ({many}). Noise at {last['rate']} would leave {last['predicted']:.0%} unchanged."
     )
 
 
@@ -143,22 +146,22 @@ def by_kind(tables: BookTables, recipes: Sequence[str]) -> pd.DataFrame:
 
 
 def say_by_kind(found: pd.DataFrame) -> str:
-    """Say which kinds of matrix go less far than noise, and that random credit goes just as far everywhere.
+    """Say which kinds of matrix go less far than noise, and how far the null objectives go.
 
     >>> found = pd.DataFrame({"random credit": [1.0, 1.02], "RLVR": [0.75, 1.03]}, index=["v_proj", "up_proj"])
     >>> say_by_kind(found).split("**")[1]
     'Less far than noise go RLVR in v_proj (0.75).'
     """
     columns = {str(run): own for run, own in found.to_dict().items()}
-    null, said = columns.pop(label("opd_random_credit")).values(), []
+    null = [ratio for name in NULLS for ratio in columns.pop(label(name), {}).values()]
+    said = []
     for run, ratios in columns.items():
         less = [f"{kind} ({ratio:.2f})" for kind, ratio in sorted(ratios.items(), key=itemgetter(1)) if ratio < 0.9]
         said += [f"{run} in {listed(less)}"] if less else []
     return (
-        f"Random credit goes as far as noise in every kind of matrix ({min(null):.2f} to {max(null):.2f}). "
-        f"**Less far than noise go {listed(said)}.** Noise cannot do that. It takes gradients that oppose the steps "
-        "before them: what one update does there, later ones partly undo. So a run can show fewer changes than noise, "
-        "and still learn elsewhere."
+        f"The null objectives go {min(null):.2f} to {max(null):.2f} times as far as noise in every kind of matrix. "
+        f"**Less far than noise go {listed(said)}.** So an objective can show fewer changes there than its own null "
+        "does. Gradients that oppose earlier steps would do that; whether they do was not measured."
     )
 
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from opdgeom_utils.chapters.committed_tables import BookTables
+from opdgeom_utils.chapters.noise import own_runs
+from opdgeom_utils.chapters.where import at_place
 from opdgeom_utils.claims.matching import accuracy_gain, final
 from opdgeom_utils.diagnose import diagnose_pair
 from opdgeom_utils.intervals import number
@@ -19,7 +21,7 @@ from opdgeom_utils.measures.long_table import pick
 from opdgeom_utils.recipes import load_recipe
 from opdgeom_utils.results import DIAGNOSE_OPTIONS, are_committed, load_sample, sample_of
 from opdgeom_utils.runs import load_or_train
-from opdgeom_utils.scopes import THROUGHOUT
+from opdgeom_utils.scopes import MODULES, THROUGHOUT
 from opdgeom_utils.trained_models import needed_run
 from opdgeom_utils.vocabulary import label, listed, metric_of
 
@@ -71,6 +73,25 @@ def say_learned(found: pd.DataFrame) -> str:
         share = f", which is {gap:.0%} of the gap to its teacher" if recipe == OPD and not math.isnan(gap) else ""
         said.append(f"{label(recipe)}{' went' * (recipe == OPD)} from {start:.0%} to {end:.0%}{right}{share}")
     return "; ".join(said) + "."
+
+
+def say_found(tables: BookTables, toy: BookTables) -> str:
+    """Say in plain words what came out: noise, the paper's rulers, and direction, each beside random credit."""
+    if not {OPD, RANDOM} <= set(tables.geometry["recipe"]):
+        return "Without a run of OPD and one of random credit nothing can be said."
+    noise = own_runs(tables, [OPD, RANDOM], MODULES).set_index("recipe")["ratio"].to_dict()
+    ends = at_place(tables, "equal_updates", [OPD, RANDOM])
+    angles = [sum(means_of(ends, name, RULERS[:2])) / 2 for name in (OPD, RANDOM)]
+    pairs = [mean_of(cosines(t, name, name)) for t in (tables, toy) for name in (OPD, RANDOM)]
+    many = "one seed" if len(tables.seeds) == 1 else f"{len(tables.seeds)} seeds"
+    near = "lie side by side" if 1 / 1.5 < angles[0] / angles[1] < 1.5 else "lie apart"
+    apart = "tells them apart" if pairs[0] > pairs[1] + 0.1 else "does not tell them apart"
+    return (
+        f"**Random credit, which learns nothing, goes {noise[RANDOM]:.2f} times as far as noise; OPD {noise[OPD]:.2f} "
+        f"times.** By the paper's angles the two {near}: {angles[0]:.2g} degrees (OPD) and {angles[1]:.2g}. Direction "
+        f"{apart}: the cosine of two seeds is {pairs[0]:.2f} for OPD and {pairs[1]:.2f} for random credit (in the toy "
+        f"{pairs[2]:.2f} and {pairs[3]:.2f}). Runs have {many} here at most."
+    )
 
 
 def say_noise(runs: pd.DataFrame) -> str:

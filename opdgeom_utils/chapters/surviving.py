@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pandas as pd
 
@@ -97,11 +98,12 @@ def _order(tables: BookTables) -> Found:
     order = [CONTROL, OPD, RLVR]
     if not _held(tables, *order):
         return NOTHING
-    ends = at_place(tables, "equal_updates", order)
+    attention = tables.geometry.loc[tables.geometry["module"].isin(ATTENTION)]
+    ends = at_place(replace(tables, geometry=attention), "equal_updates", order)
     shift, hidden = zip(*(means_of(ends, name, [RULERS[2], "update_sparsity"]) for name in order), strict=True)
-    said = f"{' > '.join(f'{v:.1e}' for v in shift)}; {' < '.join(f'{v:.0%}' for v in hidden)}"
+    said = f"{', '.join(f'{v:.1e}' for v in shift)}; {', '.join(f'{v:.1%}' for v in hidden)}"
     held = [*shift] == sorted(shift, reverse=True) and [*hidden] == sorted(hidden)
-    return said if held else said.replace(">", ",").replace("<", ","), held
+    return said, held
 
 
 def _early_space(tables: BookTables) -> Found:
