@@ -26,7 +26,7 @@ from opdgeom_utils.errors import StaleResultsError
 from opdgeom_utils.models import PACKAGED, PROJECT, TRAINED, UNTRAINED, load_model, resolve_model, stored_state
 from opdgeom_utils.recipes import Recipe, deciding_settings, load_recipe, recipe_names
 from opdgeom_utils.runs import Run
-from opdgeom_utils.scopes import LARGE, THROUGHOUT
+from opdgeom_utils.scopes import THROUGHOUT
 from opdgeom_utils.training import TRAINING_VERSION
 
 RESULTS = PROJECT / "data" / "results"  # a folder for each profile
@@ -62,7 +62,7 @@ def geometry_of(run: Run) -> pd.DataFrame:
     Recipes outside of :data:`~opdgeom_utils.scopes.THROUGHOUT` are measured at their end only, and all recipes of large
     models, whose nulls are the expected ones.
     """
-    large = run.recipe.profile in LARGE
+    large = run.is_large
     points = run.checkpoints[-1:] if large or run.recipe.name not in THROUGHOUT else run.checkpoints
     nulls = "expected" if large else "exact"
     return kept.table(
@@ -145,7 +145,7 @@ def write_tables(
         kept = _rows_to_keep(path, table) if add and path.is_file() else table.head(0)
         tables[name] = pd.concat([kept, table], ignore_index=True) if len(kept) else table
         storage.write_atomic(path, storage.parquet_bytes(tables[name]))
-    sampled = [run for run in runs if run.recipe.profile in LARGE]
+    sampled = [run for run in runs if run.is_large]
     if sampled:
         storage.write_tensors(folder / SAMPLE, sample_of(sampled))
     entries = [entry for entry in _entries(folder) if add and _entry_key(entry) not in fresh] + [

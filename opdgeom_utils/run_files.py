@@ -22,6 +22,7 @@ from opdgeom_utils.models import resolve_model
 from opdgeom_utils.project_files import runs_folder
 from opdgeom_utils.provenance import fingerprint
 from opdgeom_utils.recipes import Recipe
+from opdgeom_utils.trained_models import is_large
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class Run:
     seed: int
     path: Path
     until: int | None = None
+
+    @cached_property
+    def is_large(self) -> bool:
+        """Whether its model is large for two cores; less is measured of it then."""
+        return is_large(self.recipe)
 
     @property
     def last(self) -> int:

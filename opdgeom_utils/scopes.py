@@ -7,7 +7,4 @@ MAIN = (*HEADLINE, "opd_random_credit", "rlvr_random_reward")  # beside the null
 THROUGHOUT = (*MAIN, "opd_full_vocab")  # recipes of which every checkpoint is measured
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")  # the matrices of the paper's trajectory figures
 MODULES = (*ATTENTION, "gate_proj", "up_proj", "down_proj")  # as the data flows through a layer
-# Profiles whose models are large for two cores: geometry at the ends of runs, beside expected nulls; paths from the
-# anchor on, in the attention matrices; no distances to the teacher.
-LARGE = ("smollm2-135m",)
 SCOPES: dict[str, tuple[str, ...] | None] = {"attention": ATTENTION, "all": None}

@@ -17,6 +17,7 @@ import torch
 from opdgeom_utils import storage
 from opdgeom_utils.errors import RecipeError
 from opdgeom_utils.models import (
+    PACKAGED,
     TRAINED,
     UNTRAINED,
     build_model,
@@ -24,12 +25,14 @@ from opdgeom_utils.models import (
     load_model,
     load_stored_state,
     load_tokenizer,
+    resolve_model,
     trained_folder,
 )
 from opdgeom_utils.recipes import Recipe, load_recipe
 from opdgeom_utils.world import load_world
 
 ORIGIN = "trained.json"
+LARGE = 20_000_000  # parameters from which on a model is planned for, and measured only where two cores can
 
 
 class Needed(NamedTuple):
@@ -58,6 +61,17 @@ def needed_run(name: str | None) -> Needed | None:
     if step not in recipe.checkpoints:
         raise RecipeError(f"model {name!r}: {recipe.name} has checkpoints {list(recipe.checkpoints)} only")
     return Needed(recipe, recipe.seeds[0], step)
+
+
+def is_large(recipe: Recipe) -> bool:
+    """Whether a recipe's student, or the model that this was made from, is one for which a plan is made."""
+    source = recipe.start
+    while needed := needed_run(source):
+        source = needed.recipe.start
+    if source.startswith((UNTRAINED, PACKAGED)):  # the toy's own; what packages carry was pretrained
+        return source.startswith(PACKAGED)
+    folder = Path(resolve_model(source))  # of a hub's name nothing is asked
+    return not folder.is_dir() or sum(file.stat().st_size for file in folder.glob("*.safetensors")) >= 2 * LARGE
 
 
 def models_of(recipe: Recipe) -> list[str]:

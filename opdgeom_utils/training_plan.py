@@ -23,10 +23,9 @@ from opdgeom_utils.fit.sides import Side, open_side
 from opdgeom_utils.models import UNTRAINED, load_tokenizer, pick_device, resolve_model
 from opdgeom_utils.recipes import Recipe
 from opdgeom_utils.scoring import LOGITS_AT_ONCE
-from opdgeom_utils.trained_models import models_of
+from opdgeom_utils.trained_models import LARGE, models_of
 from opdgeom_utils.world import load_world, tasks_of
 
-LARGE = 20_000_000
 SAMPLE = 64  # problems whose lengths are looked at
 LOGITS = "logits, a piece at a time"
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import mean
 
 from opdgeom_utils.errors import MissingRunsError
-from opdgeom_utils.models import PACKAGED, UNTRAINED, resolve_model
 from opdgeom_utils.project_files import runs_folder
-from opdgeom_utils.recipes import Recipe, load_recipe, recipe_names
+from opdgeom_utils.recipes import load_recipe, recipe_names
 from opdgeom_utils.results import are_committed
 from opdgeom_utils.run_files import Run, rows_of, run_of
-from opdgeom_utils.trained_models import needed_run
-from opdgeom_utils.training_plan import LARGE
+from opdgeom_utils.trained_models import is_large
 
 
 def stop_without_runs(profile: str) -> None:
@@ -32,7 +29,7 @@ def stop_without_runs(profile: str) -> None:
     if are_committed(profile):
         return
     recipes = [load_recipe(name, profile) for name in recipe_names(profile)]
-    if not any(map(_is_large, recipes)):
+    if not any(map(is_large, recipes)):
         return
     runs = [run_of(recipe, seed) for recipe in recipes for seed in recipe.seeds]
     missing = [run for run in runs if not (run.path / "DONE").is_file()]
@@ -44,17 +41,6 @@ def stop_without_runs(profile: str) -> None:
             f"inside a chapter. {len(missing)} of {len(runs)} runs are missing: {named}. `make runs PROFILE={profile}` "
             f"trains them and writes the tables; it can be stopped, and goes on where it was. {_time(runs, missing)}"
         )
-
-
-def _is_large(recipe: Recipe) -> bool:
-    """Whether a recipe's student, or the model that this was made from, is one for which a plan is made."""
-    source = recipe.start
-    while needed := needed_run(source):
-        source = needed.recipe.start
-    if source.startswith((UNTRAINED, PACKAGED)):  # the toy's own; what packages carry was pretrained
-        return source.startswith(PACKAGED)
-    folder = Path(resolve_model(source))  # of a hub's name nothing is asked
-    return not folder.is_dir() or sum(file.stat().st_size for file in folder.glob("*.safetensors")) >= 2 * LARGE
 
 
 def _time(runs: Sequence[Run], missing: Sequence[Run]) -> str:

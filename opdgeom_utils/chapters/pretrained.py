@@ -13,17 +13,15 @@ from torch import Tensor
 
 from opdgeom_utils.chapters.committed_tables import BookTables
 from opdgeom_utils.chapters.noise import own_runs
+from opdgeom_utils.chapters.regime import gap_closed
+from opdgeom_utils.chapters.update_path import cosines
 from opdgeom_utils.chapters.where import at_place
 from opdgeom_utils.claims.matching import accuracy_gain, final
 from opdgeom_utils.diagnose import diagnose_pair
-from opdgeom_utils.intervals import number
-from opdgeom_utils.measures.long_table import pick
-from opdgeom_utils.recipes import load_recipe
 from opdgeom_utils.results import DIAGNOSE_OPTIONS, are_committed, load_sample, sample_of
 from opdgeom_utils.runs import load_or_train
 from opdgeom_utils.scopes import MODULES, THROUGHOUT
-from opdgeom_utils.trained_models import needed_run
-from opdgeom_utils.vocabulary import label, listed, metric_of
+from opdgeom_utils.vocabulary import label, listed
 
 RANDOM, OPD, CONTROL, RLVR = "opd_random_credit", "opd", "control_sft", "rlvr"
 RULERS = ("left_angle_mean_deg", "right_angle_mean_deg", "normalized_spectral_shift")
@@ -39,24 +37,14 @@ def learned(tables: BookTables) -> pd.DataFrame:
         ``gap`` in accuracy to the teacher that was closed; nan where the teacher is no run of these tables.
     """
     ends = final(accuracy_gain(tables.accuracy))
-    taught = _teacher_accuracy(tables)
     rows = []
     for recipe in (name for name in THROUGHOUT if name in set(ends["recipe"])):
         own = ends.loc[ends["recipe"] == recipe]
         end, start = float(own["sampled"].mean()), float((own["sampled"] - own["gain"]).mean())
         row = {"recipe": recipe, "run": label(recipe), "seeds": len(own), "updates": int(own["step"].max())}
-        gap = (end - start) / (taught - start) if taught > start and recipe != "sft" else math.nan
+        gap = mean_of(gap_closed(tables, recipe)) if recipe != "sft" else math.nan  # SFT starts elsewhere
         rows.append(row | {"start": start, "end": end, "gap": gap})
     return pd.DataFrame(rows)
-
-
-def _teacher_accuracy(tables: BookTables) -> float:
-    """Look up the sampled accuracy of OPD's teacher, where a run of these tables made it."""
-    needed = needed_run(load_recipe(OPD, tables.profile).teacher)
-    if needed is None:
-        return math.nan
-    own = tables.accuracy.query("recipe == @needed.recipe.name and seed == @needed.seed and step == @needed.step")
-    return float(np.mean(own["sampled"]))
 
 
 def say_learned(found: pd.DataFrame) -> str:
@@ -82,7 +70,7 @@ def say_found(tables: BookTables, toy: BookTables) -> str:
     noise = own_runs(tables, [OPD, RANDOM], MODULES).set_index("recipe")["ratio"].to_dict()
     ends = at_place(tables, "equal_updates", [OPD, RANDOM])
     angles = [sum(means_of(ends, name, RULERS[:2])) / 2 for name in (OPD, RANDOM)]
-    pairs = [mean_of(cosines(t, name, name)) for t in (tables, toy) for name in (OPD, RANDOM)]
+    pairs = [mean_of(cosines(t.measures, name, name)) for t in (tables, toy) for name in (OPD, RANDOM)]
     many = "one seed" if len(tables.seeds) == 1 else f"{len(tables.seeds)} seeds"
     near = "lie side by side" if 1 / 1.5 < angles[0] / angles[1] < 1.5 else "lie apart"
     apart = "tells them apart" if pairs[0] > pairs[1] + 0.1 else "does not tell them apart"
@@ -140,7 +128,7 @@ def say_direction(tables: BookTables, toy: BookTables) -> str:
         ("Two seeds of OPD", OPD, OPD), ("two seeds of random credit", RANDOM, RANDOM),
         ("OPD and control SFT of one seed", OPD, CONTROL), ("OPD and RLVR of one seed", OPD, RLVR),
     ):  # fmt: skip
-        here, there = (mean_of(cosines(t, one, other)) for t in (tables, toy))
+        here, there = (mean_of(cosines(t.measures, one, other)) for t in (tables, toy))
         if not math.isnan(here):
             said.append(f"{words} {here:.2f} (toy {there:.2f})")
     return f"Cosines here, and in the toy: {'; '.join(said)}."
@@ -167,18 +155,6 @@ def measure(w0: Tensor, w: Tensor, k: int) -> dict[str, Any]:
     return diagnose_pair(before, after, nulls="exact", **options).to_dict("records")[0]
 
 
-def measured_matrix(names: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """Show each run's row of ``diagnose_pair`` as text, its shuffled null in brackets."""
-    shown = []
-    for name, row in zip(names, rows, strict=True):
-        line = {"run": name}
-        for metric in map(metric_of, ("update_sparsity", *RULERS)):
-            own, null = (number(row[f"{metric.name}{suffix}"], metric.shown) for suffix in ("", "_shuffled"))
-            line[metric.title] = f"{own} ({null})"
-        shown.append(line)
-    return pd.DataFrame(shown)
-
-
 def agrees(row: Mapping[str, Any], tables: BookTables, name: str) -> bool:
     """Whether a matrix of :func:`sample`, measured now, gives what the tables say of it."""
     recipe, seed = name.split("/")
@@ -188,16 +164,6 @@ def agrees(row: Mapping[str, Any], tables: BookTables, name: str) -> bool:
     there = own.iloc[len(own) // 2]
     columns = ["update_sparsity", "update_norm", *RULERS]
     return all(math.isclose(row[c], there[c], rel_tol=1e-6, abs_tol=1e-9) for c in columns)
-
-
-def cosines(tables: BookTables, one: str, other: str) -> list[float]:
-    """Cosines of the updates of two recipes at the later common point: pairs of seeds of one, the same seed of two."""
-    if tables.measures is None:
-        return []
-    rows = pick(tables.measures, quantity="update_cosine", scope="attention", null="", recipe=one, other_recipe=other)
-    rows = rows.loc[rows["step"] == rows["step"].max()]
-    rows = rows.loc[(rows["seed"] < rows["other_seed"]) if one == other else (rows["seed"] == rows["other_seed"])]
-    return rows["value"].tolist()
 
 
 def means_of(rows: pd.DataFrame, recipe: str, columns: Sequence[str]) -> list[float]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from opdgeom_utils.chapters.committed_tables import BookTables
 from opdgeom_utils.chapters.model_cards import card_accuracy
 from opdgeom_utils.claims.matching import accuracy_gain, final
 from opdgeom_utils.measures.long_table import pick
 from opdgeom_utils.recipes import load_recipe
+from opdgeom_utils.trained_models import needed_run
 from opdgeom_utils.vocabulary import label, listed
 
 EARLY, LATE = 10, 50  # updates over which the logged distance is averaged, at the start and at the end
@@ -18,8 +21,19 @@ LEARNED = 1 / 3  # share of the accuracy gap from which on OPD counts as having 
 def gap_closed(tables: BookTables, recipe: str = "opd") -> list[float]:
     """Share of the sampled-accuracy gap to its teacher that each seed of a recipe has closed at its end; 1 is all."""
     ends = final(accuracy_gain(tables.accuracy.loc[tables.accuracy["recipe"] == recipe]))
-    taught = card_accuracy(str(load_recipe(recipe, tables.profile).teacher))["sampled"]
+    taught = _taught(tables, recipe)
     return [gain / (taught - (now - gain)) for now, gain in ends[["sampled", "gain"]].to_numpy(float).tolist()]
+
+
+def _taught(tables: BookTables, recipe: str) -> float:
+    """Look up the sampled accuracy of a recipe's teacher: a run of these tables made it, or its model card has it."""
+    teacher = load_recipe(recipe, tables.profile).teacher
+    made = needed_run(teacher)
+    if made is None:
+        return card_accuracy(str(teacher))["sampled"]
+    rows = tables.accuracy
+    there = (rows["recipe"] == made.recipe.name) & (rows["seed"] == made.seed) & (rows["step"] == made.step)
+    return float(np.mean(rows.loc[there, "sampled"]))
 
 
 def distance_closed(tables: BookTables, recipe: str = "opd") -> dict[str, float]:

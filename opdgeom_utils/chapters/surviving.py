@@ -14,8 +14,8 @@ import pandas as pd
 
 from opdgeom_utils.chapters.committed_tables import BookTables
 from opdgeom_utils.chapters.noise import by_kind, own_runs
-from opdgeom_utils.chapters.pretrained import CONTROL, OPD, RANDOM, RLVR, RULERS, cosines, mean_of, means_of
-from opdgeom_utils.chapters.update_path import early
+from opdgeom_utils.chapters.pretrained import CONTROL, OPD, RANDOM, RLVR, RULERS, mean_of, means_of
+from opdgeom_utils.chapters.update_path import cosines, early
 from opdgeom_utils.chapters.where import at_place
 from opdgeom_utils.measures.paths import SIDES
 from opdgeom_utils.scopes import ATTENTION, MODULES
@@ -81,14 +81,14 @@ def _rulers(tables: BookTables) -> Found:
 
 
 def _agreement(tables: BookTables) -> Found:
-    opd, null = (mean_of(cosines(tables, name, name)) for name in (OPD, RANDOM))
+    opd, null = (mean_of(cosines(tables.measures, name, name)) for name in (OPD, RANDOM))
     if math.isnan(opd + null):
         return NOTHING
     return f"{opd:.2f}, random credit {null:.2f}", opd >= null + 0.3 and abs(null) < 0.1
 
 
 def _same_way(tables: BookTables) -> Found:
-    across, own = mean_of(cosines(tables, OPD, CONTROL)), mean_of(cosines(tables, OPD, OPD))
+    across, own = mean_of(cosines(tables.measures, OPD, CONTROL)), mean_of(cosines(tables.measures, OPD, OPD))
     if math.isnan(across):
         return NOTHING
     return f"{across:.2f}", across >= (0.3 if math.isnan(own) else own / 2)

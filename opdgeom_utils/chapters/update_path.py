@@ -129,17 +129,24 @@ def agreement(measures: pd.DataFrame, recipes: Iterable[str] = THROUGHOUT, scope
     >>> agreement(pd.DataFrame([row | other]))[["run", "cosine", "seeds"]].values.tolist()
     [['OPD', 0.5, '0.50 (one value)']]
     """
-    cosines = pick(measures, quantity="update_cosine", scope=scope, null="")
-    cosines = cosines[cosines["step"] == cosines.groupby("recipe")["step"].transform("max")]
+    held = set(pick(measures, quantity="update_cosine", scope=scope, null="")["recipe"])
     rows = []
-    for recipe in (name for name in recipes if name in set(cosines["recipe"])):
-        own = cosines.loc[cosines["recipe"] == recipe]
-        pairs = own.loc[(own["other_recipe"] == recipe) & (own["seed"] < own["other_seed"]), "value"].to_numpy(float)
-        opd = own.loc[own["other_recipe"] == "opd", "value"].to_numpy(float) if recipe != "opd" else pairs
-        found = [seed_interval(values) for values in (pairs, opd)]
+    for recipe in (name for name in recipes if name in held):
+        found = [seed_interval(cosines(measures, recipe, other, scope)) for other in (recipe, "opd")]
         row = {"recipe": recipe, "run": label(recipe), "cosine": found[0].mean, "with_opd": found[1].mean}
-        rows.append(row | {"seeds": found[0].text(".2f") if len(pairs) else "-"})
+        rows.append(row | {"seeds": found[0].text(".2f") if found[0].n else "-"})
     return pd.DataFrame(rows, columns=["recipe", "run", "cosine", "seeds", "with_opd"])
+
+
+def cosines(measures: pd.DataFrame | None, one: str, other: str, scope: str = "attention") -> list[float]:
+    """Cosines of the updates of two recipes at the later common point: pairs of seeds of one, the same seed of two."""
+    if measures is None:
+        return []
+    rows = pick(measures, quantity="update_cosine", scope=scope, null="", recipe=one)
+    rows = rows.loc[rows["step"] == rows["step"].max()]
+    rows = rows.loc[rows["other_recipe"] == other]
+    rows = rows.loc[(rows["seed"] < rows["other_seed"]) if one == other else (rows["seed"] == rows["other_seed"])]
+    return rows["value"].tolist()
 
 
 def both_sides(

@@ -15,7 +15,7 @@ from opdgeom_utils.measures.path_overlaps import overlap_measures
 from opdgeom_utils.measures.paths import path_measures
 from opdgeom_utils.recipes import load_recipe, recipe_names
 from opdgeom_utils.runs import Run
-from opdgeom_utils.scopes import HEADLINE, LARGE, THROUGHOUT
+from opdgeom_utils.scopes import HEADLINE, THROUGHOUT
 
 
 def _compared(run: Run, *, masked: bool = False) -> bool:
@@ -27,10 +27,10 @@ def _compared(run: Run, *, masked: bool = False) -> bool:
 
 #: A part, and the runs that it is measured of. To add one, write its module and its line here.
 PARTS: dict[str, tuple[Callable[[Run], pd.DataFrame], Callable[[Run], bool]]] = {
-    "path": (path_measures, lambda run: run.recipe.profile not in LARGE or run.recipe.name != "sft"),
-    "nulls": (path_null_measures, lambda run: run.recipe.name in THROUGHOUT and run.recipe.profile not in LARGE),
-    "noise": (noise_measures, lambda run: run.recipe.profile in LARGE),
-    "function": (function_measures, lambda run: run.recipe.profile not in LARGE and _compared(run)),
+    "path": (path_measures, lambda run: not run.is_large or run.recipe.name != "sft"),
+    "nulls": (path_null_measures, lambda run: run.recipe.name in THROUGHOUT and not run.is_large),
+    "noise": (noise_measures, lambda run: run.is_large),
+    "function": (function_measures, lambda run: not run.is_large and _compared(run)),
     "moments": (moment_measures, lambda run: run.recipe.name == "opd" and _compared(run, masked=True)),
 }
 OVERLAPS = "overlaps"  # a part of no single run

@@ -129,7 +129,7 @@ def _measure(
             for name, f in own.items()
         }
         other = dict(zip(("other_recipe", "other_seed", "other_step"), point, strict=True))
-        scopes = scopes_of(run.recipe.profile)
+        scopes = scopes_of(run)
         found = [*scope_rows(curves, [step], scopes), *cosine_rows(delta, delta_there, step, scopes)]
         if point[0] == run.recipe.name and step == run.recipe.steps:  # what seeds share, matrix by matrix
             found += [

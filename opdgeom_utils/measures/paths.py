@@ -28,7 +28,7 @@ from opdgeom_utils.metrics.sparsity import bf16_realised
 from opdgeom_utils.metrics.spectra import stable_rank_from, stable_rank_of, tail_exponent
 from opdgeom_utils.models import load_model, stored_state
 from opdgeom_utils.runs import Run
-from opdgeom_utils.scopes import ATTENTION, LARGE, SCOPES, THROUGHOUT
+from opdgeom_utils.scopes import ATTENTION, SCOPES, THROUGHOUT
 
 KS = (1, 2, 4, 8, 16)
 VARIANT_KS = (4, 16)
@@ -85,7 +85,7 @@ def read_path(run: Run, steps: Sequence[int] = ()) -> UpdatePath:
     names = [n for n, w in start.items() if ".layers." in n and w.dim() == 2]
     if run.recipe.profile in FIRST_LAYER_ONLY:
         names = [n for n in names if ".layers.0." in n]
-    if run.recipe.profile in LARGE:
+    if run.is_large:
         names = [n for n in names if _projection_of(n) in ATTENTION]
     states = [storage.read_tensors(c.path) for c in points]
     updates = {n: torch.stack([state[n].float() - start[n].float() for state in states]) for n in names}
@@ -217,13 +217,9 @@ def scope_rows(
     return rows
 
 
-def scopes_of(profile: str) -> tuple[str, ...]:
-    """Scopes of a profile's measures: of a large model only the attention matrices are read.
-
-    >>> scopes_of("toy"), scopes_of("smollm2-135m")
-    (('attention', 'all'), ('attention',))
-    """
-    return ("attention",) if profile in LARGE else tuple(SCOPES)
+def scopes_of(run: Run) -> tuple[str, ...]:
+    """Scopes of a run's measures: of a large model only the attention matrices are read."""
+    return ("attention",) if run.is_large else tuple(SCOPES)
 
 
 def tagged(run: Run, rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
@@ -247,8 +243,7 @@ def _measure_path(run: Run, throughout: bool) -> pd.DataFrame:
     path = read_path(run)
     curves: dict[str, Curves] = {}
     for name, stack in path.updates.items():
-        windows_too = run.recipe.profile not in LARGE
-        own = matrix_curves(stack, path.early, KS if throughout else VARIANT_KS, consecutive=windows_too)
+        own = matrix_curves(stack, path.early, KS if throughout else VARIANT_KS, consecutive=not run.is_large)
         own["stable_rank_bf16", "", 0] = [rounded_rank(path.reference[name], delta) for delta in stack]
         curves[name] = own if throughout else {key: v for key, v in own.items() if key[0] != "singular_value"}
-    return tagged(run, scope_rows(curves, path.steps, scopes_of(run.recipe.profile)))
+    return tagged(run, scope_rows(curves, path.steps, scopes_of(run)))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from opdgeom_utils import trained_models
 from opdgeom_utils.chapters import missing_runs
 from opdgeom_utils.chapters.missing_runs import stop_without_runs
 from opdgeom_utils.chapters.parameters import check_parameters
@@ -74,7 +75,7 @@ def test_small_models_and_finished_runs_are_no_reason(
     world: World, nothing_trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stop_without_runs("tiny")
-    monkeypatch.setattr(missing_runs, "LARGE", 100)
+    monkeypatch.setattr(trained_models, "LARGE", 100)
     with pytest.raises(MissingRunsError, match="sft, seeds 0 1; opd, seeds 0 1"):
         stop_without_runs("tiny")
     for recipe in missing_runs.recipe_names("tiny"):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from opdgeom_utils.chapters import committed_tables, pretrained, surviving
+from opdgeom_utils.chapters import committed_tables, pretrained, surviving, update_path
 from opdgeom_utils.chapters.committed_tables import BookTables
 
 
@@ -52,5 +52,9 @@ def test_what_was_not_run_is_not_testable(toy: BookTables) -> None:
 
 
 def test_cosines_are_those_of_pairs_of_seeds_or_of_one_seed(toy: BookTables) -> None:
-    assert len(pretrained.cosines(toy, "opd", "opd")) == len(pretrained.cosines(toy, "opd", "control_sft")) == 3
-    assert pretrained.mean_of(pretrained.cosines(toy, "opd_random_credit", "opd_random_credit")) < 0.1
+    assert (
+        len(update_path.cosines(toy.measures, "opd", "opd"))
+        == len(update_path.cosines(toy.measures, "opd", "control_sft"))
+        == 3
+    )
+    assert pretrained.mean_of(update_path.cosines(toy.measures, "opd_random_credit", "opd_random_credit")) < 0.1
