@@ -212,22 +212,22 @@ def control_sentence(card: pd.DataFrame) -> str:
     """Say what came of the third question: tokens, writers, mixing, and whether the measure can tell objectives apart.
 
     >>> rows = [("tokens", "not testable"), ("mixing", "not testable"), ("power_seen", "not decided")]
-    >>> control_sentence(pd.DataFrame(rows, columns=["condition", "verdict"])).split(". ")[-1]
-    'But RLVR itself is not shown to leave it by more than the rule asks, so no claim on a path can be tested here.'
+    >>> control_sentence(pd.DataFrame(rows, columns=["condition", "verdict"])).split(". ")[0]
+    "RLVR itself is not shown to leave OPD's path by more than the rule asks, so no claim on a path can be tested here"
     """
     kept, mixed = (_tally(_verdicts(card, *names)) for names in (("tokens", "writers"), ("mixing",)))
     power = _verdicts(card, "power_seen")
-    tail = "The path of RLVR is apart from it, so the measure can tell objectives apart."
+    first = "The path of RLVR is apart from OPD's, so the measure can tell objectives apart."
     if {PARTLY, UNDECIDED, OPPOSITE} & set(power):
-        tail = (
-            "But RLVR itself is not shown to leave it by more than the rule asks, so no claim on a path can be tested "
-            "here."
+        first = (
+            "RLVR itself is not shown to leave OPD's path by more than the rule asks, so no claim on a path can be "
+            "tested here."
         )
     elif UNTESTABLE in power or not power:
-        tail = "Whether the measure can tell RLVR from it is not known."
+        first = "Whether the measure can tell RLVR's path from OPD's is not known."
     return (
-        f"Reproduced of the statements that OPD's path stays with fewer tokens or another writer: {kept}. That mixing "
-        f"in RLVR moves it as the paper says: {mixed}. {tail}"
+        f"{first} Reproduced of the statements that OPD's path stays with fewer tokens or another writer: {kept}. That "
+        f"mixing in RLVR moves it as the paper says: {mixed}."
     )
 
 

@@ -19,7 +19,7 @@ from opdgeom_utils.chapters.where import at_place
 from opdgeom_utils.charts.palette import in_order
 from opdgeom_utils.intervals import number, seed_interval
 from opdgeom_utils.measures.noise import walks_of_runs
-from opdgeom_utils.vocabulary import label, metric_of
+from opdgeom_utils.vocabulary import label, listed, metric_of
 
 LADDER = (
     "opd_random_credit", "opd_64x8", "opd_full_vocab_64x8", "opd_128", "opd_full_vocab_128", "opd", "opd_full_vocab",
@@ -135,14 +135,14 @@ def as_table(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def say(found: pd.DataFrame) -> str:
-    """Say which objectives leave the curve, and where.
+    """Say in words which objectives lie off the curve; then in how many statistics, and in which.
 
     >>> row = {"statistic": "x", "recipe": "rlvr", "verdict": "leaves"}
     >>> say(pd.DataFrame([row, row | {"statistic": "y", "verdict": "on the curve"}]))
-    'RLVR leaves the curve in 1 of 2 statistics (x).'
+    '**RLVR lies off the curve by some rulers.** RLVR leaves the curve in 1 of 2 statistics (x).'
     """
     names = {label(recipe): recipe for recipe in found["recipe"].tolist()}
-    said = []
+    said, places = [], []
     for shown in in_order(names):
         own = found.loc[found["recipe"] == names[shown]]
         tested, left = (own.loc[own["verdict"].isin(words), "statistic"].tolist() for words in (TESTED, TESTED[:1]))
@@ -150,7 +150,11 @@ def say(found: pd.DataFrame) -> str:
         where = f" ({'; '.join(left)})" if left and len(left) < len(tested) else ""
         many = f"{name} leaves the curve in {len(left)} of {len(tested)} statistics{where}."
         said.append(many if tested else f"{name} cannot be tested.")
-    return " ".join(said)
+        far = "on the curve" if not left else "off the curve by every ruler"
+        far = "off the curve by some rulers" if 0 < len(left) < len(tested) else far
+        places += [f"{shown} lies {far}"] if tested else []
+    finding = listed(places)
+    return " ".join([f"**{finding[:1].upper()}{finding[1:]}.**"] * bool(places) + said)
 
 
 def _valued(table: pd.DataFrame, column: str, at: Mapping[tuple[str, int], float]) -> list[dict[str, object]]:

@@ -100,25 +100,26 @@ def say_noise(runs: pd.DataFrame) -> str:
 
 
 def say_map(ends: pd.DataFrame) -> str:
-    """Say how far apart OPD and its null objective lie on the map, and how far SFT and RLVR lie from OPD.
+    """Say where the runs from the anchor lie on the map, random credit among them or not, and where SFT lies.
 
-    >>> rows = {
-    ...     "recipe": ["opd", "opd_random_credit"],
-    ...     "update_sparsity": [0.5, 0.4],
-    ...     "left_angle_mean_deg": [2.0, 1.0],
-    ... }
-    >>> say_map(pd.DataFrame(rows).assign(right_angle_mean_deg=[2.0, 1.0]))
-    'OPD leaves 50% unchanged and turns by 2 degrees. Random credit: 40%, 1 degrees.'
+    >>> rows = {"recipe": ["opd", "rlvr", "opd_random_credit", "sft"], "update_sparsity": [0.5, 0.4, 0.45, 0.1]}
+    >>> ends = pd.DataFrame(rows).assign(left_angle_mean_deg=[2.0, 1.0, 1.5, 9.0], right_angle_mean_deg=2.0)
+    >>> say_map(ends).split("; ")[1]
+    'they span 40% to 50% and 1.5 to 2 degrees. SFT: 10%, 5.5 degrees.'
     """
     turned = (ends["left_angle_mean_deg"] + ends["right_angle_mean_deg"]) / 2
-    ends, said = ends.assign(turned=turned), []
-    for recipe in [OPD, *(name for name in THROUGHOUT if name != OPD)]:
-        if recipe in set(ends["recipe"]):
-            hidden, angle = means_of(ends, recipe, ["update_sparsity", "turned"])
-            name = label(recipe)[:1].upper() + label(recipe)[1:]
-            first = f"{name} leaves {hidden:.0%} unchanged and turns by {angle:.2g} degrees"
-            said.append(first if recipe == OPD else f"{name}: {hidden:.0%}, {angle:.2g} degrees")
-    return ". ".join(said) + "."
+    ends = ends.assign(turned=turned)
+    at = {name: means_of(ends, name, ["update_sparsity", "turned"]) for name in set(ends["recipe"])}
+    null, sft = at.pop(RANDOM, None), at.pop("sft", None)
+    spans = [(min(values), max(values)) for values in zip(*at.values(), strict=True)]
+    (few, many), (low, high) = spans
+    span = f"{few:.0%} to {many:.0%} and {low:.2g} to {high:.2g} degrees"
+    said = f"The runs from the anchor span {span}."
+    if null is not None:
+        inside = few <= null[0] <= many and low <= null[1] <= high
+        lies = "among those that have an objective" if inside else "beside those that have an objective"
+        said = f"Random credit lies {lies}: {null[0]:.0%} unchanged and {null[1]:.2g} degrees; they span {span}."
+    return said + (f" SFT: {sft[0]:.0%}, {sft[1]:.2g} degrees." if sft else "")
 
 
 def say_direction(tables: BookTables, toy: BookTables) -> str:
