@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from opdgeom_utils.chapters.update_path import cosines
 from opdgeom_utils.chapters.where import at_place
 from opdgeom_utils.claims.matching import accuracy_gain, final
 from opdgeom_utils.diagnose import diagnose_pair
+from opdgeom_utils.intervals import seed_interval
 from opdgeom_utils.results import DIAGNOSE_OPTIONS, are_committed, load_sample, sample_of
 from opdgeom_utils.runs import load_or_train
 from opdgeom_utils.scopes import MODULES, THROUGHOUT
@@ -42,7 +43,7 @@ def learned(tables: BookTables) -> pd.DataFrame:
         own = ends.loc[ends["recipe"] == recipe]
         end, start = float(own["sampled"].mean()), float((own["sampled"] - own["gain"]).mean())
         row = {"recipe": recipe, "run": label(recipe), "seeds": len(own), "updates": int(own["step"].max())}
-        gap = mean_of(gap_closed(tables, recipe)) if recipe != "sft" else math.nan  # SFT starts elsewhere
+        gap = seed_interval(gap_closed(tables, recipe)).mean if recipe != "sft" else math.nan  # SFT starts elsewhere
         rows.append(row | {"start": start, "end": end, "gap": gap})
     return pd.DataFrame(rows)
 
@@ -70,7 +71,7 @@ def say_found(tables: BookTables, toy: BookTables) -> str:
     noise = own_runs(tables, [OPD, RANDOM], MODULES).set_index("recipe")["ratio"].to_dict()
     ends = at_place(tables, "equal_updates", [OPD, RANDOM])
     angles = [sum(means_of(ends, name, RULERS[:2])) / 2 for name in (OPD, RANDOM)]
-    pairs = [mean_of(cosines(t.measures, name, name)) for t in (tables, toy) for name in (OPD, RANDOM)]
+    pairs = [seed_interval(cosines(t.measures, name, name)).mean for t in (tables, toy) for name in (OPD, RANDOM)]
     many = "one seed" if len(tables.seeds) == 1 else f"{len(tables.seeds)} seeds"
     near = "lie side by side" if 1 / 1.5 < angles[0] / angles[1] < 1.5 else "lie apart"
     apart = "tells them apart" if pairs[0] > pairs[1] + 0.1 else "does not tell them apart"
@@ -129,7 +130,7 @@ def say_direction(tables: BookTables, toy: BookTables) -> str:
         ("Two seeds of OPD", OPD, OPD), ("two seeds of random credit", RANDOM, RANDOM),
         ("OPD and control SFT of one seed", OPD, CONTROL), ("OPD and RLVR of one seed", OPD, RLVR),
     ):  # fmt: skip
-        here, there = (mean_of(cosines(t.measures, one, other)) for t in (tables, toy))
+        here, there = (seed_interval(cosines(t.measures, one, other)).mean for t in (tables, toy))
         if not math.isnan(here):
             said.append(f"{words} {here:.2f} (toy {there:.2f})")
     return f"Cosines here, and in the toy: {'; '.join(said)}."
@@ -174,13 +175,3 @@ def means_of(rows: pd.DataFrame, recipe: str, columns: Sequence[str]) -> list[fl
     [1.5]
     """
     return rows.loc[rows["recipe"] == recipe, list(columns)].to_numpy(float).mean(axis=0).tolist()
-
-
-def mean_of(values: Iterable[float]) -> float:
-    """Mean of some numbers, nan of none.
-
-    >>> mean_of([1.0, 2.0]), mean_of([])
-    (1.5, nan)
-    """
-    known = list(values)
-    return sum(known) / len(known) if known else math.nan

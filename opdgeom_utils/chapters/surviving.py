@@ -14,9 +14,10 @@ import pandas as pd
 
 from opdgeom_utils.chapters.committed_tables import BookTables
 from opdgeom_utils.chapters.noise import by_kind, own_runs
-from opdgeom_utils.chapters.pretrained import CONTROL, OPD, RANDOM, RLVR, RULERS, mean_of, means_of
+from opdgeom_utils.chapters.pretrained import CONTROL, OPD, RANDOM, RLVR, RULERS, means_of
 from opdgeom_utils.chapters.update_path import cosines, early
 from opdgeom_utils.chapters.where import at_place
+from opdgeom_utils.intervals import seed_interval
 from opdgeom_utils.measures.paths import SIDES
 from opdgeom_utils.scopes import ATTENTION, MODULES
 
@@ -81,14 +82,14 @@ def _rulers(tables: BookTables) -> Found:
 
 
 def _agreement(tables: BookTables) -> Found:
-    opd, null = (mean_of(cosines(tables.measures, name, name)) for name in (OPD, RANDOM))
+    opd, null = (seed_interval(cosines(tables.measures, name, name)).mean for name in (OPD, RANDOM))
     if math.isnan(opd + null):
         return NOTHING
     return f"{opd:.2f}, random credit {null:.2f}", opd >= null + 0.3 and abs(null) < 0.1
 
 
 def _same_way(tables: BookTables) -> Found:
-    across, own = mean_of(cosines(tables.measures, OPD, CONTROL)), mean_of(cosines(tables.measures, OPD, OPD))
+    across, own = (seed_interval(cosines(tables.measures, OPD, other)).mean for other in (CONTROL, OPD))
     if math.isnan(across):
         return NOTHING
     return f"{across:.2f}", across >= (0.3 if math.isnan(own) else own / 2)
@@ -109,8 +110,11 @@ def _order(tables: BookTables) -> Found:
 def _early_space(tables: BookTables) -> Found:
     if tables.measures is None or not _held(tables, RANDOM, OPD):
         return NOTHING
-    pairs, measures = [(side, name) for side in SIDES for name in (OPD, RANDOM)], tables.measures
-    values = {(side, name): mean_of(early(measures, side, 4, [name])["value"]) for side, name in pairs}
+    values = {}
+    for side in SIDES:
+        for name in (OPD, RANDOM):
+            at = early(tables.measures, side, 4, [name]).loc[:, "value"].to_numpy(float)
+            values[side, name] = seed_interval(at).mean
     said = "; ".join(f"{side} {values[side, OPD]:.2f}, random credit {values[side, RANDOM]:.2f}" for side in SIDES)
     return said, all(values[side, OPD] > values[side, RANDOM] for side in SIDES)
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from opdgeom_utils.chapters import committed_tables, pretrained, surviving, update_path
+from opdgeom_utils.chapters import committed_tables, surviving, update_path
 from opdgeom_utils.chapters.committed_tables import BookTables
 
 
@@ -57,4 +57,4 @@ def test_cosines_are_those_of_pairs_of_seeds_or_of_one_seed(toy: BookTables) -> 
         == len(update_path.cosines(toy.measures, "opd", "control_sft"))
         == 3
     )
-    assert pretrained.mean_of(update_path.cosines(toy.measures, "opd_random_credit", "opd_random_credit")) < 0.1
+    assert max(update_path.cosines(toy.measures, "opd_random_credit", "opd_random_credit")) < 0.1
