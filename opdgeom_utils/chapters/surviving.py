@@ -44,15 +44,15 @@ def surviving(tables: BookTables, toy: BookTables) -> pd.DataFrame:
 
 
 def say(found: pd.DataFrame) -> str:
-    """Say how many findings survive, and which do not.
+    """Say how many findings survive.
 
     >>> say(pd.DataFrame({"finding": ["A", "B", "C"], "survives": ["yes", "no", "not testable"]}))
-    '1 of 2 findings that can be tested survive. Not so: B.'
+    'Of 2 findings of the toy that can be tested here, 1 survives.'
     """
-    tested = found.loc[found["survives"] != UNTESTED]
-    lost = tested.loc[tested["survives"] == NO, "finding"].tolist()
-    said = f"{len(tested) - len(lost)} of {len(tested)} findings that can be tested survive."
-    return f"{said} Not so: {'; '.join(lost)}." if lost else said
+    verdicts = found["survives"].tolist()
+    kept = verdicts.count(YES)
+    tested = kept + verdicts.count(NO)
+    return f"Of {tested} findings of the toy that can be tested here, {kept} survive{'s' * (kept == 1)}."
 
 
 def _held(tables: BookTables, *recipes: str) -> bool:
