@@ -1,8 +1,8 @@
 """Before a large model is trained: parameters, memory by part, tokens, and after a few updates the time that is left.
 
-Memory is counted from configurations (:mod:`opdgeom_utils.fit.memory`), before any weights are loaded. What does not
-fit is refused, with the fields of the recipe that would make it fit. Models of fewer than ``LARGE`` parameters get no
-plan.
+Memory is counted from configurations, before any weights are loaded: in :mod:`opdgeom_utils.fit.memory`, and in
+:mod:`opdgeom_utils.fit.processor` what is true on a CPU only. What does not fit is refused, with the fields of the
+recipe that would make it fit. Models of fewer than ``LARGE`` parameters get no plan.
 """
 
 from __future__ import annotations
@@ -19,6 +19,14 @@ import torch
 from opdgeom_utils.errors import TrainingMemoryError
 from opdgeom_utils.evaluation import BATCH
 from opdgeom_utils.fit.memory import ACTIVATIONS, GB, GRADIENTS, KV, LIBRARIES, LOGIT_BYTES, Setting, memory_parts
+from opdgeom_utils.fit.processor import (
+    LIBRARIES_CPU,
+    PADDING,
+    attention_bytes,
+    compiled_bytes,
+    products,
+    prompt_bytes,
+)  # fmt: skip
 from opdgeom_utils.fit.sides import Side, open_side
 from opdgeom_utils.models import UNTRAINED, load_tokenizer, pick_device, resolve_model
 from opdgeom_utils.recipes import Recipe
@@ -28,6 +36,7 @@ from opdgeom_utils.world import load_world, tasks_of
 
 SAMPLE = 64  # problems whose lengths are looked at
 LOGITS = "logits, a piece at a time"
+COPIES = "keys in fp32 and a copy as texts end"
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,8 @@ class Plan:
     ``available``: bytes that the device has free now; None where it does not say.
     ``tokens``: most tokens of one update, prompts included.
     ``updates``: updates of the recipe.
+    ``phases``: parts that are there one after another. A card's allocator gives one the blocks of the last; on a CPU
+    there are none: freed blocks stay with the process, too scattered for the next phase's matrices (measured).
     """
 
     parameters: int
@@ -46,13 +57,13 @@ class Plan:
     available: int | None
     tokens: int
     updates: int
+    phases: tuple[tuple[str, ...], ...] = ()
 
     @property
     def peak(self) -> int:
-        """Bytes at the fullest moment: what stays, and the larger of a rollout and the learning after it."""
-        learning = self.memory[GRADIENTS] + self.memory[ACTIVATIONS] + self.memory[LOGITS]
-        stays = sum(self.memory.values()) - learning - self.memory[KV]
-        return stays + max(learning, self.memory[KV])
+        """Bytes at the fullest moment: what stays, and the largest phase."""
+        sizes = [sum(self.memory[part] for part in phase) for phase in self.phases]
+        return sum(self.memory.values()) - sum(sizes) + max(sizes, default=0)
 
     @property
     def fits(self) -> bool:
@@ -66,6 +77,7 @@ class Plan:
         return (
             f"plan: {self.parameters / 1e6:.1f} M parameters, {self.updates} updates of up to {self.tokens:,} tokens\n"
             f"memory in GB: {parts}\nat the fullest moment {self.peak / GB:.1f}{free}"
+            + ("" if self.phases else "; all parts together, as a CPU's freed blocks stay with the process")
         )
 
 
@@ -106,7 +118,7 @@ def plan_of(recipe: Recipe, sides: dict[str, Side], lengths: tuple[int, int], de
         sequences=max(written, judged), micro_batch=min(together, prompts) * recipe.group_size,
         prompt_tokens=lengths[0], completion_tokens=lengths[1], checkpointing=recipe.gradient_checkpointing,
     )  # fmt: skip
-    parts = memory_parts(student, student, setting)
+    parts, cuda = memory_parts(student, student, setting), device.type == "cuda"
     fixed = {name: sides[name] for name in (recipe.teacher, recipe.anchor, recipe.writer) if name}
     memory = {
         "weights, fp32": 4 * n,
@@ -118,15 +130,36 @@ def plan_of(recipe: Recipe, sides: dict[str, Side], lengths: tuple[int, int], de
         KV: parts[KV] * (1 if half else 2),
         ACTIVATIONS: parts[ACTIVATIONS] * (1 if half else 2),
         LOGITS: LOGIT_BYTES * min(student.rows * setting.micro_batch * lengths[1], LOGITS_AT_ONCE),
-        **({"libraries": LIBRARIES} if device.type == "cuda" else {}),
+        **({"libraries": LIBRARIES} if cuda else _on_a_cpu(recipe, student, setting)),
     }
-    return Plan(n, memory, free_bytes(device), prompts * recipe.group_size * sum(lengths), recipe.steps)
+    tokens, phases = prompts * recipe.group_size * sum(lengths), ((GRADIENTS, ACTIVATIONS, LOGITS), (KV,))
+    return Plan(n, memory, free_bytes(device), tokens, recipe.steps, phases if cuda else ())
+
+
+def _on_a_cpu(recipe: Recipe, student: Side, setting: Setting) -> dict[str, int]:
+    """Count the parts that a CPU has beside those of a card."""
+    half, config, parts = recipe.compute == "bfloat16", student.config, memory_parts(student, student, setting)
+    width, layers, tokens = (2 if half else 4), config.num_hidden_layers, setting.micro_batch * setting.tokens
+    attention = tokens * attention_bytes(config) * (1 if recipe.gradient_checkpointing else layers)
+    padding = (PADDING - 1) * (parts[ACTIVATIONS] + attention) if recipe.micro_tokens else 0
+    passes = recipe.steps * -(-recipe.prompts_per_update * recipe.group_size // setting.micro_batch)
+    return {
+        "libraries": LIBRARIES_CPU,
+        COPIES: parts[KV] * 2,
+        "a layer of all prompts": setting.sequences * setting.prompt_tokens * prompt_bytes(config) * width // 2,
+        "logits of the rollouts": (5 * 4 + width) * student.rows * setting.sequences,
+        "attention in fp32": attention if half else 0,
+        "padding of micro-batches": int(padding * width / 2),
+        "gradient of the head": 4 * student.rows * config.hidden_size,
+        "a checkpoint being written": 2 * (4 if len(recipe.checkpoints) == 1 else 8) * student.n_parameters,
+        "compiled products": compiled_bytes(products(config, setting, passes)) if half else 0,
+    }
 
 
 def free_bytes(device: torch.device) -> int | None:
     """Return what a device has free; None where the system does not say."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        return None if not torch.cuda.is_available() else int(torch.cuda.mem_get_info(device)[0])
     told = Path("/proc/meminfo")
     rows = dict(line.split(":") for line in told.read_text().splitlines()) if told.is_file() else {}
     return int(rows["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in rows else None

@@ -116,12 +116,17 @@ def smaller(setting: Setting) -> Iterator[tuple[str, Setting]]:
             yield "; ".join(word for word, _ in chosen), replace(setting, **values)
 
 
+def widths(config: Any) -> tuple[int, int, int]:
+    """Entries of a token in one layer: of its queries, of its keys (its values have as many), inside the MLP."""
+    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    return math.prod(_heads(config)), _kv_width(config), inner
+
+
 def _activations(config: Any, setting: Setting) -> int:
     """Count what the backward pass needs of the layers: all of it, or the layers' inputs and one layer's."""
     tokens, hidden = setting.micro_batch * setting.tokens, config.hidden_size
-    width = math.prod(_heads(config)) + _kv_width(config)
-    inner = getattr(config, "intermediate_size", None) or 4 * hidden
-    layer = 26 * hidden + 10 * width + 8 * inner  # bytes a token; saved tensors of Llama and Qwen3, counted
+    heads, keys, inner = widths(config)
+    layer = 26 * hidden + 10 * (heads + keys) + 8 * inner  # bytes a token; saved tensors of Llama and Qwen3, counted
     layers = config.num_hidden_layers
     return tokens * (4 * hidden * layers + layer if setting.checkpointing else layer * layers)
 

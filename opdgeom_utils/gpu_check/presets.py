@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from opdgeom_utils.fit.memory import CARD_GB, LIBRARIES
+from opdgeom_utils.fit.memory import CARD_GB
 from opdgeom_utils.gpu_check.shapes import side_of, size_of
 from opdgeom_utils.recipes import Recipe
 from opdgeom_utils.results import are_committed
@@ -70,8 +70,8 @@ def plan_for(profile: str, objective: str) -> Plan:
     sides = {name: side_of(STUDENT) for name in (recipe.start, recipe.anchor) if name}
     if recipe.teacher:
         sides[recipe.teacher] = side_of(size_of(recipe.teacher))
-    plan = plan_of(recipe, sides, (PROMPT_TOKENS, recipe.max_new_tokens), torch.device("cpu"))
-    return dataclasses.replace(plan, memory={**plan.memory, "libraries": LIBRARIES}, available=None)
+    plan = plan_of(recipe, sides, (PROMPT_TOKENS, recipe.max_new_tokens), torch.device("cuda"))
+    return dataclasses.replace(plan, available=None)
 
 
 def needed(profile: str) -> int:
