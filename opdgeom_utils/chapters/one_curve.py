@@ -24,6 +24,7 @@ from opdgeom_utils.vocabulary import label, listed, metric_of
 LADDER = (
     "opd_random_credit", "opd_64x8", "opd_full_vocab_64x8", "opd_128", "opd_full_vocab_128", "opd", "opd_full_vocab",
 )  # fmt: skip
+WITHOUT_SIGNAL, WITH_SIGNAL = "opd_random_credit_128", "opd_128"  # of one batch, both without coherence
 ASKED = ("rlvr", "rlvr_random_reward", "control_sft")
 OF_GEOMETRY = (
     "update_sparsity", "left_angle_mean_deg", "right_angle_mean_deg", "normalized_spectral_shift", "principal_overlap",
@@ -52,7 +53,7 @@ def against_coherence(tables: BookTables, updates: int, *, k: int = 4) -> pd.Dat
     DataFrame
         ``recipe, seed, statistic`` (in words), ``metric, coherence, value``.
     """
-    recipes = [name for name in (*LADDER, *ASKED) if name in set(tables.geometry["recipe"])]
+    recipes = [name for name in (*LADDER, WITHOUT_SIGNAL, *ASKED) if name in set(tables.geometry["recipe"])]
     own = tables.geometry.loc[tables.geometry["recipe"].isin(recipes)]
     here = own.loc[own["step"] == updates]
     last = own.loc[own["step"] == own.groupby("recipe")["step"].transform("max")]
@@ -114,6 +115,63 @@ def curve_of(points: pd.DataFrame) -> pd.DataFrame:
     ladder = points.loc[points["recipe"].isin(LADDER)]
     means = ladder.groupby("recipe").agg({"coherence": "mean", "value": "mean"}).reset_index()
     return means.sort_values(by="coherence", ignore_index=True)
+
+
+def gaps_without_coherence(points: pd.DataFrame) -> pd.DataFrame:
+    """Whether the ladder is one curve: what OPD and random credit on as many prompts differ in at no coherence.
+
+    Returns
+    -------
+    DataFrame
+        ``statistic``, ``gap`` (OPD less random credit), ``verdict``: *not one curve* where the gap is larger than both
+        ranges over seeds together and than a tenth of the curve's range, else *one curve*; and ``nearer``, the one of
+        the two that RLVR is nearer to. Without two seeds of both there is no row.
+
+    Examples
+    --------
+    >>> rows = [("opd_128", 5.0), ("opd_128", 5.2), ("opd_random_credit_128", 1.0), ("opd_random_credit_128", 1.1)]
+    >>> points = pd.DataFrame([*rows, ("rlvr", 4.0)], columns=["recipe", "value"])
+    >>> found = gaps_without_coherence(points.assign(statistic="x", coherence=0.0))
+    >>> found[["gap", "verdict", "nearer"]].round(9).values.tolist()
+    [[4.05, 'not one curve', 'opd_128']]
+    """
+    rows = []
+    for statistic, own in points.groupby("statistic", sort=False):
+        ends = [own.loc[own["recipe"] == name, "value"].to_numpy(float) for name in (WITH_SIGNAL, WITHOUT_SIGNAL)]
+        if min(map(len, ends)) < 2:
+            continue
+        (high, low), spread = map(np.mean, ends), sum(map(np.ptp, ends))
+        gap, span = float(high - low), float(np.ptp(curve_of(own)["value"].to_numpy(float)))
+        apart = abs(gap) > max(spread, LEAST * span)
+        rlvr = float(own.loc[own["recipe"] == "rlvr", "value"].mean())
+        nearer = WITH_SIGNAL if abs(rlvr - high) < abs(rlvr - low) else WITHOUT_SIGNAL
+        rows.append({"statistic": statistic, "gap": gap, "verdict": "not one curve" if apart else "one curve"})
+        rows[-1]["nearer"] = nearer if np.isfinite(rlvr) else ""
+    return pd.DataFrame(rows, columns=["statistic", "gap", "verdict", "nearer"])
+
+
+def say_gaps(gaps: pd.DataFrame) -> str:
+    """Say whether the ladder is one curve, and what that takes from a verdict on RLVR; nothing without gaps.
+
+    >>> row = {"statistic": "x", "gap": 1.0, "verdict": "not one curve", "nearer": "opd_128"}
+    >>> print(say_gaps(pd.DataFrame([row])))
+    **The ladder itself is not one curve.** OPD and random credit on as many prompts, both without coherence, differ in 1 of 1 statistics. So coherence is not all that a ruler sees: what an update teaches counts beside it. RLVR is nearer to that OPD than to random credit in 1 of them; off the curve it does not stand alone.
+    """  # noqa: E501
+    if gaps.empty:
+        return ""
+    apart = gaps.loc[gaps["verdict"] == "not one curve"]
+    both = f"OPD and random credit on as many prompts, both without coherence, differ in {len(apart)} of {len(gaps)}"
+    if apart.empty:
+        return f"**The ladder is one curve at its lower end.** {both} statistics."
+    said = (
+        f"**The ladder itself is not one curve.** {both} statistics. So coherence is not all that a ruler sees: "
+        "what an update teaches counts beside it."
+    )
+    if not all(gaps["nearer"].tolist()):
+        return said
+    near = apart["nearer"].tolist().count(WITH_SIGNAL)
+    alone = "; off the curve it does not stand alone" if 2 * near > len(apart) else ""
+    return f"{said} RLVR is nearer to that OPD than to random credit in {near} of them{alone}."
 
 
 def as_table(found: pd.DataFrame) -> pd.DataFrame:

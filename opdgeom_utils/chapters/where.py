@@ -12,33 +12,36 @@ from opdgeom_utils.claims import matching
 from opdgeom_utils.claims.look_up import Tables
 from opdgeom_utils.claims.schema import reported_of
 from opdgeom_utils.intervals import number, seed_interval
+from opdgeom_utils.measures.long_table import pick
 from opdgeom_utils.scopes import ATTENTION
 from opdgeom_utils.vocabulary import label, listed, metric_of
 
 NULLS = ("shuffled", "random")
 KEYS = ["profile", "recipe", "seed"]
+MARGIN = 0.1  # a ratio nearer to 1 is no difference worth a sentence
 
 
 def at_place(tables: Tables, place: str, recipes: Iterable[str], *, share: float = 1.0) -> pd.DataFrame:
     """One row per run where the runs are compared: each metric over the matrices that the claims average.
 
-    ``tables``: geometry and accuracy of one profile.
-    ``place``: a key of :data:`opdgeom_utils.claims.matching.MATCHES`.
+    ``tables``: geometry and accuracy of one profile; at equal distance to the teacher its measures too.
+    ``place``: a key of :data:`opdgeom_utils.claims.matching.PLACES`.
     ``recipes``: recipes to compare; the common place depends on all of them.
-    ``share``: at equal norm or equal accuracy: the common norm, or the common gain, as a share of the largest that
-    every run reaches, above 0 up to 1. Without effect elsewhere.
+    ``share``: at equal norm, accuracy or distance: the common norm, gain or part closed, as a share of the largest
+    that every run reaches, above 0 up to 1. Without effect elsewhere.
     Returns the columns of :func:`opdgeom_utils.claims.matching.summarise` over the attention matrices; the columns of
     sparsity are over all tensors. Then ``matched_at``, ``reason`` and ``place``, its name in words. Raises
     MetricInputError if the place is unknown, or the share is outside its range.
     """
     geometry = tables.geometry.loc[tables.geometry["recipe"].isin(list(recipes))]
     summaries = [matching.summarise(geometry, modules) for modules in (ATTENTION, None)]
+    distance = None if tables.measures is None else pick(tables.measures, quantity="teacher_distance", null="")
     attention, everything = (
-        matching.matched(s, place, tables.accuracy, share=share).set_index(KEYS) for s in summaries
+        matching.matched(s, place, tables.accuracy, share=share, distance=distance).set_index(KEYS) for s in summaries
     )
     for column in [c for c in everything.columns if c.startswith("update_sparsity")]:
         attention[column] = everything[column]
-    return attention.reset_index().assign(place=matching.MATCHES[place])
+    return attention.reset_index().assign(place=matching.PLACES[place])
 
 
 def beside_nulls(ends: pd.DataFrame, metrics: Sequence[str], reported: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -99,6 +102,44 @@ def null_ratios(ends: pd.DataFrame, metrics: Sequence[str], null: str = "shuffle
             row[label(str(recipe))] = seed_interval(own[metric] / own[f"{metric}_{null}"]).text(".3f")
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def compared(near: pd.DataFrame, metrics: Sequence[str], recipe: str, other: str) -> pd.DataFrame:
+    """Ratio of two recipes, seed by seed, beside that of their own shuffled updates, and whether they *differ*.
+
+    They do where the 95% interval of the ratio leaves 1 out and its mean is at least a tenth away from 1.
+
+    ``near``: one row per run, from :func:`at_place`.
+    Returns ``measure``, the ratio and that of the shuffled updates as text, and ``verdict``.
+
+    >>> near = pd.DataFrame({"recipe": ["opd", "opd", "rlvr", "rlvr"], "seed": [0, 1] * 2, "x": [2.0, 4.0, 1.0, 2.0]})
+    >>> compared(near.assign(x_shuffled=near["x"]), ["x"], "opd", "rlvr").values.tolist()
+    [['x', '2.00 (2.00 to 2.00)', '2.00', 'differ']]
+    """
+    rows, runs = [], [near.loc[near["recipe"] == name].set_index("seed") for name in (recipe, other)]
+    for metric in metrics:
+        pairs = (runs[0][column] / runs[1][column] for column in (metric, f"{metric}_shuffled"))
+        ratio, null = map(seed_interval, pairs)
+        sure = ratio.low > 1 or ratio.high < 1 or ratio.low == ratio.high != 1
+        verdict = "differ" if sure and abs(ratio.mean - 1) >= MARGIN else "not decided"
+        shown = {
+            f"{label(recipe)} over {label(other)}": ratio.text(".2f"),
+            "shuffled updates": number(null.mean, ".2f"),
+        }
+        rows.append({"measure": metric_of(metric).title} | shown | {"verdict": verdict})
+    return pd.DataFrame(rows)
+
+
+def say_compared(found: pd.DataFrame) -> str:
+    """Say in which measures of :func:`compared` the two differ.
+
+    >>> say_compared(pd.DataFrame({"measure": ["A", "B"], "OPD over RLVR": "", "verdict": ["differ", "not decided"]}))
+    'OPD over RLVR differs from 1 in 1 of 2 measures (A).'
+    """
+    apart = found.loc[found["verdict"] == "differ", "measure"].tolist()
+    return f"{found.columns[1]} differs from 1 in {len(apart)} of {len(found)} measures" + (
+        f" ({'; '.join(apart)})." if 0 < len(apart) < len(found) else "."
+    )
 
 
 def say_gaps(points: pd.DataFrame, metric: str) -> str:

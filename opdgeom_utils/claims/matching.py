@@ -1,4 +1,4 @@
-"""Runs compared where something is equal: at their last step, at equal updates, equal norm, equal accuracy gained.
+"""Runs compared where something is equal: their last step, updates, norm, accuracy gained or distance to the teacher.
 
 The geometry table has one row per matrix. :func:`summarise` folds it to one row per checkpoint; :func:`matched` then
 picks or interpolates one row per run. A run that does not reach the common value keeps its row with ``nan`` in every
@@ -23,9 +23,12 @@ MATCHES = {
     "equal_norm": "equal norm",
     "equal_accuracy": "equal accuracy",
 }
+DISTANCE = "equal_distance"  # for runs that approach the teacher only
+PLACES = {**MATCHES, DISTANCE: "equal distance"}
 RUN = ["profile", "recipe", "seed"]
 CHECKPOINT = [*RUN, "step"]
 MIN_GAIN = 0.01
+MIN_CLOSED = 0.05  # of the distance at the start
 _NOT_METRICS = {*CHECKPOINT, "layer", "n_entries"}
 
 
@@ -75,7 +78,12 @@ def summarise(geometry: pd.DataFrame, modules: Sequence[str] | None = ATTENTION)
 
 
 def matched(
-    summary: pd.DataFrame, at: str, accuracy: pd.DataFrame | None = None, *, share: float = 1.0
+    summary: pd.DataFrame,
+    at: str,
+    accuracy: pd.DataFrame | None = None,
+    *,
+    share: float = 1.0,
+    distance: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """One row per run, where all runs of the table are equal in one thing.
 
@@ -86,8 +94,11 @@ def matched(
     along the run's best so far (only checkpoints that set a new best count, so noise cannot make a run cross a gain
     twice); a gain below 0.01 is no common ground.
     ``accuracy``: for ``equal_accuracy``: one row per (profile, recipe, seed, step, family), step 0 included.
-    ``share``: the common norm, or gain, as a share of the largest that every run reaches, above 0 up to 1; without
-    effect elsewhere.
+    ``distance``: for ``equal_distance``, the most of the distance to the teacher that every run closes, linear in it
+    along the run's best so far: one row per checkpoint, ``step`` and ``value`` in nats, that of step 0 too, which is
+    the same for all runs. Less than a twentieth closed is no common ground.
+    ``share``: the common norm, gain or distance closed, as a share of the largest that every run reaches, above 0 up to
+    1; without effect elsewhere.
     Returns the columns of ``summary``, the common value ``matched_at``, and ``reason``: empty, or why the run has
     ``nan``. Raises MetricInputError if there is no run, ``at`` is none of these, ``share`` is out of range, or the
     common norm is not positive.
@@ -101,8 +112,8 @@ def matched(
     >>> [matched(rows, at)["x"].round(6).tolist() for at in ("final", "equal_updates", "equal_norm")]
     [[1.0, 9.0], [1.0, 8.0], [0.5, 9.0]]
     """
-    if at not in MATCHES:
-        raise MetricInputError(f"at is {at!r}; expected {', '.join([*MATCHES][:-1])} or {[*MATCHES][-1]}")
+    if at not in PLACES:
+        raise MetricInputError(f"at is {at!r}; expected {', '.join([*PLACES][:-1])} or {[*PLACES][-1]}")
     if not 0 < share <= 1:
         raise MetricInputError(f"share is {share}; expected a number above 0 and at most 1")
     if summary.empty:
@@ -117,6 +128,8 @@ def matched(
             raise MetricInputError(f"the common norm is {target}; expected a positive number")
         logarithm = summary.loc[:, "total_norm"].map(lambda norm: np.log(norm) if norm > 0 else np.nan)
         return _interpolated(summary, logarithm, float(np.log(target)), target, f"a norm of {target:.3g}")
+    if at == DISTANCE:
+        return _at_distance(summary, distance, share)
     if accuracy is None:
         raise MetricInputError("equal_accuracy needs the table of accuracy beside the geometry")
     rows = summary.merge(accuracy_gain(accuracy).filter(items=[*CHECKPOINT, "gain"]), on=CHECKPOINT, how="left")
@@ -162,6 +175,21 @@ def _at_step(summary: pd.DataFrame, step: int) -> pd.DataFrame:
         return hit.iloc[0] if len(hit) else f"{name} has no checkpoint at step {step}"
 
     return _per_run(summary, pick, float(step))
+
+
+def _at_distance(summary: pd.DataFrame, distance: pd.DataFrame | None, share: float) -> pd.DataFrame:
+    """Compare runs where each has closed the same part of the distance that the teacher has from their start."""
+    starts = [] if distance is None else distance.loc[distance["step"] == 0, "value"].tolist()
+    if distance is None or not starts:
+        raise MetricInputError("equal_distance needs the distance to the teacher at every checkpoint and at step 0")
+    closed = distance.assign(closed=1 - distance["value"] / float(np.mean(starts)))
+    rows = summary.merge(closed.filter(items=[*CHECKPOINT, "closed"]), on=CHECKPOINT, how="left")
+    most = _ends(rows, "closed").min(skipna=False)
+    if not most >= MIN_CLOSED:
+        why = f"the run that comes least near closes {most:.3g} of its distance; below {MIN_CLOSED} nothing is compared"
+        return _per_run(rows, lambda _run, _name: why, float(most))
+    target = share * float(most)
+    return _interpolated(rows, rows.loc[:, "closed"], target, target, f"{target:.3g} of its distance closed")
 
 
 def _interpolated(rows: pd.DataFrame, x: pd.Series, target: float, shown: float, what: str) -> pd.DataFrame:

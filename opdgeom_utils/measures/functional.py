@@ -7,7 +7,9 @@ drawn anew, so differences between checkpoints have no sampling noise. ``update_
 update that stayed in the space, mean over the projected updates, beside what an update without direction would have.
 
 Measured are the last checkpoint of every run; of OPD, and of a free run, also its start, and of that the checkpoints
-nearest to where its projected variants begin and end.
+nearest to where its projected variants begin and end. The distance of runs that approach the teacher
+(:data:`~opdgeom_utils.scopes.APPROACHING`) is measured at all their checkpoints. Of large models it is the only ruler,
+on fewer texts, computed as their runs compute.
 """
 
 from __future__ import annotations
@@ -20,22 +22,25 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from opdgeom_utils import objectives, storage
+from opdgeom_utils import storage
 from opdgeom_utils.evaluation import BATCH, grades_on
 from opdgeom_utils.measures.long_table import as_measures, kept_measures, nearest_step
 from opdgeom_utils.models import load_model, load_stored_state, load_tokenizer
+from opdgeom_utils.precision import computing, prepare
+from opdgeom_utils.problems import Problem
 from opdgeom_utils.projection import projected_layers
 from opdgeom_utils.recipes import Recipe, load_recipe, recipe_names
 from opdgeom_utils.rollouts import Rollouts, roll_out
 from opdgeom_utils.runs import Run, checkpoint_path
-from opdgeom_utils.scoring import completion_logits
-from opdgeom_utils.tasks import Example, held_out_set
+from opdgeom_utils.scopes import APPROACHING
+from opdgeom_utils.scoring import token_scores
+from opdgeom_utils.trained_models import is_large
+from opdgeom_utils.world import World, load_world, tasks_of
 
 SAMPLES = 1  # completions of each held-out prompt that the accuracy rests on
-TEXTS = 2  # the anchor writes for every second prompt
+TEXTS, TEXTS_OF_LARGE = 2, 8  # the anchor writes for every second prompt, or for every eighth
 PROJECTED = "_project_"
 
 
@@ -67,37 +72,47 @@ def points_of(recipe: Recipe) -> list[int]:
 
 @dataclass(frozen=True)
 class Yardstick:
-    """Held-out prompts, what the anchor wrote for half of them, and what the teacher thinks of every token of that."""
+    """Held-out problems, what the anchor wrote for some of them, and the teacher that judges every token of that."""
 
+    world: World
     tokenizer: PreTrainedTokenizerFast
-    examples: list[Example]
+    problems: Sequence[Problem]
     texts: list[Rollouts]
-    teacher_logits: list[Tensor]
+    teacher: PreTrainedModel
+    compute: str
 
 
 def yardstick_of(recipe: Recipe) -> Yardstick:
-    """Make, once per process, the text and the teacher's logits that every checkpoint of a profile is held against."""
+    """Make, once per process, the text and the teacher that every checkpoint of a profile is held against."""
     opd = load_recipe("opd", recipe.profile)
-    return _yardstick(opd.start, str(opd.teacher), json.dumps(recipe.held_out), recipe.final_eval_per_family,
-                      recipe.max_new_tokens)  # fmt: skip
+    large = is_large(opd)
+    return _yardstick(recipe.profile, opd.start, str(opd.teacher), json.dumps(recipe.held_out),
+                      recipe.final_eval_per_family, recipe.max_new_tokens, TEXTS_OF_LARGE if large else TEXTS,
+                      recipe.compute if large else "float32")  # fmt: skip
 
 
 @lru_cache(maxsize=2)
-def _yardstick(writer: str, teacher: str, held_out: str, per_family: int, max_new_tokens: int) -> Yardstick:
-    tokenizer, author, judge = load_tokenizer(writer), load_model(writer).eval(), load_model(teacher).eval()
-    examples = sorted(held_out_set(json.loads(held_out), per_family), key=lambda e: len(e.prompt))
-    prompts, generator = [e.prompt for e in examples], torch.Generator().manual_seed(0)
-    batches = [prompts[i : i + BATCH : TEXTS] for i in range(0, len(prompts), BATCH)]
-    texts = [roll_out(author, tokenizer, b, max_new_tokens=max_new_tokens, generator=generator) for b in batches]
-    with torch.no_grad():
-        logits = [completion_logits(judge, text) for text in texts]
-    return Yardstick(tokenizer, examples, texts, logits)
+def _yardstick(
+    profile: str, writer: str, teacher: str, held_out: str, per_family: int, max_new_tokens: int, every: int,
+    compute: str,
+) -> Yardstick:  # fmt: skip
+    tokenizer, author = load_tokenizer(writer), prepare(load_model(writer).eval(), compute)
+    world, judge = load_world(profile), prepare(load_model(teacher).eval(), compute, fixed=True)
+    problems = sorted(tasks_of(profile).held_out(json.loads(held_out), per_family), key=lambda p: len(p.prompt))
+    prompts, generator = [world.put(tokenizer, p.prompt) for p in problems], torch.Generator().manual_seed(0)
+    batches = [prompts[i : i + BATCH : every] for i in range(0, len(prompts), BATCH)]
+    with computing(compute, author.device):
+        texts = [roll_out(author, tokenizer, b, max_new_tokens=max_new_tokens, generator=generator) for b in batches]
+    return Yardstick(world, tokenizer, problems, texts, judge, compute)
 
 
 def sampled_accuracy(model: PreTrainedModel, yardstick: Yardstick, *, longest: int = 40) -> float:
     """Share (0 to 1) of right answers, one completion of every prompt at temperature 1, the same stream each time."""
     generator = torch.Generator().manual_seed(0)
-    grades = grades_on(model, yardstick.tokenizer, yardstick.examples, generator, longest)
+    grades = grades_on(
+        model, yardstick.tokenizer, yardstick.problems, generator, longest, world=yardstick.world,
+        tasks=yardstick.world.open_tasks(),
+    )  # fmt: skip
     return sum(grade.reward for grade in grades) / len(grades)
 
 
@@ -105,10 +120,13 @@ def sampled_accuracy(model: PreTrainedModel, yardstick: Yardstick, *, longest: i
 def teacher_distance(model: PreTrainedModel, yardstick: Yardstick) -> float:
     """Mean over tokens of ``KL(p_student || p_teacher)``, whole vocabulary, in nats (0: the teacher itself)."""
     whole = tokens = 0.0
-    for text, teacher in zip(yardstick.texts, yardstick.teacher_logits, strict=True):
-        apart = objectives.reverse_kl_full_vocab(completion_logits(model, text), teacher)
-        whole += float((apart.double() * text.mask).sum())
-        tokens += float(text.mask.sum())
+    sizes = {model.config.vocab_size, yardstick.teacher.config.vocab_size}
+    shared = min(sizes) if len(sizes) > 1 else None
+    with computing(yardstick.compute, model.device):
+        for text in yardstick.texts:
+            apart = token_scores(model, text, beside=yardstick.teacher, vocabulary=shared).kl
+            whole += float((apart.double() * text.mask).sum())
+            tokens += float(text.mask.sum())
     return whole / tokens
 
 
@@ -134,25 +152,29 @@ def inside_rows(recipe: Recipe, log: pd.DataFrame, shapes: Sequence[tuple[int, i
 
 
 def function_measures(run: Run) -> pd.DataFrame:
-    """Accuracy and distance to the teacher of a run at :func:`points_of`, and ``update_inside`` of a projected one."""
+    """Accuracy and distance to the teacher of a run at :func:`points_of`, and ``update_inside`` of a projected one.
+
+    Of a large model only the distance, at the start of OPD and at every run's end.
+    """
     points = points_of(run.recipe)
+    followed = run.recipe.checkpoints if run.recipe.name in APPROACHING and not run.is_large else ()
     ruler = load_recipe("opd", run.recipe.profile)  # what it starts from and its teacher are the yardstick's
     return kept_measures(
-        run.path, "function", lambda: _measured(run, points), __name__, points, ruler.start, ruler.teacher
-    )
+        run.path, "function", lambda: _measured(run, points, followed), __name__, points, followed, ruler.start,
+        ruler.teacher,
+    )  # fmt: skip
 
 
-def _measured(run: Run, points: Sequence[int]) -> pd.DataFrame:
-    recipe, rows = run.recipe, []
+def _measured(run: Run, points: Sequence[int], followed: Sequence[int]) -> pd.DataFrame:
+    recipe, rows, yardstick = run.recipe, [], yardstick_of(run.recipe)
     same: dict[str, Any] = {"profile": recipe.profile, "recipe": recipe.name, "seed": run.seed}
-    model, yardstick = load_model(recipe.start).eval(), yardstick_of(recipe)
-    for step in points:
+    model = prepare(load_model(recipe.start).eval(), yardstick.compute)
+    for step in sorted({*points, *followed}):
         if step:
             load_stored_state(model, storage.read_tensors(checkpoint_path(run.path, step)))
-        found = {
-            "accuracy": sampled_accuracy(model, yardstick, longest=recipe.max_new_tokens),
-            "teacher_distance": teacher_distance(model, yardstick),
-        }
+        found = {"teacher_distance": teacher_distance(model, yardstick)}
+        if step in points and not run.is_large:
+            found["accuracy"] = sampled_accuracy(model, yardstick, longest=recipe.max_new_tokens)
         rows += [same | {"step": step, "quantity": name, "value": value} for name, value in found.items()]
     if recipe.projection_space:
         shapes = [(layer.out_features, layer.in_features) for _, layer in projected_layers(model)]

@@ -30,7 +30,7 @@ PARTS: dict[str, tuple[Callable[[Run], pd.DataFrame], Callable[[Run], bool]]] = 
     "path": (path_measures, lambda run: not run.is_large or run.recipe.name != "sft"),
     "nulls": (path_null_measures, lambda run: run.recipe.name in THROUGHOUT and not run.is_large),
     "noise": (noise_measures, lambda run: run.is_large),
-    "function": (function_measures, lambda run: not run.is_large and _compared(run)),
+    "function": (function_measures, lambda run: run.recipe.name != "sft" if run.is_large else _compared(run)),
     "moments": (moment_measures, lambda run: run.recipe.name == "opd" and _compared(run, masked=True)),
 }
 OVERLAPS = "overlaps"  # a part of no single run

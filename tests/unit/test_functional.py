@@ -8,7 +8,7 @@ import torch
 import yaml
 from transformers import PreTrainedTokenizerFast
 
-from opdgeom_utils import evaluation, load_or_train
+from opdgeom_utils import evaluation, load_or_train, run_files
 from opdgeom_utils.measures import functional
 from opdgeom_utils.measures.functional import (
     Yardstick,
@@ -20,6 +20,7 @@ from opdgeom_utils.measures.functional import (
     teacher_distance,
     yardstick_of,
 )
+from opdgeom_utils.measures.long_table import pick
 from opdgeom_utils.models import load_model
 from opdgeom_utils.projection import Projector, random_space
 from opdgeom_utils.recipes import load_recipe
@@ -59,7 +60,7 @@ def test_the_text_is_the_anchor_s_whichever_run_asks(yardstick: Yardstick) -> No
     sft = load_recipe("sft", "tiny")
     assert sft.start == "base"
     assert yardstick_of(sft) is yardstick
-    prompts = [e.prompt for e in yardstick.examples][::2]
+    prompts = [e.prompt for e in yardstick.problems][::2]
     written = roll_out(
         load_model("anchor").eval(), yardstick.tokenizer, prompts,
         max_new_tokens=sft.max_new_tokens, generator=torch.Generator().manual_seed(0),
@@ -70,13 +71,13 @@ def test_the_text_is_the_anchor_s_whichever_run_asks(yardstick: Yardstick) -> No
 
 def test_accuracy_is_the_share_of_right_completions(yardstick: Yardstick, monkeypatch: pytest.MonkeyPatch) -> None:
     """A writer that is right on the first, the fourth, the seventh... prompt: a third, rounded up."""
-    right = {e.prompt: e.completion for e in yardstick.examples[::3]}
+    right = {e.prompt: e.completion for e in yardstick.problems[::3]}
 
     def written(_: object, tokenizer: PreTrainedTokenizerFast, prompts: list[str], **__: object) -> Rollouts:
         return encode_pairs(tokenizer, prompts, [right.get(p, "0;x$") for p in prompts])
 
     monkeypatch.setattr(evaluation, "roll_out", written)
-    shares = [e.prompt in right for e in yardstick.examples]
+    shares = [e.prompt in right for e in yardstick.problems]
     assert sampled_accuracy(load_model("anchor"), yardstick) == sum(shares) / len(shares)
     assert 0 < sum(shares) < len(shares)
 
@@ -132,8 +133,27 @@ def test_measures_of_a_projected_run_and_of_the_free_one(
     }  # fmt: skip
     own = table.loc[(table["quantity"] == "update_inside") & (table["null"] == ""), "value"].item()
     assert own == pytest.approx(float(held.log["update_inside"].mean()))
-    paths = function_measures(free).set_index(["quantity", "step"])["value"]
-    assert paths["teacher_distance", 0] == pytest.approx(teacher_distance(load_model("anchor"), yardstick), rel=1e-6)
-    assert paths["teacher_distance"].nunique() == 3
+    paths = function_measures(free)
+    followed, accuracy = (pick(paths, quantity=name) for name in ("teacher_distance", "accuracy"))
+    assert followed["step"].tolist() == [0, *free.recipe.checkpoints]
+    assert accuracy["step"].tolist() == points_of(free.recipe)
+    assert followed["value"].iloc[0] == pytest.approx(teacher_distance(load_model("anchor"), yardstick), rel=1e-6)
+    assert followed["value"].nunique() == len(followed)
     monkeypatch.setattr(functional, "_measured", lambda *_: pytest.fail("measured again"))
     pd.testing.assert_frame_equal(function_measures(held), table)
+
+
+def test_of_a_large_model_only_the_distance_is_measured_and_as_its_runs_compute(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = load_or_train("opd", profile="tiny")
+    functional._yardstick.cache_clear()
+    for module in (functional, run_files):
+        monkeypatch.setattr(module, "is_large", lambda _: True)
+    table = function_measures(run)
+    functional._yardstick.cache_clear()
+    assert table[["quantity", "step"]].to_numpy().tolist() == [["teacher_distance", 0], ["teacher_distance", 2],
+                                                              ["teacher_distance", 4]]  # fmt: skip
+    few = functional.yardstick_of(run.recipe)
+    assert sum(len(text.mask) for text in few.texts) == -(-len(few.problems) // functional.TEXTS_OF_LARGE)
+    assert few.compute == run.recipe.compute

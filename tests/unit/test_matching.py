@@ -104,5 +104,32 @@ def test_no_run_and_an_unknown_match_are_refused() -> None:
     rows = run("opd", [1], x=[1.0])
     with pytest.raises(MetricInputError, match="no run to compare"):
         matching.matched(rows.query("recipe == 'nothing'"), "equal_updates")
-    with pytest.raises(MetricInputError, match="expected final, equal_updates, equal_norm or equal_accuracy"):
+    with pytest.raises(
+        MetricInputError, match="expected final, equal_updates, equal_norm, equal_accuracy or equal_distance"
+    ):
         matching.matched(rows, "half time")
+
+
+def away(recipe: str, steps: list[int], nats: list[float]) -> pd.DataFrame:
+    return pd.DataFrame({"profile": "first_regime", "recipe": recipe, "seed": 0, "step": steps, "value": nats})
+
+
+def test_equal_distance_is_linear_in_the_part_closed_of_the_common_start() -> None:
+    """OPD closes a half and then three quarters of 0.8 nats, the control at most a quarter, and falls back."""
+    summary = pd.concat([run("opd", [1, 2], x=[10.0, 20.0]), run("control_sft", [1, 2, 3], x=[0.0, 4.0, 9.0])])
+    table = pd.concat([away("opd", [0, 1, 2], [0.8, 0.8, 0.2]), away("control_sft", [1, 2, 3], [0.7, 0.6, 0.65])])
+    there = matching.matched(summary, "equal_distance", distance=table).set_index("recipe")
+    assert there["matched_at"].tolist() == pytest.approx([0.25, 0.25])
+    assert there.loc["opd", "x"] == pytest.approx(10 + 10 / 3)
+    assert there.loc["control_sft", "x"] == pytest.approx(4.0)
+
+
+def test_a_run_that_comes_no_nearer_has_no_common_distance() -> None:
+    summary = pd.concat([run("opd", [1], x=[1.0]), run("control_sft", [1], x=[1.0])])
+    table = pd.concat([away("opd", [0, 1], [0.8, 0.2]), away("control_sft", [1], [0.9])])
+    there = matching.matched(summary, "equal_distance", distance=table)
+    assert there["x"].isna().all()
+    assert there["reason"].str.contains("comes least near").all()
+    for lacking in (None, table.query("step > 0")):
+        with pytest.raises(MetricInputError, match="at step 0"):
+            matching.matched(summary, "equal_distance", distance=lacking)

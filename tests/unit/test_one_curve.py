@@ -85,3 +85,20 @@ def test_a_figure_without_a_number_says_so() -> None:
     points = world([0.5]).assign(value=np.nan)
     described = charts.one_curve(points, points.head(0)).to_dict()["description"]
     assert described == "Nothing to draw: the table has no defined number of a statistic."
+
+
+@pytest.mark.parametrize(
+    ("of_random", "verdict"), [([5.0, 5.3], "one curve"), ([3.5, 3.6], "not one curve"), ([5.3, 5.31], "one curve")]
+)
+def test_the_ladder_is_no_curve_where_seeds_leave_a_gap_without_coherence(of_random: list[float], verdict: str) -> None:
+    """OPD at 5.1 and 5.2 on a curve that ranges over 2: a gap of 0.2 is no more than a tenth of it."""
+    points = world([0.0, 0.0, 0.0]).query("recipe != 'opd_128'")
+    at = {"statistic": "stable rank", "metric": "stable_rank", "coherence": 0.0}
+    added = [at | {"recipe": "opd_128", "seed": seed, "value": 5.1 + seed / 10} for seed in range(2)]
+    added += [at | {"recipe": "opd_random_credit_128", "seed": s, "value": v} for s, v in enumerate(of_random)]
+    both = pd.concat([points.assign(value=points["value"] + 3.3), pd.DataFrame(added)])
+    (row,) = one_curve.gaps_without_coherence(both).to_dict(orient="records")
+    assert row["gap"] == pytest.approx(5.15 - np.mean(of_random))
+    assert row["verdict"] == verdict
+    assert one_curve.gaps_without_coherence(points).empty
+    assert one_curve.say_gaps(one_curve.gaps_without_coherence(points)) == ""
