@@ -8,7 +8,7 @@ update that stayed in the space, mean over the projected updates, beside what an
 
 Measured are the last checkpoint of every run; of OPD, and of a free run, also its start, and of that the checkpoints
 nearest to where its projected variants begin and end. The distance of runs that approach the teacher
-(:data:`~opdgeom_utils.scopes.APPROACHING`) is measured at all their checkpoints. Of large models it is the only ruler,
+(:data:`APPROACHING`) is measured at all their checkpoints. Of large models it is the only ruler,
 on fewer texts, computed as their runs compute.
 """
 
@@ -34,13 +34,13 @@ from opdgeom_utils.projection import projected_layers
 from opdgeom_utils.recipes import Recipe, load_recipe, recipe_names
 from opdgeom_utils.rollouts import Rollouts, roll_out
 from opdgeom_utils.runs import Run, checkpoint_path
-from opdgeom_utils.scopes import APPROACHING
 from opdgeom_utils.scoring import token_scores
 from opdgeom_utils.trained_models import is_large
 from opdgeom_utils.world import World, load_world, tasks_of
 
 SAMPLES = 1  # completions of each held-out prompt that the accuracy rests on
 TEXTS, TEXTS_OF_LARGE = 2, 8  # the anchor writes for every second prompt, or for every eighth
+APPROACHING = ("opd", "opd_full_vocab", "control_sft")
 PROJECTED = "_project_"
 
 
