@@ -44,7 +44,7 @@ def findings(card: pd.DataFrame, tables: Tables) -> dict[str, str]:
         "order": order_sentence(card),
         "where": where_sentence(card, tables.geometry),
         "matched": matched_sentence(card),
-        "null": null_sentence(card),
+        "null": null_sentence(card, tables),
         "path": path_sentence(card),
         "control": control_sentence(card),
     }
@@ -76,8 +76,10 @@ def nothing_sentence(tables: Tables) -> str:
     said = listed(RULERS[m].format(*(number(v, metric_of(m).shown) for v in values)) for m, values in both.items())
     apart = max(max(a / b, b / a) for a, b in both.values())
     like = "nearly what a run leaves" if apart < ALIKE else "not what a run leaves"
+    ruined = ", and training on it ruins the model" if _fell(tables, pair[1]) else ""
     return (
-        f"A run with random credit reads the student's own text and has nothing to learn from it. It {said}. So by "
+        f"A run with random credit reads the student's own text and has nothing to learn from it{ruined}. It {said}. "
+        "So by "
         f"these rulers OPD leaves {like} that had nothing to learn: they differ by a factor of {apart:.1f} at most."
     )
 
@@ -90,10 +92,19 @@ def agreement_sentence(tables: Tables) -> str:
     if not {"opd", "opd_random_credit"} <= set(cosines):
         return ""
     rest = [f"{label(str(r))} {c:.2f}" for r, c in cosines.items() if r not in ("opd", "opd_random_credit")]
+    across = dict(zip(shared["recipe"].tolist(), shared["with_opd"].tolist(), strict=True))
+    kin = ""
+    if {"control_sft", "rlvr"} <= set(across):
+        nearer = "SFT" if across["control_sft"] > across["rlvr"] else "RLVR"
+        kin = (
+            f" From one anchor OPD's update points more the way of {nearer}: its cosine is {across['control_sft']:.2f} "
+            f"with control SFT and {across['rlvr']:.2f} with RLVR."
+        )
     return (
         f"What tells them apart is direction. Updates of two seeds of OPD have a cosine of {cosines['opd']:.2f}, those "
         f"of two seeds of random credit one of {cosines['opd_random_credit']:.2f}"
         + (f" ({', '.join(rest)})." if rest else ".")
+        + kin
     )
 
 
@@ -124,9 +135,21 @@ def order_sentence(card: pd.DataFrame) -> str:
         return ""
     length, size = (_how_many(found) for found in (updates, norm))
     return (
-        f"At one rate and after equally many updates the paper's order is {length}. Between updates of equal size it "
-        f"is {size}."
+        f"At one rate and after equally many updates the paper's order is {length}{_shuffled_clause(card)}. Between "
+        f"updates of equal size it is {size}."
     )
+
+
+def _shuffled_clause(card: pd.DataFrame) -> str:
+    """Say what part of the differences at equal updates the shuffled updates show too; empty where it is not known."""
+    if not {"value", "null_value"} <= set(card):
+        return ""
+    rows = card.loc[under(card, "equal_updates") & (card["verdict"] == REPRODUCED)]
+    shares = (rows["null_value"] / rows["value"]).dropna().tolist()
+    if not shares or min(shares) < 0:
+        return ""
+    span = f"{min(shares):.0%} to {max(shares):.0%}"
+    return f", and shuffled updates show {span} of the same differences: size makes most of it"
 
 
 def _how_many(verdicts: Sequence[str]) -> str:
@@ -154,7 +177,7 @@ def matched_sentence(card: pd.DataFrame) -> str:
     )
 
 
-def null_sentence(card: pd.DataFrame) -> str:
+def null_sentence(card: pd.DataFrame, tables: Tables | None = None) -> str:
     """How many statements hold against updates shuffled inside their own matrices, and what that means.
 
     Sparsity and masks look through bf16, angles and singular values do not, so the two are spoken of apart.
@@ -175,6 +198,7 @@ def null_sentence(card: pd.DataFrame) -> str:
     spectral = rows["diagnostic"].isin(["rotation", "spectral_drift"])
     held = f"Beside such a null {verdicts.count(REPRODUCED)} of {len(verdicts)} statements hold"
     clauses = [held, _grid_clause(rows.loc[~spectral, "verdict"].tolist()), _spectral_clause(rows.loc[spectral])]
+    clauses += [_nothing_clause(tables)]
     sft = card.loc[under(card, "null_sft")].to_dict("records")
     clauses += [f"SFT's drift is {row['value']:.2f} times its shuffled one" for row in sft]
     return f"{opening}{'. '.join(filter(None, clauses))}."
@@ -182,18 +206,31 @@ def null_sentence(card: pd.DataFrame) -> str:
 
 def path_sentence(card: pd.DataFrame) -> str:
     """Say what came of the second question: the paper's path, its nulls, and training inside the early space."""
-    paper, right, left, projection, others = (
-        _tally(_verdicts(card, *conditions))
-        for conditions in (
-            ("paper_path",), ("path_nulls_right",), ("path_nulls_left",), ("projection",),
-            ("projection_nulls",),
-        )
-    )  # fmt: skip
+    paper = card.loc[under(card, "paper_path")]
+    held = paper.loc[paper["verdict"] == REPRODUCED, "statement"].tolist()
+    right, left = (_tally(_verdicts(card, f"path_nulls_{side}")) for side in ("right", "left"))
+    inside = _by_verdict(card.loc[under(card, "projection", "projection_nulls")])
     return _locking_clause(card) + (
-        f"Reproduced of what the paper says of the path: {paper}. That it locks earlier than processes that learn "
-        f"nothing: {right} on the side of the inputs, {left} on that of the outputs. That the early space is enough to "
-        f"train in: {projection}. That it does better than other spaces: {others}."
+        f"Of {len(paper)} statements of the paper on the path {len(held)} hold{_listed_apart(held)}. Of the rules that "
+        f"OPD locks earlier than processes that learn nothing {right} hold on the side of the inputs, {left} on that "
+        f"of the outputs. On training inside the early space: {inside}"
     )
+
+
+def _by_verdict(rows: pd.DataFrame) -> str:
+    """List statements under their verdicts.
+
+    >>> _by_verdict(pd.DataFrame({"verdict": ["partly", "reproduced"], "statement": ["A is B.", "C is D."]}))
+    'reproduced: "C is D". Partly: "A is B".'
+    """
+    found = {v: rows.loc[rows["verdict"] == v, "statement"].tolist() for v in VERDICTS}
+    parts = [f"{verdict}{_listed_apart(says)}" for verdict, says in found.items() if says]
+    return ". ".join(p if i == 0 else p[:1].upper() + p[1:] for i, p in enumerate(parts)) + "." * bool(parts)
+
+
+def _listed_apart(statements: Sequence[str]) -> str:
+    quoted = ['"' + says.rstrip(".") + '"' for says in statements]
+    return f": {'; '.join(quoted)}" if quoted else ""
 
 
 def _locking_clause(card: pd.DataFrame) -> str:
@@ -301,6 +338,27 @@ def _spectral_clause(rows: pd.DataFrame) -> str:
     if (known["n_opposite"] == known["n_comparisons"]).all():
         return f"{span}, so these updates do not spare the leading directions"
     return f"{span}, so these updates spare the leading directions" if (known["verdict"] == REPRODUCED).all() else span
+
+
+def _fell(tables: Tables, recipe: str) -> bool:
+    """Whether a recipe ends, mean of seeds, with less than half of the accuracy that it started with."""
+    if not {"sampled", "recipe"} <= set(tables.accuracy) or recipe not in set(tables.accuracy["recipe"]):
+        return False
+    ends = matching.final(matching.accuracy_gain(tables.accuracy.loc[tables.accuracy["recipe"] == recipe]))
+    return float(ends["sampled"].mean()) < float((ends["sampled"] - ends["gain"]).mean()) / 2
+
+
+def _nothing_clause(tables: Tables | None) -> str:
+    """Say how many times their shuffled ones the rotation and drift of the null objectives are; empty without them."""
+    if tables is None or "left_angle_mean_deg_shuffled" not in tables.geometry:
+        return ""
+    held = [name for name in ("opd_random_credit", "rlvr_random_reward") if name in set(tables.geometry["recipe"])]
+    if not held:
+        return ""
+    ends = at_place(tables, "final", held)
+    ratios = [float((ends[m] / ends[f"{m}_shuffled"])[ends["recipe"] == r].mean()) for m in [*RULERS][1:] for r in held]
+    names = listed(map(label, held))
+    return f"With nothing to learn they are {min(ratios):.1f} to {max(ratios):.1f} times the shuffled ones ({names})"
 
 
 def _inflation(summary: pd.DataFrame, recipe: str) -> str:

@@ -22,6 +22,7 @@ from opdgeom_utils.vocabulary import label, listed
 VISIBLE, SMALL = "visible share", "of it on small weights"
 NULLS = ("opd_random_credit", "rlvr_random_reward")
 RATES = ("opd_128", "opd_rate_1e5", "opd_rate_3e6")
+NULL_RATES = ("opd_random_credit_128", "opd_random_credit_1e5", "opd_random_credit_3e6")
 
 
 def own_runs(tables: BookTables, recipes: Sequence[str], modules: tuple[str, ...] | None = None) -> pd.DataFrame:
@@ -108,17 +109,17 @@ def say_strengths(runs: pd.DataFrame) -> str:
     return f"It changes little for {listed(least)}. It changes most for {listed([shown[name] for name in most])}."
 
 
-def rate_ladder(tables: BookTables) -> pd.DataFrame:
+def rate_ladder(tables: BookTables, names: Sequence[str] = RATES) -> pd.DataFrame:
     """List the runs that differ in rate only, the highest first, as :func:`own_runs` does, with their ``rate``."""
-    held = [name for name in RATES if name in set(tables.geometry["recipe"])]
+    held = [name for name in names if name in set(tables.geometry["recipe"])]
     runs = own_runs(tables, held)
     rates = [f"{load_recipe(name, tables.profile).learning_rate:.0e}".replace("e-0", "e-") for name in held]
-    named = [f"OPD at {rate}" for rate in rates]
-    return runs.assign(rate=rates, run=named, kind=label("opd"))
+    kind = label("opd_random_credit" if names is NULL_RATES else "opd")
+    return runs.assign(rate=rates, run=[f"{kind} at {rate}" for rate in rates], kind=kind)
 
 
-def say_rates(runs: pd.DataFrame) -> str:
-    """Say where the rate puts one objective, and how far beyond noise. ``runs``: of :func:`rate_ladder`.
+def say_rates(runs: pd.DataFrame, nulls: pd.DataFrame | None = None) -> str:
+    """Say where the rate puts OPD on few prompts, and how far beyond noise. Both are of :func:`rate_ladder`.
 
     >>> runs = pd.DataFrame({"rate": ["1e-4", "1e-5"], "sparsity": [0.04, 0.5], "predicted": [0.05, 0.7]})
     >>> say_rates(runs.assign(ratio=[1.0, 2.0], seeds=1)).split("**")[1]
@@ -127,11 +128,15 @@ def say_rates(runs: pd.DataFrame) -> str:
     first, *between, last = runs.filter(items=["rate", "sparsity", "predicted", "ratio"]).to_dict(orient="records")
     others = listed(f"at {run['rate']} {run['ratio']:.1f} times" for run in (*between, last))
     seeds = sorted({int(n) for n in runs["seeds"]})
-    many = "one seed each" if seeds == [1] else f"{seeds[0]} to {seeds[-1]} seeds"
+    many = "one seed each" if seeds == [1] else f"{seeds[0]} to {seeds[-1]} seeds a rate"
+    beside = [] if nulls is None or nulls.empty else nulls.filter(items=["rate", "ratio"]).to_dict(orient="records")
+    null = listed(f"{run['ratio']:.2f} at {run['rate']}" for run in beside)
     return (
-        f"One objective goes from {first['sparsity']:.0%} to {last['sparsity']:.0%} unchanged when its rate is turned "
-        f"from {first['rate']} to {last['rate']}. **At {first['rate']} it went {first['ratio']:.1f} times as far as "
-        f"noise, {others}** ({many}). Noise at {last['rate']} would leave {last['predicted']:.0%} unchanged."
+        f"OPD on 128 prompts an update goes from {first['sparsity']:.0%} to {last['sparsity']:.0%} unchanged when its "
+        f"rate is turned from {first['rate']} to {last['rate']}. **At {first['rate']} it went {first['ratio']:.1f} "
+        f"times as far as noise, {others}** ({many})."
+        + (f" Random credit, with nothing to learn from, went {null} times as far." if null else "")
+        + f" Noise at {last['rate']} would leave {last['predicted']:.0%} unchanged."
     )
 
 

@@ -19,7 +19,7 @@ from opdgeom_utils.chapters.where import at_place
 from opdgeom_utils.charts.palette import in_order
 from opdgeom_utils.intervals import number, seed_interval
 from opdgeom_utils.measures.noise import walks_of_runs
-from opdgeom_utils.vocabulary import label, listed, metric_of
+from opdgeom_utils.vocabulary import label, metric_of
 
 LADDER = (
     "opd_random_credit", "opd_64x8", "opd_full_vocab_64x8", "opd_128", "opd_full_vocab_128", "opd", "opd_full_vocab",
@@ -33,7 +33,7 @@ OF_GEOMETRY = (
 SIDES = {"right": "similarity to the end at a fifth, right", "left": "similarity to the end at a fifth, left"}
 LEAST = 0.1  # of the curve's own range: less is no way off it
 MIN_SEEDS = 3
-TESTED = ("leaves", "on the curve")
+TESTED = ("leaves", "on the curve", "not decided")
 
 
 def against_coherence(tables: BookTables, updates: int, *, k: int = 4) -> pd.DataFrame:
@@ -81,7 +81,8 @@ def distances(points: pd.DataFrame) -> pd.DataFrame:
     -------
     DataFrame
         ``statistic, metric, recipe, mean, low, high`` (95% interval over seeds), ``span``, the range of the curve, and
-        ``verdict``: *leaves*, *on the curve* or *not testable*.
+        ``verdict``: *leaves*; *on the curve*, less than a tenth of the range away; *not decided*, further but the seeds
+        disagree; or *not testable*.
 
     Examples
     --------
@@ -102,7 +103,8 @@ def distances(points: pd.DataFrame) -> pd.DataFrame:
             at, values = (own.loc[own["recipe"] == recipe, c].to_numpy(float) for c in ("coherence", "value"))
             off = seed_interval(values - np.interp(at, along, heights))
             sure = off.low > 0 or off.high < 0 or off.low == off.high != 0
-            verdict = "leaves" if sure and abs(off.mean) >= LEAST * span else "on the curve"
+            far = abs(off.mean) >= LEAST * span
+            verdict = "leaves" if sure and far else "not decided" if far else "on the curve"
             if at.min() < along.min() or at.max() > along.max() or off.n < MIN_SEEDS:
                 verdict = "not testable"
             row = {"statistic": statistic, "metric": metric, "recipe": recipe, "span": span, "verdict": verdict}
@@ -155,7 +157,7 @@ def say_gaps(gaps: pd.DataFrame) -> str:
 
     >>> row = {"statistic": "x", "gap": 1.0, "verdict": "not one curve", "nearer": "opd_128"}
     >>> print(say_gaps(pd.DataFrame([row])))
-    **The ladder itself is not one curve.** OPD and random credit on as many prompts, both without coherence, differ in 1 of 1 statistics. So coherence is not all that a ruler sees: what an update teaches counts beside it. RLVR is nearer to that OPD than to random credit in 1 of them; off the curve it does not stand alone.
+    **Coherence is not all that a ruler sees: the ladder itself is not one curve.** OPD and random credit on as many prompts, both without coherence, differ in 1 of 1 statistics. RLVR lies nearer to that OPD than to random credit in 1 of them: beside runs that learn as little as it does, it is not shown to add anything.
     """  # noqa: E501
     if gaps.empty:
         return ""
@@ -163,15 +165,16 @@ def say_gaps(gaps: pd.DataFrame) -> str:
     both = f"OPD and random credit on as many prompts, both without coherence, differ in {len(apart)} of {len(gaps)}"
     if apart.empty:
         return f"**The ladder is one curve at its lower end.** {both} statistics."
-    said = (
-        f"**The ladder itself is not one curve.** {both} statistics. So coherence is not all that a ruler sees: "
-        "what an update teaches counts beside it."
-    )
+    said = f"**Coherence is not all that a ruler sees: the ladder itself is not one curve.** {both} statistics."
     if not all(gaps["nearer"].tolist()):
         return said
     near = apart["nearer"].tolist().count(WITH_SIGNAL)
-    alone = "; off the curve it does not stand alone" if 2 * near > len(apart) else ""
-    return f"{said} RLVR is nearer to that OPD than to random credit in {near} of them{alone}."
+    alone = (
+        ": beside runs that learn as little as it does, it is not shown to add anything"
+        if 2 * near > len(apart)
+        else ""
+    )
+    return f"{said} RLVR lies nearer to that OPD than to random credit in {near} of them{alone}."
 
 
 def as_table(found: pd.DataFrame) -> pd.DataFrame:
@@ -186,33 +189,29 @@ def as_table(found: pd.DataFrame) -> pd.DataFrame:
     for statistic, recipe, metric, mean, span, verdict in found[columns].itertuples(index=False):
         share = f"{abs(mean) / span:.0%} of the range" if span > 0 else "no range"
         shown = number(mean, unit="points") if metric_of(metric).percent else number(mean, metric_of(metric).shown)
-        verdict += ", seeds disagree" if verdict == TESTED[1] and abs(mean) >= LEAST * span else ""
         line = lines.setdefault(statistic, {"statistic": statistic})
         line[label(recipe)] = f"{shown} ({share}): {verdict}"
     return pd.DataFrame(list(lines.values()))
 
 
 def say(found: pd.DataFrame) -> str:
-    """Say in words which objectives lie off the curve; then in how many statistics, and in which.
+    """Say in how many statistics each objective leaves the curve, and in which.
 
     >>> row = {"statistic": "x", "recipe": "rlvr", "verdict": "leaves"}
-    >>> say(pd.DataFrame([row, row | {"statistic": "y", "verdict": "on the curve"}]))
-    '**RLVR lies off the curve by some rulers.** RLVR leaves the curve in 1 of 2 statistics (x).'
+    >>> say(pd.DataFrame([row, row | {"statistic": "y", "verdict": "not decided"}]))
+    'RLVR leaves the curve in 1 of 2 statistics (x; 1 not decided).'
     """
-    names = {label(recipe): recipe for recipe in found["recipe"].tolist()}
-    said, places = [], []
+    names, said = {label(recipe): recipe for recipe in found["recipe"].tolist()}, []
     for shown in in_order(names):
         own = found.loc[found["recipe"] == names[shown]]
-        tested, left = (own.loc[own["verdict"].isin(words), "statistic"].tolist() for words in (TESTED, TESTED[:1]))
+        tested = own.loc[own["verdict"].isin(TESTED), "verdict"].tolist()
+        left = own.loc[own["verdict"] == TESTED[0], "statistic"].tolist()
+        open_ = f"{tested.count(TESTED[2])} not decided" if TESTED[2] in tested else ""
+        where = "; ".join(filter(None, [*(left if len(left) < len(tested) else []), open_]))
         name = shown[:1].upper() + shown[1:]
-        where = f" ({'; '.join(left)})" if left and len(left) < len(tested) else ""
-        many = f"{name} leaves the curve in {len(left)} of {len(tested)} statistics{where}."
+        many = f"{name} leaves the curve in {len(left)} of {len(tested)} statistics{f' ({where})' if where else ''}."
         said.append(many if tested else f"{name} cannot be tested.")
-        far = "on the curve" if not left else "off the curve by every ruler"
-        far = "off the curve by some rulers" if 0 < len(left) < len(tested) else far
-        places += [f"{shown} lies {far}"] if tested else []
-    finding = listed(places)
-    return " ".join([f"**{finding[:1].upper()}{finding[1:]}.**"] * bool(places) + said)
+    return " ".join(said)
 
 
 def _valued(table: pd.DataFrame, column: str, at: Mapping[tuple[str, int], float]) -> list[dict[str, object]]:

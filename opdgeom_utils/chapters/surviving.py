@@ -92,7 +92,8 @@ def _same_way(tables: BookTables) -> Found:
     across, own = (seed_interval(cosines(tables.measures, OPD, other)).mean for other in (CONTROL, OPD))
     if math.isnan(across):
         return NOTHING
-    return f"{across:.2f}", across >= (0.3 if math.isnan(own) else own / 2)
+    beside = "" if math.isnan(own) else f", own seeds {own:.2f}"
+    return f"{across:.2f}{beside}", across >= (0.3 if math.isnan(own) else own / 2)
 
 
 def _order(tables: BookTables) -> Found:
@@ -129,10 +130,10 @@ def _values_least(tables: BookTables) -> Found:
 
 RULES: dict[str, Callable[[BookTables], Found]] = {
     "Noise gives random credit's sparsity to three points": _noise_sparsity,
-    "Random credit's update is as long as noise makes it": _noise_length,
-    "By angles and spectral shift OPD lies near random credit (OPD over random credit)": _rulers,
-    "Two seeds of OPD write much the same update, two of random credit nothing in common (cosine)": _agreement,
-    "OPD and control SFT from one anchor write much the same update (cosine, same seed)": _same_way,
+    "Random credit's update is .9 to 1.1 times as long as noise makes it": _noise_length,
+    "By angles and spectral shift OPD is less than 1.5 times from random credit (left, right, shift)": _rulers,
+    "Two seeds of OPD agree by .3 more than two of random credit, and these by less than .1 (cosine)": _agreement,
+    "OPD agrees with control SFT at least half as well as with another seed of its own (cosine)": _same_way,
     "At equal updates control SFT moves most, then OPD, then RLVR (spectral shift; sparsity)": _order,
     "OPD finds its final space earlier than random credit (similarity at a fifth, K = 4)": _early_space,
     "OPD's value matrices go least far beside noise (smallest and largest ratio of the kinds)": _values_least,

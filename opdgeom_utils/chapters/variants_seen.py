@@ -132,7 +132,9 @@ def say_corners(corners: pd.DataFrame) -> str:
     writer, loss = (f"{means[word]:.2f}" for word in ("writer", "loss"))
     how = "as much" if writer == loss else "more" if means["writer"] > means["loss"] else "less"
     seeds = int(corners.loc[:, "seeds"].min())
+    spread = corners.groupby("what differs")["value"].agg(["min", "max"]).map("{:.2f}".format)
+    ranges = "; ".join(f"{word} {spread['min'][word]} to {spread['max'][word]}" for word in ("writer", "loss"))
     return (
         f"Changing the writer leaves {how} in common {'as' if how == 'as much' else 'than'} changing the loss "
-        f"({writer} and {loss}; {seeds} seed{'s' * (seeds != 1)} at the least)."
+        f"({writer} and {loss}; single pairs, {ranges}; {seeds} seed{'s' * (seeds != 1)} at the least)."
     )

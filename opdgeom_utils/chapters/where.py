@@ -104,6 +104,24 @@ def null_ratios(ends: pd.DataFrame, metrics: Sequence[str], null: str = "shuffle
     return pd.DataFrame(rows)
 
 
+def say_null_ratios(ends: pd.DataFrame, metrics: Sequence[str], null: str = "shuffled") -> str:
+    """Say in which measures the objectives' own ratios to their nulls differ: those with disjoint intervals.
+
+    >>> ends = pd.DataFrame({"recipe": ["opd", "opd", "rlvr", "rlvr"], "seed": [0, 1] * 2, "x": [1.0, 1.0, 2.0, 2.0]})
+    >>> say_null_ratios(ends.assign(x_shuffled=1.0), ["x"])
+    'Unequal in 1 of 1 measures: x (OPD 1.00, RLVR 2.00).'
+    """
+    unequal = []
+    for metric in metrics:
+        ratio = ends[metric] / ends[f"{metric}_{null}"]
+        found = {label(str(r)): seed_interval(ratio[ends["recipe"] == r]) for r in _ordered(ends)}
+        if max(i.low for i in found.values()) > min(i.high for i in found.values()):
+            said = ", ".join(f"{name} {interval.mean:.2f}" for name, interval in found.items())
+            unequal.append(f"{metric_of(metric).words} ({said})")
+    what = f": {'; '.join(unequal)}" if unequal else ""
+    return f"Unequal in {len(unequal)} of {len(metrics)} measures{what}."
+
+
 def compared(near: pd.DataFrame, metrics: Sequence[str], recipe: str, other: str) -> pd.DataFrame:
     """Ratio of two recipes, seed by seed, beside that of their own shuffled updates, and whether they *differ*.
 

@@ -10,7 +10,8 @@ from opdgeom_utils.results import Tables
 
 
 def card(*rows: tuple[str, str, str]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=["id", "condition", "verdict"])
+    named = pd.DataFrame(rows, columns=["id", "condition", "verdict"])
+    return named.assign(statement=named["id"] + " is so.")
 
 
 def beside_null(verdict: str, diagnostic: str, value: float = 1.0, opposed: int = 1) -> dict[str, object]:
@@ -94,9 +95,9 @@ def test_the_path_in_words_counts_the_paper_apart_from_nulls() -> None:
         ("e", "projection", "reproduced"), ("f", "projection_nulls", "not testable"),
     )  # fmt: skip
     sentence = findings.path_sentence(rows)
-    assert "says of the path: 1 of 2 (1 not decided)." in sentence
-    assert "0 of 1 (1 not decided) on the side of the inputs, 0 of 1 (1 partly) on that of the outputs" in sentence
-    assert "other spaces: 0 of 1 (1 not testable)." in sentence
+    assert 'Of 2 statements of the paper on the path 1 hold: "a is so".' in sentence
+    assert "0 of 1 (1 not decided) hold on the side of the inputs, 0 of 1 (1 partly) on that of the outputs" in sentence
+    assert sentence.endswith('early space: reproduced: "e is so". Not testable: "f is so".')
 
 
 @pytest.mark.parametrize(

@@ -213,7 +213,8 @@ def test_corners_name_the_change_that_leaves_more() -> None:
         {"what differs": ["loss", "writer", "writer and loss"], "value": [0.5, 0.2, 0.1], "seeds": 1}
     )
     assert variants_seen.say_corners(corners) == (
-        "Changing the writer leaves less in common than changing the loss (0.20 and 0.50; 1 seed at the least)."
+        "Changing the writer leaves less in common than changing the loss (0.20 and 0.50; single pairs, writer 0.20 to "
+        "0.20; loss 0.50 to 0.50; 1 seed at the least)."
     )
 
 
