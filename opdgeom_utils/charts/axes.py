@@ -66,18 +66,25 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def value_axis(
-    channel: _Channel, metric: str, numbers: Iterable[float], *, log: bool | None = None, room: float = 1.25
+    channel: _Channel,
+    metric: str,
+    numbers: Iterable[float],
+    *,
+    log: bool | None = None,
+    room: float = 1.25,
+    ticks: int = 5,
 ) -> _Channel:
     """Give an axis the scale, the range and the ticks that fit a metric: few, and not forced to start at zero.
 
     ``numbers``: everything that must fit on the axis.
     ``log``: whether the axis is logarithmic; None asks the metric.
     ``room``: factor of space at both ends of a logarithmic axis.
+    ``ticks``: about so many on a linear one.
     """
     numbers = list(numbers)
     if not (metric_of(metric).logarithmic if log is None else log):
         shown = tick_format(metric, numbers)
-        return channel.scale(zero=False, nice=True).axis(format=shown, tickCount=5, labelOverlap=True)
+        return channel.scale(zero=False, nice=True).axis(format=shown, tickCount=ticks, labelOverlap=True)
     known = [n for n in numbers if n > 0] or [1.0]
     low, high = min(known) / room, max(known) * room
     ticks = log_ticks(low, high)

@@ -31,8 +31,9 @@ def one_curve(points: pd.DataFrame, curves: pd.DataFrame) -> Figure:
         ``statistic, coherence, value``: the corners of the curve.
     """
     drawn = known(need(points, ["recipe", "seed", "statistic", "metric", "coherence", "value"]), "value", "a statistic")
-    ladder = drawn["recipe"].str.startswith("opd_") & ~drawn["recipe"].isin(["opd_random_credit", "opd_full_vocab"])
-    shown = drawn["recipe"].map(label).where(~ladder, OF_OPD)
+    null = drawn["recipe"].str.startswith("opd_random_credit")
+    ladder = drawn["recipe"].str.startswith("opd_") & ~null & (drawn["recipe"] != "opd_full_vocab")
+    shown = drawn["recipe"].map(label).where(~ladder, OF_OPD).where(~null, label("opd_random_credit"))
     drawn = drawn.assign(run=drawn["recipe"].map(label) + ", seed " + drawn["seed"].astype(str), series=shown)
     names = in_order(drawn["series"])
     charts = []
@@ -40,7 +41,7 @@ def one_curve(points: pd.DataFrame, curves: pd.DataFrame) -> Figure:
         own = drawn.loc[drawn["statistic"] == statistic]
         texts = [number(value, metric_of(str(metric)).shown) for value in own["value"]]
         own = own.assign(text=texts, at=[f"{c:.2%}" for c in own["coherence"]])
-        x = value_axis(alt.X("coherence:Q", title="coherence"), "coherence", own["coherence"], log=False)
+        x = value_axis(alt.X("coherence:Q", title="coherence"), "coherence", own["coherence"], log=False, ticks=3)
         y = alt.Y("value:Q", title=None)
         y = value_axis(y, str(metric), own["value"], log=False)
         line = alt.Chart(curves[curves["statistic"] == statistic]).mark_line(color=CURVE, strokeWidth=1.5)
