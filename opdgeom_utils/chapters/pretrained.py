@@ -13,7 +13,7 @@ from torch import Tensor
 
 from opdgeom_utils.chapters.committed_tables import BookTables
 from opdgeom_utils.chapters.noise import own_runs
-from opdgeom_utils.chapters.regime import gap_closed
+from opdgeom_utils.chapters.regime import distance_closed, gap_closed
 from opdgeom_utils.chapters.update_path import cosines
 from opdgeom_utils.chapters.where import at_place
 from opdgeom_utils.claims.matching import accuracy_gain, final
@@ -35,7 +35,8 @@ def learned(tables: BookTables) -> pd.DataFrame:
     -------
     DataFrame
         ``recipe, run, seeds, updates``, sampled accuracy at the ``start`` and at the ``end``, and the share of the
-        ``gap`` in accuracy to the teacher that was closed; nan where the teacher is no run of these tables.
+        ``gap`` in accuracy to the teacher that was closed (nan where the teacher is no run of these tables) and of the
+        ``distance`` to it on fixed text (nan where that was not measured; less than 0 is further away).
     """
     ends = final(accuracy_gain(tables.accuracy))
     rows = []
@@ -44,7 +45,8 @@ def learned(tables: BookTables) -> pd.DataFrame:
         end, start = float(own["sampled"].mean()), float((own["sampled"] - own["gain"]).mean())
         row = {"recipe": recipe, "run": label(recipe), "seeds": len(own), "updates": int(own["step"].max())}
         gap = seed_interval(gap_closed(tables, recipe)).mean if recipe != "sft" else math.nan  # SFT starts elsewhere
-        rows.append(row | {"start": start, "end": end, "gap": gap})
+        distance = distance_closed(tables, recipe).get("fixed", math.nan)
+        rows.append(row | {"start": start, "end": end, "gap": gap, "distance": distance})
     return pd.DataFrame(rows)
 
 
@@ -52,14 +54,19 @@ def say_learned(found: pd.DataFrame) -> str:
     """Say from where to where OPD and its null objective went; ``found``: from :func:`learned`.
 
     >>> rows = {"recipe": ["opd", "opd_random_credit"], "start": 0.4, "end": [0.5, 0.1], "gap": [0.5, -1.5]}
-    >>> say_learned(pd.DataFrame(rows))
-    'OPD went from 40% to 50% right, which is 50% of the gap to its teacher; random credit from 40% to 10%.'
+    >>> print(say_learned(pd.DataFrame(rows | {"distance": [0.4, -2.0]})).replace("; ", ";" + chr(10)))
+    OPD went from 40% to 50% right, which is 50% of the gap in accuracy and 40% of the distance to its teacher;
+    random credit from 40% to 10%.
     """
     said = []
-    columns = ["recipe", "start", "end", "gap"]
-    for recipe, start, end, gap in found[found["recipe"].isin([OPD, RANDOM])][columns].itertuples(index=False):
+    columns = ["recipe", "start", "end", "gap", "distance"]
+    for recipe, start, end, gap, distance in found[found["recipe"].isin([OPD, RANDOM])][columns].itertuples(
+        index=False
+    ):
         right = " right" if recipe == OPD else ""
-        share = f", which is {gap:.0%} of the gap to its teacher" if recipe == OPD and not math.isnan(gap) else ""
+        closed = [(gap, "gap in accuracy"), (distance, "distance")]
+        parts = listed(f"{share:.0%} of the {what}" for share, what in closed if not math.isnan(share))
+        share = f", which is {parts} to its teacher" if recipe == OPD and parts else ""
         said.append(f"{label(recipe)}{' went' * (recipe == OPD)} from {start:.0%} to {end:.0%}{right}{share}")
     return "; ".join(said) + "."
 
