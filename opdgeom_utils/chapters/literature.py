@@ -82,9 +82,17 @@ def say_paper(runs: pd.DataFrame) -> str:
     shares = [f"{run['kind']} {run['predicted']:.0%} (measured {run['sparsity']:.0%})" for run in rows]
     first, *others = sorted(rows, key=lambda run: -run["ratio"])
     rest = listed(f"{run['kind']}'s {run['ratio']:.1f} times" for run in others)
-    return (
+    known = runs.dropna(subset=["literal"]) if "literal" in runs else runs.iloc[:0]
+    printed = [f"{run['kind']} {run['literal']:.0%}" for run in known.to_dict(orient="records")]
+    said = (
         f"Noise alone would leave unchanged in the paper's models of 8 billion parameters: {listed(shares)}. "
         f"**{first['kind']}'s entries moved {first['ratio']:.1f} times as far as noise; {rest}.**"
+    )
+    if not printed:
+        return said
+    return (
+        f"{said} That is so if one update was made for each rollout, which is inferred; were the steps as printed the "
+        f"updates, noise would leave {listed(printed)}."
     )
 
 
