@@ -345,7 +345,8 @@ def _fell(tables: Tables, recipe: str) -> bool:
     if not {"sampled", "recipe"} <= set(tables.accuracy) or recipe not in set(tables.accuracy["recipe"]):
         return False
     ends = matching.final(matching.accuracy_gain(tables.accuracy.loc[tables.accuracy["recipe"] == recipe]))
-    return float(ends["sampled"].mean()) < float((ends["sampled"] - ends["gain"]).mean()) / 2
+    now, gain = (ends.loc[:, column].to_numpy(float).mean() for column in ("sampled", "gain"))
+    return bool(now < (now - gain) / 2)
 
 
 def _nothing_clause(tables: Tables | None) -> str:
@@ -356,7 +357,9 @@ def _nothing_clause(tables: Tables | None) -> str:
     if not held:
         return ""
     ends = at_place(tables, "final", held)
-    ratios = [float((ends[m] / ends[f"{m}_shuffled"])[ends["recipe"] == r].mean()) for m in [*RULERS][1:] for r in held]
+    own = [ends.loc[ends["recipe"] == name] for name in held]
+    pairs = [(rows.loc[:, m], rows.loc[:, f"{m}_shuffled"]) for m in [*RULERS][1:] for rows in own]
+    ratios = [(seen.to_numpy(float) / null.to_numpy(float)).mean() for seen, null in pairs]
     names = listed(map(label, held))
     return f"With nothing to learn they are {min(ratios):.1f} to {max(ratios):.1f} times the shuffled ones ({names})"
 

@@ -114,7 +114,8 @@ def say_null_ratios(ends: pd.DataFrame, metrics: Sequence[str], null: str = "shu
     unequal = []
     for metric in metrics:
         ratio = ends[metric] / ends[f"{metric}_{null}"]
-        found = {label(str(r)): seed_interval(ratio[ends["recipe"] == r]) for r in _ordered(ends)}
+        by_recipe = ratio.groupby(ends["recipe"]).apply(lambda own: own.to_numpy(float)).to_dict()
+        found = {label(name): seed_interval(by_recipe[name]) for name in _ordered(ends)}
         if max(i.low for i in found.values()) > min(i.high for i in found.values()):
             said = ", ".join(f"{name} {interval.mean:.2f}" for name, interval in found.items())
             unequal.append(f"{metric_of(metric).words} ({said})")

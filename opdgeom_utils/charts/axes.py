@@ -87,5 +87,5 @@ def value_axis(
         return channel.scale(zero=False, nice=True).axis(format=shown, tickCount=ticks, labelOverlap=True)
     known = [n for n in numbers if n > 0] or [1.0]
     low, high = min(known) / room, max(known) * room
-    ticks = log_ticks(low, high)
-    return channel.scale(type="log", domain=[low, high], nice=False).axis(format="~g", values=ticks, labelOverlap=True)
+    at = log_ticks(low, high)
+    return channel.scale(type="log", domain=[low, high], nice=False).axis(format="~g", values=at, labelOverlap=True)
