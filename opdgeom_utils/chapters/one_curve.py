@@ -157,7 +157,7 @@ def say_gaps(gaps: pd.DataFrame) -> str:
 
     >>> row = {"statistic": "x", "gap": 1.0, "verdict": "not one curve", "nearer": "opd_128"}
     >>> print(say_gaps(pd.DataFrame([row])))
-    **Coherence is not all that a ruler sees: the ladder itself is not one curve.** OPD and random credit on as many prompts, both without coherence, differ in 1 of 1 statistics. RLVR lies nearer to that OPD than to random credit in 1 of them: beside runs that learn as little as it does, it is not shown to add anything.
+    **Coherence is not all that a ruler sees: the ladder itself is not one curve.** OPD and random credit on as many prompts, both without coherence, differ in 1 of 1 statistics. RLVR lies nearer to that OPD than to random credit in 1 of them: beside OPD with as little coherence it is not shown to add anything.
     """  # noqa: E501
     if gaps.empty:
         return ""
@@ -169,11 +169,7 @@ def say_gaps(gaps: pd.DataFrame) -> str:
     if not all(gaps["nearer"].tolist()):
         return said
     near = apart["nearer"].tolist().count(WITH_SIGNAL)
-    alone = (
-        ": beside runs that learn as little as it does, it is not shown to add anything"
-        if 2 * near > len(apart)
-        else ""
-    )
+    alone = ": beside OPD with as little coherence it is not shown to add anything" if 2 * near > len(apart) else ""
     return f"{said} RLVR lies nearer to that OPD than to random credit in {near} of them{alone}."
 
 

@@ -98,6 +98,7 @@ def _layers(table: pd.DataFrame) -> list[alt.Chart]:
     base = alt.Chart(table).encode(x=x, y=y, color=coloured("series", names))
     means = base.transform_filter("datum.role == 'mean'")
     ties = alt.Chart(table).transform_filter("datum.role == 'mean'").mark_line(strokeDash=[2, 3], color="#7F7F7F")
+    nulls = "datum.role == 'mean' && datum.series != datum.recipe"  # hollow, so that a mark on its null is seen
     points = base.encode(shape=shaped("series", names), tooltip=tip)
     decades = math.log(max(numbers) / min(n for n in numbers if n > 0))
     along = table.loc[:, "x"].map(lambda share: math.log(share / start) / -math.log(start))
@@ -108,7 +109,8 @@ def _layers(table: pd.DataFrame) -> list[alt.Chart]:
         means.mark_rule(strokeWidth=1.5).encode(y=low, y2="y_high:Q"),
         means.mark_rule(strokeWidth=1.5).encode(x=alt.X("x_low:Q"), x2="x_high:Q"),
         points.transform_filter("datum.role == 'seed'").mark_point(filled=True, size=24, opacity=0.5),
-        points.transform_filter("datum.role != 'seed'").mark_point(filled=True, size=110, opacity=1),
+        points.transform_filter(nulls).mark_point(filled=False, size=150, strokeWidth=2, opacity=1),
+        points.transform_filter(f"datum.role != 'seed' && !({nulls})").mark_point(filled=True, size=110, opacity=1),
         *(
             alt.Chart(rows).mark_text(align=alt.Align(align), dx=dx, dy=dy, fontSize=12).encode(x=x, y=y, text="tag:N")
             for rows, align, dx, dy in _tags(table, sides, along)
