@@ -149,7 +149,8 @@ def _shuffled_clause(card: pd.DataFrame) -> str:
     if not shares or min(shares) < 0:
         return ""
     span = f"{min(shares):.0%} to {max(shares):.0%}"
-    return f", and shuffled updates show {span} of the same differences: size makes most of it"
+    most = ": size makes most of it" if min(shares) > 0.5 else ""
+    return f", and shuffled updates show {span} of the same differences{most}"
 
 
 def _how_many(verdicts: Sequence[str]) -> str:
