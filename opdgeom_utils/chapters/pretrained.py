@@ -146,13 +146,14 @@ def say_direction(tables: BookTables, toy: BookTables) -> str:
 
 
 def sample(tables: BookTables) -> dict[str, Tensor]:
-    """One matrix of OPD's and its null objective's runs: the committed ones, or those of runs opened now."""
+    """One matrix of each run of OPD and its null objective, at the tables' seeds: committed, or of runs opened now."""
     if are_committed(tables.profile):
         held = load_sample(tables.profile)
     else:
         named = [(name, seed) for name in (OPD, RANDOM) for seed in tables.seeds]
         held = sample_of([load_or_train(name, seed=seed, profile=tables.profile) for name, seed in named])
-    return {key: w for key, w in held.items() if key.split("/")[0] in ("reference", OPD, RANDOM)}
+    wanted = {"reference", *(f"{name}/{seed}" for name in (OPD, RANDOM) for seed in tables.seeds)}
+    return {key: w for key, w in held.items() if key in wanted}
 
 
 def measure(w0: Tensor, w: Tensor, k: int) -> dict[str, Any]:

@@ -32,7 +32,7 @@ DEEP = {
     "path": ("linalg/gram.py", "metrics/spectra.py", "models.py"),
     "nulls": ("linalg/symmetric_eigen.py", "diagnose/nulls.py", "projection.py", "training.py", "families.py"),
     "overlaps": ("linalg/gram.py", "measures/paths.py"),
-    "function": ("families.py", "rollouts.py", "objectives.py"),
+    "function": ("families.py", "rollouts.py", "scoring.py"),
     "moments": ("families.py", "batches.py", "metrics/second_moment.py"),
 }
 
