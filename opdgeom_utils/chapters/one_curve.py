@@ -190,8 +190,8 @@ def as_table(found: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(list(lines.values()))
 
 
-def say(found: pd.DataFrame) -> str:
-    """Say in how many statistics each objective leaves the curve, and in which.
+def say(found: pd.DataFrame, *, which: bool = True) -> str:
+    """Say in how many statistics each objective leaves the curve, and ``which``.
 
     >>> row = {"statistic": "x", "recipe": "rlvr", "verdict": "leaves"}
     >>> say(pd.DataFrame([row, row | {"statistic": "y", "verdict": "not decided"}]))
@@ -203,7 +203,7 @@ def say(found: pd.DataFrame) -> str:
         tested = own.loc[own["verdict"].isin(TESTED), "verdict"].tolist()
         left = own.loc[own["verdict"] == TESTED[0], "statistic"].tolist()
         open_ = f"{tested.count(TESTED[2])} not decided" if TESTED[2] in tested else ""
-        where = "; ".join(filter(None, [*(left if len(left) < len(tested) else []), open_]))
+        where = "; ".join(filter(None, [*(left if which and len(left) < len(tested) else []), open_]))
         name = shown[:1].upper() + shown[1:]
         many = f"{name} leaves the curve in {len(left)} of {len(tested)} statistics{f' ({where})' if where else ''}."
         said.append(many if tested else f"{name} cannot be tested.")
