@@ -8,7 +8,7 @@ import altair as alt
 import pandas as pd
 
 from opdgeom_utils.charts.axes import value_axis
-from opdgeom_utils.charts.palette import Figure, coloured, in_order, tips
+from opdgeom_utils.charts.palette import Figure, coloured, in_order, shaped, tips
 from opdgeom_utils.charts.seed_points import figure, known, need
 from opdgeom_utils.intervals import number
 from opdgeom_utils.vocabulary import label, metric_of
@@ -47,7 +47,7 @@ def one_curve(points: pd.DataFrame, curves: pd.DataFrame) -> Figure:
         line = alt.Chart(curves[curves["statistic"] == statistic]).mark_line(color=CURVE, strokeWidth=1.5)
         dots = alt.Chart(own).mark_point(filled=True, size=45, opacity=0.8)
         tip = tips(("run", "run"), ("at", "coherence"), ("text", "value"))
-        dots = dots.encode(x=x, y=y, color=coloured("series", names), tooltip=tip)
+        dots = dots.encode(x=x, y=y, color=coloured("series", names), shape=shaped("series", names), tooltip=tip)
         panel = alt.layer(line.encode(x=x, y=y), dots)
         charts.append(
             panel.properties(

@@ -25,6 +25,7 @@ PALETTE = {
     **{NULLS[name].label: colour for name, (colour, _) in _OF_NULLS.items()},
     RESCALED: "#AA4499",
     PAPER: "#CC79A7",
+    "OPD, other batches": "#F0A080",
     "base": "#E69F00",
     "anchor": "#8F6BB3",
     "teacher": "#56777A",
@@ -60,6 +61,7 @@ DASHES |= {RESCALED: [7, 2], ROUNDED: [2, 3], OBJECTIVES["control_sft"].label: [
 SHAPES = {"comparison": "square", PAPER: "diamond", "anchor": "square", "teacher": "triangle-up"}
 SHAPES |= {"noise through bf16": "square", "chance": "triangle-up", "this book": "square", "steps as printed": "cross"}
 SHAPES |= {NULLS["shuffled"].label: "square", NULLS["random"].label: "triangle-up"}
+SHAPES |= {OBJECTIVES[name].label: "cross" for name in ("opd_random_credit", "rlvr_random_reward")}
 SHAPES |= {"exact step": "triangle-up", "after rounding": "diamond"}
 OTHER = ("#E69F00", "#8F6BB3", "#56777A", "#B5651D")
 VERDICT_COLOURS = {
