@@ -74,8 +74,11 @@ def relabel(tables: Tables, rng: np.random.Generator) -> Relabelled:
 def chance_sentence(true: pd.Series, relabelled: pd.DataFrame) -> str:
     """Say how the true count of reproduced orders compares with the deals.
 
-    >>> chance_sentence(pd.Series({"n_claims": 20, "reproduced": 6}), pd.DataFrame({"reproduced": [0, 1, 0, 0]}))
-    'No deal of the names in 4 reaches the 6 reproduced orders of the true names: they are not chance.'
+    >>> deals = pd.DataFrame({"reproduced": [0, 1, 0, 0]})
+    >>> for said in chance_sentence(pd.Series({"n_claims": 20, "reproduced": 6}), deals).split(": "):
+    ...     print(said)
+    No deal of the names in 4 reaches the 6 reproduced orders of the true names
+    names make them, or what goes with names, such as size.
     """
     found, n = int(true.to_dict()["reproduced"]), len(relabelled)
     reached = int((relabelled["reproduced"].to_numpy() >= found).sum())
@@ -83,7 +86,7 @@ def chance_sentence(true: pd.Series, relabelled: pd.DataFrame) -> str:
     if found == 0:
         return "With the true names no order is reproduced, so there is nothing that chance would have to explain."
     if reached == 0:
-        return f"No deal of the names in {n} reaches {orders}: they are not chance."
+        return f"No deal of the names in {n} reaches {orders}: names make them, or what goes with names, such as size."
     return f"{reached} of {n} deals of the names reach {orders}: may be chance."
 
 
