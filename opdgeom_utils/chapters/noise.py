@@ -113,9 +113,11 @@ def rate_ladder(tables: BookTables, names: Sequence[str] = RATES) -> pd.DataFram
     """List the runs that differ in rate only, the highest first, as :func:`own_runs` does, with their ``rate``."""
     held = [name for name in names if name in set(tables.geometry["recipe"])]
     runs = own_runs(tables, held)
-    rates = [f"{load_recipe(name, tables.profile).learning_rate:.0e}".replace("e-0", "e-") for name in held]
-    kind = label("opd_random_credit" if names is NULL_RATES else "opd")
-    return runs.assign(rate=rates, run=[f"{kind} at {rate}" for rate in rates], kind=kind)
+    recipes = [load_recipe(name, tables.profile) for name in held]
+    rates = [f"{recipe.learning_rate:.0e}".replace("e-0", "e-") for recipe in recipes]
+    kinds = [label("opd_random_credit" if recipe.random_credit else "opd") for recipe in recipes]
+    named = [f"{kind} at {rate}" for kind, rate in zip(kinds, rates, strict=True)]
+    return runs.assign(rate=rates, run=named, kind=kinds)
 
 
 def say_rates(runs: pd.DataFrame, nulls: pd.DataFrame | None = None) -> str:

@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from opdgeom_utils.chapters import seen
 from opdgeom_utils.chapters.committed_tables import BookTables
 from opdgeom_utils.chapters.update_path import early
 from opdgeom_utils.chapters.where import at_place
@@ -102,9 +103,8 @@ def distances(points: pd.DataFrame) -> pd.DataFrame:
         for recipe in (name for name in ASKED if name in set(own["recipe"])):
             at, values = (own.loc[own["recipe"] == recipe, c].to_numpy(float) for c in ("coherence", "value"))
             off = seed_interval(values - np.interp(at, along, heights))
-            sure = off.low > 0 or off.high < 0 or off.low == off.high != 0
             far = abs(off.mean) >= LEAST * span
-            verdict = "leaves" if sure and far else "not decided" if far else "on the curve"
+            verdict = "leaves" if far and seen.excludes(off, 0.0) else "not decided" if far else "on the curve"
             if at.min() < along.min() or at.max() > along.max() or off.n < MIN_SEEDS:
                 verdict = "not testable"
             row = {"statistic": statistic, "metric": metric, "recipe": recipe, "span": span, "verdict": verdict}
@@ -156,9 +156,11 @@ def say_gaps(gaps: pd.DataFrame) -> str:
     """Say whether the ladder is one curve, and what that takes from a verdict on RLVR; nothing without gaps.
 
     >>> row = {"statistic": "x", "gap": 1.0, "verdict": "not one curve", "nearer": "opd_128"}
-    >>> print(say_gaps(pd.DataFrame([row])))
-    **Coherence is not all that a ruler sees: the ladder itself is not one curve.** OPD and random credit on as many prompts, both without coherence, differ in 1 of 1 statistics. RLVR lies nearer to that OPD than to random credit in 1 of them: beside OPD with as little coherence it is not shown to add anything.
-    """  # noqa: E501
+    >>> for said in say_gaps(pd.DataFrame([row])).split(" statistics. ")[1].split(": "):
+    ...     print(said)
+    RLVR lies nearer to that OPD than to random credit in 1 of them
+    beside OPD with as little coherence it is not shown to add anything.
+    """
     if gaps.empty:
         return ""
     apart = gaps.loc[gaps["verdict"] == "not one curve"]

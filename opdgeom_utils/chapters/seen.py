@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from opdgeom_utils.charts.palette import in_order
-from opdgeom_utils.intervals import seed_interval
+from opdgeom_utils.intervals import Interval, seed_interval
 from opdgeom_utils.vocabulary import listed
 
 ABOVE, APART, BELOW, LONE = "above", "not told apart from", "below", "not compared, for want of seeds, with"
@@ -23,6 +23,15 @@ ABOVE, APART, BELOW, LONE = "above", "not told apart from", "below", "not compar
 def by_seed(table: pd.DataFrame, columns: str) -> pd.DataFrame:
     """Turn rows of ``seed, value`` into one line per seed and one column for each of ``columns``."""
     return table.pivot_table(index="seed", columns=columns, values="value", sort=False)
+
+
+def excludes(interval: Interval, value: float) -> bool:
+    """Whether an interval lies wholly on one side of a value.
+
+    >>> excludes(Interval(2.0, 1.5, 2.5, 3), 1.0), excludes(Interval(1.2, 0.9, 1.5, 3), 1.0)
+    (True, False)
+    """
+    return bool(interval.low > value or interval.high < value)
 
 
 def stands(own: pd.Series, other: pd.Series) -> str:

@@ -11,7 +11,7 @@ from opdgeom_utils.charts.palette import in_order
 from opdgeom_utils.claims import matching
 from opdgeom_utils.claims.look_up import Tables
 from opdgeom_utils.claims.schema import reported_of
-from opdgeom_utils.intervals import number, seed_interval
+from opdgeom_utils.intervals import Interval, number, seed_interval
 from opdgeom_utils.measures.long_table import pick
 from opdgeom_utils.scopes import ATTENTION
 from opdgeom_utils.vocabulary import label, listed, metric_of
@@ -94,14 +94,22 @@ def null_ratios(ends: pd.DataFrame, metrics: Sequence[str], null: str = "shuffle
     >>> null_ratios(ends, ["x"]).to_dict("records")
     [{'measure': 'x', 'OPD': '1.000 (1.000 to 1.000)'}]
     """
-    rows = []
-    for metric in metrics:
-        row = {"measure": metric_of(metric).words}
-        for recipe in _ordered(ends):
-            own = ends.loc[ends["recipe"] == recipe]
-            row[label(str(recipe))] = seed_interval(own[metric] / own[f"{metric}_{null}"]).text(".3f")
-        rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame([
+        {"measure": metric_of(metric).words}
+        | {name: ratio.text(".3f") for name, ratio in ratios_to_null(ends, metric, null).items()}
+        for metric in metrics
+    ])  # fmt: skip
+
+
+def ratios_to_null(ends: pd.DataFrame, metric: str, null: str = "shuffled") -> dict[str, Interval]:
+    """Return a metric over its own null for each recipe, by label: mean and 95% interval over seeds.
+
+    >>> ends = pd.DataFrame({"recipe": "opd", "seed": [0, 1], "x": [1.0, 3.0], "x_shuffled": [1.0, 2.0]})
+    >>> ratios_to_null(ends, "x")["OPD"].mean
+    1.25
+    """
+    own = {recipe: ends.loc[ends["recipe"] == recipe] for recipe in _ordered(ends)}
+    return {label(recipe): seed_interval(rows[metric] / rows[f"{metric}_{null}"]) for recipe, rows in own.items()}
 
 
 def say_null_ratios(ends: pd.DataFrame, metrics: Sequence[str], null: str = "shuffled") -> str:
@@ -113,9 +121,7 @@ def say_null_ratios(ends: pd.DataFrame, metrics: Sequence[str], null: str = "shu
     """
     unequal = []
     for metric in metrics:
-        ratio = ends[metric] / ends[f"{metric}_{null}"]
-        by_recipe = ratio.groupby(ends["recipe"]).apply(lambda own: own.to_numpy(float)).to_dict()
-        found = {label(name): seed_interval(by_recipe[name]) for name in _ordered(ends)}
+        found = ratios_to_null(ends, metric, null)
         if max(i.low for i in found.values()) > min(i.high for i in found.values()):
             said = ", ".join(f"{name} {interval.mean:.2f}" for name, interval in found.items())
             unequal.append(f"{metric_of(metric).words} ({said})")
@@ -139,8 +145,7 @@ def compared(near: pd.DataFrame, metrics: Sequence[str], recipe: str, other: str
     for metric in metrics:
         pairs = (runs[0][column] / runs[1][column] for column in (metric, f"{metric}_shuffled"))
         ratio, null = map(seed_interval, pairs)
-        sure = ratio.low > 1 or ratio.high < 1 or ratio.low == ratio.high != 1
-        verdict = "differ" if sure and abs(ratio.mean - 1) >= MARGIN else "not decided"
+        verdict = "differ" if seen.excludes(ratio, 1.0) and abs(ratio.mean - 1) >= MARGIN else "not decided"
         shown = {
             f"{label(recipe)} over {label(other)}": ratio.text(".2f"),
             "shuffled updates": number(null.mean, ".2f"),

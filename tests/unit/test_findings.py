@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from opdgeom_utils.chapters import findings
+from opdgeom_utils.chapters import findings, null_objectives
 from opdgeom_utils.claims import bearing
 from opdgeom_utils.measures.long_table import as_measures
 from opdgeom_utils.results import Tables
@@ -131,10 +131,10 @@ def test_the_null_objective_is_set_beside_opd(sparsity: float, words: str) -> No
     rows = [keys | metrics | {"recipe": "opd", "update_sparsity": 0.04}]
     rows += [keys | metrics | {"recipe": "opd_random_credit", "update_sparsity": sparsity}]
     frame = pd.DataFrame(rows)
-    said = findings.nothing_sentence(Tables(frame, frame, frame))
+    said = null_objectives.nothing_sentence(Tables(frame, frame, frame))
     assert words in said
     assert f"leaves {sparsity:.1%} of the entries unchanged (OPD 4.0%)" in said
-    assert findings.nothing_sentence(Tables(frame[:1], frame, frame)) == ""
+    assert null_objectives.nothing_sentence(Tables(frame[:1], frame, frame)) == ""
 
 
 def test_agreement_needs_the_null_objective_beside_it() -> None:
@@ -145,7 +145,7 @@ def test_agreement_needs_the_null_objective_beside_it() -> None:
         for seed in (1, 2)
     ]
     frame = pd.DataFrame()
-    said = findings.agreement_sentence(Tables(frame, frame, frame, as_measures(rows)))
+    said = null_objectives.agreement_sentence(Tables(frame, frame, frame, as_measures(rows)))
     assert "two seeds of OPD have a cosine of 0.80, those of two seeds of random credit one of 0.01 (RLVR 0.40)" in said
-    assert findings.agreement_sentence(Tables(frame, frame, frame, as_measures(rows[:2]))) == ""
-    assert findings.agreement_sentence(Tables(frame, frame, frame)) == ""
+    assert null_objectives.agreement_sentence(Tables(frame, frame, frame, as_measures(rows[:2]))) == ""
+    assert null_objectives.agreement_sentence(Tables(frame, frame, frame)) == ""

@@ -1,0 +1,108 @@
+"""What the runs did, in sentences: how much they learned, and what a run leaves that had nothing to learn.
+
+The words are fixed; every number in them comes from the tables.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from opdgeom_utils.chapters.update_path import agreement
+from opdgeom_utils.chapters.where import at_place, ratios_to_null
+from opdgeom_utils.claims import matching
+from opdgeom_utils.claims.look_up import Tables
+from opdgeom_utils.intervals import number
+from opdgeom_utils.scopes import THROUGHOUT
+from opdgeom_utils.vocabulary import label, listed, metric_of
+
+FROM_ANCHOR = tuple(name for name in THROUGHOUT if name != "sft")
+RULERS = {
+    "update_sparsity": "leaves {} of the entries unchanged (OPD {})",
+    "left_angle_mean_deg": "turns the leading directions by {} degrees on the output side (OPD {})",
+    "right_angle_mean_deg": "by {} on the input side (OPD {})",
+    "normalized_spectral_shift": "shifts the spectrum by {} (OPD {})",
+}  # fmt: skip
+ALIKE = 1.5  # a factor, as in chapter 2
+NOTHING = ("opd_random_credit", "rlvr_random_reward")
+
+
+def learned_sentence(tables: Tables) -> str:
+    """Say what sampled accuracy each kind of run ends with, from the anchor's on; empty where nothing starts there."""
+    ends = matching.final(matching.accuracy_gain(tables.accuracy)).groupby("recipe")
+    means = ends.agg({"sampled": "mean", "gain": "mean", "seed": "nunique"}).to_dict()
+    reached, gained, seeds = means["sampled"], means["gain"], means["seed"]
+    trained = [recipe for recipe in FROM_ANCHOR if recipe in reached]
+    if not trained:
+        return ""
+    said = listed(f"{label(recipe)} to {reached[recipe]:.0%}" for recipe in trained)
+    start, most = reached[trained[0]] - gained[trained[0]], max(seeds[recipe] for recipe in trained)
+    few = [f"{label(recipe)}: {seeds[recipe]}" for recipe in trained if seeds[recipe] < most]
+    rest = f" ({', '.join(few)})" if few else ""
+    return f"From the anchor's {start:.0%} of the held-out problems, training took {said}; seeds: {most}{rest}."
+
+
+def nothing_sentence(tables: Tables) -> str:
+    """Set OPD beside random credit by the paper's rulers; empty where one of them was not trained."""
+    pair = ("opd", "opd_random_credit")
+    ends = at_place(tables, "final", pair).groupby("recipe").agg(dict.fromkeys(RULERS, "mean"))
+    opd, null = (ends.filter(items=[name], axis=0).to_dict("records") for name in pair)
+    if not opd or not null or ends.isna().to_numpy().any():
+        return ""
+    both = {metric: (float(null[0][metric]), float(opd[0][metric])) for metric in RULERS}
+    said = listed(RULERS[m].format(*(number(v, metric_of(m).shown) for v in values)) for m, values in both.items())
+    apart = max(max(a / b, b / a) for a, b in both.values())
+    like = "nearly what a run leaves" if apart < ALIKE else "not what a run leaves"
+    ruined = ", and training on it ruins the model" if _fell(tables, pair[1]) else ""
+    return (
+        f"A run with random credit reads the student's own text and has nothing to learn from it{ruined}. It {said}. "
+        "So by "
+        f"these rulers OPD leaves {like} that had nothing to learn: they differ by a factor of {apart:.1f} at most."
+    )
+
+
+def agreement_sentence(tables: Tables) -> str:
+    """Say how far the updates of different seeds point the same way; empty where that was not measured."""
+    found = tables.measures
+    shared = pd.DataFrame(columns=["recipe", "cosine"]) if found is None else agreement(found).dropna(subset="cosine")
+    cosines = dict(zip(shared["recipe"].tolist(), shared["cosine"].tolist(), strict=True))
+    if not {"opd", "opd_random_credit"} <= set(cosines):
+        return ""
+    rest = [f"{label(str(r))} {c:.2f}" for r, c in cosines.items() if r not in ("opd", "opd_random_credit")]
+    across = dict(zip(shared["recipe"].tolist(), shared["with_opd"].tolist(), strict=True))
+    kin = ""
+    if {"control_sft", "rlvr"} <= set(across):
+        nearer = "SFT" if across["control_sft"] > across["rlvr"] else "RLVR"
+        kin = (
+            f" From one anchor OPD's update points more the way of {nearer}: its cosine is {across['control_sft']:.2f} "
+            f"with control SFT and {across['rlvr']:.2f} with RLVR."
+        )
+    return (
+        f"What tells them apart is direction. Updates of two seeds of OPD have a cosine of {cosines['opd']:.2f}, those "
+        f"of two seeds of random credit one of {cosines['opd_random_credit']:.2f}"
+        + (f" ({', '.join(rest)})." if rest else ".")
+        + kin
+    )
+
+
+def spectral_clause(tables: Tables | None) -> str:
+    """Say how many times their shuffled ones the rotation and drift of the null objectives are; empty without them."""
+    if tables is None or "left_angle_mean_deg_shuffled" not in tables.geometry:
+        return ""
+    held = [name for name in NOTHING if name in set(tables.geometry["recipe"])]
+    if not held:
+        return ""
+    ends = at_place(tables, "final", held)
+    means = [interval.mean for m in [*RULERS][1:] for interval in ratios_to_null(ends, m).values()]
+    return (
+        f"With nothing to learn they are {min(means):.1f} to {max(means):.1f} times the shuffled ones "
+        f"({listed(map(label, held))})"
+    )
+
+
+def _fell(tables: Tables, recipe: str) -> bool:
+    """Whether a recipe ends, mean of seeds, with less than half of the accuracy that it started with."""
+    if not {"sampled", "recipe"} <= set(tables.accuracy) or recipe not in set(tables.accuracy["recipe"]):
+        return False
+    ends = matching.final(matching.accuracy_gain(tables.accuracy.loc[tables.accuracy["recipe"] == recipe]))
+    now, gain = (ends.loc[:, column].to_numpy(float).mean() for column in ("sampled", "gain"))
+    return bool(now < (now - gain) / 2)
