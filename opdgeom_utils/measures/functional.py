@@ -29,18 +29,18 @@ from opdgeom_utils.evaluation import BATCH, grades_on
 from opdgeom_utils.measures.long_table import as_measures, kept_measures, nearest_step
 from opdgeom_utils.models import load_model, load_stored_state, load_tokenizer
 from opdgeom_utils.precision import computing, prepare
-from opdgeom_utils.problems import Problem
+from opdgeom_utils.problems import Problem, Tasks
 from opdgeom_utils.projection import projected_layers
 from opdgeom_utils.recipes import Recipe, load_recipe, recipe_names
 from opdgeom_utils.rollouts import Rollouts, roll_out
 from opdgeom_utils.runs import Run, checkpoint_path
 from opdgeom_utils.scoring import token_scores
 from opdgeom_utils.trained_models import is_large
-from opdgeom_utils.world import World, load_world, tasks_of
+from opdgeom_utils.world import World, load_world
 
 SAMPLES = 1  # completions of each held-out prompt that the accuracy rests on
 TEXTS, TEXTS_OF_LARGE = 2, 8  # the anchor writes for every second prompt, or for every eighth
-APPROACHING = ("opd", "opd_full_vocab", "control_sft")
+APPROACHING = ("opd", "opd_full_vocab", "control_sft", "opd_long")
 PROJECTED = "_project_"
 
 
@@ -75,6 +75,7 @@ class Yardstick:
     """Held-out problems, what the anchor wrote for some of them, and the teacher that judges every token of that."""
 
     world: World
+    tasks: Tasks
     tokenizer: PreTrainedTokenizerFast
     problems: Sequence[Problem]
     texts: list[Rollouts]
@@ -84,47 +85,41 @@ class Yardstick:
 
 def yardstick_of(recipe: Recipe) -> Yardstick:
     """Make, once per process, the text and the teacher that every checkpoint of a profile is held against."""
-    opd = load_recipe("opd", recipe.profile)
-    large = is_large(opd)
-    return _yardstick(recipe.profile, opd.start, str(opd.teacher), json.dumps(recipe.held_out),
-                      recipe.final_eval_per_family, recipe.max_new_tokens, TEXTS_OF_LARGE if large else TEXTS,
-                      recipe.compute if large else "float32")  # fmt: skip
+    compute = recipe.compute if is_large(load_recipe("opd", recipe.profile)) else "float32"
+    held_out = json.dumps(recipe.held_out)
+    return _yardstick(recipe.profile, held_out, recipe.final_eval_per_family, recipe.max_new_tokens, compute)
 
 
 @lru_cache(maxsize=2)
-def _yardstick(
-    profile: str, writer: str, teacher: str, held_out: str, per_family: int, max_new_tokens: int, every: int,
-    compute: str,
-) -> Yardstick:  # fmt: skip
-    tokenizer, author = load_tokenizer(writer), prepare(load_model(writer).eval(), compute)
-    world, judge = load_world(profile), prepare(load_model(teacher).eval(), compute, fixed=True)
-    problems = sorted(tasks_of(profile).held_out(json.loads(held_out), per_family), key=lambda p: len(p.prompt))
+def _yardstick(profile: str, held_out: str, per_family: int, max_new_tokens: int, compute: str) -> Yardstick:
+    opd, world = load_recipe("opd", profile), load_world(profile)
+    tokenizer, author = load_tokenizer(opd.start), prepare(load_model(opd.start).eval(), compute)
+    judge = prepare(load_model(str(opd.teacher)).eval(), compute, fixed=True)
+    tasks, every = world.open_tasks(), TEXTS_OF_LARGE if is_large(opd) else TEXTS
+    problems = sorted(tasks.held_out(json.loads(held_out), per_family), key=lambda p: len(p.prompt))
     prompts, generator = [world.put(tokenizer, p.prompt) for p in problems], torch.Generator().manual_seed(0)
     batches = [prompts[i : i + BATCH : every] for i in range(0, len(prompts), BATCH)]
     with computing(compute, author.device):
         texts = [roll_out(author, tokenizer, b, max_new_tokens=max_new_tokens, generator=generator) for b in batches]
-    return Yardstick(world, tokenizer, problems, texts, judge, compute)
+    return Yardstick(world, tasks, tokenizer, problems, texts, judge, compute)
 
 
-def sampled_accuracy(model: PreTrainedModel, yardstick: Yardstick, *, longest: int = 40) -> float:
+def sampled_accuracy(model: PreTrainedModel, ruler: Yardstick, *, longest: int = 40) -> float:
     """Share (0 to 1) of right answers, one completion of every prompt at temperature 1, the same stream each time."""
     generator = torch.Generator().manual_seed(0)
-    grades = grades_on(
-        model, yardstick.tokenizer, yardstick.problems, generator, longest, world=yardstick.world,
-        tasks=yardstick.world.open_tasks(),
-    )  # fmt: skip
+    grades = grades_on(model, ruler.tokenizer, ruler.problems, generator, longest, world=ruler.world, tasks=ruler.tasks)
     return sum(grade.reward for grade in grades) / len(grades)
 
 
 @torch.no_grad()
-def teacher_distance(model: PreTrainedModel, yardstick: Yardstick) -> float:
+def teacher_distance(model: PreTrainedModel, ruler: Yardstick) -> float:
     """Mean over tokens of ``KL(p_student || p_teacher)``, whole vocabulary, in nats (0: the teacher itself)."""
     whole = tokens = 0.0
-    sizes = {model.config.vocab_size, yardstick.teacher.config.vocab_size}
+    sizes = {model.config.vocab_size, ruler.teacher.config.vocab_size}
     shared = min(sizes) if len(sizes) > 1 else None
-    with computing(yardstick.compute, model.device):
-        for text in yardstick.texts:
-            apart = token_scores(model, text, beside=yardstick.teacher, vocabulary=shared).kl
+    with computing(ruler.compute, model.device):
+        for text in ruler.texts:
+            apart = token_scores(model, text, beside=ruler.teacher, vocabulary=shared).kl
             whole += float((apart.double() * text.mask).sum())
             tokens += float(text.mask.sum())
     return whole / tokens
