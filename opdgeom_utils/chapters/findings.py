@@ -5,6 +5,7 @@ The words are fixed; the counts and the clauses that depend on them come from th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,6 +24,9 @@ _MATCHES = {
 }
 
 
+LEADS = {"agreement": 2, "order": 2, "path": 3}  # sentences that the landing page shows at once, where more than one
+
+
 def findings(card: pd.DataFrame, tables: Tables) -> dict[str, str]:
     """Write the landing page's sentences: ``learned, nothing, agreement, order, where, ...``."""
     return {
@@ -36,6 +40,17 @@ def findings(card: pd.DataFrame, tables: Tables) -> dict[str, str]:
         "path": path_sentence(card),
         "control": control_sentence(card),
     }
+
+
+def for_landing(name: str, said: str, sentences: int = 1) -> dict[str, str]:
+    """Cut an answer for the landing page: ``lead_<name>``, its first sentences, stands there at once; the rest folded.
+
+    >>> for_landing("x", "**It is so, by 0.5.** That is. All else follows.", 2)
+    {'lead_x': 'It is so, by 0.5. That is.', 'answer_x': 'All else follows.'}
+    """
+    parts = re.split(r"(?<=\.) ", said.replace("**", ""), maxsplit=sentences)
+    lead, rest = parts[:sentences], parts[sentences:]
+    return {f"lead_{name}": " ".join(lead), f"answer_{name}": " ".join(rest)}
 
 
 def where_sentence(card: pd.DataFrame, geometry: pd.DataFrame) -> str:
@@ -142,9 +157,9 @@ def path_sentence(card: pd.DataFrame) -> str:
     right, left = (_tally(_verdicts(card, f"path_nulls_{side}")) for side in ("right", "left"))
     inside = _by_verdict(card.loc[under(card, "projection", "projection_nulls")])
     return _locking_clause(card) + (
-        f"Of {len(paper)} statements of the paper on the path {len(held)} hold{_listed_apart(held)}. Of the rules that "
-        f"OPD locks earlier than processes that learn nothing {right} hold on the side of the inputs, {left} on that "
-        f"of the outputs. On training inside the early space: {inside}"
+        f"Of {len(paper)} statements of the paper on the path {len(held)} hold. Of the rules that OPD locks earlier "
+        f"than processes that learn nothing {right} hold on the side of the inputs, {left} on that of the outputs. "
+        f"{f'Reproduced{_listed_apart(held)}. ' if held else ''}On training inside the early space: {inside}"
     )
 
 

@@ -51,12 +51,12 @@ def nothing_sentence(tables: Tables) -> str:
     both = {metric: (float(null[0][metric]), float(opd[0][metric])) for metric in RULERS}
     said = listed(RULERS[m].format(*(number(v, metric_of(m).shown) for v in values)) for m, values in both.items())
     apart = max(max(a / b, b / a) for a, b in both.values())
-    like = "nearly what a run leaves" if apart < ALIKE else "not what a run leaves"
+    like = "nearly what" if apart < ALIKE else "something else than"
     ruined = ", and training on it ruins the model" if _fell(tables, pair[1]) else ""
     return (
-        f"A run with random credit reads the student's own text and has nothing to learn from it{ruined}. It {said}. "
-        "So by "
-        f"these rulers OPD leaves {like} that had nothing to learn: they differ by a factor of {apart:.1f} at most."
+        f"By the paper's rulers a run that had nothing to learn leaves {like} OPD leaves: they differ by a factor of "
+        f"{apart:.1f} at most. Random credit reads the student's own text and has nothing to learn from it{ruined}. "
+        f"It {said}."
     )
 
 
@@ -78,8 +78,8 @@ def agreement_sentence(tables: Tables) -> str:
         )
     return (
         f"What tells them apart is direction. Updates of two seeds of OPD have a cosine of {cosines['opd']:.2f}, those "
-        f"of two seeds of random credit one of {cosines['opd_random_credit']:.2f}"
-        + (f" ({', '.join(rest)})." if rest else ".")
+        f"of two seeds of random credit one of {cosines['opd_random_credit']:.2f}."
+        + (f" The others: {', '.join(rest)}." if rest else "")
         + kin
     )
 

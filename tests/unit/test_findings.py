@@ -95,7 +95,7 @@ def test_the_path_in_words_counts_the_paper_apart_from_nulls() -> None:
         ("e", "projection", "reproduced"), ("f", "projection_nulls", "not testable"),
     )  # fmt: skip
     sentence = findings.path_sentence(rows)
-    assert 'Of 2 statements of the paper on the path 1 hold: "a is so".' in sentence
+    assert "Of 2 statements of the paper on the path 1 hold. " in sentence and 'Reproduced: "a is so".' in sentence
     assert "0 of 1 (1 not decided) hold on the side of the inputs, 0 of 1 (1 partly) on that of the outputs" in sentence
     assert sentence.endswith('early space: reproduced: "e is so". Not testable: "f is so".')
 
@@ -124,7 +124,9 @@ def test_counts_go_by_what_a_verdict_means_and_not_by_its_word() -> None:
     assert said.endswith("1 not decided, 1 not testable. 1 more speaks for neither side.")
 
 
-@pytest.mark.parametrize(("sparsity", "words"), [(0.04, "nearly what a run leaves"), (0.40, "not what a run leaves")])
+@pytest.mark.parametrize(
+    ("sparsity", "words"), [(0.04, "leaves nearly what OPD leaves"), (0.40, "leaves something else than OPD leaves")]
+)
 def test_the_null_objective_is_set_beside_opd(sparsity: float, words: str) -> None:
     keys = {"profile": "toy", "seed": 0, "step": 400, "module": "q_proj", "n_entries": 10, "update_norm": 1.0}
     metrics = {"left_angle_mean_deg": 3.0, "right_angle_mean_deg": 3.0, "normalized_spectral_shift": 0.01}
@@ -146,6 +148,9 @@ def test_agreement_needs_the_null_objective_beside_it() -> None:
     ]
     frame = pd.DataFrame()
     said = null_objectives.agreement_sentence(Tables(frame, frame, frame, as_measures(rows)))
-    assert "two seeds of OPD have a cosine of 0.80, those of two seeds of random credit one of 0.01 (RLVR 0.40)" in said
+    assert (
+        "two seeds of OPD have a cosine of 0.80, those of two seeds of random credit one of 0.01. The others: RLVR 0.40."
+        in said
+    )
     assert null_objectives.agreement_sentence(Tables(frame, frame, frame, as_measures(rows[:2]))) == ""
     assert null_objectives.agreement_sentence(Tables(frame, frame, frame)) == ""
