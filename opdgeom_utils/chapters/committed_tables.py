@@ -78,6 +78,11 @@ def published_card(tables: BookTables, ledger: Sequence[Claim] | None = None) ->
     return pd.concat(cards).set_index("id").loc[[claim.id for claim in judged]].reset_index()
 
 
+def with_all_seeds(tables: BookTables) -> Tables | BookTables:
+    """Return the committed tables of the same profile, whose seeds the scorecard judges; the same where none are."""
+    return load_tables(tables.profile) if are_committed(tables.profile) else tables
+
+
 def with_measures(
     tables: BookTables,
     recipes: Sequence[str],
