@@ -13,8 +13,9 @@ the other one unchanged.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from opdgeom_utils.checkpoints.layouts import WRAPPERS, plain_names, text_config
 from opdgeom_utils.checkpoints.parameter_names import embedding_and_head, tower_of
 from opdgeom_utils.checkpoints.pickled_weights import pickled_tensors
 from opdgeom_utils.checkpoints.safetensors_weights import safetensors_of
-from opdgeom_utils.checkpoints.stored_tensors import StoredTensor
+from opdgeom_utils.checkpoints.stored_tensors import Cut, StoredTensor
 from opdgeom_utils.checkpoints.tied_embeddings import changed_alike, declared_tied, with_own_head
 from opdgeom_utils.checkpoints.weight_files import contained, shortened
 from opdgeom_utils.errors import (
@@ -63,53 +64,6 @@ class Adapter:
         if not isinstance(name, str) or not name:
             return None
         return f"{name}@{revision}" if isinstance(revision, str) and revision and not Path(name).exists() else name
-
-
-@dataclass(frozen=True)
-class _Sum:
-    """Read a matrix and add a low-rank product, turned for embeddings and layers stored as (in, out)."""
-
-    base: StoredTensor
-    a: StoredTensor
-    b: StoredTensor
-    scaling: float
-    transposed: bool
-    magnitude: StoredTensor | None
-
-    def __call__(self) -> Tensor:
-        weight, a, b = _in_one_type(self.base, self.a, self.b)
-        product = b @ a
-        merged = weight + self.scaling * (product.T if self.transposed else product)
-        if self.magnitude is None:
-            return merged
-        along = 0 if self.transposed else 1
-        return merged * (self.magnitude.read_unchecked().to(merged.dtype) / merged.norm(dim=along)).unsqueeze(along)
-
-
-@dataclass(frozen=True)
-class _Shifted:
-    """Read a bias of the base and add the adapter's."""
-
-    base: StoredTensor
-    bias: StoredTensor
-    scaling: float
-
-    def __call__(self) -> Tensor:
-        base, bias = _in_one_type(self.base, self.bias)
-        return base + self.scaling * bias
-
-
-@dataclass(frozen=True)
-class _WithRows:
-    """Read an embedding of the base and put the trained rows in."""
-
-    base: StoredTensor
-    rows: tuple[int, ...]
-    values: StoredTensor
-
-    def __call__(self) -> Tensor:
-        base, values = _in_one_type(self.base, self.values)
-        return base.index_copy(0, torch.tensor(self.rows, device=base.device), values)
 
 
 def open_adapter(folder: Path, *, allow_pickle: bool = False) -> Adapter:
@@ -238,7 +192,20 @@ def _merged(
     shape = (a.shape[1], b.shape[0]) if transposed else (b.shape[0], a.shape[1])
     if shape != base.shape or (magnitude is not None and magnitude.shape != (b.shape[0],)):
         raise _other_base(adapter, name, shape, {name: base})
-    return _over(base, adapter, name, _Sum(base, a, b, _scaling(adapter, module, parts), transposed, magnitude), a, b)
+    add = partial(_with_product, scaling=_scaling(adapter, module, parts), transposed=transposed, magnitude=magnitude)
+    return _over(adapter, name, add, base, a, b)
+
+
+def _with_product(
+    weight: Tensor, a: Tensor, b: Tensor, *, scaling: float, transposed: bool, magnitude: StoredTensor | None
+) -> Tensor:
+    """Add a low-rank product, turned for embeddings and layers stored as (in, out)."""
+    product = b @ a
+    merged = weight + scaling * (product.T if transposed else product)
+    if magnitude is None:
+        return merged
+    along = 0 if transposed else 1
+    return merged * (magnitude.read_unchecked().to(merged.dtype) / merged.norm(dim=along)).unsqueeze(along)
 
 
 def _with_rows(
@@ -252,7 +219,11 @@ def _with_rows(
         )
     if len(parts) > 1:
         raise MetricInputError(f"{adapter.file}: module {module} has trained rows and factors; merge it with PEFT.")
-    return _over(base, adapter, name, _WithRows(base, tuple(rows), values), values)
+    return _over(adapter, name, partial(_put_in, rows=rows), base, values)
+
+
+def _put_in(weight: Tensor, values: Tensor, *, rows: list[int]) -> Tensor:
+    return weight.index_copy(0, torch.tensor(rows, device=weight.device), values)
 
 
 def _shifted(
@@ -261,7 +232,7 @@ def _shifted(
     base, bias = merged.get(name), parts["bias"]
     if base is None or base.shape != bias.shape:
         raise _other_base(adapter, name, bias.shape, merged)
-    return _over(base, adapter, base.key, _Shifted(base, bias, _scaling(adapter, module, parts)), bias)
+    return _over(adapter, base.key, partial(torch.add, alpha=_scaling(adapter, module, parts)), base, bias)
 
 
 def _scaling(adapter: Adapter, module: str, parts: Mapping[str, StoredTensor]) -> float:
@@ -285,14 +256,14 @@ def _other_base(
     )
 
 
-def _over(base: StoredTensor, adapter: Adapter, key: str, load: Any, *added: StoredTensor) -> StoredTensor:
-    return StoredTensor(f"{adapter.file} over {base.where}", key, base.shape, _sum_type(base, *added), load=load)
+def _over(adapter: Adapter, key: str, merge: Callable[..., Tensor], *tensors: StoredTensor) -> StoredTensor:
+    """Describe what ``merge`` makes of a tensor of the base and of the adapter's, all in one type."""
+    base, dtype = tensors[0], torch.float64 if torch.float64 in {t.dtype for t in tensors} else torch.float32
+    load = partial(_merge, merge, tensors, dtype)
+    return StoredTensor(f"{adapter.file} over {base.where}", key, base.shape, dtype, load=load)
 
 
-def _in_one_type(*tensors: StoredTensor) -> list[Tensor]:
-    dtype = _sum_type(*tensors)
-    return [tensor.read_unchecked().to(dtype) for tensor in tensors]
-
-
-def _sum_type(*tensors: StoredTensor) -> torch.dtype:
-    return torch.float64 if torch.float64 in {tensor.dtype for tensor in tensors} else torch.float32
+def _merge(
+    merge: Callable[..., Tensor], tensors: Sequence[StoredTensor], dtype: torch.dtype, cuts: tuple[Cut, ...]
+) -> Tensor:
+    return merge(*(tensor.read_unchecked().to(dtype) for tensor in tensors))[cuts]

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opdgeom_utils.checkpoints.sharded_tensors import Assembled, Piece, entries_of
+from opdgeom_utils.checkpoints.sharded_tensors import Assembled, Piece, block, entries_of
 from opdgeom_utils.checkpoints.stored_tensors import StoredTensor, is_weight
 from opdgeom_utils.checkpoints.torch_files import read_metadata, read_structure
 from opdgeom_utils.checkpoints.weight_files import contained
@@ -44,7 +44,7 @@ class _Chunk:
     shape: tuple[int, ...]
     dtype: torch.dtype
 
-    def read_part(self, cuts: tuple[Any, ...]) -> Tensor:
+    def __call__(self, cuts: tuple[Any, ...]) -> Tensor:
         """Read the chunk's description, check that it is what the metadata say, and read some of its values."""
         found = read_structure(Path(self.file), start=self.start, length=self.length)
         tensor = found.content
@@ -56,7 +56,7 @@ class _Chunk:
                 f"{said} {tuple(tensor.shape)} of {tensor.dtype}, expected {self.shape} of {self.dtype}; copy or save "
                 "the checkpoint again."
             )
-        return found.located(tensor).read_part(cuts)
+        return found.located(tensor)(cuts)
 
 
 def distributed_folder(folder: Path) -> Path | None:
@@ -81,7 +81,6 @@ def distributed_tensors(folder: Path) -> tuple[dict[str, StoredTensor], list[str
     CheckpointUnsafeError when the metadata names code, or a file outside the folder. Raises MetricInputError when the
     chunks are compressed, or a weight is stored quantised.
     """
-    folder = folder.absolute()  # a relative path would mean another folder after a chdir
     file = contained(folder, METADATA)
     metadata = read_metadata(file)
     try:
@@ -169,11 +168,9 @@ def _tensor(folder: Path, key: str, entry: Any, stored: dict[tuple[str, tuple[in
         offsets, sizes = _whole_numbers(chunk.offsets, "offsets"), _whole_numbers(chunk.sizes, "sizes")
         if any(start + size > whole for start, size, whole in zip(offsets, sizes, shape, strict=True)):
             raise ValueError(f"tensor {key}: a chunk of {sizes} at {offsets} in {shape}")
-        region = tuple(((start, start + size),) if size else () for start, size in zip(offsets, sizes, strict=True))
-        pieces.append(
-            Piece(region, _chunk(folder, key, stored[key, offsets], sizes, dtype).read_part, os.fspath(folder))
-        )
-    if entries_of([piece.shape for piece in pieces]) != torch.Size(shape).numel() or not pieces:
+        load = _chunk(folder, key, stored[key, offsets], sizes, dtype)
+        pieces.append(Piece(block(offsets, sizes), load, os.fspath(folder)))
+    if entries_of(pieces) != math.prod(shape) or not pieces:
         raise ValueError(f"tensor {key}: chunks of {[piece.shape for piece in pieces]} do not make {shape}")
     return StoredTensor(os.fspath(folder), key, shape, dtype, load=Assembled(key, shape, dtype, tuple(pieces)))
 

@@ -71,6 +71,17 @@ class PlainTensors:
     notes: tuple[str, ...]  # what stayed fused, and why
 
 
+def unwrapped(name: str) -> str:
+    """Drop what trainers wrap around a model, rule 1.
+
+    >>> unwrapped("module.base_model.model.model.layers.0._orig_mod.mlp.up_proj.weight")
+    'model.layers.0.mlp.up_proj.weight'
+    """
+    name = WRAPPERS.sub("", name)
+    outer = OUTER.match(name)
+    return name[outer.end() :] if outer else name
+
+
 def canonical_name(name: str, kind: Any = None) -> str:
     """Apply the rules for names, 1 to 3, as far as they look at one name and no further than its type.
 
@@ -81,7 +92,7 @@ def canonical_name(name: str, kind: Any = None) -> str:
     >>> canonical_name("visual.blocks.0.attn.proj.weight"), canonical_name("language_model.lm_head.weight")
     ('model.visual.blocks.0.attn.proj.weight', 'lm_head.weight')
     """
-    name = _unwrapped(name)
+    name = unwrapped(name)
     language = LANGUAGE.match(name)
     if language:
         name = (language["head"] or "model.") + name[language.end() :]
@@ -103,7 +114,7 @@ def plain_names(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, st
     kind, own = text_config(config).get("model_type"), own_renamings(config)
     plain = {}
     for raw in names:
-        name = _unwrapped(raw)
+        name = unwrapped(raw)
         for pattern, target in own:
             name = pattern.sub(target, name, count=1)
         plain[raw] = canonical_name(name, kind)
@@ -130,13 +141,6 @@ def renamed(
         owners.setdefault(name, []).append(raw)
     plain = {name: tensors[raw[0]] for name, raw in owners.items() if len(raw) == 1}
     return plain, tuple(f"{name} is stored as {' and as '.join(raw)}" for name, raw in owners.items() if len(raw) > 1)
-
-
-def _unwrapped(name: str) -> str:
-    """Drop what trainers wrap around a model, rule 1."""
-    name = WRAPPERS.sub("", name)
-    outer = OUTER.match(name)
-    return name[outer.end() :] if outer else name
 
 
 def split(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any]) -> PlainTensors:

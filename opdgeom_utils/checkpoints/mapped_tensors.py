@@ -43,11 +43,7 @@ class FileTensor:
     stride: tuple[int, ...]
     offset: int = 0
 
-    def __call__(self) -> Tensor:
-        """Return the tensor, as :meth:`read_part` does."""
-        return self.read_part(())
-
-    def read_part(self, cuts: tuple[Any, ...]) -> Tensor:
+    def __call__(self, cuts: tuple[Any, ...] = ()) -> Tensor:
         """Map a part of the tensor into memory; what is written to it does not reach the file.
 
         ``cuts``: an index into the tensor; empty for all of it.

@@ -36,8 +36,6 @@ AROUND = (  # what a language model's own layers lie in
 def layer_of(name: str) -> int:
     """Return the number of the language model's layer in a parameter's name, -1 if there is none.
 
-    Examples
-    --------
     >>> layer_of("model.layers.12.mlp.up_proj.weight"), layer_of("model.norm.weight")
     (12, -1)
     >>> layer_of("model.visual.blocks.3.attn.proj.weight"), layer_of("mtp.layers.0.self_attn.q_proj.weight")
@@ -52,8 +50,6 @@ def module_of(name: str) -> str:
 
     What is outside the language model bears the name of its tower first.
 
-    Examples
-    --------
     >>> module_of("model.layers.0.self_attn.q_proj.weight"), module_of("model.norm.weight")
     ('q_proj', 'norm')
     >>> module_of("model.layers.0.mlp.experts.3.up_proj.weight")

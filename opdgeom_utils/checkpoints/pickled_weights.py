@@ -6,13 +6,14 @@ Such a file is a pickle, which could hold code. torch reads it with ``weights_on
 
 import os
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from opdgeom_utils.checkpoints.stored_tensors import StoredTensor, is_weight, require_values
-from opdgeom_utils.checkpoints.torch_files import LegacyTensor, read_structure
+from opdgeom_utils.checkpoints.torch_files import legacy_tensor, read_structure
 from opdgeom_utils.checkpoints.weight_files import contained, indexed_files
 from opdgeom_utils.errors import CheckpointDamagedError, CheckpointUnsafeError, ways
 
@@ -45,7 +46,7 @@ def pickled_tensors(files: list[Path], *, allow_pickle: bool) -> tuple[dict[str,
         )
     tensors: dict[str, StoredTensor] = {}
     left_out: dict[str, None] = {}  # by full path: a model and what stands beside it may share a name
-    for file in (file.absolute() for file in files):  # a relative path would mean another file after a chdir
+    for file in files:
         found = read_structure(file)
         inside = list(_tensors_in(found.content))
         names = [keys[-1] for keys, _ in inside]
@@ -56,8 +57,9 @@ def pickled_tensors(files: list[Path], *, allow_pickle: bool) -> tuple[dict[str,
                     f"{file}: tensor {name} is there twice, or in another file too; copy again."
                 )
             if isinstance(value, Tensor) and is_weight(os.fspath(file), name, value.dtype, names):
-                load = LegacyTensor(os.fspath(file), keys) if found.storages is None else found.located(value)
-                tensors[name] = StoredTensor(os.fspath(file), name, tuple(value.shape), value.dtype, load=load)
+                where, old = os.fspath(file), found.storages is None
+                load = partial(legacy_tensor, where, keys) if old else found.located(value)
+                tensors[name] = StoredTensor(where, name, tuple(value.shape), value.dtype, load=load)
             else:
                 left_out[path] = None
     require_values(tensors, files[0])

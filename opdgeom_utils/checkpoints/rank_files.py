@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from opdgeom_utils.checkpoints.mapped_tensors import FileTensor
-from opdgeom_utils.checkpoints.sharded_tensors import Assembled, Intervals, Piece, entries_of, strided_chunk
+from opdgeom_utils.checkpoints.sharded_tensors import Assembled, Intervals, Piece, block, entries_of, strided_chunk
 from opdgeom_utils.checkpoints.stored_tensors import StoredTensor, is_weight
 from opdgeom_utils.checkpoints.torch_files import Sharded, TorchFile, read_structure
 from opdgeom_utils.checkpoints.weight_files import contained, shortened
@@ -54,7 +53,6 @@ def rank_tensors(folder: Path) -> tuple[dict[str, StoredTensor], list[str]]:
     tensors. Raises MetricInputError when a tensor is a partial sum, not yet added up over the ranks, or is stored
     quantised.
     """
-    folder = folder.absolute()  # a relative path would mean another folder after a chdir
     parts: dict[str, list[_LocalPart]] = {}
     left_out: dict[str, None] = {}
     files = _files(folder)
@@ -88,7 +86,7 @@ def _files(folder: Path) -> list[Path]:
 def _local_part(found: TorchFile, name: str, value: Tensor, rank: int) -> _LocalPart:
     """Work out which entries of a tensor a file holds."""
     what, shape = f"{found.file}: tensor {name}", tuple(value.shape)
-    region = tuple(((0, size),) if size else () for size in shape)
+    region = block([0] * len(shape), shape)
     if not isinstance(value, Sharded):
         return _LocalPart(shape, region, found.located(value))
     try:
@@ -160,18 +158,17 @@ def _placed(
 def _whole(folder: Path, name: str, parts: list[_LocalPart], n_ranks: int) -> StoredTensor:
     """Check that the parts of a tensor fit together, and describe the whole."""
     shape, dtype = parts[0].shape, parts[0].tensor.dtype
-    pieces = [Piece(part.region, part.tensor.read_part, part.tensor.file) for part in parts]
+    pieces = [Piece(part.region, part.tensor, part.tensor.file) for part in parts]
     for part, piece in zip(parts, pieces, strict=True):
         if (part.shape, part.tensor.dtype, part.tensor.shape) != (shape, dtype, piece.shape):
             raise CheckpointDamagedError(
                 f"{piece.where}: tensor {name} is a part {part.tensor.shape} of {part.shape} in {part.tensor.dtype}, "
                 f"expected a part {piece.shape} of {shape} in {dtype}; the files are not of one checkpoint."
             )
-    held = {piece.region: piece.shape for piece in pieces}
-    if len(parts) != n_ranks or entries_of(list(held.values())) < torch.Size(shape).numel():
+    n_held, n_all = entries_of(pieces), math.prod(shape)
+    if len(parts) != n_ranks or n_held < n_all:
         raise CheckpointDamagedError(
-            f"{folder}: the {len(parts)} parts of tensor {name} in {n_ranks} files hold "
-            f"{entries_of(list(held.values()))} of its {torch.Size(shape).numel()} entries; a file stands under "
-            "another's name, or is of another step."
+            f"{folder}: the {len(parts)} parts of tensor {name} in {n_ranks} files hold {n_held} of its {n_all} "
+            "entries; a file stands under another's name, or is of another step."
         )
     return StoredTensor(os.fspath(folder), name, shape, dtype, load=Assembled(name, shape, dtype, tuple(pieces)))

@@ -6,6 +6,7 @@ tensor and notes the others: a tensor kept under the head's name alone goes by t
 """
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 
 from opdgeom_utils.checkpoints.parameter_names import VOCABULARY
-from opdgeom_utils.checkpoints.sharded_tensors import Assembled, Piece, entries_of
+from opdgeom_utils.checkpoints.sharded_tensors import Assembled, Piece, block, entries_of
 from opdgeom_utils.checkpoints.stored_tensors import StoredTensor, is_weight, require_values
 from opdgeom_utils.checkpoints.weight_files import header_notes, index_file, tensor_forms
 from opdgeom_utils.errors import CheckpointDamagedError, CheckpointNotFoundError
@@ -31,7 +32,7 @@ def safetensors_of(files: Iterable[Path], of: Path) -> tuple[dict[str, StoredTen
     Raises CheckpointNotFoundError when a rank's slices are missing, or one file of slices is given. Raises
     MetricInputError when a tensor is stored quantised.
     """
-    notes = {file.absolute(): header_notes(file) for file in files}  # a relative path means another file after a chdir
+    notes = {file: header_notes(file) for file in files}
     folder = of if of.is_dir() else of.parent
     offsets = {file: _offsets(file, noted[SLICES]) for file, noted in notes.items() if SLICES in noted}
     if any(any(map(any, begins.values())) for begins in offsets.values()) or (offsets and index_file(folder) is None):
@@ -101,17 +102,17 @@ def _put_together(
                     f"{file}: the slice of tensor {name} is {shape} of {dtype} at {begins.get(name)}, which does not "
                     "fit the others; copy or save the checkpoint again."
                 )
-            region = tuple(((a, a + size),) if size else () for a, size in zip(begins[name], shape, strict=True))
             part = StoredTensor(os.fspath(file), name, shape, dtype)
-            pieces.setdefault(name, []).append(Piece(region, part.read_part, os.fspath(file)))
+            pieces.setdefault(name, []).append(Piece(block(begins[name], shape), part.read_part, part.where))
     tensors = {}
     for name, found in pieces.items():
-        held = {piece.region: piece.shape for piece in found}
-        shape = tuple(max((end for each in axis for _, end in each), default=0) for axis in zip(*held, strict=True))
-        if entries_of(list(held.values())) < torch.Size(shape).numel():
+        axes = zip(*(piece.region for piece in found), strict=True)
+        shape = tuple(max((end for each in axis for _, end in each), default=0) for axis in axes)
+        n_held, n_all = entries_of(found), math.prod(shape)
+        if n_held < n_all:
             raise CheckpointDamagedError(
-                f"{folder}: the slices of tensor {name} hold {entries_of(list(held.values()))} of the "
-                f"{torch.Size(shape).numel()} entries of {shape}; a file is missing or of another step."
+                f"{folder}: the slices of tensor {name} hold {n_held} of the {n_all} entries of {shape}; a file is "
+                "missing or of another step."
             )
         load = Assembled(name, shape, kinds[name], tuple(found), open_ended=True)
         tensors[name] = StoredTensor(os.fspath(folder), name, shape, kinds[name], load=load)

@@ -23,23 +23,21 @@ OF_ACTIVATIONS = ("activation_scale", "input_scale", "input_scale_ub", "output_s
 
 @dataclass(frozen=True)
 class Scaled:
-    """Read a matrix and multiply it by its scales.
+    """Read a matrix in float32 and multiply it by its scales.
 
-    ``stored``, ``scale``: the weights as stored, and what to multiply them by.
+    ``stored``, ``scale``: the weights as stored, and what to multiply them by, if anything.
     ``block``: rows and columns that share a scale.
     """
 
     stored: StoredTensor
-    scale: StoredTensor
-    block: tuple[int, int]
+    scale: StoredTensor | None = None
+    block: tuple[int, int] = (1, 1)
 
-    def __call__(self) -> Tensor:
-        """Return the weights in float32."""
-        return self.read_part(())
-
-    def read_part(self, cuts: tuple[Cut, ...]) -> Tensor:
-        """Return a part of the weights in float32, after cutting both the stored values and their scales."""
+    def __call__(self, cuts: tuple[Cut, ...] = ()) -> Tensor:
+        """Return a part of the weights, after cutting both the stored values and their scales."""
         shape = self.stored.shape
+        if self.scale is None:
+            return self.stored.read_part(cuts).float()
         if torch.Size(self.scale.shape).numel() == 1:
             return self.stored.read_part(cuts).float() * self.scale.read_unchecked().float().reshape(())
         *outer, of_rows, of_columns = every_cut(cuts, shape)
@@ -79,29 +77,14 @@ def unscaled(
             )
     quantised = isinstance(config.get("quantization_config"), Mapping)
     for name, tensor in weights.items():
-        if tensor.dtype.itemsize == 1 and not isinstance(tensor.load, Scaled | Widened):
+        if tensor.dtype.itemsize == 1 and not isinstance(tensor.load, Scaled):
             if quantised:
                 raise CheckpointDamagedError(
                     f"{tensor.where}: tensor {tensor.key} is quantised, but no {name}_scale_inv or {name}_scale is "
                     "there."
                 )
-            weights[name] = replace(tensor, held=None, load=Widened(tensor))
+            weights[name] = replace(tensor, held=None, load=Scaled(tensor))
     return weights, scales
-
-
-@dataclass(frozen=True)
-class Widened:
-    """Read an 8-bit tensor as float32: the same values in a type that can be computed with."""
-
-    stored: StoredTensor
-
-    def __call__(self) -> Tensor:
-        """Return the values."""
-        return self.stored.read_unchecked().float()
-
-    def read_part(self, cuts: tuple[Cut, ...]) -> Tensor:
-        """Return a part of the values."""
-        return self.stored.read_part(cuts).float()
 
 
 def _scaled(stored: StoredTensor, scale: StoredTensor, config: Mapping[str, Any]) -> StoredTensor:

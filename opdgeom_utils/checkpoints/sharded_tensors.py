@@ -22,11 +22,11 @@ class Piece:
     """One piece of a tensor.
 
     ``region``: the entries that it holds, for each dimension.
-    ``read_part``: from an index to the values at it.
+    ``load``: from an index to the values at it.
     """
 
     region: tuple[Intervals, ...]
-    read_part: Callable[[tuple[Any, ...]], Tensor]
+    load: Callable[[tuple[Any, ...]], Tensor]
     where: str
 
     @property
@@ -49,11 +49,7 @@ class Assembled:
     pieces: tuple[Piece, ...]
     open_ended: bool = False
 
-    def __call__(self) -> Tensor:
-        """Return the whole, as :meth:`read_part` does."""
-        return self.read_part(())
-
-    def read_part(self, cuts: tuple[int | slice, ...]) -> Tensor:
+    def __call__(self, cuts: tuple[int | slice, ...] = ()) -> Tensor:
         """Put a part together, from the pieces that hold some of it.
 
         ``cuts``: the index of each leading dimension; empty for the whole.
@@ -70,7 +66,7 @@ class Assembled:
             ]
             if not all(here for here, _ in held):
                 continue
-            values = piece.read_part(_index([here for here, _ in held])).view(dtype)
+            values = piece.load(_index([here for here, _ in held])).view(dtype)
             index = _index([there for _, there in held])
             old, known = whole[index], seen[index]
             if not bool(((old == values) | (old.isnan() & values.isnan()) | ~known).all()):
@@ -86,6 +82,15 @@ class Assembled:
                 "piece; a file is missing or stands under another's name."
             )
         return whole.view(self.dtype)[tuple(rest for _, _, rest in bounds)]
+
+
+def block(starts: Sequence[int], sizes: Sequence[int]) -> tuple[Intervals, ...]:
+    """Return the region of one block.
+
+    >>> block((2, 0), (3, 0))
+    (((2, 5),), ())
+    """
+    return tuple(((start, start + size),) if size else () for start, size in zip(starts, sizes, strict=True))
 
 
 def chunk(intervals: Intervals, parts: int, index: int) -> Intervals:
@@ -158,9 +163,9 @@ def length_of(intervals: Intervals) -> int:
     return sum(stop - start for start, stop in intervals)
 
 
-def entries_of(shapes: Sequence[tuple[int, ...]]) -> int:
-    """Return the number of entries in several pieces."""
-    return sum(math.prod(shape) for shape in shapes)
+def entries_of(pieces: Sequence[Piece]) -> int:
+    """Return the number of entries in several pieces; replicas count once."""
+    return sum(math.prod(shape) for shape in {piece.region: piece.shape for piece in pieces}.values())
 
 
 def _index(region: Sequence[Intervals]) -> tuple[slice | Tensor, ...]:

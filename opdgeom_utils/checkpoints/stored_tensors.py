@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,8 @@ class StoredTensor:
     ``shape``: matrices are (out, in).
     ``dtype``: as stored; for a merged adapter the dtype of the sum.
     ``held``: the tensor itself when it came from a loaded module; None when it lies in a file.
-    ``load``: how to get the values when they are not simply the tensor ``key`` of the safetensors file ``where``. It
-    can be pickled, so that another process can read. If it has a method ``read_part(cuts)``, a part is read through
-    that.
+    ``load``: from an index, ``()`` for all, to the values at it, where they are not simply the tensor ``key`` of the
+    safetensors file ``where``. It can be pickled, so that another process can read.
     """
 
     where: str
@@ -36,7 +36,7 @@ class StoredTensor:
     shape: tuple[int, ...]
     dtype: torch.dtype
     held: Tensor | None = None
-    load: Callable[[], Tensor] | None = None
+    load: Callable[[tuple[Cut, ...]], Tensor] | None = None
 
     def read(self) -> Tensor:
         """Return the values, on the CPU for files, checked to be finite.
@@ -59,7 +59,7 @@ class StoredTensor:
         """
         if self.held is not None:
             return self.held.detach()
-        values = self.load() if self.load is not None else read_safetensors(self.where, self.key)
+        values = self.load(()) if self.load is not None else read_safetensors(self.where, self.key)
         if tuple(values.shape) != self.shape:
             raise CheckpointDamagedError(
                 f"{self.where}: tensor {self.key} has shape {tuple(values.shape)}, it was {self.shape} when the "
@@ -72,13 +72,15 @@ class StoredTensor:
 
         Raises CheckpointNotFoundError or CheckpointDamagedError as for :meth:`read_unchecked`.
         """
-        if self.held is None and self.load is None:
-            with opened(Path(self.where)) as content:
-                stored = content.get_slice(self.key)
-                if tuple(stored.get_shape()) == self.shape:  # else the whole is read, which says what has changed
-                    return stored[cuts]
-        read = getattr(self.load, "read_part", None) if self.held is None else None
-        return read(cuts) if read is not None else self.read_unchecked()[cuts]
+        if self.held is not None:
+            return self.held.detach()[cuts]
+        if self.load is not None:
+            return self.load(cuts)
+        with opened(Path(self.where)) as content:
+            stored = content.get_slice(self.key)
+            if tuple(stored.get_shape()) == self.shape:
+                return stored[cuts]
+        return self.read_unchecked()[cuts]  # says what has changed
 
     def flaw_of(self, values: Tensor) -> str:
         """Say what is wrong with the values, in words that name the file and the tensor; empty if nothing is.
@@ -119,32 +121,6 @@ class OpenCheckpoint:
     adapted: frozenset[str] | None = None
 
 
-@dataclass(frozen=True)
-class Part:
-    """Read a part of another stored tensor.
-
-    ``cuts``: the index of each leading dimension.
-    ``transposed``: whether the part, a matrix, is stored as (in, out).
-    ``blocks``: how many equal blocks of rows are cut alike; the part has the rows that are left of each.
-    """
-
-    whole: StoredTensor
-    cuts: tuple[Cut, ...]
-    transposed: bool = False
-    blocks: int = 1
-
-    def __call__(self) -> Tensor:
-        """Read the part; the whole only where its form knows no parts."""
-        part = self.whole.read_part(self.cuts) if self.blocks == 1 else self.of(self.whole.read_unchecked())
-        return part.T if self.transposed else part
-
-    def of(self, values: Tensor) -> Tensor:
-        """Cut values of the form of the whole."""
-        if self.blocks == 1:
-            return values[self.cuts]
-        return values.unflatten(0, (self.blocks, -1))[(slice(None), *self.cuts)].flatten(0, 1)
-
-
 def part_of(whole: StoredTensor, *cuts: Cut, transposed: bool = False, blocks: int = 1) -> StoredTensor:
     """Describe a part of a stored tensor, without reading it.
 
@@ -160,17 +136,26 @@ def part_of(whole: StoredTensor, *cuts: Cut, transposed: bool = False, blocks: i
     >>> q.key, q.shape, q.read().tolist()
     ('qkv[0:1 of each of 2 blocks]', (2, 2), [[0.0, 1.0], [6.0, 7.0]])
     """
-    load = Part(whole, cuts, transposed, blocks)
-    shape = load.of(torch.empty(whole.shape, device="meta")).shape
+    form = _cut(torch.empty(whole.shape, device="meta"), cuts, blocks).shape
     text = ", ".join(str(cut) if isinstance(cut, int) else _slice_text(cut) for cut in cuts)
     text += f" of each of {blocks} blocks" if blocks > 1 else ""
-    return StoredTensor(
-        whole.where,
-        f"{whole.key}[{text}]",
-        tuple(reversed(shape)) if transposed else tuple(shape),
-        whole.dtype,
-        load=load,
-    )
+    shape = tuple(reversed(form)) if transposed else tuple(form)
+    load = partial(_read_cut, whole, cuts, blocks, transposed)
+    return StoredTensor(whole.where, f"{whole.key}[{text}]", shape, whole.dtype, load=load)
+
+
+def _read_cut(
+    whole: StoredTensor, cuts: tuple[Cut, ...], blocks: int, transposed: bool, inside: tuple[Cut, ...]
+) -> Tensor:
+    """Read a part of another tensor; the whole only where blocks of it are cut."""
+    part = whole.read_part(cuts) if blocks == 1 else _cut(whole.read_unchecked(), cuts, blocks)
+    return (part.T if transposed else part)[inside]
+
+
+def _cut(values: Tensor, cuts: tuple[Cut, ...], blocks: int) -> Tensor:
+    if blocks == 1:
+        return values[cuts]
+    return values.unflatten(0, (blocks, -1))[(slice(None), *cuts)].flatten(0, 1)
 
 
 def in_layer_order(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:

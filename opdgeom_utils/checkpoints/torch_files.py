@@ -36,23 +36,6 @@ _LOADING = threading.Lock()  # what torch allows is one list for the whole proce
 
 
 @dataclass(frozen=True)
-class LegacyTensor:
-    """Read one tensor of a file from before torch 1.6, and with it the file."""
-
-    file: str
-    keys: tuple[str, ...]
-
-    def __call__(self) -> Tensor:
-        """Return the tensor; the last two such files stay in memory."""
-        found: Any = read_structure(Path(self.file)).content
-        for key in self.keys:
-            found = found[key] if isinstance(found, dict) and key in found else None
-        if not isinstance(found, Tensor):
-            raise CheckpointDamagedError(f"{self.file}: tensor {self.keys[-1]} is gone; it was written to meanwhile.")
-        return found.detach()
-
-
-@dataclass(frozen=True)
 class TorchFile:
     """What ``torch.save`` wrote.
 
@@ -107,6 +90,16 @@ def read_structure(file: Path, *, start: int = 0, length: int | None = None) -> 
             if kind == LEGACY and not start:
                 return TorchFile(file, _legacy(file, status.st_mtime_ns, status.st_size), storages=None)
             return _read_archive(file, io.BufferedReader(_Window(stream, start, length)), start, length)
+
+
+def legacy_tensor(file: str, keys: tuple[str, ...], cuts: tuple[Any, ...]) -> Tensor:
+    """Read one tensor of a file from before torch 1.6, and with it the file; the last two of these stay in memory."""
+    found: Any = read_structure(Path(file)).content
+    for key in keys:
+        found = found[key] if isinstance(found, dict) and key in found else None
+    if not isinstance(found, Tensor):
+        raise CheckpointDamagedError(f"{file}: tensor {keys[-1]} is gone; it was written to meanwhile.")
+    return found.detach()[cuts]
 
 
 def read_metadata(file: Path) -> Any:

@@ -22,10 +22,8 @@ def own_renamings(config: Mapping[str, Any]) -> list[tuple[re.Pattern[str], str]
     """
     if not any(part in config for part in PARTS):
         return []
-    try:
-        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
-    except ImportError:
-        return []
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
     stated = (*(config.get("architectures") or ()), config.get("model_type"))
     found = next(filter(None, map(get_checkpoint_conversion_mapping, stated)), [])
     rules = [(rule.source_patterns, rule.target_patterns) for rule in found if not hasattr(rule, "operations")]

@@ -203,7 +203,7 @@ CUTS = [(), (2,), (slice(1, 5),), (slice(0, None, 2), 3), (slice(None), slice(1,
 def test_a_part_is_that_of_the_whole(cuts, dtype):
     values = (torch.arange(70.0) % 13).reshape(7, 5, 2).to(dtype)
     assembled = Assembled("w", (7, 5, 2), dtype, tuple(_cut_in_pieces(values.view(dtype))))
-    assert torch.equal(assembled.read_part(cuts).float(), values[cuts].float())
+    assert torch.equal(assembled(cuts).float(), values[cuts].float())
     assert torch.equal(assembled()[cuts].float(), values[cuts].float())
 
 
@@ -213,7 +213,7 @@ def test_a_part_is_put_together_from_the_pieces_that_hold_it():
         Piece((((n, n + 1),), ((0, 3),)), lambda cuts, n=n: loaded.append(n) or torch.ones(1, 3)[cuts], "a.pt")
         for n in range(4)
     ]
-    Assembled("w", (4, 3), torch.float32, tuple(pieces)).read_part((slice(1, 3),))
+    Assembled("w", (4, 3), torch.float32, tuple(pieces))((slice(1, 3),))
     assert loaded == [1, 2]
 
 
@@ -269,9 +269,9 @@ def test_a_file_larger_than_the_memory_is_read_where_it_is_looked_at(tmp_path):
         stream.seek(-16, 2)
         stream.write(torch.arange(1.0, 5.0).numpy().tobytes())
     large = FileTensor(str(file), 0, torch.float32, (rows, columns), (columns, 1), 0)
-    piece = Piece((((0, rows),), ((0, columns),)), large.read_part, "x")
+    piece = Piece((((0, rows),), ((0, columns),)), large, "x")
     assembled = Assembled("w", (rows, columns), torch.float32, (piece,))
-    part = assembled.read_part((rows - 1, slice(columns - 4, None)))
+    part = assembled((rows - 1, slice(columns - 4, None)))
     small = FileTensor(str(file), 4 * rows * columns - 8, torch.float32, (2,), (1,), 0)()
     odd = FileTensor(str(file), 4 * rows * columns - 7, torch.int32, (1,), (1,), 0)()
     assert (part.tolist(), small.tolist()) == ([1.0, 2.0, 3.0, 4.0], [3.0, 4.0])

@@ -178,7 +178,7 @@ def test_a_part_is_that_of_the_whole(scale, block):
     assert whole.shape == (3, 5, 6)
     each = [0, 1, 2, slice(1, 3), slice(None), slice(0, None, 2), slice(4, 5), slice(1, 1)]
     for cuts in [(), *((cut,) for cut in each), *itertools.product(each, each), *itertools.product(each, each, each)]:
-        assert torch.equal(scaled.read_part(cuts), whole[cuts]), cuts
+        assert torch.equal(scaled(cuts), whole[cuts]), cuts
 
 
 def test_a_scaled_expert_reads_no_more_than_itself(tmp_path, entries_read):
