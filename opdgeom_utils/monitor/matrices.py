@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from opdgeom_utils.checkpoints import StoredTensor, module_of
+from opdgeom_utils.checkpoints.layouts import unwrapped
 from opdgeom_utils.errors import MonitorError
 from opdgeom_utils.monitor.rates import RatesTaken
 
 ROWS = 32  # rows, and columns, of a weight that are kept over a step
 Parts = list[Tensor]
-#: What wrappers put into the names of what they wrap.
-WRAPPERS = re.compile(r"^module\.|^base_model\.model\.|_orig_mod\.|_checkpoint_wrapped_module\.")
 
 
 def whole(parameter: Tensor) -> Tensor:
@@ -188,9 +186,8 @@ def watched_matrices(model: nn.Module, rates: RatesTaken, which: str | list[str]
     for name, parameter in model.named_parameters():
         if parameter.ndim == 2 and rates.trains(parameter) and id(parameter) not in inside:
             layer = model.get_submodule(name.rpartition(".")[0])
-            found.append(
-                WatchedWeight(WRAPPERS.sub("", name), [parameter], layer, turned=type(layer).__name__ == "Conv1D")
-            )
+            turned = type(layer).__name__ == "Conv1D"
+            found.append(WatchedWeight(unwrapped(name), [parameter], layer, turned=turned))
     if isinstance(which, list):
         chosen = [m for m in found if module_of(m.name) in which or m.name in which]
     else:
@@ -227,7 +224,7 @@ def _adapter(name: str, layer: Any, rates: RatesTaken) -> list[WatchedWeight]:
                 f"{name} has an adapter of another kind ({type(layer.lora_variant.get(adapter)).__name__}); expected "
                 "LoRA of linear layers, whose update is B A. Watch other kinds: matrices=[...]."
             )
-        own = WRAPPERS.sub("", f"{name}.weight")
+        own = unwrapped(f"{name}.weight")
         scale, turned = float(layer.scaling[adapter]), bool(getattr(layer, "fan_in_fan_out", False))
         found.append(WatchedAdapter(own, factors, layer, turned=turned, scale=scale, trained=trained))
     return found
