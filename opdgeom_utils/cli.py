@@ -119,24 +119,14 @@ def report(
 
         start = time.monotonic()
         several = taken_apart(tuned[0]) if len(tuned) == 1 else tuned
-        options = {
-            "reference": reference,
-            "tuned": several[0] if len(several) == 1 else several,
-            "label": label,
-            "revision": revision,
-            "base": base,
-            "modules": _kinds(modules),
-            "k": k,
-            "n_jobs": jobs,
-            "strict": strict,
-            "allow_pickle": allow_pickle,
-            "nulls": "exact" if exact_nulls else None,
-            **_schedule(learning_rate, updates, schedule, warmup, final_learning_rate),
-            "optimizer": _optimizer(betas, weight_decay),
-        }
+        said = _said(
+            modules, exact_nulls, betas, weight_decay, reference=reference,
+            tuned=several[0] if len(several) == 1 else several, label=label, revision=revision, base=base, k=k,
+            n_jobs=jobs, strict=strict, allow_pickle=allow_pickle, learning_rate=learning_rate, updates=updates,
+            schedule=schedule, warmup=warmup, final_learning_rate=final_learning_rate,
+        )  # fmt: skip
         given = read_parameters(parameters.expanduser()) if parameters else {}
-        given |= {name: value for name, value in options.items() if value not in (None, "", [], {})}
-        page, table = write_report(given, out)
+        page, table = write_report(given | said, out)
         print(f"report ready in {time.monotonic() - start:.0f} s\n  {page.as_uri()}\n  {table}")
 
 
@@ -179,34 +169,26 @@ def diagnose(
     with _plain_errors("no table was written"):
         if out.suffix not in TABLES:
             raise MetricInputError(f"the table is {out.name!r}, expected a name that ends in {' or '.join(TABLES)}.")
-        from opdgeom_utils.chapters.your_run import matching_k, noise_options, open_run
-        from opdgeom_utils.diagnose import diagnose_trajectory
-        from opdgeom_utils.report.write import work_folder
-        from opdgeom_utils.results import DIAGNOSE_OPTIONS
-        from opdgeom_utils.storage import parquet_bytes, write_atomic
+        from opdgeom_utils.report.write import write_table
 
-        target, strict = out.expanduser().absolute(), strict is not False
-        run = open_run(
-            reference, tuned[0] if len(tuned) == 1 else tuned,
-            revision=revision, base=base, modules=_kinds(modules), strict=strict, allow_pickle=bool(allow_pickle),
+        said = _said(
+            modules, exact_nulls, betas, weight_decay, revision=revision, base=base, k=k, n_jobs=jobs, strict=strict,
+            allow_pickle=allow_pickle, learning_rate=learning_rate, updates=updates, schedule=schedule, warmup=warmup,
+            final_learning_rate=final_learning_rate,
         )  # fmt: skip
-        options: dict[str, Any] = {**DIAGNOSE_OPTIONS, "k": k or matching_k(run.reference)}
-        options["nulls"] = nulls and ("exact" if exact_nulls else "expected")
-        told = _schedule(learning_rate, updates, schedule, warmup, final_learning_rate)
-        beside_noise, said = noise_options(run, **told, **_optimizer(betas, weight_decay))
-        options |= beside_noise
-        work = work_folder(target)
-        table = diagnose_trajectory(
-            run.reference, run.checkpoints, **options, n_jobs=jobs or 1, strict=strict, out=work
-        )
-        content = parquet_bytes(table) if target.suffix == ".parquet" else table.to_csv(index=False).encode()
-        write_atomic(target, content)
-        print(f"{len(table)} rows, {len(run.checkpoints)} checkpoints: {target}", *said, sep="\n")
+        said |= {"reference": reference, "tuned": tuned[0] if len(tuned) == 1 else tuned}
+        said |= {} if nulls else {"nulls": False}
+        print(*write_table(said, out.expanduser().absolute()), sep="\n")
 
 
-def _schedule(*told: Any) -> dict[str, Any]:
-    """Name what was said of a run's schedule."""
-    return dict(zip(("learning_rate", "updates", "schedule", "warmup", "final_learning_rate"), told, strict=True))
+def _said(
+    modules: list[str] | None, exact_nulls: bool, betas: str | None, weight_decay: float | None, **options: Any
+) -> dict[str, Any]:
+    """Return the parameters of the chapter that were given, kinds of matrix however they are separated."""
+    kinds = None if modules is None else " ".join(modules).replace(",", " ").split()
+    options |= {"modules": kinds, "nulls": "exact" if exact_nulls else None}
+    options["optimizer"] = _optimizer(betas, weight_decay)
+    return {name: value for name, value in options.items() if value not in (None, "", [], {})}
 
 
 def _optimizer(betas: str | None, weight_decay: float | None) -> dict[str, Any]:
@@ -290,11 +272,6 @@ def gpu_check(
         print(f"{'passed' if record['passed'] else 'FAILED'} in {record['seconds']:.0f} s: {out}")
     if not record["passed"]:
         raise typer.Exit(1)
-
-
-def _kinds(modules: list[str] | None) -> list[str] | None:
-    """Kinds of matrix, however they are separated."""
-    return None if modules is None else " ".join(modules).replace(",", " ").split()
 
 
 @contextmanager

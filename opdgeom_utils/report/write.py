@@ -19,8 +19,9 @@ import yaml
 from tqdm import tqdm
 
 from opdgeom_utils.chapters.parameters import check_given, declared_parameters
-from opdgeom_utils.chapters.your_run import matching_k, noise_options, open_run
+from opdgeom_utils.chapters.your_run import OpenedRun, matching_k, noise_options, open_run
 from opdgeom_utils.checkpoints.hub_files import HUB_ID
+from opdgeom_utils.diagnose import diagnose_trajectory
 from opdgeom_utils.diagnose.plan import plan_comparison
 from opdgeom_utils.diagnose.schedule import OPTIONS as SCHEDULE
 from opdgeom_utils.diagnose.settings import Settings
@@ -30,7 +31,7 @@ from opdgeom_utils.project_files import PROJECT
 from opdgeom_utils.report.page import BOOK_ONLY, report_page
 from opdgeom_utils.report.papermill_run import run_papermill, tagged
 from opdgeom_utils.results import DIAGNOSE_OPTIONS
-from opdgeom_utils.storage import write_atomic
+from opdgeom_utils.storage import parquet_bytes, write_atomic
 
 CHAPTER = PROJECT / "notebooks" / "10_your_model.ipynb"
 REPORTS = "reports"
@@ -78,6 +79,23 @@ def write_report(given: Mapping[str, Any], out: str | Path | None = None) -> tup
     )
     write_atomic(target, page.encode())
     return target, table
+
+
+def write_table(given: Mapping[str, Any], target: Path) -> list[str]:
+    """Write the table alone, and return what there is to say of it.
+
+    ``given``: as for :func:`write_report`; ``nulls`` may be False.
+    ``target``: a ``.parquet`` or a ``.csv`` file; the folder of finished matrices lies beside it.
+    Raises OpdGeomError when a checkpoint cannot be opened or compared, or nothing can be written there.
+    """
+    run = _opened(given)
+    beside_noise, said = _beside_noise(run, given)
+    table = diagnose_trajectory(
+        run.reference, run.checkpoints, **_options(run, given), **beside_noise, n_jobs=given.get("n_jobs") or 1,
+        strict=given.get("strict", True), out=work_folder(target),
+    )  # fmt: skip
+    write_atomic(target, parquet_bytes(table) if target.suffix == ".parquet" else table.to_csv(index=False).encode())
+    return [f"{len(table)} rows, {len(run.checkpoints)} checkpoints: {target}", *said]
 
 
 def local(name: Any) -> Any:
@@ -143,11 +161,9 @@ def work_folder(target: Path) -> Path:
 
 def _print_plan(parameters: Mapping[str, Any]) -> int:
     """Open what is compared, print what it will take, and return the number of tensors."""
-    run = open_run(**{name: parameters[name] for name in OPENING if name in parameters})
-    options = {**DIAGNOSE_OPTIONS, "k": parameters.get("k") or matching_k(run.reference)}
-    settings = Settings(**options, nulls=parameters.get("nulls", "expected"), seed=0, device=pick_device().type)
-    told = {name: parameters[name] for name in SCHEDULE if name in parameters}
-    _, said = noise_options(run, **told, **(parameters.get("optimizer") or {}))
+    run = _opened(parameters)
+    settings = Settings(**_options(run, parameters), seed=0, device=pick_device().type)
+    _, said = _beside_noise(run, parameters)
     opened = [checkpoint for _, checkpoint in run.checkpoints]
     planned = plan_comparison(run.reference, opened, settings, n_jobs=parameters.get("n_jobs", 1))
     for what, value in planned.table().itertuples(index=False):
@@ -157,6 +173,22 @@ def _print_plan(parameters: Mapping[str, Any]) -> int:
     for sentence in said:
         print(f"  {sentence}")
     return len(run.reference.tensors)
+
+
+def _opened(given: Mapping[str, Any]) -> OpenedRun:
+    return open_run(**{name: given[name] for name in OPENING if name in given})
+
+
+def _options(run: OpenedRun, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the diagnosis, but for noise."""
+    k = given.get("k") or matching_k(run.reference)
+    return {**DIAGNOSE_OPTIONS, "k": k, "nulls": given.get("nulls", "expected")}
+
+
+def _beside_noise(run: OpenedRun, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Options that set the run beside noise, and what there is to say of it."""
+    told = {name: given[name] for name in SCHEDULE if name in given}
+    return noise_options(run, **told, **(given.get("optimizer") or {}))
 
 
 @contextmanager
