@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 import altair as alt
 import pandas as pd
+from scipy.stats import binomtest
 
 from opdgeom_utils.charts.axes import QUARTERS
 from opdgeom_utils.charts.palette import Figure, coloured, in_order, shaped, tips
@@ -18,15 +17,13 @@ CREDIT_TICKS = [-20, -10, -5, -2, -1, 0, 1, 2, 5]
 
 
 def wilson_interval(share: float, n: int) -> tuple[float, float]:
-    """Return the 95% Wilson interval of a share seen in ``n`` trials, within 0 to 1.
+    """Return the 95% Wilson interval of a share seen in ``n`` trials.
 
     >>> [round(end, 3) for end in wilson_interval(0.5, 4)]
     [0.15, 0.85]
     """
-    z = 1.959964
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    reach = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return max(0.0, centre - reach), min(1.0, centre + reach)
+    found = binomtest(round(share * n), n).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
 
 
 @figure
