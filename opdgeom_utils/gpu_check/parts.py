@@ -53,8 +53,6 @@ def run_part(part: Part, place: Place) -> dict[str, Any]:
 def plain(value: Any) -> Any:
     """Return a value as JSON can hold it: a number that is not finite becomes its name.
 
-    Examples
-    --------
     >>> plain({"loss": float("nan"), "steps": (1, 2)})
     {'loss': 'nan', 'steps': [1, 2]}
     """

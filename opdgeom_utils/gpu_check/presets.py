@@ -30,8 +30,8 @@ class Card:
     """
 
     name: str
-    total: int
-    free: int
+    bytes: int
+    free_bytes: int
     capability: str
     bf16: bool
 
@@ -51,8 +51,6 @@ def card_found() -> Card | None:
 def qwen3_recipe(profile: str, objective: str) -> Recipe:
     """Return a recipe of a Qwen3 profile as its file says it, without opening the tasks, which need other packages.
 
-    Examples
-    --------
     >>> qwen3_recipe("qwen3-0.6b", "opd").teacher
     'Qwen/Qwen3-1.7B'
     """
@@ -82,8 +80,6 @@ def needed(profile: str) -> int:
 def profile_for(free: int) -> str | None:
     """Return the most demanding Qwen3 profile that fits so many bytes, None where none does.
 
-    Examples
-    --------
     >>> profile_for(10**12), profile_for(10**9)
     ('qwen3-0.6b-80gb', None)
     """
@@ -96,7 +92,7 @@ def profile_of_card(own: str) -> str:
     if card is None:
         print(f"no CUDA card: profile {own}, from committed tables")
         return own
-    said, fitting = f"{card.name}, {card.free / CARD_GB:.0f} GB free", profile_for(card.free)
+    said, fitting = f"{card.name}, {card.free_bytes / CARD_GB:.0f} GB free", profile_for(card.free_bytes)
     said += "" if card.bf16 else " (no bf16 of its own: several times slower)"
     if fitting is None:
         print(f"{said}: the smallest Qwen3 profile needs {needed(PROFILES[-1]) / CARD_GB:.0f}; profile {own}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import importlib.metadata
 import os
@@ -44,31 +45,14 @@ def check_card(
 
     The file is whole after each part, so that a check which is stopped leaves what it has.
 
-    Parameters
-    ----------
-    out
-        The JSON file.
-    device
-        ``cuda`` or ``cpu``.
-    tiny
-        Small shapes: a test of the check, no evidence about a card.
-    parts
-        What to run; everything by default.
-    minutes
-        After so many no part begins; those left are recorded as not run.
-
-    Returns
-    -------
-    dict
-        What the file holds: ``schema, device, tiny, card, machine, versions, started, parts, seconds, passed``. Each
-        part has ``passed, seconds, peak_bytes, result, faults``.
-
-    Raises
-    ------
-    NoCardError
-        If there is no CUDA card and no processor was asked for.
-    StorageError
-        If the file cannot be written.
+    ``out``: the JSON file.
+    ``device``: ``cuda`` or ``cpu``.
+    ``tiny``: small shapes: a test of the check, no evidence about a card.
+    ``parts``: what to run; everything by default.
+    ``minutes``: after so many no part begins; those left are recorded as not run.
+    Returns what the file holds: ``schema, device, tiny, card, machine, versions, started, parts, seconds, passed``.
+    Each part has ``passed, seconds, peak_bytes, result, faults``. Raises NoCardError if there is no CUDA card and no
+    processor was asked for. Raises StorageError if the file cannot be written.
     """
     place = _place(device, tiny)
     began, record = time.monotonic(), {**_described(place), "parts": {}, "seconds": 0.0, "passed": False}
@@ -114,8 +98,7 @@ def _described(place: Place) -> dict[str, Any]:
         "schema": SCHEMA,
         "device": place.device.type,
         "tiny": place.tiny,
-        "card": card and {"name": card.name, "bytes": card.total, "free_bytes": card.free,
-                          "capability": card.capability, "bf16": card.bf16},
+        "card": card and dataclasses.asdict(card),
         "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count(),
                     "python": platform.python_version()},
         "versions": {**versions, "cuda": torch.version.cuda, "source": kept.digest("gpu_check.record")[:12]},

@@ -47,8 +47,6 @@ TINY = Shape(48, 2, 4, 96, tied=True, kv_heads=2, head_width=16, rows=80, tokens
 def size_of(model: str) -> str:
     """Return the size that a name says.
 
-    Examples
-    --------
     >>> size_of("Qwen/Qwen3-1.7B"), size_of("Qwen/Qwen3-0.6B-Base")
     ('1.7B', '0.6B')
     """
@@ -61,8 +59,6 @@ def size_of(model: str) -> str:
 def config_of(shape: Shape, *, layers: int | None = None) -> Qwen3Config:
     """Return a configuration, of fewer layers if asked.
 
-    Examples
-    --------
     >>> config_of(SHAPES["0.6B"]).hidden_size
     1024
     """
@@ -92,8 +88,6 @@ def random_model(config: Qwen3Config, device: torch.device | str, dtype: torch.d
 def made_tokenizer(tokens: int) -> PreTrainedTokenizerFast:
     """Return a tokenizer of one token a character, filled up to ``tokens`` with words that no prompt has.
 
-    Examples
-    --------
     >>> tokenizer = made_tokenizer(100)
     >>> len(tokenizer), len(tokenizer("47+38=")["input_ids"])
     (100, 6)
@@ -108,8 +102,6 @@ def made_tokenizer(tokens: int) -> PreTrainedTokenizerFast:
 def side_of(size: str) -> Side:
     """Return what a plan needs to know of a size.
 
-    Examples
-    --------
     >>> round(side_of("0.6B").n_parameters / 1e9, 3)
     0.596
     """

@@ -43,7 +43,7 @@ def one_update(objective: str) -> Part:
 
     def part(place: Place) -> Found:
         card = card_found() if place.device.type == "cuda" else None
-        profile = (profile_for(card.free) if card else None) or PROFILES[-1]
+        profile = (profile_for(card.free_bytes) if card else None) or PROFILES[-1]
         recipe = _recipe(profile, objective, place, bf16=card is None or card.bf16)
         with tempfile.TemporaryDirectory() as folder:
             held, learner = _learner(recipe, place, Path(folder))
