@@ -30,10 +30,7 @@ SIZES = {BEFORE: 36, EXACT: 70, LANDS: 150}
 def drawn_grid(w_ref: Float[Tensor, "out in"], w_new: Float[Tensor, "out in"]) -> Figure:
     """Draw the bf16 grid around each entry, the exact step, and where rounding takes it.
 
-    Parameters
-    ----------
-    w_ref, w_new
-        A few positive entries of bf16 before, and the same with their exact steps.
+    ``w_ref``, ``w_new``: a few positive entries of bf16 before, and the same with their exact steps.
     """
     reach = 3 * float((w_new - w_ref).abs().max())
     grid, marks, said = [], [], []
@@ -62,15 +59,7 @@ def drawn_grid(w_ref: Float[Tensor, "out in"], w_new: Float[Tensor, "out in"]) -
 def drawn_planes(w_ref: Float[Tensor, "out in"], w_new: Float[Tensor, "out in"]) -> Figure:
     """Draw the leading left and right singular planes of two matrices, and the largest angle between them.
 
-    Parameters
-    ----------
-    w_ref, w_new
-        Two matrices of three by three, so that a plane of two directions can be seen.
-
-    Raises
-    ------
-    MetricInputError
-        If they have another shape.
+    Raises MetricInputError unless they are three by three, so that a plane of two directions can be seen.
     """
     if tuple(w_ref.shape) != (3, 3):
         raise MetricInputError(f"planes are drawn in three dimensions; expected (3, 3), found {tuple(w_ref.shape)}")
@@ -130,13 +119,7 @@ def _seen(lines: Mapping[str, Float[Tensor, "n 3"]]) -> pd.DataFrame:
 
 
 def drawn_spectra(w_ref: Float[Tensor, "out in"], w_new: Float[Tensor, "out in"]) -> Figure:
-    """Draw the singular values of a matrix before and after, and by how much each of them moved.
-
-    Parameters
-    ----------
-    w_ref, w_new
-        The same matrix twice.
-    """
+    """Draw the singular values of a matrix before and after, and by how much each of them moved."""
     before, after = (torch.linalg.svdvals(w.double()) for w in (w_ref, w_new))
     drawn = {BEFORE: (before, "singular value"), AFTER: (after, "singular value"), CHANGE: (after - before, "moved by")}
     rows = pd.DataFrame(
@@ -165,12 +148,7 @@ def drawn_spectra(w_ref: Float[Tensor, "out in"], w_new: Float[Tensor, "out in"]
 def drawn_shadow(rows: Float[Tensor, "out 2"], direction: Float[Tensor, " 2"]) -> Figure:
     """Draw the rows of an update in a plane, their shadows on a space of one direction, and the share inside it.
 
-    Parameters
-    ----------
-    rows
-        Rows of an update with two inputs.
-    direction
-        The one direction of the space; its length does not matter.
+    ``direction``: of the space; its length does not matter.
     """
     line = direction / direction.norm()
     shadows = (rows @ line)[:, None] * line
@@ -209,10 +187,7 @@ def drawn_shadow(rows: Float[Tensor, "out 2"], direction: Float[Tensor, " 2"]) -
 def drawn_ranks(updates: Mapping[str, Float[Tensor, "out in"]]) -> Figure:
     """Draw the squared singular values of updates over their largest: their area is the stable rank.
 
-    Parameters
-    ----------
-    updates
-        Updates by a name of the palette, a panel each.
+    ``updates``: by a name of the palette, a panel each.
     """
     panels, said = [], []
     for name, delta in updates.items():
@@ -239,14 +214,9 @@ def drawn_ranks(updates: Mapping[str, Float[Tensor, "out in"]]) -> Figure:
 
 
 def drawn_mask(w_ref: Float[Tensor, "out in"], w_new: Float[Tensor, "out in"], *, alpha: float = 0.3) -> Figure:
-    """Draw a block of weights: the smallest are shaded, and a dot stands where bf16 shows a change.
+    """Draw a small block of weights: the smallest are shaded, and a dot stands where bf16 shows a change.
 
-    Parameters
-    ----------
-    w_ref, w_new
-        A small block before and after.
-    alpha
-        Share of the entries that the low-magnitude mask holds.
+    ``alpha``: share of the entries that the low-magnitude mask holds.
     """
     small, seen = metrics.low_magnitude_mask(w_ref, alpha=alpha), metrics.update_mask(w_ref, w_new)
     cells = pd.DataFrame(

@@ -22,13 +22,9 @@ OF_OPD = "OPD, other batches"
 def one_curve(points: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     """Draw each statistic against coherence, a small panel each: the curve in grey, every run a point.
 
-    Parameters
-    ----------
-    points
-        ``recipe, seed, statistic, metric, coherence, value``; from
-        :func:`opdgeom_utils.chapters.one_curve.against_coherence`.
-    curves
-        ``statistic, coherence, value``: the corners of the curve.
+    ``points``: ``recipe, seed, statistic, metric, coherence, value``, from
+    :func:`opdgeom_utils.chapters.one_curve.against_coherence`.
+    ``curves``: ``statistic, coherence, value``: the corners of the curve.
     """
     drawn = known(need(points, ["recipe", "seed", "statistic", "metric", "coherence", "value"]), "value", "a statistic")
     null = drawn["recipe"].str.startswith("opd_random_credit")
@@ -42,8 +38,7 @@ def one_curve(points: pd.DataFrame, curves: pd.DataFrame) -> Figure:
         texts = [number(value, metric_of(str(metric)).shown) for value in own["value"]]
         own = own.assign(text=texts, at=[f"{c:.2%}" for c in own["coherence"]])
         x = value_axis(alt.X("coherence:Q", title="coherence"), "coherence", own["coherence"], log=False, ticks=3)
-        y = alt.Y("value:Q", title=None)
-        y = value_axis(y, str(metric), own["value"], log=False)
+        y = value_axis(alt.Y("value:Q", title=None), str(metric), own["value"], log=False)
         line = alt.Chart(curves[curves["statistic"] == statistic]).mark_line(color=CURVE, strokeWidth=1.5)
         dots = alt.Chart(own).mark_point(filled=True, size=45, opacity=0.8)
         tip = tips(("run", "run"), ("at", "coherence"), ("text", "value"))

@@ -18,8 +18,7 @@ from opdgeom_utils.linalg.gram import frobenius_norm
 from opdgeom_utils.metrics.inputs import check_fraction, check_size, checked
 from opdgeom_utils.metrics.schedules import Rates, ballistic_rms, checked_rates, decay_shrinkage
 
-# Entries times updates of the average: its error is then below 0.5%, and 0.2% from 50 updates on.
-WALKED = 2**18
+WALKED = 2**18  # entries times updates of the average
 FEWEST, MOST = 64, 2**14
 
 
@@ -77,7 +76,7 @@ def noise_walk_rms(
         Adam's epsilon, in units of the gradient's root mean square. Below 1e-3 it changes nothing.
     weight_decay : float
         Decoupled, as in AdamW: earlier steps fade by ``1 - rate * weight_decay`` at each later update. What it does to
-        the weight itself is no noise: see :func:`decay_shrinkage`.
+        the weight itself is no noise: :func:`decay_shrinkage`.
     seen : float
         Share of the updates, 0 to 1, in which the entry has a gradient at all. A row of an embedding whose token never
         comes has 0, and does not move.
@@ -88,7 +87,7 @@ def noise_walk_rms(
     Returns
     -------
     float
-        In units of the learning rate, not negative. It does not depend on the size of the gradients.
+        In units of the learning rate. It does not depend on the size of the gradients.
 
     Raises
     ------
@@ -124,14 +123,12 @@ def noise_walk_rms(
     Examples
     --------
     The first step of Adam has the size of the learning rate, whatever the gradient.
-
     >>> round(noise_walk_rms([0.5]), 6)
     0.5
     >>> round(noise_walk_rms([1e-6] * 1000) / 1e-6), round(1000**0.5)
     (32, 32)
 
     Noise that doubles over the run goes further than noise that stays.
-
     >>> doubling = [1 + t / 400 for t in range(400)]
     >>> round(noise_walk_rms([1e-4] * 400, strengths=doubling) / noise_walk_rms([1e-4] * 400), 2)
     1.15
@@ -185,8 +182,8 @@ def walk_ratio(
 
     Notes
     -----
-    In norms, :math:`\|\Delta W\|_F / (\sqrt{n}\, s)` with n entries and the walk s. Weight decay pulls on the weights
-    themselves; where ``decay_shrinkage`` of them is not small beside the update, a ratio above 1 need not be signal.
+    Weight decay pulls on the weights themselves; where ``decay_shrinkage`` of them is not small beside the update, a
+    ratio above 1 need not be signal.
 
     Examples
     --------
