@@ -8,7 +8,7 @@ import altair as alt
 import pandas as pd
 
 from opdgeom_utils.charts.axes import begun, log_ticks, value_axis
-from opdgeom_utils.charts.palette import Figure, by_dash, colour_scale, coloured, in_order, shaped, tips
+from opdgeom_utils.charts.palette import Figure, colour_scale, coloured, dashed, in_order, shaped, tips
 from opdgeom_utils.charts.seed_points import (
     NothingToDraw,
     along,
@@ -192,15 +192,11 @@ def _layers(
     base = data.encode(x=x, color=coloured("ink", names), detail="curve:N")
     means = base.transform_filter("datum.role == 'mean'")
     seeds = base.transform_filter("datum.role == 'seed'").mark_point(filled=True, size=12, opacity=0.35)
-    lines = [
-        means.transform_filter(alt.FieldOneOfPredicate("series", own)).mark_line(strokeDash=dash).encode(y=y)
-        for dash, own in by_dash(curves.loc[:, "series"])
-    ]
     return [
         *([] if level is None else [data.mark_rule(strokeDash=[4, 3]).encode(y=alt.datum(level))]),
         means.transform_filter("datum.series == datum.recipe").mark_area(opacity=0.15).encode(y=low, y2="high:Q"),
         seeds.encode(y=y, shape=shape, tooltip=tip),
-        *lines,
+        *dashed(means, curves.loc[:, "series"], y=y),
         means.mark_point(filled=True, size=30, opacity=1).encode(y=y, shape=shape, tooltip=tip),
     ]
 

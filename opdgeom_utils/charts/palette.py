@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import altair as alt
 
@@ -144,6 +145,14 @@ def by_dash(names: Iterable[str]) -> list[tuple[list[int], list[str]]]:
     dashes = {name: DASHES.get(name, [1, 0]) for name in labels}
     patterns = [list(pattern) for pattern in dict.fromkeys(map(tuple, dashes.values()))]
     return [(pattern, [name for name in labels if dashes[name] == pattern]) for pattern in patterns]
+
+
+def dashed(base: alt.Chart, names: Iterable[str], **encoding: Any) -> list[alt.Chart]:
+    """Lines over a chart's ``series``, each in its dash."""
+    return [
+        base.transform_filter(alt.FieldOneOfPredicate("series", own)).mark_line(strokeDash=dash).encode(**encoding)
+        for dash, own in by_dash(names)
+    ]
 
 
 def tips(*fields: tuple[str, str] | str) -> list[alt.Tooltip]:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from opdgeom_utils.charts.axes import begun, value_axis
-from opdgeom_utils.charts.palette import Figure, by_dash, coloured, in_order, shaped, tips
+from opdgeom_utils.charts.palette import Figure, coloured, dashed, in_order, shaped, tips
 from opdgeom_utils.charts.rows_of_points import reach_seeds_means
 from opdgeom_utils.charts.seed_points import NothingToDraw, figure, fold_seeds, known, need, without
 from opdgeom_utils.intervals import number
@@ -175,16 +175,10 @@ def _panel(means: pd.DataFrame, y: alt.Y, names: Sequence[str]) -> Figure:
     base = alt.Chart(means).encode(x=_x(), color=coloured("series", names))
     low = y.copy()
     low.shorthand = "low:Q"
-    lines = [
-        base.transform_filter(alt.FieldOneOfPredicate("series", own))
-        .mark_line(strokeDash=dash)
-        .encode(y=y, opacity=faded)
-        for dash, own in by_dash(means["series"])
-    ]
     points = base.mark_point(filled=True, size=34)
     return alt.layer(
         base.mark_area(clip=True).encode(y=low, y2="high:Q", opacity=pale),
-        *lines,
+        *dashed(base, means["series"], y=y, opacity=faded),
         points.encode(y=y, shape=shaped("series", names), opacity=faded, tooltip=_tip()),
     )
 

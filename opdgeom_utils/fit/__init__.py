@@ -92,6 +92,7 @@ def check_fit(
         raise MetricInputError(f"the card's memory is {gpu_gb} GB, expected a positive number.")
     setting, ours, theirs = setting or Setting(), open_side(student), open_side(teacher)
     parts = memory_parts(ours, theirs, setting)
+    needed = peak(parts, setting)
     found = [
         _look.tokens_finding(ours, theirs),
         _look.rows_finding(ours, theirs),
@@ -100,18 +101,16 @@ def check_fit(
         _look.thinking_finding(ours, theirs, setting),
         _look.length_finding(ours, theirs, setting),
         _look.size_finding(ours, theirs),
-        *([] if gpu_gb is None else [_memory_finding(ours, theirs, setting, gpu_gb)]),
+        *([] if gpu_gb is None else [_memory_finding(ours, theirs, setting, needed, gpu_gb)]),
         *_look.notes(ours, theirs, setting),
     ]
     order = ("stop", "change", "note", "fine")
     ordered = tuple(sorted(found, key=lambda finding: order.index(finding.level)))
-    return Fit(ours, theirs, setting, ordered, parts, peak(parts, setting))
+    return Fit(ours, theirs, setting, ordered, parts, needed)
 
 
-def _memory_finding(student: Side, teacher: Side, setting: Setting, gpu_gb: float | int) -> Finding:
+def _memory_finding(student: Side, teacher: Side, setting: Setting, needed: int, gpu_gb: float | int) -> Finding:
     """Say whether it fits the card, and if not, what to change, least first."""
-    parts = memory_parts(student, teacher, setting)
-    needed = peak(parts, setting)
     found = f"{needed / CARD_GB:.1f} GB are needed at the fullest moment, the card has {gpu_gb:g} (of 2^30 bytes)"
     if needed <= gpu_gb * CARD_GB:
         return Finding("fine", "memory", found)

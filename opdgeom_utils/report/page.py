@@ -96,7 +96,7 @@ def _shown(notebook: nbformat.NotebookNode, leave_out: Collection[str]) -> list[
     return [cell for cell in notebook.cells if not set(leave_out) & set(cell.metadata.get("tags", []))]
 
 
-def _figure_numbers(notebook: nbformat.NotebookNode, leave_out: Collection[str] = (BOOK_ONLY,)) -> dict[str, int]:
+def _figure_numbers(notebook: nbformat.NotebookNode, leave_out: Collection[str]) -> dict[str, int]:
     """Give each figure of the shown cells its number, from 1."""
     names = [_figure(cell).get("name") for cell in _shown(notebook, leave_out)]
     return {name: number for number, name in enumerate(filter(None, names), start=1)}
