@@ -168,7 +168,7 @@ def test_the_profile_of_a_card_is_taken_where_it_has_tables(
     monkeypatch.setattr(presets, "card_found", lambda: card)
     assert profile_of_card("toy") == "toy"
     assert "Tesla T4, 14 GB free (no bf16 of its own: several times slower): the smallest" in capsys.readouterr().out
-    large = dataclasses.replace(card, name="H100", free=84 * 10**9, bf16=True)
+    large = dataclasses.replace(card, name="H100", free_bytes=84 * 10**9, bf16=True)
     monkeypatch.setattr(presets, "card_found", lambda: large)
     assert profile_of_card("toy") == "toy"
     assert "`make runs PROFILE=qwen3-0.6b-80gb`" in capsys.readouterr().out
