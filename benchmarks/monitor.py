@@ -1,10 +1,10 @@
 """What watching costs: TRL's trainers on the shapes of SmolLM2-135M, with the monitor's own seconds and bytes apart.
 
 The weights are random; the shapes are the true ones (134.5 M parameters). In each run of a trainer the time of the
-monitor (its hooks, its handing on, its file) is taken with the same clock as the run's, so their ratio does not depend
-on how busy the machine is. Memory is counted: what the monitor holds at its fullest (references, early spaces, the
-lines kept over a step) and four float32 copies of its largest matrix to work with, over the most that the process had
-allocated around an optimizer's step, which is less than the peak inside a backward pass.
+monitor (its start, its hooks, its handing on, its file) is taken with the same clock as the run's, so their ratio does
+not depend on how busy the machine is. Memory is counted: what the monitor holds at its fullest (references, early
+spaces, sizes of weights, the lines kept over a step) and four float32 copies of its largest matrix to work with, over
+the most that the process had allocated around an optimizer's step, which is less than the peak inside a backward pass.
 
     .venv/bin/python benchmarks/monitor.py                      # SFT and distillation, about 10 minutes on one core
     .venv/bin/python benchmarks/monitor.py --trainers sft --steps 20 --tokens 1024
@@ -53,7 +53,9 @@ def anonymous_bytes() -> int:
 def held_bytes(monitor: GeometryMonitor) -> int:
     """Count what a monitor holds now, and what it needs to work with."""
     early = monitor._early.values()
-    kept = [part for m in monitor.matrices for part in (m.reference, *m.before) if isinstance(part, torch.Tensor)]
+    kept = [
+        part for m in monitor.matrices for part in (m.reference, m.counted, *m.before) if isinstance(part, torch.Tensor)
+    ]
     kept += [side for spaces in early for side in (spaces.left, spaces.right)]
     return sum(part.nbytes for part in kept) + 16 * max(m.parameters[0].numel() for m in monitor.matrices)
 
@@ -122,12 +124,12 @@ def trainer_of(kind: str, options: argparse.Namespace, model: LlamaForCausalLM, 
 
 
 def measure(kind: str, matrices: str, options: argparse.Namespace, start: str) -> tuple[float, float, float]:
-    """Run a trainer under the monitor; return seconds a step, and the monitor's share of time and of memory."""
+    """Run a trainer under the monitor; return seconds of a step without it, and its share of time and of memory."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = trainer_of(kind, options, smollm2(options.layers), folder)
         clock = Clock()
         reference = start if matrices == "all" else None
-        callback = GeometryCallback(trainer, every=EVERY, matrices=matrices, reference=reference)
+        callback = GeometryCallback(trainer, every=options.every, matrices=matrices, reference=reference)
         # The optimizer's hooks are bound when the monitor is made, so they are timed in the class.
         hooks = {name: getattr(GeometryMonitor, name) for name in ("_before_step", "_after_step")}
         try:
@@ -144,7 +146,9 @@ def measure(kind: str, matrices: str, options: argparse.Namespace, start: str) -
                 setattr(GeometryMonitor, name, hook)
         assert callback.monitor is not None
         assert callback.monitor.latest, "nothing was measured; more --steps"
-        return clock.whole / options.steps, clock.watching / clock.whole, clock.held / clock.peak
+        step = (clock.whole - clock.watching) / options.steps
+        measurement = clock.watching / (options.steps // options.every)
+        return step, measurement / (EVERY * step + measurement), clock.held / clock.peak
 
 
 def main() -> int:
@@ -154,6 +158,7 @@ def main() -> int:
     parser.add_argument("--trainers", nargs="+", default=["sft", "distillation"], choices=kinds)
     parser.add_argument("--matrices", nargs="+", default=list(LIMITS), choices=list(LIMITS))
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--every", type=int, default=EVERY, help=f"steps; shares are still those of every {EVERY}th")
     parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=30)
     options = parser.parse_args()
@@ -161,7 +166,7 @@ def main() -> int:
     over = False
     with tempfile.TemporaryDirectory() as start:
         smollm2(options.layers).to(torch.bfloat16).save_pretrained(start)
-        print(f"every {EVERY}th of {options.steps} steps, {options.tokens} tokens in 8 sequences, one thread")
+        print(f"{options.steps} steps of {options.tokens} tokens in 8 sequences, one thread; shares at every {EVERY}th")
         print(f"{'trainer':14s}{'matrices':>10s}{'cpu s/step':>12s}{'time':>8s}{'memory':>8s}{'limit':>8s}")
         for kind in options.trainers:
             for matrices, limit in ((name, LIMITS[name]) for name in options.matrices):

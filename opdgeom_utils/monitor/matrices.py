@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from opdgeom_utils import metrics
 from opdgeom_utils.checkpoints import StoredTensor, module_of
 from opdgeom_utils.checkpoints.layouts import unwrapped
+from opdgeom_utils.checkpoints.weight_files import opened
 from opdgeom_utils.errors import MonitorError
+from opdgeom_utils.linalg.bf16_bits import MAGNITUDE
+from opdgeom_utils.metrics.noise_sparsity import N_MAGNITUDES, visible_by_size
 from opdgeom_utils.monitor.rates import RatesTaken
 
-ROWS = 32  # rows, and columns, of a weight that are kept over a step
+SIZES = 2**18  # of a matrix's weights, so many tell how large they are: the share of noise is then within 0.003
+ETA = 1e-3  # as for `metrics.update_sparsity`
+ROWS, TOGETHER = 32, 8  # rows, and columns, of a weight that are kept over a step; neighbours cost little more than one
 Parts = list[Tensor]
 
 
@@ -30,6 +39,23 @@ def kept_reference(values: Tensor) -> Tensor:
     return short if torch.equal(short.to(values.dtype), values.cpu()) else values.to("cpu", copy=True)
 
 
+class ReferenceFiles(ExitStack):
+    """Files of the reference, each opened once for all that a measurement reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._opened: dict[str, Any] = {}
+
+    def read(self, stored: StoredTensor) -> Tensor:
+        """Return the values, mapped where the file allows it."""
+        if stored.held is not None or stored.load is not None:
+            return stored.read_unchecked()
+        if stored.where not in self._opened:
+            self._opened[stored.where] = self.enter_context(opened(Path(stored.where)))
+        values = self._opened[stored.where].get_tensor(stored.key)
+        return values if tuple(values.shape) == stored.shape else stored.read_unchecked()  # which says what has changed
+
+
 @dataclass
 class WatchedWeight:
     """A weight matrix that the optimizer steps itself. ``turned`` where a layer stores it (in, out)."""
@@ -40,6 +66,7 @@ class WatchedWeight:
     turned: bool = False
     reference: Tensor | StoredTensor | None = None
     before: Parts = field(default_factory=list)
+    counted: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -70,31 +97,44 @@ class WatchedWeight:
                 "from. Give that folder as reference, or none: then they are copied when training starts."
             )
 
-    def start(self) -> Tensor | None:
+    def start(self, files: ReferenceFiles) -> Tensor | None:
         """Return the matrix before training, where it lies; None where it is quantised."""
-        return self.reference.read_unchecked() if isinstance(self.reference, StoredTensor) else self.reference
+        return files.read(self.reference) if isinstance(self.reference, StoredTensor) else self.reference
 
     def update(self, parts: Parts, start: Tensor | None) -> Tensor:
         """Return what training has added, float32."""
         assert start is not None
-        return parts[0].float() - start.to(parts[0].device).float()
+        return torch.sub(parts[0].float(), start.to(parts[0].device)).float()  # bf16 is widened on the way, not before
 
     def now(self, parts: Parts, start: Tensor, update: Tensor) -> Tensor:
         """Return the matrix as it is."""
         return parts[0]
 
-    def moved(self, parts: Parts, update: Tensor) -> list[tuple[nn.Parameter, float, int]]:
-        """Return each stepped parameter, the squared norm of its displacement, and its entries."""
-        return [(self.parameters[0], float(update.norm()) ** 2, update.numel())]
+    def moved(self, parts: Parts, norm: float) -> list[tuple[nn.Parameter, float, int]]:
+        """Return each stepped parameter, the squared norm of its displacement, and its entries, given the update's."""
+        return [(self.parameters[0], norm**2, self.parameters[0].numel())]
 
     def noise_rms(self, walks: dict[int, float]) -> float:
         """Displacement of an entry, given that of each parameter on noise."""
         return walks[id(self.parameters[0])]
 
+    def hidden_by_noise(self, start: Tensor, rms: float) -> float:
+        """Share of entries that a noise walk would leave as bf16 shows them; sizes of bf16 weights are counted once."""
+        few = start[:: math.ceil(start.numel() / SIZES)]
+        if start.dtype != torch.bfloat16:
+            return metrics.noise_sparsity(few, rms)
+        if self.counted is None:
+            counts = torch.bincount(
+                few.flatten().cpu().view(torch.int16).bitwise_and(MAGNITUDE).int(), minlength=N_MAGNITUDES
+            )
+            codes = counts.nonzero().squeeze(1)
+            self.counted = torch.stack([codes, counts[codes]]).int()
+        codes, counts = self.counted
+        return 1 - float(shown_by_noise(rms)[codes] @ counts.double()) / int(counts.sum())
+
     def keep(self, parts: Parts, step: int) -> None:
         """Keep a few rows and columns before a step, others each time."""
-        generator = torch.Generator().manual_seed(step)
-        self._lines = [torch.randperm(n, generator=generator)[:ROWS].to(parts[0].device) for n in parts[0].shape]
+        self._lines = [some_lines(n, step).to(parts[0].device) for n in parts[0].shape]
         self.before = self._cut(parts[0])
 
     def step(self, parts: Parts) -> tuple[Tensor, Tensor]:
@@ -129,7 +169,7 @@ class WatchedAdapter(WatchedWeight):
         """Keep the factors; the matrix below is frozen."""
         self._factors = [part.float().clone() for part in parts]
 
-    def start(self) -> Tensor | None:
+    def start(self, files: ReferenceFiles) -> Tensor | None:
         """Return the matrix below with the adapter as it began."""
         values = self._below.pop()
         if not values.is_floating_point():
@@ -144,7 +184,7 @@ class WatchedAdapter(WatchedWeight):
         """Return the merged matrix as it is."""
         return start + update
 
-    def moved(self, parts: Parts, update: Tensor) -> list[tuple[nn.Parameter, float, int]]:
+    def moved(self, parts: Parts, norm: float) -> list[tuple[nn.Parameter, float, int]]:
         """Adam moves the factors, so they are what a walk is compared with."""
         pairs = zip(self.parameters, parts, self._factors, self.trained, strict=True)
         return [(p, float((now - then).norm()) ** 2, now.numel()) for p, now, then, trained in pairs if trained]
@@ -167,6 +207,20 @@ class WatchedAdapter(WatchedWeight):
 
     def _product(self, parts: Parts) -> Tensor:
         return self.scale * (parts[1].float() @ parts[0].float())
+
+
+def some_lines(n: int, seed: int) -> Tensor:
+    """Choose rows or columns, in groups of neighbours; all where there are few."""
+    groups = torch.randperm(math.ceil(n / TOGETHER), generator=torch.Generator().manual_seed(seed))[: ROWS // TOGETHER]
+    lines = (TOGETHER * groups[:, None] + torch.arange(TOGETHER)).flatten()
+    return lines[lines < n]
+
+
+@lru_cache(maxsize=8)
+def shown_by_noise(rms: float) -> Tensor:
+    """Probability that bf16 shows a normal displacement, at each finite magnitude that a weight can have."""
+    magnitudes = torch.arange(N_MAGNITUDES, dtype=torch.int16).view(torch.bfloat16)
+    return visible_by_size(magnitudes, rms, eta=ETA, shrinkage=0.0)
 
 
 def watched_matrices(model: nn.Module, rates: RatesTaken, which: str | list[str]) -> list[WatchedWeight]:

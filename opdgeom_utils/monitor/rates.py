@@ -30,6 +30,7 @@ class RatesTaken:
         self._group = {id(p): g for g, group in enumerate(optimizer.param_groups) for p in group["params"]}
         self.taken: list[list[float]] = [[] for _ in optimizer.param_groups]
         self._exact: dict[int, tuple[int, float]] = {}
+        self._far: dict[int, tuple[int, tuple[float, float]]] = {}  # what all matrices of a group share
         self.is_adam = "adam" in type(optimizer).__name__.lower() and "betas" in optimizer.defaults
 
     def trains(self, parameter: Tensor) -> bool:
@@ -55,6 +56,9 @@ class RatesTaken:
             return math.nan, math.nan
         index = self._group[id(parameter)]
         taken, group = self.taken[index], self._optimizer.param_groups[index]
+        steps, far = self._far.get(index, (0, (0.0, 0.0)))
+        if steps == len(taken):
+            return far
         length, walk = self._exact.get(index, (0, 0.0))
         if length != len(taken) and (len(taken) <= EXACT_UNTIL or len(taken) >= GROWTH * length or walk == 0):
             first, second = (float(beta) for beta in group["betas"])
@@ -62,4 +66,6 @@ class RatesTaken:
             length = len(taken)
             walk = noise_walk_rms(taken, betas=(first, second), weight_decay=decay)
             self._exact[index] = (length, walk)
-        return walk * math.hypot(*taken) / (math.hypot(*taken[:length]) or 1.0), ballistic_rms(taken)
+        far = walk * math.hypot(*taken) / (math.hypot(*taken[:length]) or 1.0), ballistic_rms(taken)
+        self._far[index] = len(taken), far
+        return far

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-SWEEPS = 4
+BLOCKS = 4
 GRID = 16  # points at which the random walk is simulated; straight lines between
 DRAWS = 6
 SMALL_K = 4  # a walk is simulated in a matrix as many times smaller as its spaces are
@@ -32,31 +32,48 @@ class LeadingSpaces:
 
 
 def leading_spaces(delta: Float[Tensor, "out in"], *, k: int = 16, seed: int = 0) -> LeadingSpaces:
-    """Approximate the leading ``k`` singular directions by four sweeps over half as many again, in float32.
+    """Approximate the leading ``k`` singular directions by four Lanczos steps with blocks of 3/4 of it, in float32.
 
-    Randomised subspace iteration (Halko, Martinsson and Tropp, arXiv 0909.4061), with a QR at each half sweep. Every
-    call starts from the same directions. On spectra as flat as noise that makes two spaces up to 0.1 more alike than
-    they are (two different starts would make them 0.3 less alike); the random walk is measured the same way.
+    Randomised block Krylov (Musco and Musco, arXiv 1504.05477), kept orthogonal on the shorter side. Every
+    call starts from the same directions. On spectra as flat as noise two spaces look up to 0.1 less alike than
+    they are (from two different starts 0.25 less); the random walk is measured the same way.
 
     ``k``: dimension of the spaces, clipped to ``min(out, in)``.
-    ``seed``: of the random start, ``1.5 k`` directions, at least ``k + 4``; torch's own generators are not touched.
-    The largest singular value is never too large; at most 4% too small on a spectrum as flat as noise, exact to
-    1e-3 where the first exceeds the k-th by a tenth. Spaces are as good as their gaps: see the tests.
+    ``seed``: of the random start; torch's own generators are not touched.
+    The largest singular value is never too large; at most 2% too small on a spectrum as flat as noise, exact to
+    1e-3 where the first exceeds the k-th by a tenth. Spaces are as good as their gaps: see the tests. Where the
+    shorter side has no more than ``3 k`` entries, nothing is approximate.
 
     >>> spaces = leading_spaces(torch.diag(torch.tensor([3.0, 2.0, 1.0])), k=1)
     >>> round(spaces.largest, 4), round(spaces.stable_rank, 4), spaces.left.abs().round().flatten().tolist()
     (3.0, 1.5556, [1.0, 0.0, 0.0])
     """
-    k = min(k, *delta.shape)
-    width = min(k + max(k // 2, 4), *delta.shape)
-    start = torch.randn(delta.shape[1], width, generator=torch.Generator().manual_seed(seed))
-    right = start.to(delta.device)
-    left, triangle = right, right
-    for _ in range(SWEEPS):
-        left = torch.linalg.qr(delta @ right).Q
-        right, triangle = torch.linalg.qr(delta.T @ left)
-    u, s, vh = torch.linalg.svd(triangle)
-    return LeadingSpaces(left @ vh.T[:, :k], right @ u[:, :k], float(s[0]), float(delta.norm()))
+    k, turned = min(k, *delta.shape), delta.shape[0] < delta.shape[1]
+    tall = delta.T if turned else delta
+    basis, images = _krylov(tall, width=max(2, 3 * k // 4), seed=seed)
+    wide = images.double()
+    squares, turn = torch.linalg.eigh(wide @ wide.T)  # of sizes above 1e-7 of the largest nothing is lost
+    turn = turn[:, -k:].flip(1).T.float()
+    short, long = (turn @ basis).T, torch.linalg.qr((turn @ images).T).Q
+    left, right = (short, long) if turned else (long, short)
+    return LeadingSpaces(left, right, math.sqrt(max(0.0, float(squares[-1]))), float(delta.norm()))
+
+
+def _krylov(tall: Tensor, *, width: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Orthonormal rows on the shorter side, and what the matrix makes of them. Rows, as products of few are fast so."""
+    m, n = tall.shape
+    if n <= BLOCKS * width:
+        basis = torch.eye(n, device=tall.device)
+        return basis, tall.T
+    block = torch.randn(width, m, generator=torch.Generator().manual_seed(seed)).to(tall.device) @ tall
+    basis, images = block[:0], tall.T[:0]
+    while True:
+        # Householder's reflections keep the new rows orthogonal even where the matrix has nothing left to add.
+        block = torch.linalg.qr(torch.cat([basis, block]).T).Q.T[-width:]
+        basis, images = torch.cat([basis, block]), torch.cat([images, block @ tall.T])
+        if len(basis) == BLOCKS * width:
+            return basis, images
+        block = images[-width:] @ tall
 
 
 def similarity(basis_a: Float[Tensor, "n k"], basis_b: Float[Tensor, "n k"]) -> float:
@@ -90,6 +107,9 @@ def walk_similarity(shape: tuple[int, int], kept: float, *, k: int = 16) -> tupl
     >>> [round(share, 2) for share in walk_similarity((96, 96), 1.0)]
     [1.0, 1.0]
     """
+    if shape[0] < shape[1]:
+        right, left = walk_similarity((shape[1], shape[0]), kept, k=k)
+        return left, right
     place = min(1.0, max(0.0, kept)) * GRID
     low = min(int(place), GRID - 1)
     k = min(k, *shape)

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opdgeom_utils import metrics
 from opdgeom_utils.checkpoints import CheckpointSource, layer_of, module_of, open_checkpoint
 from opdgeom_utils.errors import MonitorError
+from opdgeom_utils.linalg.bf16_bits import count_true
 from opdgeom_utils.metrics.inputs import check_count
 from opdgeom_utils.metrics.noise_walk import coherence_of
+from opdgeom_utils.metrics.sparsity import visible_changes
 from opdgeom_utils.monitor.alerts import Alerts
-from opdgeom_utils.monitor.matrices import Parts, WatchedWeight, watched_matrices
+from opdgeom_utils.monitor.matrices import ETA, Parts, ReferenceFiles, WatchedWeight, watched_matrices
 from opdgeom_utils.monitor.rates import RatesTaken
 from opdgeom_utils.monitor.spaces import (
     LeadingSpaces,
@@ -30,7 +31,6 @@ from opdgeom_utils.monitor.spaces import (
 from opdgeom_utils.monitor.table import WatchedTable, summary
 
 Row = dict[str, Any]
-SIZES = 2**18  # of a matrix's weights, so many tell how large they are: the share of noise is then within 0.003
 
 
 class GeometryMonitor:
@@ -173,10 +173,11 @@ class GeometryMonitor:
         if not self._due(self._updates):
             return
         rows = []
-        for m in self.matrices:
-            parts = m.gather(with_start=True)
-            if self.is_main:
-                rows.append(self._measured(m, parts))
+        with ReferenceFiles() as files:
+            for m in self.matrices:
+                parts = m.gather(with_start=True)
+                if self.is_main:
+                    rows.append(self._measured(m, parts, m.start(files)))
         self._inputs.clear()
         if self.is_main:
             step = self.first_step + self._updates
@@ -186,9 +187,8 @@ class GeometryMonitor:
             if self._on_measured is not None:
                 self._on_measured(step, self.latest)
 
-    def _measured(self, m: WatchedWeight, parts: Parts) -> Row:
+    def _measured(self, m: WatchedWeight, parts: Parts, start: Tensor | None) -> Row:
         """Measure one matrix."""
-        start = m.start()
         update = m.update(parts, start)
         row: Row = {
             "step": self.first_step + self._updates,
@@ -201,11 +201,12 @@ class GeometryMonitor:
             "entries": update.numel(),
             "learning_rate": self.rates.last(next(p for p in m.parameters if self.rates.trains(p))),
         }
-        spaces = leading_spaces(update, k=self.k) if math.isfinite(float(update.norm())) else None
-        row |= self._sizes(m, parts, start, update, finite=spaces is not None)
-        if spaces is None:
+        norm = float(update.norm())
+        row |= self._sizes(m, parts, start, update, norm)
+        if not math.isfinite(norm):
             warnings.warn(f"{m.name} holds NaN or infinite values at step {row['step']}.", stacklevel=2)
             return row
+        spaces = leading_spaces(update, k=self.k)
         row |= {"stable_rank": spaces.stable_rank, "stable_rank_noise": stable_rank_of_noise(m.shape)}
         if m.name in self._early:
             row |= self._beside_early(m, parts, spaces)
@@ -213,10 +214,10 @@ class GeometryMonitor:
             self._early[m.name] = spaces
         return row
 
-    def _sizes(self, m: WatchedWeight, parts: Parts, start: Tensor | None, update: Tensor, *, finite: bool) -> Row:
+    def _sizes(self, m: WatchedWeight, parts: Parts, start: Tensor | None, update: Tensor, norm: float) -> Row:
         """How far the matrix went, beside noise at the rates that were taken, and how much of it bf16 shows."""
         far = {id(p): self.rates.distances(p) for p in m.parameters if self.rates.trains(p)}
-        moved = m.moved(parts, update)
+        moved = m.moved(parts, norm)
         n = sum(entries for _, _, entries in moved)
         squares = (
             sum(square for _, square, _ in moved),
@@ -225,7 +226,7 @@ class GeometryMonitor:
         rms, walk, ballistic = (math.sqrt(square / n) for square in squares)
         noise = m.noise_rms({key: value[0] for key, value in far.items()})
         row = {
-            "update_norm": float(update.norm()),
+            "update_norm": norm,
             "update_norm_noise": noise * math.sqrt(update.numel()),
             "rms": rms,
             "walk": walk,
@@ -233,11 +234,11 @@ class GeometryMonitor:
             "walk_ratio": rms / walk if walk > 0 else math.nan,
             "coherence": coherence_of(rms, walk, ballistic),
         }
-        if start is not None and finite:
-            now = m.now(parts, start.to(update.device), update)
-            row["update_sparsity"] = metrics.update_sparsity(start.to(update.device), now)
-            few = start[:: math.ceil(start.numel() / SIZES)]
-            row["update_sparsity_noise"] = metrics.noise_sparsity(few, noise) if math.isfinite(noise) else math.nan
+        if start is not None and math.isfinite(norm):
+            start = start.to(update.device)
+            shown = count_true(visible_changes(start, m.now(parts, start, update), eta=ETA))
+            row["update_sparsity"] = (update.numel() - shown) / update.numel()
+            row["update_sparsity_noise"] = m.hidden_by_noise(start, noise) if math.isfinite(noise) else math.nan
         return row
 
     def _beside_early(self, m: WatchedWeight, parts: Parts, spaces: LeadingSpaces) -> Row:
