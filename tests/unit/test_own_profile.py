@@ -35,7 +35,7 @@ def mine(world: World, tmp_path: Path) -> Folders:
     return folders
 
 
-def write(world: World, models: dict[str, Path | str], **more: Any) -> None:
+def write(world: World, models: dict[str, Path | str], /, **more: Any) -> None:
     content: dict[str, Any] = {
         "like": "tiny",
         "world": {"models": {name: str(source) for name, source in models.items()}},
