@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from opdgeom_utils.recipes import Recipe, deciding_settings, load_recipe, recipe
 from opdgeom_utils.runs import Run
 from opdgeom_utils.scopes import THROUGHOUT
 from opdgeom_utils.training import TRAINING_VERSION
+from opdgeom_utils.world import load_world
 
 RESULTS = PROJECT / "data" / "results"  # a folder for each profile
 SAMPLE = "sample.safetensors"
@@ -107,9 +108,15 @@ def weights_of(recipe: Recipe) -> dict[str, str]:
     named = {name for name in (recipe.start, recipe.teacher, recipe.anchor) if name}
     names = {name for name in named if not name.startswith((UNTRAINED, PACKAGED)) and not TRAINED.fullmatch(name)}
     folders = {name: Path(resolve_model(name)) for name in sorted(names)}
-    return {
-        n: hashlib.sha256((f / "model.safetensors").read_bytes()).hexdigest() for n, f in folders.items() if f.is_dir()
-    }
+    files = {name: sorted(folder.glob("*.safetensors")) for name, folder in folders.items()}
+    return {name: _sha256_of(found) for name, found in files.items() if found}
+
+
+def _sha256_of(files: Sequence[Path]) -> str:
+    """Return the checksum of one file; of several, that of their checksums."""
+    digests = [hashlib.sha256(file.read_bytes()) for file in files]
+    whole = hashlib.sha256(b"".join(digest.digest() for digest in digests))
+    return (digests[0] if len(digests) == 1 else whole).hexdigest()
 
 
 def results_of(profile: str) -> Path:
@@ -145,7 +152,7 @@ def write_tables(
         kept = _rows_to_keep(path, table) if add and path.is_file() else table.head(0)
         tables[name] = pd.concat([kept, table], ignore_index=True) if len(kept) else table
         storage.write_atomic(path, storage.parquet_bytes(tables[name]))
-    sampled = [run for run in runs if run.is_large]
+    sampled = [run for run in runs if run.is_large or load_world(run.recipe.profile).models]
     if sampled:
         storage.write_tensors(folder / SAMPLE, sample_of(sampled))
     entries = [entry for entry in _entries(folder) if add and _entry_key(entry) not in fresh] + [

@@ -1,21 +1,34 @@
-"""A learner made ready: its models loaded and prepared, their vocabularies compared, its problems looked at."""
+"""A learner made ready: its models looked at, loaded and prepared, vocabularies compared, its problems looked at."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from opdgeom_utils.errors import RecipeError
+from opdgeom_utils.errors import CheckpointNotFoundError, RecipeError
+from opdgeom_utils.fit.sides import open_side
 from opdgeom_utils.learner import Learner
-from opdgeom_utils.models import UNTRAINED, build_model, build_tokenizer, load_model, load_tokenizer, pick_device
+from opdgeom_utils.models import (
+    PACKAGED,
+    TRAINED,
+    UNTRAINED,
+    build_model,
+    build_tokenizer,
+    load_model,
+    load_tokenizer,
+    pick_device,
+    resolve_model,
+)
 from opdgeom_utils.precision import prepare
-from opdgeom_utils.recipes import Recipe
+from opdgeom_utils.recipes import Recipe, load_recipe, recipe_names
 from opdgeom_utils.scoring import check_head
-from opdgeom_utils.world import load_world
+from opdgeom_utils.trained_models import models_of
+from opdgeom_utils.world import load_world, profile_path
 
 
 def learner_of(recipe: Recipe, seed: int, device: str, other_update: dict[str, Tensor] | None = None) -> Learner:
@@ -33,6 +46,7 @@ def learner_of(recipe: Recipe, seed: int, device: str, other_update: dict[str, T
         student, tokenizer = load_model(recipe.start, where), load_tokenizer(recipe.start)
     prepare(student, recipe.compute)
     world.with_end(tokenizer)
+    _check_padding(recipe.start, tokenizer)
     fixed: dict[str | None, PreTrainedModel | None] = {None: None}
     for name in {n for n in (recipe.teacher, recipe.anchor, recipe.writer) if n}:
         fixed[name] = prepare(load_model(name, where).eval(), recipe.compute, fixed=True)
@@ -46,6 +60,43 @@ def learner_of(recipe: Recipe, seed: int, device: str, other_update: dict[str, T
     if not recipe.on_policy:
         _check_demonstrations(learner)
     return learner
+
+
+def check_models(profile: str) -> None:
+    """Look at the models that a profile's world names, before hours of training: no weights are loaded.
+
+    Of what lies in folders the configuration and the tokenizer are opened; what a hub or a package has is not fetched.
+
+    Raises
+    ------
+    CheckpointNotFoundError, CheckpointDamagedError
+        If a folder, its configuration or its tokenizer is missing or cannot be opened.
+    RecipeError
+        If no recipe uses a name that the world gives, or two tokenizers differ.
+
+    Examples
+    --------
+    >>> check_models("toy")
+    """
+    models, where = load_world(profile).models, f"models in {profile_path(profile)}"
+    used = {name for recipe in recipe_names(profile) for name in models_of(load_recipe(recipe, profile))}
+    if unused := sorted(name for name, source in models.items() if source not in used):
+        known = ", ".join(sorted(name for name, source in models.items() if source in used))
+        raise RecipeError(f"{where}: no recipe uses {', '.join(unused)}; recipes use {known}. Is a name misspelt?")
+    vocabularies = {}
+    for name, source in models.items():
+        if TRAINED.fullmatch(source) or source.startswith((PACKAGED, UNTRAINED)):
+            continue
+        try:
+            if Path(resolve_model(source)).is_dir():
+                tokenizer = open_side(source).tokenizer
+                _check_padding(source, tokenizer)
+                vocabularies[name] = tokenizer.get_vocab()
+        except CheckpointNotFoundError as error:
+            raise CheckpointNotFoundError(f"{where}: {name} cannot be opened: {error}") from error
+    first, *rest = vocabularies or [""]
+    for name in rest:
+        _check_tokens(vocabularies[first], vocabularies[name], f"{first} and of {name} ({where})")
 
 
 def keep_cache_without_gradient(student: PreTrainedModel) -> None:
@@ -96,13 +147,7 @@ def shared_vocabulary(
     own, sizes = tokenizer.get_vocab(), {student.config.vocab_size}
     for name, (model, other) in others.items():
         check_head(model)
-        theirs = other.get_vocab()
-        if differing := sorted(set(own.items()) ^ set(theirs.items()), key=lambda pair: (pair[1], pair[0])):
-            shown = ", ".join(f"{token!r} ({number})" for token, number in differing[:4])
-            raise RecipeError(
-                f"the tokenizers of the student and of {name} differ in {len(differing)} entries, such as {shown}; "
-                "token by token they cannot be compared. Choose a teacher of the same tokenizer"
-            )
+        _check_tokens(own, other.get_vocab(), f"the student and of {name}")
         sizes.add(model.config.vocab_size)
     check_head(student)
     if min(sizes) < len(own):
@@ -111,3 +156,22 @@ def shared_vocabulary(
         return None
     print(f"vocabularies are padded to {sorted(sizes)}: the first {min(sizes)} tokens are compared")
     return min(sizes)
+
+
+def _check_tokens(own: Mapping[str, int], theirs: Mapping[str, int], whose: str) -> None:
+    """Refuse two vocabularies that are not the same."""
+    if differing := sorted(set(own.items()) ^ set(theirs.items()), key=lambda pair: (pair[1], pair[0])):
+        shown = ", ".join(f"{token!r} ({number})" for token, number in differing[:4])
+        raise RecipeError(
+            f"the tokenizers of {whose} differ in {len(differing)} entries, such as {shown}; "
+            "token by token they cannot be compared. Choose a teacher of the same tokenizer"
+        )
+
+
+def _check_padding(source: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that cannot bring texts to one length."""
+    if tokenizer.pad_token is None:
+        raise RecipeError(
+            f"the tokenizer of {source} has no padding token, and texts of one batch are padded. Give it one that it "
+            "has (tokenizer.pad_token = tokenizer.eos_token is fine: padding is masked) and save it beside the model"
+        )

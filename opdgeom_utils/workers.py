@@ -8,6 +8,7 @@ Two single-threaded processes train faster than one process with two threads. Fr
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -49,7 +50,8 @@ def load_or_train_many(
     more = ["measures"] * measures if until is None else [f"until={until}"]
     logs = runs_folder() / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    waiting, running, failures = list(jobs), {}, []
+    waiting, running = list(jobs), {}
+    failures: dict[str, list[str]] = {}  # what was said, and the runs that said it
     with tqdm(total=len(jobs), desc=f"runs of profile {profile}", unit="run") as bar:
         while waiting or running:
             while waiting and len(running) < workers:
@@ -62,16 +64,21 @@ def load_or_train_many(
                     bar.update()
                     bar.set_postfix_str(f"{job[0]} seed {job[1]} done")
                     if process.returncode:
-                        failures.append(
-                            f"{job[0]}, seed {job[1]}:\n{_log_of(job, logs).read_text(encoding='utf-8')[-2000:]}"
-                        )
+                        failures.setdefault(_last_words(_log_of(job, logs)), []).append(f"{job[0]}, seed {job[1]}")
     if failures:
-        raise WorkerError(f"{len(failures)} of {len(jobs)} runs failed; the rest are kept.\n" + "\n".join(failures))
+        count = sum(map(len, failures.values()))
+        said = "\n".join(f"{'; '.join(named)}:\n{words}" for words, named in failures.items())
+        raise WorkerError(f"{count} of {len(jobs)} runs failed; the rest are kept.\n{said}")
     return [load_or_train(name, seed=seed, profile=profile, until=until) for name, seed in jobs]
 
 
 def _log_of(job: Job, logs: Path) -> Path:
     return logs / f"{job[0]}-s{job[1]}.log"
+
+
+def _last_words(log: Path) -> str:
+    """Return the end of a process's log, without its progress bars."""
+    return re.sub(r"[^\n]*\r[^\n]*\n?", "", log.read_bytes().decode("utf-8", "replace")).strip()[-2000:]
 
 
 def _start(job: Job, profile: str, logs: Path, more: Sequence[str]) -> subprocess.Popen[bytes]:
@@ -94,4 +101,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except OpdGeomError as error:  # said in plain words, without a traceback
+        sys.exit(f"\n{error}")

@@ -12,7 +12,7 @@ from opdgeom_utils import charts, storage
 from opdgeom_utils.chapters.committed_tables import PUBLISHED
 from opdgeom_utils.chapters.where import at_place
 from opdgeom_utils.claims import load_reported
-from opdgeom_utils.errors import CheckpointNotFoundError
+from opdgeom_utils.errors import CheckpointNotFoundError, OpdGeomError
 from opdgeom_utils.measures.of_runs import measures_of
 from opdgeom_utils.measures.path_overlaps import missing_counterparts
 from opdgeom_utils.models import PROJECT
@@ -20,6 +20,7 @@ from opdgeom_utils.provenance import fingerprint
 from opdgeom_utils.recipes import load_recipe, recipe_names
 from opdgeom_utils.results import Tables, recorded_runs, results_of, run_key, write_tables
 from opdgeom_utils.runs import Run, load_or_train, run_of
+from opdgeom_utils.starting import check_models
 from opdgeom_utils.trained_models import models_of, needed_run
 from opdgeom_utils.workers import Job, load_or_train_many
 
@@ -65,6 +66,7 @@ def main() -> int:
     args = parser.parse_args()
     own = results_of(args.profile)
     args.results = args.results or own
+    check_models(args.profile)
     every = known_runs(args.profile)
     jobs = [job for job in jobs_of(args.profile, args.recipes, args.seeds) if job in every]
     if args.add:
@@ -94,4 +96,9 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except OpdGeomError as error:  # said in plain words, without a traceback
+        sys.exit(f"\n{error}")
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; what is trained is kept, and the same command goes on from there")

@@ -46,7 +46,8 @@ def _facts(name: str) -> dict[str, object]:
 
 
 def card_accuracy(name: str) -> dict[str, float]:
-    """Read the mean accuracy, ``greedy`` and ``sampled``, that a model's card prints; nan where it prints none."""
-    card = (Path(resolve_model(name)) / "README.md").read_text(encoding="utf-8")
+    """Read the mean accuracy, ``greedy`` and ``sampled``, that a model's card prints; nan where there is none."""
+    path = Path(resolve_model(name)) / "README.md"
+    card = path.read_text(encoding="utf-8") if path.is_file() else ""
     found = {kind: re.search(rf"mean {kind} (\d\.\d+)", card) for kind in ("greedy", "sampled")}
     return {kind: float(number.group(1)) if number else math.nan for kind, number in found.items()}

@@ -83,12 +83,17 @@ def say_found(tables: BookTables, toy: BookTables) -> str:
     near = "lie side by side" if 1 / 1.5 < angles[0] / angles[1] < 1.5 else "lie apart"
     less = ", less than in the toy" if pairs[0] - pairs[1] < pairs[2] - pairs[3] else ""
     apart = f"tells them apart{less}" if pairs[0] > pairs[1] + 0.1 else "does not tell them apart"
+    direction = (
+        f"Direction {apart}: the cosine of two seeds is {pairs[0]:.2f} for OPD and {pairs[1]:.2f} for random credit "
+        f"(in the toy {pairs[2]:.2f} and {pairs[3]:.2f})."
+    )
+    if math.isnan(pairs[0] + pairs[1]):
+        direction = "Of direction nothing can be said: that takes two seeds of OPD and two of random credit."
     no_sign = " So what OPD learned does not show in how far it went." if noise[OPD] < 1 else ""
     return (
         f"**Random credit, which learns nothing, goes {noise[RANDOM]:.2f} times as far as noise; OPD {noise[OPD]:.2f} "
         f"times.**{no_sign} By the paper's angles the two {near}: {angles[0]:.2g} degrees (OPD) and {angles[1]:.2g}. "
-        f"Direction {apart}: the cosine of two seeds is {pairs[0]:.2f} for OPD and {pairs[1]:.2f} for random credit "
-        f"(in the toy {pairs[2]:.2f} and {pairs[3]:.2f}). Runs have {many} here at most."
+        f"{direction} Runs have {many} here at most."
     )
 
 

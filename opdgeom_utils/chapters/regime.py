@@ -19,10 +19,15 @@ LEARNED = 1 / 3  # share of the accuracy gap from which on OPD counts as having 
 
 
 def gap_closed(tables: BookTables, recipe: str = "opd") -> list[float]:
-    """Share of the sampled-accuracy gap to its teacher that each seed of a recipe has closed at its end; 1 is all."""
+    """Share of the sampled-accuracy gap to its teacher that each seed of a recipe has closed at its end; 1 is all.
+
+    nan where the teacher's accuracy is not known, or was the student's own before training.
+    """
     ends = final(accuracy_gain(tables.accuracy.loc[tables.accuracy["recipe"] == recipe]))
     taught = _taught(tables, recipe)
-    return [gain / (taught - (now - gain)) for now, gain in ends[["sampled", "gain"]].to_numpy(float).tolist()]
+    now, gain = ends[["sampled", "gain"]].to_numpy(float).T
+    gap = taught - (now - gain)
+    return np.divide(gain, gap, out=np.full_like(gain, np.nan), where=gap != 0).tolist()
 
 
 def _taught(tables: BookTables, recipe: str) -> float:

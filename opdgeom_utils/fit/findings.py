@@ -118,6 +118,17 @@ def end_findings(student: Side, teacher: Side) -> list[Finding]:
         )
     else:
         found = Finding("fine", "end tokens", f"both sides end at {_named(student, both)}")
+    if student.tokenizer.pad_token_id is None:
+        return [
+            found,
+            Finding(
+                "change",
+                "padding token",
+                "the student's tokenizer has none, and texts of one batch are padded",
+                "set tokenizer.pad_token to tokenizer.eos_token or to a token of its own, save the tokenizer, and mask "
+                "the loss by the attention mask",
+            ),
+        ]
     if student.end is not None and student.tokenizer.pad_token_id == student.end:
         return [
             found,

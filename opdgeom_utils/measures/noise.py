@@ -102,7 +102,8 @@ def walks_of_runs(geometry: pd.DataFrame, training: pd.DataFrame | None = None) 
     -------
     DataFrame
         ``walk_ratio`` and ``coherence``, indexed by recipe and seed; with the runs' logs of ``training`` also
-        ``own_ratio``, beside noise as strong at each update as the run's gradients were (:func:`own_noise`).
+        ``own_ratio``, beside noise as strong at each update as the run's gradients were (:func:`own_noise`); nan for a
+        run that never had a gradient, such as RLVR without one right answer.
     """
     moved = geometry.loc[geometry["update_norm"].notna()]
     moved = moved.assign(squared=moved["update_norm"] ** 2)
@@ -114,6 +115,7 @@ def walks_of_runs(geometry: pd.DataFrame, training: pd.DataFrame | None = None) 
         row = {"recipe": recipe, "seed": int(seed), "walk_ratio": rms / walk.rms}
         row["coherence"] = coherence_of(rms, walk.rms, walk.ballistic)
         if training is not None:
-            row["own_ratio"] = rms / own_noise(training, recipe, profile, int(seed), int(step))
+            own = own_noise(training, recipe, profile, int(seed), int(step))
+            row["own_ratio"] = rms / own if own else float("nan")
         rows.append(row)
     return pd.DataFrame(rows).set_index(["recipe", "seed"])

@@ -14,8 +14,9 @@ from opdgeom_utils.measures.path_nulls import path_null_measures
 from opdgeom_utils.measures.path_overlaps import overlap_measures
 from opdgeom_utils.measures.paths import path_measures
 from opdgeom_utils.recipes import load_recipe, recipe_names
-from opdgeom_utils.runs import Run
+from opdgeom_utils.runs import Run, bring_models
 from opdgeom_utils.scopes import HEADLINE, THROUGHOUT
+from opdgeom_utils.world import load_world
 
 
 def _compared(run: Run, *, masked: bool = False) -> bool:
@@ -25,13 +26,21 @@ def _compared(run: Run, *, masked: bool = False) -> bool:
     return any(run.seed in recipe.seeds for recipe in variants if recipe.keep_fraction < 1 or not masked)
 
 
+def _families(run: Run) -> bool:
+    """Whether the book's own families set a run's problems: two parts draw from these, and from no others."""
+    return load_world(run.recipe.profile).tasks_module == "tasks"
+
+
 #: A part, and the runs that it is measured of. To add one, write its module and its line here.
 PARTS: dict[str, tuple[Callable[[Run], pd.DataFrame], Callable[[Run], bool]]] = {
     "path": (path_measures, lambda run: not run.is_large or run.recipe.name != "sft"),
-    "nulls": (path_null_measures, lambda run: run.recipe.name in THROUGHOUT and not run.is_large),
+    "nulls": (path_null_measures, lambda run: run.recipe.name in THROUGHOUT and not run.is_large and _families(run)),
     "noise": (noise_measures, lambda run: run.is_large),
     "function": (function_measures, lambda run: run.recipe.name != "sft" if run.is_large else _compared(run)),
-    "moments": (moment_measures, lambda run: run.recipe.name == "opd" and _compared(run, masked=True)),
+    "moments": (
+        moment_measures,
+        lambda run: run.recipe.name == "opd" and _compared(run, masked=True) and _families(run),
+    ),
 }
 OVERLAPS = "overlaps"  # a part of no single run
 
@@ -49,8 +58,10 @@ def parts_of(run: Run, parts: Iterable[str] = PARTS) -> list[str]:
 
 def measures_of_run(run: Run, parts: Iterable[str] = PARTS) -> pd.DataFrame:
     """Measure one run; each part is kept in the run's folder, so a second call reads it."""
-    measured = [PARTS[part][0](run) for part in parts_of(run, parts)]
-    return pd.concat([as_measures([]), *measured], ignore_index=True)
+    chosen = parts_of(run, parts)
+    if "function" in chosen:  # held against models of OPD, which this run itself may have made
+        bring_models(load_recipe("opd", run.recipe.profile), "auto")
+    return pd.concat([as_measures([]), *(PARTS[part][0](run) for part in chosen)], ignore_index=True)
 
 
 def measures_of(

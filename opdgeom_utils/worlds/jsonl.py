@@ -35,7 +35,11 @@ class Tasks(Table):
         if not self.path.is_file():
             raise RecipeError(f"tasks of kind jsonl: there is no file {self.path}")
         self._families: dict[str, dict[str, Question]] = {}
-        for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            lines = self.path.read_text(encoding="utf-8-sig").split("\n")  # JSON texts may hold other ends of a line
+        except UnicodeDecodeError as error:
+            raise RecipeError(f"{self.path} is not UTF-8 text: {error}; save it as UTF-8") from error
+        for number, line in enumerate(lines, 1):
             if line.strip():
                 question = self._read(line, number)
                 self._families.setdefault(question.family, {})[question.prompt] = question
@@ -65,5 +69,7 @@ class Tasks(Table):
         if not isinstance(row, dict) or set(row) - set(COLUMNS) or {"prompt", "answer"} - set(row):
             found = sorted(row) if isinstance(row, dict) else row
             raise RecipeError(f"{where} has {found}; expected prompt and answer, and of {', '.join(COLUMNS[2:])} any")
-        texts = {key: str(value) for key, value in row.items() if key != "level"}
+        texts = {key: str(value) for key, value in row.items() if key != "level" and value is not None}
+        if empty := [key for key in ("prompt", "answer") if not texts.get(key, "").strip()]:
+            raise RecipeError(f"{where} has an empty {' and '.join(empty)}; expected a text or a number")
         return Question(**texts, domain=self.domain, level=row.get("level"))  # pyright: ignore[reportArgumentType]

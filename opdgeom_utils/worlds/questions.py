@@ -75,7 +75,11 @@ class Table(ABC):
         """Refuse unknown families, and weights that are none."""
         for family in mixture:
             if family not in self.families:
-                raise RecipeError(f"unknown family {family!r} of problems; known: {', '.join(sorted(self.families))}")
+                raise RecipeError(
+                    f"unknown family {family!r} of problems; known: {', '.join(sorted(self.families))}. Say so in "
+                    "mixture and in evaluation, in defaults and in each recipe that has its own: a profile that is "
+                    "like another keeps what it does not say"
+                )
         check_weights(mixture, weights)
 
     def draw(
@@ -112,8 +116,10 @@ class Table(ABC):
             self._kept[key] = [q for q in rows if level in (ALL, q.level) and q.split == side]
         if not self._kept[key]:
             levels = sorted({str(q.level) for q in self.questions(family) if q.split == side})
-            has = f"it has the levels {', '.join(levels)}" if levels else "it has none at all on this side"
-            raise RecipeError(
-                f"family {family!r} has no {side} problem of level {level!r}; {has}, and [{ALL}] takes all"
-            )
+            has = (
+                f"it has the levels {', '.join(levels)}, and [{ALL}] takes all" if levels else
+                f"of its {len(self.questions(family))} problems none is on this side: the prompt's checksum holds out "
+                "about one in eight. Add problems"
+            )  # fmt: skip
+            raise RecipeError(f"family {family!r} has no {side} problem of level {level!r}; {has}")
         return self._kept[key]

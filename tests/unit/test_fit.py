@@ -86,7 +86,7 @@ def save(tmp_path: Path) -> Save:
         config: PreTrainedConfig | None = None,
         core: Tokenizer | None = None,
         end: str | None = ANSWER,
-        pad: str = END,
+        pad: str | None = END,
         stops: Any = (300, 302),
         template: str | None = CHAT,
         longest: int | None = None,
@@ -268,6 +268,10 @@ def test_no_end_and_an_end_that_is_padding(save: Save) -> None:
     padded = check_fit(save("padded", pad=ANSWER), save("teacher"))
     assert levels(padded) == {"padding token": "change"}
     assert "pads with its end token, <|im_end|> (302)" in found(padded, "padding token")[1]
+    bare = check_fit(save("bare", pad=None), save("teacher"))
+    assert found(bare, "padding token")[:2] == (
+        "change", "the student's tokenizer has none, and texts of one batch are padded"
+    )  # fmt: skip
 
 
 def test_templates_are_compared_by_what_they_write(save: Save, tmp_path: Path) -> None:

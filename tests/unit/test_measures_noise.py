@@ -80,6 +80,9 @@ def test_a_run_is_one_vector_beside_noise_and_beside_noise_as_strong_as_its_grad
                                    strengths=np.linspace(0.1, 3, last).clip(max=1))  # fmt: skip
     assert found["own_ratio"] == pytest.approx(found["walk_ratio"] * noise.walk_of("rlvr", PROFILE).rms / grown)
     assert found["own_ratio"] < found["walk_ratio"]  # noise that grows goes further
+    still = noise.walks_of_runs(table, log.assign(grad_norm=0.0)).loc[("rlvr", 0)]
+    assert math.isnan(still["own_ratio"])
+    assert still["walk_ratio"] == found["walk_ratio"]
 
 
 def test_what_is_no_recipe_or_no_update_is_refused() -> None:

@@ -1,6 +1,7 @@
 """Which regime a chapter's runs are from: the share of the gap is that of the same prompts, and small ones are said."""
 
 import dataclasses
+import math
 
 import pandas as pd
 import pytest
@@ -26,6 +27,15 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> BookTables:
 
 def test_the_share_of_the_gap_is_taken_on_the_same_prompts(tables: BookTables) -> None:
     assert regime.gap_closed(tables) == pytest.approx([0.1 / 0.4, 0.04 / 0.4])
+
+
+@pytest.mark.parametrize("taught", [0.5, math.nan])
+def test_without_a_gap_nothing_is_said_of_its_share(
+    taught: float, tables: BookTables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(regime, "card_accuracy", lambda name: {"sampled": taught})
+    assert all(math.isnan(share) for share in regime.gap_closed(tables))
+    assert regime.say_regime(tables).endswith("for 4 updates. How much it learned is not known.")
 
 
 def test_a_run_that_hardly_learned_is_called_so(tables: BookTables) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from opdgeom_utils.chapters import committed_tables, surviving, update_path
+from opdgeom_utils.chapters import committed_tables, pretrained, surviving, update_path
 from opdgeom_utils.chapters.committed_tables import BookTables
 
 
@@ -58,3 +58,15 @@ def test_cosines_are_those_of_pairs_of_seeds_or_of_one_seed(toy: BookTables) -> 
         == 3
     )
     assert max(update_path.cosines(toy.measures, "opd_random_credit", "opd_random_credit")) < 0.1
+
+
+def test_of_one_seed_nothing_is_said_of_direction(toy: BookTables) -> None:
+    cut = committed_tables.tables_for("toy", [0])
+    assert cut.measures is not None
+    rows = cut.measures
+    alone = replace(cut, measures=rows[rows["recipe"] != rows["other_recipe"]])  # as where no other seed was run
+    said = pretrained.say_found(alone, toy)
+    assert "Of direction nothing can be said: that takes two seeds" in said
+    assert said.endswith("Runs have one seed here at most.")
+    assert "nan" not in said
+    assert "Direction tells them apart: the cosine of two seeds is 0." in pretrained.say_found(toy, toy)

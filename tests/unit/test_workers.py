@@ -41,3 +41,16 @@ def test_a_failure_names_its_run_and_keeps_the_rest(world: World, monkeypatch: p
     with pytest.raises(workers.WorkerError, match=r"1 of 2 runs failed(?s:.*)no_such, seed 0(?s:.*)unknown recipe"):
         workers.load_or_train_many([("no_such", 0), ("sft", 0)], profile="tiny")
     assert len(list(world.runs.glob("sft-s0-*/DONE"))) == 1
+
+
+def test_what_several_runs_say_is_said_once_and_without_bars(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(job: tuple[str, int], profile: str, logs: object, measures: bool) -> Finished:
+        bar = f"loading:   0%\rloading: {job[1]}00%"
+        workers._log_of(job, logs).write_text(f"{bar}\n\nno model x\n")  # pyright: ignore[reportArgumentType]
+        return Finished(1)
+
+    monkeypatch.setattr(workers, "_start", failing)
+    with pytest.raises(workers.WorkerError) as told:
+        workers.load_or_train_many([("opd", 0), ("opd", 1)], profile="tiny")
+    lines = ["2 of 2 runs failed; the rest are kept.", "opd, seed 0; opd, seed 1:", "no model x"]
+    assert str(told.value).splitlines() == lines

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -136,11 +137,32 @@ def test_another_file_has_another_digest(tmp_path: Path) -> None:
         ([{"prompt": "1", "answer": "2"}, {"prompt": "1"}], "line 2"),
         ([{"prompt": "1", "answer": "2", "anwser": 3}], "anwser"),
         ([[1]], "line 1"),
+        ([{"prompt": "1", "answer": "2"}, {"prompt": "1", "answer": None}], "line 2 .* empty answer"),
+        ([{"prompt": " ", "answer": 2}], "line 1 .* empty prompt"),
     ],
 )
 def test_a_file_that_cannot_be_read_says_where(rows: list[Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=message):
         jsonl.Tasks(write_lines(tmp_path / "p.jsonl", rows))
+
+
+def test_a_file_is_read_as_others_write_it(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    rows = ['{"prompt": "a\u2028b", "answer": 3, "completion": null}', '{"prompt": "c", "answer": "d"}']
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(rows).encode())  # an editor's mark of UTF-8, Windows' ends of lines
+    first, second = jsonl.Tasks(str(path)).questions("problems")
+    assert (first.prompt, first.answer, first.completion) == ("a\u2028b", "3", "")
+    assert (second.prompt, second.answer) == ("c", "d")
+    path.write_bytes('{"prompt": "ä", "answer": "b"}'.encode("latin-1"))
+    with pytest.raises(RecipeError, match="is not UTF-8 text"):
+        jsonl.Tasks(str(path))
+
+
+def test_too_few_problems_are_told(tmp_path: Path) -> None:
+    assert zlib.crc32(b"a") % 8 != 0  # one prompt, on the training side
+    tasks = jsonl.Tasks(write_lines(tmp_path / "p.jsonl", [{"prompt": "a", "answer": "b"}]))
+    with pytest.raises(RecipeError, match=r"no held_out problem .*of its 1 problems none is.* Add problems"):
+        tasks.held_out({"problems": ["all"]}, 1)
 
 
 def test_slips_of_a_file_s_world_are_told(tmp_path: Path) -> None:
@@ -152,7 +174,7 @@ def test_slips_of_a_file_s_world_are_told(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="answer_in"):
         jsonl.Tasks(path, answer_in=["box"])
     tasks = jsonl.Tasks(path)
-    with pytest.raises(RecipeError, match="known: f0, f1"):
+    with pytest.raises(RecipeError, match=r"known: f0, f1\. Say so in mixture and in evaluation"):
         tasks.check({"f2": ["all"]})
     with pytest.raises(RecipeError, match="weight of 'f0'"):
         tasks.check({"f0": ["all"]}, {"f0": 0})

@@ -1,0 +1,142 @@
+"""A profile of one's own: models in folders, looked at before anything is trained, and recorded in its tables."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from opdgeom_utils import results
+from opdgeom_utils.errors import CheckpointNotFoundError, OpdGeomError, RecipeError
+from opdgeom_utils.measures.of_runs import measures_of_run
+from opdgeom_utils.models import build_tokenizer
+from opdgeom_utils.recipes import load_recipe
+from opdgeom_utils.runs import load_or_train
+from opdgeom_utils.starting import check_models
+from tests.tiny_world import World, save_tiny
+from tools import make_runs
+
+Folders = dict[str, Path]
+
+
+@pytest.fixture
+def mine(world: World, tmp_path: Path) -> Folders:
+    """Write profile ``mine`` as a user would: like another, with a student and a teacher in folders."""
+    folders = {name: tmp_path / "own" / name for name in ("base", "teacher")}
+    for seed, folder in enumerate(folders.values()):
+        save_tiny(folder, seed)
+    write(world, {**folders, "anchor": "run:sft@2"})
+    return folders
+
+
+def write(world: World, models: dict[str, Path | str], /, **more: Any) -> None:
+    content: dict[str, Any] = {
+        "like": "tiny",
+        "world": {"models": {name: str(source) for name, source in models.items()}},
+        "defaults": {"seeds": [0]},
+        "recipes": {"sft": {"anchor": None, "teacher": None}},
+    }
+    for block, said in more.items():
+        content[block] |= said
+    (world.recipes / "mine.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+
+
+def with_one_more_token(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    tokenizer.add_tokens(["€"])
+    return tokenizer
+
+
+def without_padding(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    core = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token=tokenizer.eos_token)
+
+
+def test_a_pair_that_fits_is_looked_at_and_nothing_is_trained(mine: Folders, world: World) -> None:
+    check_models("mine")
+    assert not world.runs.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(with_one_more_token, r"of base and of teacher .*mine.yaml.* differ in 1 entries, such as '€' \(53\)"),
+     (without_padding, r"tokenizer of \S*/own/teacher has no padding token.*pad_token = ")],
+)  # fmt: skip
+def test_a_teacher_s_tokenizer_that_does_not_fit_is_told_before_sft(
+    change: Callable[[PreTrainedTokenizerFast], PreTrainedTokenizerFast], message: str, mine: Folders
+) -> None:
+    change(build_tokenizer()).save_pretrained(mine["teacher"])
+    with pytest.raises(RecipeError, match=message):
+        check_models("mine")
+
+
+def test_a_student_without_a_padding_token_is_told_in_python_too(mine: Folders) -> None:
+    without_padding(build_tokenizer()).save_pretrained(mine["base"])
+    with pytest.raises(RecipeError, match="no padding token"):
+        load_or_train("sft", profile="mine")
+
+
+def test_a_name_that_no_recipe_uses_is_a_slip(mine: Folders, world: World) -> None:
+    write(world, {"student": mine["base"], "teacher": mine["teacher"], "anchor": "run:sft@2"})
+    with pytest.raises(RecipeError, match=r"mine.yaml: no recipe uses student; recipes use anchor, teacher"):
+        check_models("mine")
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_a_folder_that_lacks_a_file_is_named(file: str, mine: Folders) -> None:
+    (mine["teacher"] / file).unlink()
+    with pytest.raises(CheckpointNotFoundError, match=f"mine.yaml: teacher cannot be opened: .*{file}"):
+        check_models("mine")
+
+
+def test_make_runs_stops_at_a_path_that_is_not_there(
+    mine: Folders, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(world, {"base": mine["base"], "teacher": mine["teacher"].with_name("nowhere"), "anchor": "run:sft@2"})
+    monkeypatch.setattr(sys, "argv", ["make_runs", "--profile", "mine"])
+    with pytest.raises(OpdGeomError, match=r"teacher cannot be opened: no model '\S*/nowhere'"):
+        make_runs.main()
+    assert not world.runs.exists()
+
+
+def test_the_run_that_makes_the_anchor_is_measured_first(mine: Folders, world: World) -> None:
+    run = load_or_train("sft", profile="mine")
+    assert not (world.runs / "models").exists()
+    found = measures_of_run(run, ["function"])
+    assert (found.loc[found["quantity"] == "teacher_distance", "value"] > 0).any()
+
+
+def test_problems_of_a_file_are_trained_on_and_measured(mine: Folders, world: World, tmp_path: Path) -> None:
+    rows = [{"prompt": f"{i}+{i}=", "answer": str(2 * i), "completion": str(2 * i)} for i in range(60)]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    models = {name: str(folder) for name, folder in mine.items()} | {"anchor": "run:sft@2"}
+    tasks, said = {"kind": "jsonl", "path": str(tmp_path / "p.jsonl")}, {"problems": ["all"]}
+    write(world, {}, world={"models": models, "tasks": tasks}, defaults={"mixture": said, "evaluation": said})
+    check_models("mine")
+    run = load_or_train("opd", profile="mine")
+    assert set(run.accuracy["family"]) == {"problems"}
+    found = measures_of_run(run)
+    assert {"sim_to_end", "teacher_distance"} <= set(found["quantity"])
+
+
+def test_weights_in_several_files_are_recorded(mine: Folders, tmp_path: Path) -> None:
+    recipe, whole = load_recipe("opd", "mine"), mine["teacher"] / "model.safetensors"
+    source = str(mine["teacher"])
+    assert results.weights_of(recipe) == {source: hashlib.sha256(whole.read_bytes()).hexdigest()}
+    model = AutoModelForCausalLM.from_pretrained(mine["teacher"])
+    whole.unlink()
+    model.save_pretrained(mine["teacher"], max_shard_size="20KB")
+    shards = sorted(mine["teacher"].glob("model-*.safetensors"))
+    assert len(shards) > 1
+    together = hashlib.sha256()
+    for shard in shards:
+        together.update(hashlib.sha256(shard.read_bytes()).digest())
+    assert results.weights_of(recipe) == {source: together.hexdigest()}
+    results.write_tables([load_or_train("opd", profile="mine")], tmp_path / "tables")
+    assert len(results.load_tables("mine", tmp_path / "tables").geometry) > 0
+    assert (tmp_path / "tables" / results.SAMPLE).is_file()  # which the chapter on a pretrained model opens
