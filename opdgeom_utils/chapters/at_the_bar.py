@@ -69,19 +69,20 @@ def _flattening(tables: BookTables, opd: str, _null: str) -> Found:
     if tables.measures is None:
         return "-", None
     apart = pick(tables.measures, quantity="teacher_distance", null="", recipe=opd)
-    along, end = apart.groupby("step")["value"].mean(), load_recipe(opd, tables.profile).steps
-    marks = [end * share // 5 for share in (3, 4, 5)]
-    if not set(marks) <= set(along.index):
+    end = load_recipe(opd, tables.profile).steps
+    along = [apart.loc[apart["step"] == end * share // 5, "value"].to_numpy(float) for share in (3, 4, 5)]
+    if not all(map(len, along)):
         return "-", None
-    before, now = (float(along[a] - along[b]) for a, b in pairwise(marks))
+    before, now = (float(a.mean() - b.mean()) for a, b in pairwise(along))
     return f"{now:.3f} after {before:.3f}", now < before
 
 
 def _rulers(tables: BookTables, opd: str, null: str) -> Found:
     if not {opd, null} <= set(tables.geometry["recipe"]):
         return "-", None
-    ends = at_place(tables, "final", [opd, null]).groupby("recipe").agg(dict.fromkeys(RULERS, "mean"))
-    ratios = [float(ends.at[opd, ruler] / ends.at[null, ruler]) for ruler in RULERS]
+    ends = at_place(tables, "final", [opd, null])
+    own, other = (ends.loc[ends["recipe"] == name, list(RULERS)].to_numpy(float).mean(axis=0) for name in (opd, null))
+    ratios = [float(ratio) for ratio in own / other]
     return ", ".join(f"{r:.2f}" for r in ratios), all(1 / ALIKE < r < ALIKE for r in ratios)
 
 
@@ -167,7 +168,7 @@ def say_orders(found: pd.DataFrame) -> str:
     >>> say_orders(pd.DataFrame(rows))
     "In the paper's order at its steps, one seed: 2 of 2 measures with RLVR at 800 updates, 1 of 2 at 1,368 updates."
     """
-    said = [f"{int((found[c] == YES).sum())} of {len(found)}" for c in found.columns[1:]]
+    said = [f"{found[c].tolist().count(YES)} of {len(found)}" for c in found.columns[1:]]
     first, *others = (str(c).removeprefix("RLVR, ") for c in found.columns[1:])
     more = "".join(f", {n} at {length}" for n, length in zip(said[1:], others, strict=True))
     return f"In the paper's order at its steps, one seed: {said[0]} measures with RLVR at {first}{more}."
