@@ -182,7 +182,7 @@ def say_distances(gaps: pd.DataFrame) -> str:
 
     >>> rows = [("a", "variant", 0.1), (OTHER_SEED, "null", 0.2), ("RLVR", "null", 0.3), ("b", "variant", 0.4)]
     >>> print(say_distances(pd.DataFrame(rows, columns=["row", "kind", "value"]).assign(panel="p", seed=0)))
-    - Another seed of OPD is 0.200 away, RLVR 0.300 (1 seed).
+    - By means, another seed of OPD is 0.200 away, RLVR 0.300 (1 seed).
     - Nearer than another seed: a.
     - Further than RLVR: b.
     """
@@ -191,7 +191,7 @@ def say_distances(gaps: pd.DataFrame) -> str:
     if OTHER_SEED not in means or "RLVR" not in means:
         return "- These tables lack another seed of OPD, or RLVR, so there is nothing to hold a distance against."
     seed, rlvr, n = means[OTHER_SEED], means["RLVR"], gaps.loc[gaps["row"] == "RLVR", "seed"].nunique()
-    said = [f"Another seed of OPD is {seed:.3f} away, RLVR {rlvr:.3f} ({n} seed{'s' * (n != 1)})."]
+    said = [f"By means, another seed of OPD is {seed:.3f} away, RLVR {rlvr:.3f} ({n} seed{'s' * (n != 1)})."]
     groups = {
         "Nearer than another seed": [r for r in variants if means[r] < seed],
         "Further than another seed, nearer than RLVR": [r for r in variants if seed <= means[r] <= rlvr],

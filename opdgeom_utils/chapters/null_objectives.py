@@ -54,9 +54,9 @@ def nothing_sentence(tables: Tables) -> str:
     like = "nearly what" if apart < ALIKE else "something else than"
     ruined = ", and training on it ruins the model" if _fell(tables, pair[1]) else ""
     return (
-        f"By the paper's rulers a run that had nothing to learn leaves {like} OPD leaves: they differ by a factor of "
-        f"{apart:.1f} at most. Random credit reads the student's own text and has nothing to learn from it{ruined}. "
-        f"It {said}."
+        f"By the paper's rulers a run that had nothing to learn leaves, at this rate, {like} OPD leaves: they differ "
+        f"by a factor of {apart:.1f} at most. Random credit reads the student's own text and has nothing to learn from "
+        f"it{ruined}. It {said}."
     )
 
 

@@ -89,7 +89,7 @@ def say_found(tables: BookTables, toy: BookTables) -> str:
     )
     if math.isnan(pairs[0] + pairs[1]):
         direction = "Of direction nothing can be said: that takes two seeds of OPD and two of random credit."
-    no_sign = " So what OPD learned does not show in how far it went." if noise[OPD] < 1 else ""
+    no_sign = " So what OPD learned did not take it further." if noise[OPD] < 1 else ""
     return (
         f"**Random credit, which learns nothing, goes {noise[RANDOM]:.2f} times as far as noise; OPD {noise[OPD]:.2f} "
         f"times.**{no_sign} By the paper's angles the two {near}: {angles[0]:.2g} degrees (OPD) and {angles[1]:.2g}. "

@@ -126,14 +126,14 @@ def null_words(found: AgainstNull, metric: str) -> str:
 
     >>> null_words(AgainstNull(0.002, 0.001, 16, 16, 0, "more"), "normalized_spectral_shift")
     'Over 16 matrices it is 0.002, and 0.001 in the shuffled null; 16 of them are above theirs. So size alone does not
-    explain it: place adds.'
+    explain it: place adds, as it does in runs with nothing to learn.'
     """
     if not found.n:
         return "No matrix has this number and its null, so nothing is judged."
     shown = metric_of(metric).shown
     count, side = (found.n_more, "above") if found.own >= found.null else (found.n_less, "below")
     ends = {
-        "more": "So size alone does not explain it: place adds.",
+        "more": "So size alone does not explain it: place adds, as it does in runs with nothing to learn.",
         "less": "So size alone does not explain it: place takes away.",
         "about as much": "So its size explains it; where the entries lie adds nothing that this ruler sees.",
         "not judged": "This is not judged: the weights were rounded when they were stored, which biases this null.",
