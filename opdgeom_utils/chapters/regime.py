@@ -9,6 +9,7 @@ import numpy as np
 from opdgeom_utils.chapters.committed_tables import BookTables
 from opdgeom_utils.chapters.model_cards import card_accuracy
 from opdgeom_utils.claims.matching import accuracy_gain, final
+from opdgeom_utils.intervals import seed_interval
 from opdgeom_utils.measures.long_table import pick
 from opdgeom_utils.recipes import load_recipe
 from opdgeom_utils.trained_models import needed_run
@@ -18,12 +19,14 @@ EARLY, LATE = 10, 50  # updates over which the logged distance is averaged, at t
 LEARNED = 1 / 3  # share of the accuracy gap from which on OPD counts as having learned
 
 
-def gap_closed(tables: BookTables, recipe: str = "opd") -> list[float]:
-    """Share of the sampled-accuracy gap to its teacher that each seed of a recipe has closed at its end; 1 is all.
+def gap_closed(tables: BookTables, recipe: str = "opd", until: int | None = None) -> list[float]:
+    """Share of the sampled-accuracy gap to its teacher that each seed of a recipe has closed; 1 is all.
 
-    nan where the teacher's accuracy is not known, or was the student's own before training.
+    ``until``: the update that is asked for, or the last checkpoint before it; None asks at the end. nan where the
+    teacher's accuracy is not known, or was the student's own before training.
     """
-    ends = final(accuracy_gain(tables.accuracy.loc[tables.accuracy["recipe"] == recipe]))
+    own = tables.accuracy.loc[tables.accuracy["recipe"] == recipe]
+    ends = final(accuracy_gain(own if until is None else own.loc[own["step"] <= until]))
     taught = _taught(tables, recipe)
     now, gain = ends[["sampled", "gain"]].to_numpy(float).T
     gap = taught - (now - gain)
@@ -78,8 +81,11 @@ def _nulls(tables: BookTables) -> str:
     return f" Beside it stand runs with nothing to learn: {listed(held)}." if held else ""
 
 
-def say_regime(tables: BookTables) -> str:
-    """Say in two sentences how OPD was trained in these tables and what that allows; empty where there is no OPD."""
+def say_regime(tables: BookTables, until: int | None = None) -> str:
+    """Say in a few sentences how OPD was trained in these tables and what that allows; empty where there is no OPD.
+
+    ``until``: the update at which a chapter compares its runs, where that is not their end.
+    """
     if "opd" not in set(tables.accuracy["recipe"]):
         return ""
     recipe, shares = load_recipe("opd", tables.profile), gap_closed(tables)
@@ -99,6 +105,9 @@ def say_regime(tables: BookTables) -> str:
     if closed:
         shares_of = [f"{share:.0%} {where[text]}" for text, share in closed.items()]
         said += f"Of its distance to the teacher in nats it closed {listed(shares_of)}. "
+    if until is not None and until < recipe.steps:
+        then = seed_interval(gap_closed(tables, until=until)).mean
+        said += f"This chapter compares runs at update {until}, where it had closed {then:.0%} of the gap. "
     if mean >= LEARNED:
         return said + "So it learned a good part of what there was to learn." + _nulls(tables)
     held = "opd_random_credit" in set(tables.accuracy["recipe"])
