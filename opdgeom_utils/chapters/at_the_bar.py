@@ -14,14 +14,12 @@ from opdgeom_utils.chapters.noise import own_runs
 from opdgeom_utils.chapters.regime import distance_closed, gap_closed
 from opdgeom_utils.chapters.update_path import cosines
 from opdgeom_utils.chapters.where import at_place
-from opdgeom_utils.claims.schema import load_claims
 from opdgeom_utils.intervals import seed_interval
 from opdgeom_utils.measures.long_table import pick
 from opdgeom_utils.recipes import load_recipe
 from opdgeom_utils.vocabulary import listed
 
 OPD, NULL = ("opd", "opd_long"), ("opd_random_credit", "opd_random_credit_long")  # short and long
-RLVR, RLVR_LONG = "rlvr", "rlvr_long"
 HALF, THIRD = 1 / 2, 1 / 3  # of the distance to the teacher, of the gap in accuracy
 RULERS = ("update_sparsity", "left_angle_mean_deg", "right_angle_mean_deg", "normalized_spectral_shift")
 ALIKE, FURTHER, AGREE = 1.2, 1.5, 0.3
@@ -83,7 +81,8 @@ def _rulers(tables: BookTables, opd: str, null: str) -> Found:
     ends = at_place(tables, "final", [opd, null])
     own, other = (ends.loc[ends["recipe"] == name, list(RULERS)].to_numpy(float).mean(axis=0) for name in (opd, null))
     ratios = [float(ratio) for ratio in own / other]
-    return ", ".join(f"{r:.2f}" for r in ratios), all(1 / ALIKE < r < ALIKE for r in ratios)
+    said = "sparsity {:.2f}, angles {:.2f} and {:.2f}, shift {:.2f}".format(*ratios)
+    return said, all(1 / ALIKE < r < ALIKE for r in ratios)
 
 
 def _directions(tables: BookTables, opd: str, null: str) -> Found:
@@ -105,7 +104,7 @@ def _noise(tables: BookTables, _opd: str, null: str) -> Found:
     if null not in set(tables.geometry["recipe"]):
         return "-", None
     run = own_runs(tables, [null]).iloc[0]
-    off = 100 * (run["sparsity"] - run["predicted"])
+    off = round(100 * (run["sparsity"] - run["predicted"]), 2) + 0.0
     return f"{off:+.2f} points; {run['ratio']:.2f} times", bool(abs(off) <= 3 and 0.9 <= run["ratio"] <= 1.1)
 
 
@@ -113,7 +112,7 @@ RULES = {
     "gap in accuracy closed: a third or more": _accuracy,
     "distance to the teacher closed: half or more on the anchor's text": _distance,
     "the curve flattens: nats closed by the last fifth of the updates, fewer than by the fifth before": _flattening,
-    "OPD lies on random credit: within 1.2 times (sparsity, left angle, right angle, spectral shift)": _rulers,
+    "within 1.2 times of random credit by the paper's rulers": _rulers,
     "two seeds' updates point alike: a cosine of .3 or more": _directions,
     "OPD goes further beside noise than random credit: by less than 1.5 times": _length_beside_noise,
     "the ruler holds for random credit: 3 points of sparsity, .9 to 1.1 times the length": _noise,
@@ -125,50 +124,17 @@ def say_longer(found: pd.DataFrame) -> str:
 
     >>> says = {"what": ["gap: a third", "distance", "cosine: .3"], "400 updates": "", "1,000 updates": "55%"}
     >>> say_longer(pd.DataFrame(says | {"holds": ["yes", "yes", "no"]})).split("; ")[1]
-    'not: cosine.'
+    'not: cosine (55%).'
     """
     bar, rest = found.iloc[:2], found.iloc[2:]
     gap, distance = (str(text).split(" (")[0] for text in bar.iloc[:, 2])
     met = "so it met the bar" if (bar["holds"] == YES).all() else "so it did not meet the bar"
     tested = rest.loc[rest["holds"] != UNTESTED]
-    failed = [str(what).split(":")[0] for what in tested.loc[tested["holds"] == NO, "what"]]
+    failed = [
+        f"{str(row['what']).split(':')[0]} ({row[found.columns[2]]})"
+        for row in tested.loc[tested["holds"] == NO].to_dict("records")
+    ]
     count = f"{len(tested)} rule{'s' * (len(tested) != 1)}"
     learned = f"In {found.columns[2]} OPD closed {gap} of the gap in accuracy and, of the distance, {distance}"
     held = f"Of {count} that can be tested, {len(tested) - len(failed)} hold"
     return f"**{learned}, {met}.** {held}" + (f"; not: {'; '.join(failed)}." if failed else ".")
-
-
-def orders(tables: BookTables, seed: int = 0) -> pd.DataFrame:
-    """Ask for the paper's orders at the paper's steps, with RLVR as it is and with RLVR at the paper's proportion.
-
-    Returns
-    -------
-    DataFrame
-        ``measure`` and, for each length of RLVR, whether one seed's runs are in the paper's order: *yes* or *no*.
-    """
-    rows = []
-    lengths = [name for name in (RLVR, RLVR_LONG) if name in set(tables.geometry["recipe"])]
-    for claim in load_claims():
-        if claim.condition != "paper_steps" or claim.statistic != "ordering":
-            continue
-        row = {"measure": claim.diagnostic.replace("_", " ")}
-        for rlvr in lengths:
-            names = [rlvr if name == RLVR else str(name) for name in claim.args["order"]]
-            ends = at_place(tables, "final", names).query("seed == @seed").set_index("recipe")
-            inside = all(ends.loc[names, metric].is_monotonic_increasing for metric in claim.args["metrics"])
-            row[f"RLVR, {load_recipe(rlvr, tables.profile).steps:,} updates"] = YES if inside else NO
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def say_orders(found: pd.DataFrame) -> str:
-    """Say in how many measures the runs are in the paper's order, for each length of RLVR; from :func:`orders`.
-
-    >>> rows = {"measure": ["A", "B"], "RLVR, 800 updates": "yes", "RLVR, 1,368 updates": ["yes", "no"]}
-    >>> say_orders(pd.DataFrame(rows))
-    "In the paper's order at its steps, one seed: 2 of 2 measures with RLVR at 800 updates, 1 of 2 at 1,368 updates."
-    """
-    said = [f"{found[c].tolist().count(YES)} of {len(found)}" for c in found.columns[1:]]
-    first, *others = (str(c).removeprefix("RLVR, ") for c in found.columns[1:])
-    more = "".join(f", {n} at {length}" for n, length in zip(said[1:], others, strict=True))
-    return f"In the paper's order at its steps, one seed: {said[0]} measures with RLVR at {first}{more}."

@@ -130,7 +130,9 @@ def say_rates(runs: pd.DataFrame, nulls: pd.DataFrame | None = None) -> str:
     first, *between, last = runs.filter(items=["rate", "sparsity", "predicted", "ratio"]).to_dict(orient="records")
     others = listed(f"at {run['rate']} {run['ratio']:.1f} times" for run in (*between, last))
     seeds = sorted({int(n) for n in runs["seeds"]})
-    many = "one seed each" if seeds == [1] else f"{seeds[0]} to {seeds[-1]} seeds a rate"
+    many = (
+        f"{seeds[0]} to {seeds[-1]} seeds a rate" if len(seeds) > 1 else f"{seeds[0]} seed{'s' * (seeds != [1])} each"
+    )
     beside = [] if nulls is None or nulls.empty else nulls.filter(items=["rate", "ratio"]).to_dict(orient="records")
     null = listed(f"{run['ratio']:.2f} at {run['rate']}" for run in beside)
     return (
