@@ -128,13 +128,14 @@ def say_longer(found: pd.DataFrame) -> str:
     """
     bar, rest = found.iloc[:2], found.iloc[2:]
     gap, distance = (str(text).split(" (")[0] for text in bar.iloc[:, 2])
-    met = "so it met the bar" if (bar["holds"] == YES).all() else "so it did not meet the bar"
+    met = "past" if (bar["holds"] == YES).all() else "not past"
     tested = rest.loc[rest["holds"] != UNTESTED]
     failed = [
         f"{str(row['what']).split(':')[0]} ({row[found.columns[2]]})"
         for row in tested.loc[tested["holds"] == NO].to_dict("records")
     ]
-    count = f"{len(tested)} rule{'s' * (len(tested) != 1)}"
     learned = f"In {found.columns[2]} OPD closed {gap} of the gap in accuracy and, of the distance, {distance}"
-    held = f"Of {count} that can be tested, {len(tested) - len(failed)} hold"
-    return f"**{learned}, {met}.** {held}" + (f"; not: {'; '.join(failed)}." if failed else ".")
+    held = f"Asked again there, {len(tested) - len(failed)} of {len(tested)} statements hold"
+    return f"**{learned}: {met} the bar of a third and a half.** {held}" + (
+        f"; not: {'; '.join(failed)}." if failed else "."
+    )
