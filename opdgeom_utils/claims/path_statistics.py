@@ -144,7 +144,8 @@ def _walk(look: LookUp, cell: Cell) -> Cell | None:
 
 def _random_space(look: LookUp, cell: Cell) -> Cell:
     random = f"{cell['recipe'].split('_project_')[0]}_project_random"
-    return _named(look, "a random space of the same rank", {**cell, "recipe": random}) if look.null else cell
+    name = "a random space of the same rank (gradient projected)"
+    return _named(look, name, {**cell, "recipe": random}) if look.null else cell
 
 
 def _another_seed(look: LookUp, cell: Cell) -> Cell:

@@ -61,7 +61,7 @@ def test_a_null_stands_in_the_runs_place() -> None:
     numbers = look({"opd": {1: 1.0, 2: 0.5}, "opd_project_random": {2: 0.9}}, null_of="shuffled")
     spec = {"value": X | {"recipe": "opd_project_early"}, "start": X | {"at": 1}, "reference": X, "progress": "down"}
     assert OPERATIONS["kept_share"](numbers, **spec).tolist() == [pytest.approx(0.2)]
-    assert numbers.null_name == "a random space of the same rank"
+    assert numbers.null_name == "a random space of the same rank (gradient projected)"
 
 
 @pytest.mark.parametrize(
