@@ -14,11 +14,13 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from opdgeom_utils import results
 from opdgeom_utils.errors import CheckpointNotFoundError, OpdGeomError, RecipeError
+from opdgeom_utils.measures import functional
 from opdgeom_utils.measures.of_runs import measures_of_run
 from opdgeom_utils.models import build_tokenizer
 from opdgeom_utils.recipes import load_recipe
 from opdgeom_utils.runs import load_or_train
 from opdgeom_utils.starting import check_models
+from opdgeom_utils.world import tasks_of
 from tests.tiny_world import World, save_tiny
 from tools import make_runs
 
@@ -45,6 +47,8 @@ def write(world: World, models: dict[str, Path | str], /, **more: Any) -> None:
     for block, said in more.items():
         content[block] |= said
     (world.recipes / "mine.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    for kept in (tasks_of, functional._yardstick):  # by the profile's name, which every test here gives anew
+        kept.cache_clear()
 
 
 def with_one_more_token(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
