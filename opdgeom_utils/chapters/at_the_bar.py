@@ -11,7 +11,9 @@ import pandas as pd
 
 from opdgeom_utils.chapters.committed_tables import BookTables
 from opdgeom_utils.chapters.noise import own_runs
+from opdgeom_utils.chapters.null_objectives import RULERS
 from opdgeom_utils.chapters.regime import distance_closed, gap_closed
+from opdgeom_utils.chapters.surviving import NO, NOTHING, UNTESTED, YES, Found
 from opdgeom_utils.chapters.update_path import cosines
 from opdgeom_utils.chapters.where import at_place
 from opdgeom_utils.intervals import seed_interval
@@ -21,9 +23,7 @@ from opdgeom_utils.vocabulary import listed
 
 OPD, NULL = ("opd", "opd_long"), ("opd_random_credit", "opd_random_credit_long")  # short and long
 HALF, THIRD = 1 / 2, 1 / 3  # of the distance to the teacher, of the gap in accuracy
-RULERS = ("update_sparsity", "left_angle_mean_deg", "right_angle_mean_deg", "normalized_spectral_shift")
 ALIKE, FURTHER, AGREE = 1.2, 1.5, 0.3
-YES, NO, UNTESTED = "yes", "no", "not testable"
 
 
 def longer(tables: BookTables) -> pd.DataFrame:
@@ -46,9 +46,6 @@ def _length(tables: BookTables, which: int) -> str:
     return f"{load_recipe(OPD[which], tables.profile).steps:,} updates"
 
 
-Found = tuple[str, bool | None]  # in words; whether the rule holds, None where it cannot be tested
-
-
 def _accuracy(tables: BookTables, opd: str, _null: str) -> Found:
     closed = seed_interval(gap_closed(tables, opd))
     return closed.text(".0%"), closed.mean >= THIRD if closed.n else None
@@ -65,21 +62,21 @@ def _distance(tables: BookTables, opd: str, _null: str) -> Found:
 def _flattening(tables: BookTables, opd: str, _null: str) -> Found:
     """Nats that the last fifth of the updates closed, beside the fifth before it, on the anchor's text."""
     if tables.measures is None:
-        return "-", None
+        return NOTHING
     apart = pick(tables.measures, quantity="teacher_distance", null="", recipe=opd)
     end = load_recipe(opd, tables.profile).steps
     along = [apart.loc[apart["step"] == end * share // 5, "value"].to_numpy(float) for share in (3, 4, 5)]
     if not all(map(len, along)):
-        return "-", None
+        return NOTHING
     before, now = (float(a.mean() - b.mean()) for a, b in pairwise(along))
     return f"{now:.3f} after {before:.3f}", now < before
 
 
 def _rulers(tables: BookTables, opd: str, null: str) -> Found:
     if not {opd, null} <= set(tables.geometry["recipe"]):
-        return "-", None
+        return NOTHING
     ends = at_place(tables, "final", [opd, null])
-    own, other = (ends.loc[ends["recipe"] == name, list(RULERS)].to_numpy(float).mean(axis=0) for name in (opd, null))
+    own, other = (ends.loc[ends["recipe"] == name, [*RULERS]].to_numpy(float).mean(axis=0) for name in (opd, null))
     ratios = [float(ratio) for ratio in own / other]
     said = "sparsity {:.2f}, angles {:.2f} and {:.2f}, shift {:.2f}".format(*ratios)
     return said, all(1 / ALIKE < r < ALIKE for r in ratios)
@@ -88,21 +85,21 @@ def _rulers(tables: BookTables, opd: str, null: str) -> Found:
 def _directions(tables: BookTables, opd: str, null: str) -> Found:
     own, other = (seed_interval(cosines(tables.measures, name, name)) for name in (opd, null))
     if not own.n:
-        return "-", None
+        return NOTHING
     beside = f"; random credit {other.mean:.2f}" if other.n else ""
     return f"{own.mean:.2f}{beside}", own.mean >= AGREE
 
 
 def _length_beside_noise(tables: BookTables, opd: str, null: str) -> Found:
     if not {opd, null} <= set(tables.geometry["recipe"]):
-        return "-", None
+        return NOTHING
     own, other = own_runs(tables, [opd, null])["ratio"].tolist()
     return f"{own:.2f}; random credit {other:.2f}", 1 < own / other < FURTHER
 
 
 def _noise(tables: BookTables, _opd: str, null: str) -> Found:
     if null not in set(tables.geometry["recipe"]):
-        return "-", None
+        return NOTHING
     run = own_runs(tables, [null]).iloc[0]
     off = round(100 * (run["sparsity"] - run["predicted"]), 2) + 0.0
     return f"{off:+.2f} points; {run['ratio']:.2f} times", bool(abs(off) <= 3 and 0.9 <= run["ratio"] <= 1.1)
@@ -112,9 +109,9 @@ RULES = {
     "gap in accuracy closed: a third or more": _accuracy,
     "distance to the teacher closed: half or more on the anchor's text": _distance,
     "the curve flattens: nats closed by the last fifth of the updates, fewer than by the fifth before": _flattening,
-    "within 1.2 times of random credit by the paper's rulers": _rulers,
-    "two seeds' updates point alike: a cosine of .3 or more": _directions,
-    "OPD goes further beside noise than random credit: by less than 1.5 times": _length_beside_noise,
+    f"within {ALIKE} times of random credit by the paper's rulers": _rulers,
+    f"two seeds' updates point alike: a cosine of {AGREE} or more": _directions,
+    f"OPD goes further beside noise than random credit: by less than {FURTHER} times": _length_beside_noise,
     "the ruler holds for random credit: 3 points of sparsity, .9 to 1.1 times the length": _noise,
 }
 
@@ -136,6 +133,6 @@ def say_longer(found: pd.DataFrame) -> str:
     ]
     learned = f"In {found.columns[2]} OPD closed {gap} of the gap in accuracy and, of the distance, {distance}"
     held = f"Asked again there, {len(tested) - len(failed)} of {len(tested)} statements hold"
-    return f"**{learned}: {met} the bar of a third and a half.** {held}" + (
+    return f"**{learned}: {met} the bar of a third and a half.**\n{held}" + (
         f"; not: {'; '.join(failed)}." if failed else "."
     )

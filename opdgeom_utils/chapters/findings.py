@@ -5,7 +5,6 @@ The words are fixed; the counts and the clauses that depend on them come from th
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,11 +23,8 @@ _MATCHES = {
 }
 
 
-LEADS = {"agreement": 2, "order": 2, "path": 3}  # sentences that the landing page shows at once, where more than one
-
-
 def findings(card: pd.DataFrame, tables: Tables) -> dict[str, str]:
-    """Write the landing page's sentences: ``learned, nothing, agreement, order, where, ...``."""
+    """Write the landing page's answers: ``learned, nothing, agreement, order, where, ...``; see :func:`for_landing`."""
     return {
         "learned": null_objectives.learned_sentence(tables),
         "nothing": null_objectives.nothing_sentence(tables),
@@ -42,15 +38,16 @@ def findings(card: pd.DataFrame, tables: Tables) -> dict[str, str]:
     }
 
 
-def for_landing(name: str, said: str, sentences: int = 1) -> dict[str, str]:
-    """Cut an answer for the landing page: ``lead_<name>``, its first sentences, stands there at once; the rest folded.
+def for_landing(name: str, said: str) -> dict[str, str]:
+    r"""Cut an answer where its first line ends: ``lead_<name>`` is shown at once, ``answer_<name>`` folded.
 
-    >>> for_landing("x", "**It is so, by 0.5.** That is. All else follows.", 2)
+    Markdown takes the end of a line for a space, so the answer is whole wherever else it stands.
+
+    >>> for_landing("x", "**It is so, by 0.5.** That is.\nAll else follows.")
     {'lead_x': 'It is so, by 0.5. That is.', 'answer_x': 'All else follows.'}
     """
-    parts = re.split(r"(?<=\.) ", said.replace("**", ""), maxsplit=sentences)
-    lead, rest = parts[:sentences], parts[sentences:]
-    return {f"lead_{name}": " ".join(lead), f"answer_{name}": " ".join(rest)}
+    lead, _, rest = said.replace("**", "").partition("\n")
+    return {f"lead_{name}": lead, f"answer_{name}": rest}
 
 
 def where_sentence(card: pd.DataFrame, geometry: pd.DataFrame) -> str:
@@ -158,7 +155,7 @@ def path_sentence(card: pd.DataFrame) -> str:
     inside = _by_verdict(card.loc[under(card, "projection", "projection_nulls")])
     return _locking_clause(card) + (
         f"Of {len(paper)} statements of the paper on the path {len(held)} hold. Of the rules that OPD locks earlier "
-        f"than processes that learn nothing {right} hold on the side of the inputs, {left} on that of the outputs. "
+        f"than processes that learn nothing {right} hold on the side of the inputs, {left} on that of the outputs.\n"
         f"{f'Reproduced{_listed_apart(held)}. ' if held else ''}On training inside the early space: {inside}"
     )
 
@@ -195,8 +192,8 @@ def control_sentence(card: pd.DataFrame) -> str:
     """Say what came of the third question: tokens, writers, mixing, and whether the measure can tell objectives apart.
 
     >>> rows = [("tokens", "not testable"), ("mixing", "not testable"), ("power_seen", "not decided")]
-    >>> control_sentence(pd.DataFrame(rows, columns=["condition", "verdict"])).split(". ")[0]
-    "RLVR itself is not shown to leave OPD's path by more than the rule asks, so no claim on a path can be tested here"
+    >>> control_sentence(pd.DataFrame(rows, columns=["condition", "verdict"])).splitlines()[0]
+    "RLVR itself is not shown to leave OPD's path by more than the rule asks, so no claim on a path can be tested here."
     """
     kept, mixed = (_tally(_verdicts(card, *names)) for names in (("tokens", "writers"), ("mixing",)))
     power = _verdicts(card, "power_seen")
@@ -209,8 +206,9 @@ def control_sentence(card: pd.DataFrame) -> str:
     elif UNTESTABLE in power or not power:
         first = "Whether the measure can tell RLVR's path from OPD's is not known."
     return (
-        f"{first} Reproduced of the statements that OPD's path stays with fewer tokens or another writer: {kept}. That "
-        f"mixing in RLVR moves it as the paper says: {mixed}."
+        f"{first}\n"
+        f"Reproduced of the statements that OPD's path stays with fewer tokens or another writer: {kept}. That mixing "
+        f"in RLVR moves it as the paper says: {mixed}."
     )
 
 

@@ -137,7 +137,7 @@ def say_rates(runs: pd.DataFrame, nulls: pd.DataFrame | None = None) -> str:
     null = listed(f"{run['ratio']:.2f} at {run['rate']}" for run in beside)
     return (
         f"OPD on 128 prompts an update goes from {first['sparsity']:.0%} to {last['sparsity']:.0%} unchanged when its "
-        f"rate is turned from {first['rate']} to {last['rate']}. **At {first['rate']} it went {first['ratio']:.1f} "
+        f"rate is turned from {first['rate']} to {last['rate']}.\n**At {first['rate']} it went {first['ratio']:.1f} "
         f"times as far as noise, {others}** ({many})."
         + (f" Random credit, with nothing to learn from, went {null} times as far." if null else "")
         + f" Noise at {last['rate']} would leave {last['predicted']:.0%} unchanged."

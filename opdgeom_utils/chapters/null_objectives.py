@@ -55,8 +55,8 @@ def nothing_sentence(tables: Tables) -> str:
     ruined = ", and training on it ruins the model" if _fell(tables, pair[1]) else ""
     return (
         f"By the paper's rulers a run that had nothing to learn leaves, at this rate, {like} OPD leaves: they differ "
-        f"by a factor of {apart:.1f} at most. Random credit reads the student's own text and has nothing to learn from "
-        f"it{ruined}. It {said}."
+        f"by a factor of {apart:.1f} at most.\n"
+        f"Random credit reads the student's own text and has nothing to learn from it{ruined}. It {said}."
     )
 
 
@@ -78,8 +78,8 @@ def agreement_sentence(tables: Tables) -> str:
         )
     return (
         f"What tells them apart is direction. Updates of two seeds of OPD have a cosine of {cosines['opd']:.2f}, those "
-        f"of two seeds of random credit one of {cosines['opd_random_credit']:.2f}."
-        + (f" The others: {', '.join(rest)}." if rest else "")
+        f"of two seeds of random credit one of {cosines['opd_random_credit']:.2f}.\n"
+        + (f"The others: {', '.join(rest)}." if rest else "")
         + kin
     )
 

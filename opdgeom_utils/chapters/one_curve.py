@@ -164,10 +164,10 @@ def say_gaps(gaps: pd.DataFrame) -> str:
     if gaps.empty:
         return ""
     apart = gaps.loc[gaps["verdict"] == "not one curve"]
-    both = f"OPD and random credit on as many prompts, both without coherence, differ in {len(apart)} of {len(gaps)}"
+    both = f"\nOPD and random credit on as many prompts, both without coherence, differ in {len(apart)} of {len(gaps)}"
     if apart.empty:
-        return f"**The ladder is one curve at its lower end.** {both} statistics."
-    said = f"**Coherence is not all that a ruler sees: the ladder itself is not one curve.** {both} statistics."
+        return f"**The ladder is one curve at its lower end.**{both} statistics."
+    said = f"**Coherence is not all that a ruler sees: the ladder itself is not one curve.**{both} statistics."
     if not all(gaps["nearer"].tolist()):
         return said
     near = apart["nearer"].tolist().count(WITH_SIGNAL)

@@ -8,14 +8,13 @@ import altair as alt
 import pandas as pd
 
 from opdgeom_utils.charts.axes import value_axis
-from opdgeom_utils.charts.palette import Figure, coloured, in_order, shaped, tips
+from opdgeom_utils.charts.palette import OF_OPD, Figure, coloured, in_order, shaped, tips
 from opdgeom_utils.charts.seed_points import figure, known, need
 from opdgeom_utils.intervals import number
 from opdgeom_utils.vocabulary import label, metric_of
 
 WIDTH, HEIGHT, TITLE = 160, 140, 28  # pixels, and letters in a line of a title
 CURVE = "#7F7F7F"
-OF_OPD = "OPD, other batches"
 
 
 @figure

@@ -19,6 +19,7 @@ _OF_NULLS = {
     "random_walk_decaying": ("#A6A6A6", [6, 3]), "adam_random": ("#6F7F8F", [1, 3]),
     "activations": ("#AA4499", [7, 2]), "shuffled_time": ("#999933", [3, 2]), "rounding": ("#8A8A8A", [1, 4]),
 }  # fmt: skip
+OF_OPD = "OPD, other batches"
 PALETTE = {
     **{OBJECTIVES[name].label: colour for name, colour in _OF_OBJECTIVES.items()},
     **{NULLS[name].label: _OF_NULLS[name][0] for name in ("shuffled", "random")},
@@ -26,7 +27,7 @@ PALETTE = {
     **{NULLS[name].label: colour for name, (colour, _) in _OF_NULLS.items()},
     RESCALED: "#AA4499",
     PAPER: "#CC79A7",
-    "OPD, other batches": "#F0A080",
+    OF_OPD: "#F0A080",
     "base": "#E69F00",
     "anchor": "#8F6BB3",
     "teacher": "#56777A",

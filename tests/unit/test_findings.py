@@ -96,7 +96,9 @@ def test_the_path_in_words_counts_the_paper_apart_from_nulls() -> None:
     )  # fmt: skip
     sentence = findings.path_sentence(rows)
     assert "Of 2 statements of the paper on the path 1 hold. " in sentence
-    assert 'Reproduced: "a is so".' in sentence
+    cut = findings.for_landing("path", sentence)
+    assert cut["lead_path"].endswith("(1 partly) on that of the outputs.")
+    assert cut["answer_path"].startswith('Reproduced: "a is so".')
     assert "0 of 1 (1 not decided) hold on the side of the inputs, 0 of 1 (1 partly) on that of the outputs" in sentence
     assert sentence.endswith('early space: reproduced: "e is so". Not testable: "f is so".')
 
@@ -149,6 +151,6 @@ def test_agreement_needs_the_null_objective_beside_it() -> None:
     ]
     frame = pd.DataFrame()
     said = null_objectives.agreement_sentence(Tables(frame, frame, frame, as_measures(rows)))
-    assert "OPD have a cosine of 0.80, those of two seeds of random credit one of 0.01. The others: RLVR 0.40." in said
+    assert "OPD have a cosine of 0.80, those of two seeds of random credit one of 0.01.\nThe others: RLVR 0.40." in said
     assert null_objectives.agreement_sentence(Tables(frame, frame, frame, as_measures(rows[:2]))) == ""
     assert null_objectives.agreement_sentence(Tables(frame, frame, frame)) == ""
