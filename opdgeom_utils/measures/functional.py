@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import pandas as pd
@@ -81,6 +81,7 @@ class Yardstick:
     texts: list[Rollouts]
     teacher: PreTrainedModel
     compute: str
+    vocabulary: int | None = None  # what student and teacher share, where one has more rows
 
 
 def yardstick_of(recipe: Recipe) -> Yardstick:
@@ -93,21 +94,30 @@ def yardstick_of(recipe: Recipe) -> Yardstick:
 @lru_cache(maxsize=2)
 def _yardstick(profile: str, held_out: str, per_family: int, max_new_tokens: int, compute: str) -> Yardstick:
     opd, world = load_recipe("opd", profile), load_world(profile)
-    tokenizer, author = load_tokenizer(opd.start), prepare(load_model(opd.start).eval(), compute)
+    tokenizer, author = world.with_end(load_tokenizer(opd.start)), prepare(load_model(opd.start).eval(), compute)
     judge = prepare(load_model(str(opd.teacher)).eval(), compute, fixed=True)
+    shared = _shared(author, judge)
     tasks, every = world.open_tasks(), TEXTS_OF_LARGE if is_large(opd) else TEXTS
     problems = sorted(tasks.held_out(json.loads(held_out), per_family), key=lambda p: len(p.prompt))
     prompts, generator = [world.put(tokenizer, p.prompt) for p in problems], torch.Generator().manual_seed(0)
     batches = [prompts[i : i + BATCH : every] for i in range(0, len(prompts), BATCH)]
     with computing(compute, author.device):
-        texts = [roll_out(author, tokenizer, b, max_new_tokens=max_new_tokens, generator=generator) for b in batches]
-    return Yardstick(world, tasks, tokenizer, problems, texts, judge, compute)
+        write = partial(roll_out, author, tokenizer, max_new_tokens=max_new_tokens, generator=generator)
+        texts = [write(batch, vocabulary=shared) for batch in batches]
+    return Yardstick(world, tasks, tokenizer, problems, texts, judge, compute, shared)
+
+
+def _shared(student: PreTrainedModel, teacher: PreTrainedModel) -> int | None:
+    """How many tokens two models share, where one has more rows than the other."""
+    sizes = {student.config.vocab_size, teacher.config.vocab_size}
+    return min(sizes) if len(sizes) > 1 else None
 
 
 def sampled_accuracy(model: PreTrainedModel, ruler: Yardstick, *, longest: int = 40) -> float:
     """Share (0 to 1) of right answers, one completion of every prompt at temperature 1, the same stream each time."""
     generator = torch.Generator().manual_seed(0)
-    grades = grades_on(model, ruler.tokenizer, ruler.problems, generator, longest, world=ruler.world, tasks=ruler.tasks)
+    own = {"world": ruler.world, "tasks": ruler.tasks, "vocabulary": ruler.vocabulary}
+    grades = grades_on(model, ruler.tokenizer, ruler.problems, generator, longest, **own)
     return sum(grade.reward for grade in grades) / len(grades)
 
 
@@ -115,8 +125,7 @@ def sampled_accuracy(model: PreTrainedModel, ruler: Yardstick, *, longest: int =
 def teacher_distance(model: PreTrainedModel, ruler: Yardstick) -> float:
     """Mean over tokens of ``KL(p_student || p_teacher)``, whole vocabulary, in nats (0: the teacher itself)."""
     whole = tokens = 0.0
-    sizes = {model.config.vocab_size, ruler.teacher.config.vocab_size}
-    shared = min(sizes) if len(sizes) > 1 else None
+    shared = _shared(model, ruler.teacher)
     with computing(ruler.compute, model.device):
         for text in ruler.texts:
             apart = token_scores(model, text, beside=ruler.teacher, vocabulary=shared).kl

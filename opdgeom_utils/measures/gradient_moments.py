@@ -11,6 +11,7 @@ own derivatives do with no objective at all.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,10 +22,10 @@ from transformers import PreTrainedModel
 from opdgeom_utils import objectives
 from opdgeom_utils.batches import length_groups, reward_of
 from opdgeom_utils.learner import Learner, stream_seed
+from opdgeom_utils.problems import Problem
 from opdgeom_utils.rollouts import Rollouts, roll_out
 from opdgeom_utils.scopes import ATTENTION
 from opdgeom_utils.scoring import completion_logits
-from opdgeom_utils.tasks import Example, draw_examples
 
 KEPT = {
     "opd_top50": (0.5, "top"), "opd_top25": (0.25, "top"), "opd_top5": (0.05, "top"),
@@ -65,34 +66,34 @@ def collect_gradients(learner: Learner, plan: MomentPlan) -> Gradients:
     here = replace(learner, recipe=recipe)
     found: dict[str, dict[str, list[Tensor]]] = {}
     for number in range(plan.batches):
-        examples = draw_examples(
-            recipe.mixture, plan.prompts, seed=f"moments:{learner.seed}:{number}", weights=recipe.weights
-        )
-        for name, gradient in _of_one_batch(here, examples, number, plan.layers).items():
+        seed = f"moments:{learner.seed}:{number}"
+        problems = learner.tasks.draw(recipe.mixture, plan.prompts, seed, weights=recipe.weights)
+        for name, gradient in _of_one_batch(here, problems, number, plan.layers).items():
             for matrix, value in gradient.items():
                 found.setdefault(name, {}).setdefault(matrix, []).append(value)
     return {name: {m: torch.stack(values) for m, values in by.items()} for name, by in found.items()}
 
 
 def _of_one_batch(
-    learner: Learner, examples: list[Example], number: int, layers: tuple[int, ...] | None
+    learner: Learner, problems: Sequence[Problem], number: int, layers: tuple[int, ...] | None
 ) -> dict[str, dict[str, Tensor]]:
     """Every objective's gradient on one batch of the student's completions, and OPD's on the teacher's."""
     assert learner.teacher is not None
     matrices = attention_matrices(learner.student, layers)
-    own = _written_by(learner.student, learner, examples, number)
-    rewards = reward_of(learner, examples, own)
+    own = _written_by(learner.student, learner, problems, number)
+    rewards = reward_of(learner, problems, own)
     gradients = _differentiate(learner, matrices, own, rewards, number)
-    theirs = _written_by(learner.teacher, learner, examples, number)
+    theirs = _written_by(learner.teacher, learner, problems, number)
     return gradients | {TEACHER_WRITES: _differentiate(learner, matrices, theirs, None, number)["opd"]}
 
 
-def _written_by(writer: PreTrainedModel, learner: Learner, examples: list[Example], number: int) -> Rollouts:
+def _written_by(writer: PreTrainedModel, learner: Learner, problems: Sequence[Problem], number: int) -> Rollouts:
     generator = torch.Generator(learner.device).manual_seed(stream_seed("moments", learner.seed, number))
-    prompts, recipe = [e.prompt for e in examples], learner.recipe
+    prompts, recipe = [learner.world.put(learner.tokenizer, p.prompt) for p in problems], learner.recipe
     return roll_out(
         writer, learner.tokenizer, prompts,
         group_size=recipe.group_size, max_new_tokens=recipe.max_new_tokens, generator=generator,
+        vocabulary=learner.vocabulary,
     )  # fmt: skip
 
 
@@ -105,9 +106,9 @@ def _differentiate(
     sums: dict[str, dict[str, Tensor]] = {}
     for rows in length_groups(rollouts, learner.recipe.micro_batches):
         part = rollouts.select(rows)
-        logits = completion_logits(learner.student, part).float()
+        logits = completion_logits(learner.student, part)[..., : learner.vocabulary].float()
         with torch.no_grad():
-            teacher = completion_logits(learner.teacher, part).float()
+            teacher = completion_logits(learner.teacher, part)[..., : learner.vocabulary].float()
         generator = torch.Generator(learner.device).manual_seed(stream_seed("credit", learner.seed, number, rows[0]))
         log_probs = objectives.token_log_probs(logits, part.completion_ids)
         credits = _credits(log_probs.detach(), teacher, part, None if rewards is None else rewards[rows], generator)

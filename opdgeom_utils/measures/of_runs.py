@@ -16,7 +16,6 @@ from opdgeom_utils.measures.paths import path_measures
 from opdgeom_utils.recipes import load_recipe, recipe_names
 from opdgeom_utils.runs import Run, bring_models
 from opdgeom_utils.scopes import HEADLINE, THROUGHOUT
-from opdgeom_utils.world import load_world
 
 
 def _compared(run: Run, *, masked: bool = False) -> bool:
@@ -26,21 +25,13 @@ def _compared(run: Run, *, masked: bool = False) -> bool:
     return any(run.seed in recipe.seeds for recipe in variants if recipe.keep_fraction < 1 or not masked)
 
 
-def _families(run: Run) -> bool:
-    """Whether the book's own families set a run's problems: two parts draw from these, and from no others."""
-    return load_world(run.recipe.profile).tasks_module == "tasks"
-
-
 #: A part, and the runs that it is measured of. To add one, write its module and its line here.
 PARTS: dict[str, tuple[Callable[[Run], pd.DataFrame], Callable[[Run], bool]]] = {
     "path": (path_measures, lambda run: not run.is_large or run.recipe.name != "sft"),
-    "nulls": (path_null_measures, lambda run: run.recipe.name in THROUGHOUT and not run.is_large and _families(run)),
+    "nulls": (path_null_measures, lambda run: run.recipe.name in THROUGHOUT and not run.is_large),
     "noise": (noise_measures, lambda run: run.is_large),
     "function": (function_measures, lambda run: run.recipe.name != "sft" if run.is_large else _compared(run)),
-    "moments": (
-        moment_measures,
-        lambda run: run.recipe.name == "opd" and _compared(run, masked=True) and _families(run),
-    ),
+    "moments": (moment_measures, lambda run: run.recipe.name == "opd" and _compared(run, masked=True)),
 }
 OVERLAPS = "overlaps"  # a part of no single run
 

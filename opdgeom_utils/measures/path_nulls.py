@@ -47,8 +47,8 @@ from opdgeom_utils.models import load_model, load_tokenizer
 from opdgeom_utils.projection import activation_moments
 from opdgeom_utils.rollouts import encode_pairs, roll_out
 from opdgeom_utils.runs import Run
-from opdgeom_utils.tasks import draw_examples
 from opdgeom_utils.training import learning_rate_at
+from opdgeom_utils.world import load_world
 
 NULLS = ("random_walk", "random_walk_decaying", "adam_random", "activations", "shuffled_time")
 ORDERS = 4
@@ -148,16 +148,16 @@ def input_pool(run: Run, batches: int = POOL, prompts: int = POOL_PROMPTS) -> li
     Its own completions, one a prompt, for OPD and RLVR; demonstrations for SFT. A pool of a few hundred completions
     stands for the run's own fresh batches of ``prompts_per_update * group_size``.
     """
-    recipe, pool = run.recipe, []
-    start, tokenizer = load_model(recipe.start), load_tokenizer(recipe.start)
+    recipe, pool, world = run.recipe, [], load_world(run.recipe.profile)
+    start, tokenizer, tasks = load_model(recipe.start), world.with_end(load_tokenizer(recipe.start)), world.open_tasks()
     for i in range(batches):
-        examples = draw_examples(recipe.mixture, prompts, seed=f"inputs:{run.seed}:{i}", weights=recipe.weights)
-        written, longest = [e.prompt for e in examples], recipe.max_new_tokens
+        problems = tasks.draw(recipe.mixture, prompts, f"inputs:{run.seed}:{i}", weights=recipe.weights)
+        written, longest = [world.put(tokenizer, p.prompt) for p in problems], recipe.max_new_tokens
         if recipe.on_policy:
             generator = torch.Generator().manual_seed(stream_seed("inputs", run.seed, i))
             batch = roll_out(start, tokenizer, written, max_new_tokens=longest, generator=generator)
         else:
-            batch = encode_pairs(tokenizer, written, [e.completion for e in examples])
+            batch = encode_pairs(tokenizer, written, [world.demonstrated(tokenizer, p.completion) for p in problems])
         pool.append(activation_moments(start, [batch]))
     return pool
 

@@ -1,0 +1,111 @@
+"""Is it RLVR, or what RLVR had: few different prompts in an update, and not the paper's number of updates?
+
+Its control has as many prompts and the control SFT's objective; `rlvr_long` has the paper's proportion of updates. The
+rules stand in LOG.md, before these runs.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from opdgeom_utils.chapters.committed_tables import BookTables
+from opdgeom_utils.chapters.null_objectives import RULERS
+from opdgeom_utils.chapters.surviving import NO, YES
+from opdgeom_utils.chapters.where import at_place
+from opdgeom_utils.claims.schema import load_claims
+from opdgeom_utils.intervals import number
+from opdgeom_utils.recipes import load_recipe
+from opdgeom_utils.vocabulary import label, listed, metric_of
+
+RLVR, LONG, CONTROL = "rlvr", "rlvr_long", "control_sft_64"
+LEAVES = "leaves"
+ENOUGH, ALIKE = 1 / 2, 1.2  # of RLVR's distance from the curve; a factor, as beside random credit
+
+
+def few_prompts(distances: pd.DataFrame) -> pd.DataFrame:
+    """Ask, where RLVR leaves the curve, whether its control leaves it too, to the same side and half as far.
+
+    ``distances``: from :func:`opdgeom_utils.chapters.one_curve.distances`.
+    Returns ``statistic``, ``share``, the control's distance as a part of RLVR's, and ``enough``, *yes* or *no*; no row
+    without the control.
+
+    >>> row = {"statistic": "x", "recipe": "rlvr", "mean": -0.4, "verdict": "leaves"}
+    >>> few_prompts(pd.DataFrame([row, row | {"recipe": "control_sft_64", "mean": -0.3}])).round(9).values.tolist()
+    [['x', 0.75, 'yes']]
+    """
+    own, control = (distances.loc[distances["recipe"] == name].set_index("statistic") for name in (RLVR, CONTROL))
+    rows = []
+    for name in own.index[own["verdict"] == LEAVES].intersection(control.index):
+        share = float(control.loc[name, "mean"]) / float(own.loc[name, "mean"])
+        enough = control.loc[name, "verdict"] == LEAVES and share >= ENOUGH
+        rows.append({"statistic": name, "share": share, "enough": YES if enough else NO})
+    return pd.DataFrame(rows, columns=["statistic", "share", "enough"])
+
+
+def say_few_prompts(found: pd.DataFrame) -> str:
+    """Say in how many statistics few prompts are enough; ``found``: from :func:`few_prompts`; empty without rows.
+
+    >>> say_few_prompts(pd.DataFrame({"statistic": ["x", "y"], "share": [0.75, 0.1], "enough": ["yes", "no"]}))
+    '**Few prompts do not explain all of it.** SFT on as many leaves the curve as RLVR does in 1 of 2 statistics (x).'
+    """
+    if found.empty:
+        return ""
+    alike = found.loc[found["enough"] == YES, "statistic"].tolist()
+    lead = (
+        "Few prompts explain it" if len(alike) == len(found) else
+        "Few prompts do not explain all of it" if alike else "Few prompts do not explain it"
+    )  # fmt: skip
+    which = f" ({'; '.join(alike)})" if 0 < len(alike) < len(found) else ""
+    return f"**{lead}.** SFT on as many leaves the curve as RLVR does in {len(alike)} of {len(found)} statistics{which}."
+
+
+def beside_control(tables: BookTables) -> str:
+    """Set RLVR beside its control by the paper's rulers after as many updates; empty where one was not trained."""
+    ends = at_place(tables, "equal_updates", [RLVR, CONTROL]).groupby("recipe").agg(dict.fromkeys(RULERS, "mean"))
+    if not {RLVR, CONTROL} <= set(ends.index):
+        return ""
+    own, control = (ends.loc[name] for name in (RLVR, CONTROL))
+    said = listed(
+        f"{metric_of(m).words} {number(own[m], metric_of(m).shown)} ({number(control[m], metric_of(m).shown)})"
+        for m in RULERS
+    )
+    ratios = own / control
+    off = [metric_of(str(m)).words for m in ratios.index if not 1 / ALIKE < ratios[m] < ALIKE]
+    where = f"outside of {ALIKE} times by {listed(off)}" if off else f"within {ALIKE} times by all four"
+    return f"After as many updates RLVR lies {where}: {said}; in brackets, {label(CONTROL)}."
+
+
+def orders(tables: BookTables, seed: int = 0) -> pd.DataFrame:
+    """Ask for the paper's orders at the paper's steps, with RLVR as it is and with the paper's proportion of updates.
+
+    Returns
+    -------
+    DataFrame
+        ``measure`` and, for each length of RLVR, whether one seed's runs are in the paper's order: *yes* or *no*.
+    """
+    rows = []
+    lengths = [name for name in (RLVR, LONG) if name in set(tables.geometry["recipe"])]
+    for claim in load_claims():
+        if claim.condition != "paper_steps" or claim.statistic != "ordering":
+            continue
+        row = {"measure": claim.diagnostic.replace("_", " ")}
+        for rlvr in lengths:
+            names = [rlvr if name == RLVR else str(name) for name in claim.args["order"]]
+            ends = at_place(tables, "final", names).query("seed == @seed").set_index("recipe")
+            inside = all(ends.loc[names, metric].is_monotonic_increasing for metric in claim.args["metrics"])
+            row[f"RLVR, {load_recipe(rlvr, tables.profile).steps:,} updates"] = YES if inside else NO
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def say_orders(found: pd.DataFrame) -> str:
+    """Say in how many measures the runs are in the paper's order, for each length of RLVR; from :func:`orders`.
+
+    >>> rows = {"measure": ["A", "B"], "RLVR, 800 updates": "yes", "RLVR, 1,368 updates": ["yes", "no"]}
+    >>> say_orders(pd.DataFrame(rows))
+    "In the paper's order at its steps, one seed: 2 of 2 measures with RLVR at 800 updates, 1 of 2 at 1,368 updates."
+    """
+    said = [f"{found[c].tolist().count(YES)} of {len(found)}" for c in found.columns[1:]]
+    first, *others = (str(c).removeprefix("RLVR, ") for c in found.columns[1:])
+    more = "".join(f", {n} at {length}" for n, length in zip(said[1:], others, strict=True))
+    return f"In the paper's order at its steps, one seed: {said[0]} measures with RLVR at {first}{more}."
