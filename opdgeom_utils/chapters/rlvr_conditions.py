@@ -1,4 +1,4 @@
-"""Is it RLVR, or what RLVR had: few different prompts in an update, and not the paper's number of updates?
+"""Whether it is RLVR, or what RLVR had: few different prompts an update, fewer updates than the paper's proportion.
 
 Its control has as many prompts and the control SFT's objective; `rlvr_long` has the paper's proportion of updates. The
 rules stand in LOG.md, before these runs.
@@ -56,7 +56,8 @@ def say_few_prompts(found: pd.DataFrame) -> str:
         "Few prompts do not explain all of it" if alike else "Few prompts do not explain it"
     )  # fmt: skip
     which = f" ({'; '.join(alike)})" if 0 < len(alike) < len(found) else ""
-    return f"**{lead}.** SFT on as many leaves the curve as RLVR does in {len(alike)} of {len(found)} statistics{which}."
+    many = f"{len(alike)} of {len(found)} statistics{which}"
+    return f"**{lead}.** SFT on as many leaves the curve as RLVR does in {many}."
 
 
 def beside_control(tables: BookTables) -> str:
