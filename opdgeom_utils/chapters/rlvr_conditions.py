@@ -84,10 +84,10 @@ def orders(tables: BookTables, seed: int = 0) -> pd.DataFrame:
     DataFrame
         ``measure`` and, for each length of RLVR, whether one seed's runs are in the paper's order: *yes* or *no*.
     """
-    rows = []
-    lengths = [name for name in (RLVR, LONG) if name in set(tables.geometry["recipe"])]
+    rows, held = [], set(tables.geometry["recipe"])
+    lengths = [name for name in (RLVR, LONG) if name in held]
     for claim in load_claims():
-        if claim.condition != "paper_steps" or claim.statistic != "ordering":
+        if claim.condition != "paper_steps" or claim.statistic != "ordering" or not set(claim.args["order"]) <= held:
             continue
         row = {"measure": claim.diagnostic.replace("_", " ")}
         for rlvr in lengths:
@@ -100,12 +100,16 @@ def orders(tables: BookTables, seed: int = 0) -> pd.DataFrame:
 
 
 def say_orders(found: pd.DataFrame) -> str:
-    """Say in how many measures the runs are in the paper's order, for each length of RLVR; from :func:`orders`.
+    """Say in how many measures the runs are in the paper's order, for each length of RLVR; nothing of no measure.
+
+    ``found``: from :func:`orders`.
 
     >>> rows = {"measure": ["A", "B"], "RLVR, 800 updates": "yes", "RLVR, 1,368 updates": ["yes", "no"]}
     >>> say_orders(pd.DataFrame(rows))
     "In the paper's order at its steps, one seed: 2 of 2 measures with RLVR at 800 updates, 1 of 2 at 1,368 updates."
     """
+    if found.empty:
+        return ""
     said = [f"{found[c].tolist().count(YES)} of {len(found)}" for c in found.columns[1:]]
     first, *others = (str(c).removeprefix("RLVR, ") for c in found.columns[1:])
     more = "".join(f", {n} at {length}" for n, length in zip(said[1:], others, strict=True))
