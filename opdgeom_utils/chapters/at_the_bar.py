@@ -19,7 +19,7 @@ from opdgeom_utils.chapters.where import at_place
 from opdgeom_utils.intervals import seed_interval
 from opdgeom_utils.measures.long_table import pick
 from opdgeom_utils.recipes import load_recipe
-from opdgeom_utils.vocabulary import listed
+from opdgeom_utils.vocabulary import label, listed
 
 OPD, NULL = ("opd", "opd_long"), ("opd_random_credit", "opd_random_credit_long")  # short and long
 HALF, THIRD = 1 / 2, 1 / 3  # of the distance to the teacher, of the gap in accuracy
@@ -40,6 +40,13 @@ def longer(tables: BookTables) -> pd.DataFrame:
         verdict = UNTESTED if holds is None else YES if holds else NO
         rows.append({"what": what, _length(tables, 0): short, _length(tables, 1): long, "holds": verdict})
     return pd.DataFrame(rows)
+
+
+def say_seeds(tables: BookTables) -> str:
+    """Say how many seeds of the longer runs there are; nothing where there are none."""
+    runs = tables.geometry.groupby("recipe").agg({"seed": "nunique"})["seed"].to_dict()
+    said = [f"{runs[long]} of {label(short)}" for short, long in (OPD, NULL) if long in runs]
+    return f"Seeds: {listed(said)}." if said else ""
 
 
 def _length(tables: BookTables, which: int) -> str:

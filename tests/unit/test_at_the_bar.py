@@ -29,6 +29,12 @@ def _frames(tables: BookTables) -> dict:
 def test_without_long_runs_nothing_can_be_tested(short: BookTables) -> None:
     found = at_the_bar.longer(short)
     assert set(found["holds"]) == {at_the_bar.UNTESTED}
+    assert at_the_bar.say_seeds(short) == ""
+
+
+def test_seeds_are_counted(short: BookTables) -> None:
+    longer = short.geometry.assign(recipe=short.geometry["recipe"] + "_long")
+    assert at_the_bar.say_seeds(replace(short, geometry=longer)) == "Seeds: 2 of OPD and 2 of random credit."
 
 
 def test_rulers_compare_with_random_credit_of_the_same_length(short: BookTables) -> None:
