@@ -25,9 +25,12 @@ from opdgeom_utils.models import (
 )
 from opdgeom_utils.precision import prepare
 from opdgeom_utils.recipes import Recipe, load_recipe, recipe_names
+from opdgeom_utils.rollouts import decode_completions, encode_pairs
 from opdgeom_utils.scoring import check_head
 from opdgeom_utils.trained_models import models_of
 from opdgeom_utils.world import load_world, profile_path
+
+PROBE = "2 plus 3 is 5."
 
 
 def learner_of(recipe: Recipe, seed: int, device: str, other_update: dict[str, Tensor] | None = None) -> Learner:
@@ -38,6 +41,7 @@ def learner_of(recipe: Recipe, seed: int, device: str, other_update: dict[str, T
     """
     where, world = pick_device(device), load_world(recipe.profile)
     _check_device(recipe, where)
+    _check_mixture(recipe)
     if recipe.start.startswith(UNTRAINED):
         student, tokenizer = build_model(recipe.start.removeprefix(UNTRAINED), seed), build_tokenizer()
         torch.nn.Module.to(student, where)
@@ -45,7 +49,7 @@ def learner_of(recipe: Recipe, seed: int, device: str, other_update: dict[str, T
         student, tokenizer = load_model(recipe.start, where), load_tokenizer(recipe.start)
     prepare(student, recipe.compute)
     world.with_end(tokenizer)
-    _check_padding(recipe.start, tokenizer)
+    _check_texts(recipe.start, tokenizer)
     fixed: dict[str | None, PreTrainedModel | None] = {None: None}
     for name in {n for n in (recipe.teacher, recipe.anchor, recipe.writer) if n}:
         fixed[name] = prepare(load_model(name, where).eval(), recipe.compute, fixed=True)
@@ -71,23 +75,27 @@ def check_models(profile: str) -> None:
     CheckpointNotFoundError, CheckpointDamagedError
         If a folder, its configuration or its tokenizer is missing or cannot be opened.
     RecipeError
-        If no recipe uses a name that the world gives, or two tokenizers differ.
+        If no recipe uses a name that the world gives, a mixture is empty, two tokenizers differ, or one has no padding
+        token or tokens that are not the text that they stand for.
 
     Examples
     --------
     >>> check_models("toy")
     """
     models, where = load_world(profile).models, f"models in {profile_path(profile)}"
-    used = {name for recipe in recipe_names(profile) for name in models_of(load_recipe(recipe, profile))}
+    recipes = [load_recipe(name, profile) for name in recipe_names(profile)]
+    used = {name for recipe in recipes for name in models_of(recipe)}
     if unused := sorted(name for name, source in models.items() if source not in used):
         known = ", ".join(sorted(name for name, source in models.items() if source in used))
         raise RecipeError(f"{where}: no recipe uses {', '.join(unused)}; recipes use {known}. Is a name misspelt?")
+    for recipe in recipes:
+        _check_mixture(recipe)
     vocabularies = {}
     for name, source in models.items():
         try:
             if is_given(source) and Path(resolve_model(source)).is_dir():
                 tokenizer = open_side(source).tokenizer
-                _check_padding(source, tokenizer)
+                _check_texts(source, tokenizer)
                 vocabularies[name] = tokenizer.get_vocab()
         except CheckpointNotFoundError as error:
             raise CheckpointNotFoundError(f"{where}: {name} cannot be opened: {error}") from error
@@ -108,6 +116,15 @@ def keep_cache_without_gradient(student: PreTrainedModel) -> None:
             module.train(torch.is_grad_enabled())
 
     student.base_model.register_forward_pre_hook(follow)
+
+
+def _check_mixture(recipe: Recipe) -> None:
+    """Refuse a recipe that has nothing to train on."""
+    if not recipe.mixture:
+        raise RecipeError(
+            f"mixture of recipe {recipe.name!r} is empty; expected families and their levels. Write it in "
+            f"{profile_path(recipe.profile)}, under defaults or in the recipe"
+        )
 
 
 def _check_device(recipe: Recipe, device: torch.device) -> None:
@@ -165,10 +182,18 @@ def _check_tokens(own: Mapping[str, int], theirs: Mapping[str, int], whose: str)
         )
 
 
-def _check_padding(source: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer that cannot bring texts to one length."""
+def _check_texts(source: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that cannot bring texts to one length, or whose completions the verifier would not read."""
     if tokenizer.pad_token is None:
         raise RecipeError(
             f"the tokenizer of {source} has no padding token, and texts of one batch are padded. Give it one that it "
             "has (tokenizer.pad_token = tokenizer.eos_token is fine: padding is masked) and save it beside the model"
+        )
+    written = encode_pairs(tokenizer, [PROBE], [PROBE])
+    ((read,),) = decode_completions(tokenizer, written)
+    if read.text != PROBE == tokenizer.decode(written.completion_ids[0, 0]):
+        raise RecipeError(
+            f"the tokenizer of {source} has {len(tokenizer)} tokens, and of so few each must be the very text that it "
+            f"stands for; here {PROBE!r} is read back as {read.text!r}, so no answer would be found right. Take a "
+            "tokenizer of 1,000 tokens or more, or one of single characters (as the shipped models have)"
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tokenizers import Tokenizer
+from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from opdgeom_utils import results
@@ -25,6 +25,7 @@ from tests.tiny_world import World, save_tiny
 from tools import make_runs
 
 Folders = dict[str, Path]
+END, PAD = "<end>", "<pad>"
 
 
 @pytest.fixture
@@ -83,6 +84,31 @@ def test_a_student_without_a_padding_token_is_told_in_python_too(mine: Folders) 
     without_padding(build_tokenizer()).save_pretrained(mine["base"])
     with pytest.raises(RecipeError, match="no padding token"):
         load_or_train("sft", profile="mine")
+
+
+@pytest.mark.parametrize("tokens", [400, 1000])
+def test_small_vocabularies_must_be_read_back_as_they_are(tokens: int, mine: Folders) -> None:
+    core = ByteLevelBPETokenizer()
+    core.train_from_iterator([chr(97 + i % 26) * (1 + i % 9) for i in range(99)], vocab_size=300)
+    core.add_special_tokens([END, PAD])
+    core.add_tokens([f"<{i}>" for i in range(tokens - core.get_vocab_size())])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core._tokenizer, eos_token=END, pad_token=PAD)
+    assert len(tokenizer) == tokens
+    tokenizer.save_pretrained(mine["base"])
+    expected = r"tokens of base and of teacher|tokenizers of base" if tokens >= 1000 else r"read back as '2Ġplus"
+    with pytest.raises(RecipeError, match=expected):
+        check_models("mine")
+
+
+@pytest.mark.parametrize("where", ["defaults", "sft"])
+def test_an_empty_mixture_is_refused_before_training(where: str, mine: Folders, world: World) -> None:
+    models = {name: str(folder) for name, folder in mine.items()} | {"anchor": "run:sft@2"}
+    free: dict[str, Any] = {"anchor": None, "teacher": None}
+    said = {"defaults": {"mixture": {}}} if where == "defaults" else {"recipes": {"sft": free | {"mixture": {}}}}
+    write(world, models, **said)
+    for start in (lambda: check_models("mine"), lambda: load_or_train("sft", profile="mine")):
+        with pytest.raises(RecipeError, match=r"mixture of recipe '\w+' is empty.*mine.yaml"):
+            start()
 
 
 def test_a_name_that_no_recipe_uses_is_a_slip(mine: Folders, world: World) -> None:
