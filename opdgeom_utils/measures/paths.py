@@ -28,7 +28,7 @@ from opdgeom_utils.metrics.sparsity import bf16_realised
 from opdgeom_utils.metrics.spectra import stable_rank_from, stable_rank_of, tail_exponent
 from opdgeom_utils.models import load_model, stored_state
 from opdgeom_utils.runs import Run
-from opdgeom_utils.scopes import ATTENTION, SCOPES, THROUGHOUT
+from opdgeom_utils.scopes import ATTENTION, MODULES, SCOPES, THROUGHOUT
 
 KS = (1, 2, 4, 8, 16)
 VARIANT_KS = (4, 16)
@@ -217,6 +217,33 @@ def scope_rows(
     return rows
 
 
+def window_rows(path: UpdatePath) -> list[dict[str, Any]]:
+    """Say how far each window moves an entry and which way, for each kind of matrix in place of a scope.
+
+    ``window_rms``: root mean square of what a window added to an entry. ``window_cosine``, -1 to 1: the window's cosine
+    with the one before it, both as one vector over all matrices of a kind; nan for the first, which is left out.
+
+    >>> path = UpdatePath((2, 4), {}, {"layers.0.q_proj.weight": torch.tensor([[[3.0, 4.0]], [[3.0, 3.0]]])})
+    >>> [(row["step"], row["quantity"], round(row["value"], 3)) for row in window_rows(path)]
+    [(2, 'window_rms', 3.536), (4, 'window_rms', 0.707), (4, 'window_cosine', -0.8)]
+    """
+    rows = []
+    for kind in MODULES:
+        own = [windows(stack).flatten(1) for name, stack in path.updates.items() if _projection_of(name) == kind]
+        if not own:
+            continue
+        moved = torch.cat(own, dim=1)
+        found = {
+            "window_rms": moved.square().mean(1).sqrt().tolist(),
+            "window_cosine": [math.nan, *torch.cosine_similarity(moved[1:], moved[:-1]).tolist()],
+        }
+        for quantity, values in found.items():
+            row = {"scope": kind, "side": "", "k": 0, "quantity": quantity}
+            known = zip(path.steps, values, strict=True)
+            rows += [row | {"step": step, "value": value} for step, value in known if math.isfinite(value)]
+    return rows
+
+
 def scopes_of(run: Run) -> tuple[str, ...]:
     """Scopes of a run's measures: of a large model only the attention matrices are read."""
     return ("attention",) if run.is_large else tuple(SCOPES)
@@ -232,8 +259,8 @@ def path_measures(run: Run) -> pd.DataFrame:
     """Measure a run's path: ranks, norms, spectra and spaces at every checkpoint, as rows of the long table.
 
     Quantities are ``stable_rank, stable_rank_bf16, update_norm, hill, sim_to_end, sim_consecutive, captured_share`` and
-    ``singular_value`` (``k`` is its index from 1, attention matrices). Recipes outside of
-    :data:`~opdgeom_utils.scopes.THROUGHOUT` get K of 4 and 16 only, and no spectra.
+    ``singular_value`` (``k`` is its index from 1, attention matrices), and those of :func:`window_rows`. Recipes outside of
+    :data:`~opdgeom_utils.scopes.THROUGHOUT` get K of 4 and 16 only, no spectra and no windows.
     """
     throughout = run.recipe.name in THROUGHOUT
     return kept_measures(run.path, "path", lambda: _measure_path(run, throughout), __name__, throughout)
@@ -246,4 +273,5 @@ def _measure_path(run: Run, throughout: bool) -> pd.DataFrame:
         own = matrix_curves(stack, path.early, KS if throughout else VARIANT_KS, consecutive=not run.is_large)
         own["stable_rank_bf16", "", 0] = [rounded_rank(path.reference[name], delta) for delta in stack]
         curves[name] = own if throughout else {key: v for key, v in own.items() if key[0] != "singular_value"}
-    return tagged(run, scope_rows(curves, path.steps, scopes_of(run)))
+    moved = window_rows(path) if throughout and not run.is_large else []
+    return tagged(run, [*scope_rows(curves, path.steps, scopes_of(run)), *moved])
