@@ -259,8 +259,8 @@ def path_measures(run: Run) -> pd.DataFrame:
     """Measure a run's path: ranks, norms, spectra and spaces at every checkpoint, as rows of the long table.
 
     Quantities are ``stable_rank, stable_rank_bf16, update_norm, hill, sim_to_end, sim_consecutive, captured_share`` and
-    ``singular_value`` (``k`` is its index from 1, attention matrices), and those of :func:`window_rows`. Recipes outside of
-    :data:`~opdgeom_utils.scopes.THROUGHOUT` get K of 4 and 16 only, no spectra and no windows.
+    ``singular_value`` (``k`` is its index from 1, attention matrices), and those of :func:`window_rows`. Recipes
+    outside of :data:`~opdgeom_utils.scopes.THROUGHOUT` get K of 4 and 16 only, no spectra and no windows.
     """
     throughout = run.recipe.name in THROUGHOUT
     return kept_measures(run.path, "path", lambda: _measure_path(run, throughout), __name__, throughout)
