@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from opdgeom_utils.errors import CheckpointNotFoundError, RecipeError
 from opdgeom_utils.fit.sides import open_side
@@ -94,7 +94,8 @@ def check_models(profile: str) -> None:
     for name, source in models.items():
         try:
             if is_given(source) and Path(resolve_model(source)).is_dir():
-                tokenizer = open_side(source).tokenizer
+                open_side(source)
+                tokenizer = load_tokenizer(source)
                 _check_texts(source, tokenizer)
                 vocabularies[name] = tokenizer.get_vocab()
         except CheckpointNotFoundError as error:
@@ -182,7 +183,7 @@ def _check_tokens(own: Mapping[str, int], theirs: Mapping[str, int], whose: str)
         )
 
 
-def _check_texts(source: str, tokenizer: PreTrainedTokenizerBase) -> None:
+def _check_texts(source: str, tokenizer: PreTrainedTokenizerFast) -> None:
     """Refuse a tokenizer that cannot bring texts to one length, or whose completions the verifier would not read."""
     if tokenizer.pad_token is None:
         raise RecipeError(

@@ -102,7 +102,7 @@ def test_small_vocabularies_must_be_read_back_as_they_are(tokens: int, mine: Fol
 
 @pytest.mark.parametrize("where", ["defaults", "sft"])
 def test_an_empty_mixture_is_refused_before_training(where: str, mine: Folders, world: World) -> None:
-    models = {name: str(folder) for name, folder in mine.items()} | {"anchor": "run:sft@2"}
+    models: dict[str, Path | str] = {**mine, "anchor": "run:sft@2"}
     free: dict[str, Any] = {"anchor": None, "teacher": None}
     said = {"defaults": {"mixture": {}}} if where == "defaults" else {"recipes": {"sft": free | {"mixture": {}}}}
     write(world, models, **said)
