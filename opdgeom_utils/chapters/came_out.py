@@ -133,9 +133,9 @@ def _told_apart(gaps: pd.DataFrame, names: Sequence[str]) -> str:
     if not held or OTHER_SEED not in values:
         return ""
     apart = [n for n in held if seen.stands(values.loc[:, n], values.loc[:, OTHER_SEED]) == seen.ABOVE]
-    lone = f", and {len(names) - len(held)} others have one seed" if len(names) > len(held) else ""
-    further = f"further than another seed {'is' if len(apart) < 2 else 'are'} {listed(apart) if apart else 'none'}"
-    return f"Seed by seed, of the {len(held)} with several seeds {further}{lone}. "
+    lone = f"; {len(names) - len(held)} more have one seed" if len(names) > len(held) else ""
+    which = f"{listed(apart)} {'is' if len(apart) == 1 else 'are'}" if apart else "none is"
+    return f"Seed by seed, of the {len(held)} with several seeds {which} told apart as further{lone}. "
 
 
 def _power(card: pd.DataFrame, so: str) -> str:
