@@ -52,7 +52,8 @@ def chosen(card: pd.DataFrame, name: str, words: Mapping[str, str]) -> str:
 def _seeds(tables: Tables) -> str:
     """Say how large the spread of the seeds is by update sparsity."""
     ends = matching.final(matching.summarise(tables.geometry, None))
-    ends = ends.loc[ends["recipe"].isin(THROUGHOUT)] if ends["recipe"].isin(THROUGHOUT).any() else ends
+    known = ends.loc[ends["recipe"].isin(THROUGHOUT)]
+    ends = known if len(known) else ends
     runs = [(str(r), own["update_sparsity"]) for r, own in ends.groupby("recipe") if len(own) > 1]
     spread = {recipe: float(np.std(own, ddof=1)) for recipe, own in runs}
     one = "Sweeps and the other settings have one seed each, and so no verdict."
@@ -172,7 +173,8 @@ def _inflation(summary: pd.DataFrame, recipe: str) -> tuple[float, float]:
     """Stable rank after rounding over stable rank, mean over seeds, at the first and at the last checkpoint."""
     own = summary.loc[summary["recipe"] == recipe]
     ratio = own["stable_rank_bf16"] / own["stable_rank"]
-    return tuple(float(ratio[own["step"] == step].mean()) for step in (own["step"].min(), own["step"].max()))
+    first, last = (float(ratio[own["step"] == step].mean()) for step in (own["step"].min(), own["step"].max()))
+    return first, last
 
 
 def _joined(*sentences: str) -> str:

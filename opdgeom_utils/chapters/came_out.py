@@ -129,7 +129,7 @@ def tokens(gaps: pd.DataFrame, fewer: Sequence[str], others: Sequence[str], card
 def _told_apart(gaps: pd.DataFrame, names: Sequence[str]) -> str:
     """Say which paths are further than that of another seed on the seeds that both have."""
     values = seen.by_seed(gaps, "row")
-    held = [name for name in names if name in values and values[name].notna().sum() > 1]
+    held = [name for name in names if name in values and values.loc[:, name].count() > 1]
     if not held or OTHER_SEED not in values:
         return ""
     apart = [n for n in held if seen.stands(values.loc[:, n], values.loc[:, OTHER_SEED]) == seen.ABOVE]
@@ -239,7 +239,7 @@ def _further(card: pd.DataFrame, away: int, settings: int) -> str:
     for many comparisons, 1 of 4 settings lies outside by sparsity, and none by the 5 other diagnostics.'
     """
     rows = card.set_index("id").filter(items=[WITHIN.format("sparsity"), WITHIN.format("others")], axis=0)
-    if len(rows) < 2 or rows["value"].isna().any():
+    if len(rows) < 2 or rows["value"].isna().to_numpy().any():
         return f"{away} of {settings} settings take OPD further than another seed would, in some diagnostic."
     (sparsity, _, _), (_, hold, of) = rows[["value", "n_hold", "n_comparisons"]].to_numpy(float)
     out = round((1 - sparsity) * settings)
@@ -254,19 +254,19 @@ def _further(card: pd.DataFrame, away: int, settings: int) -> str:
 
 def _cells_of_seeds(ranges: pd.DataFrame) -> str:
     own = ranges.loc[~ranges["run"].isin(list(SETTINGS.values()))]
-    return f"{int((~own['inside'].astype(bool)).sum())} of {len(own)}"
+    return f"{own['inside'].astype(bool).tolist().count(False)} of {len(own)}"
 
 
 def _largest_shift(rows: pd.DataFrame) -> str:
     """Say how far a setting moves sparsity at most, and how much of that a shuffle moves."""
-    means = rows.groupby("recipe")["update_sparsity"].agg("mean")
-    own = [name for name in SETTINGS if name in means.index]
-    if not own or "opd" not in means.index:
+    means = rows.groupby("recipe")["update_sparsity"].agg("mean").to_dict()
+    own = [name for name in SETTINGS if name in means]
+    if not own or "opd" not in means:
         return ""
     furthest = max(own, key=lambda name: abs(float(means[name] - means["opd"])))
-    null = (rows.loc[:, "update_sparsity"] - rows.loc[:, "update_sparsity_shuffled"]).abs().max()
-    gap, null = abs(float(means[furthest] - means["opd"])), rows["update_sparsity"] - rows["update_sparsity_shuffled"]
-    most = float(null.abs().max())
+    gap = abs(float(means[furthest] - means["opd"]))
+    both = rows[["update_sparsity", "update_sparsity_shuffled"]].to_numpy(float)
+    most = float(abs(both[:, 0] - both[:, 1]).max())
     size = ": what differs is the size of the update, not its place" if most < gap / 2 else ""
     return (
         f"By {metric_of('update_sparsity').words} the largest move is {number(gap, unit='points')} "

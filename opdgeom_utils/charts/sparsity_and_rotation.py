@@ -106,7 +106,8 @@ def _layers(table: pd.DataFrame) -> list[alt.Chart]:
             alt.Chart(rows)
             .mark_text(align=alt.Align(align), dx=dx, dy=dy, fontSize=12)
             .encode(x=tag_x, y=tag_y, text="tag:N")
-            for (align, dx, dy), rows in named.groupby(["align", "dx", "dy"], sort=False)
+            for _, rows in named.groupby(["align", "dx", "dy"], sort=False)
+            for align, dx, dy in rows[["align", "dx", "dy"]].head(1).to_numpy(object)
         ),
     ]
 
