@@ -26,9 +26,13 @@ WRITERS = {
     "opd_teacher_writes": "teacher writes", "opd_anchor_writes": "anchor writes", "opd_base_writes": "base writes",
     "opd_full_vocab": "full vocabulary", "opd_teacher_writes_full_vocab": "teacher, full vocabulary",
 }  # fmt: skip
+HALF_OR_QUARTER = ("opd_top50", "opd_random50", "opd_top25", "opd_random25")
+MAIN_TOKENS = (*HALF_OR_QUARTER, "opd_top5", "opd_random5")  # drawn; the others are to be unfolded
+OTHER_WRITERS = ("opd_teacher_writes", "opd_anchor_writes", "opd_base_writes")
 ALPHAS = {"75": 0.75, "50": 0.5, "25": 0.25, "05": 0.05, "01": 0.01}
 RAW = {f"mix_{name}": f"alpha {alpha:g}" for name, alpha in ALPHAS.items()}
 EQUAL = {f"equal_mix_{name}": f"alpha {alpha:g} (equal norms)" for name, alpha in ALPHAS.items()}
+MAIN_MIXTURES = tuple(f"{kind}mix_{name}" for name in ("50", "25", "05") for kind in ("", "equal_"))
 MIX_ORDER = ["1", *(f"{alpha:g}" for alpha in ALPHAS.values()), "0"]
 MIX_PLACES = {name: (f"{a:g}", "raw") for name, a in zip(RAW.values(), ALPHAS.values(), strict=True)}
 MIX_PLACES |= {name: (f"{a:g}", "equal norms") for name, a in zip(EQUAL.values(), ALPHAS.values(), strict=True)}
@@ -37,6 +41,7 @@ PARTS = ("path", "function", "moments", "overlaps")  # of the long table, what t
 WORDS = {**VARIANTS, "random_credit": "random credit"}
 PLACE = 40
 K = 4
+GATE = "rlvr_leaves_opds_path"  # the claim on which those about paths rest
 OTHER_SEED, AGAINST = "another seed of OPD", "OPD and RLVR"
 STRIP = ["row", "panel", "kind", "seed", "value"]
 

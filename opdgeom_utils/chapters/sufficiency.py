@@ -24,6 +24,7 @@ SPACES = {
     "random": "random space",
     "activations": "input activations",
 }
+ALL_SEEDS = "early keeps, all seeds"
 ENOUGH = 0.8  # of the progress: the claims' line for "as well"
 COMPARABLE = (*[*SPACES.values()][1:], "final space", "RLVR's early space", "early space, left side")
 
@@ -96,8 +97,8 @@ def early_against(kept: pd.DataFrame, quantity: str) -> pd.DataFrame:
 
     ``kept``: from :func:`start_and_ends`, with the progress ``kept``.
     ``quantity``: a key of :data:`RULERS`.
-    Returns ``run, other space, seeds``, progress kept by either, the difference with its 95% interval, and what it
-    says: ``more``, ``less``, ``not told apart``, or ``one seed``.
+    Returns ``run, other space, seeds``, progress kept by either on these seeds, and by the early space on all of its
+    own; the difference with its 95% interval, and what it says: ``more``, ``less``, ``not told apart``, ``one seed``.
     """
     rows = kept[kept["quantity"].eq(quantity) & kept["sweep"].eq("space")]
     table = []
@@ -109,6 +110,7 @@ def early_against(kept: pd.DataFrame, quantity: str) -> pd.DataFrame:
             how = "more" if gap.low > 0 else "less" if gap.high < 0 else "not told apart"
             row = {"run": label(str(free)), "other space": space, "seeds": gap.n}
             row |= {"early keeps": f"{both['early space'].mean():.0%}", "other keeps": f"{both[space].mean():.0%}"}
+            row[ALL_SEEDS] = f"{wide['early space'].mean():.0%}"
             row["difference"] = f"{gap.mean:+.0%}" + (f" ({gap.low:+.0%} to {gap.high:+.0%})" if gap.n > 1 else "")
             row["verdict"] = how if gap.n > 1 else "one seed"
             table += [row] if gap.n else []
@@ -221,7 +223,7 @@ def say_spaces(against: pd.DataFrame) -> str:
             parts.append(f"{words[verdict]} {listed(f'{space} ({kept})' for space, kept in rows)}")
         lone = own["verdict"].tolist().count("one seed")
         parts += [f"{lone} other space{'s' * (lone != 1)} with one seed, not compared"] if lone else []
-        said.append(f"{run}'s early space keeps {own['early keeps'].iloc[0]}: {'; '.join(parts)}")
+        said.append(f"{run}'s early space keeps {own[ALL_SEEDS].iloc[0]}: {'; '.join(parts)}")
     return ". ".join(said) + "."
 
 

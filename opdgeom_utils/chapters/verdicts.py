@@ -34,28 +34,46 @@ CRITICISMS = {
 }
 
 
-def as_list(card: pd.DataFrame, conditions: Iterable[str], diagnostics: Iterable[str] = ()) -> str:
+def as_list(
+    card: pd.DataFrame, conditions: Iterable[str], diagnostics: Iterable[str] = (), only: Sequence[str] = ()
+) -> str:
     """List verdicts with their computed reasons, as Markdown: the first :data:`SHOWN`, and the others to be unfolded.
 
     ``conditions``: which claims to list; those about numbers that had been seen (``_seen``) are listed with the others.
     ``diagnostics``: keep only claims on these; none keeps all.
+    ``only``: ids of the claims to list, where a chapter leaves the others to the scorecard; they are counted.
 
     >>> row = {"id": "a", "condition": "chance", "diagnostic": "x", "statement": "It holds.", "verdict": "partly"}
     >>> as_list(pd.DataFrame([row | {"reason": "1 of 2 comparisons hold."}]), ["chance"])
     '- ◐ **partly**: It holds.<br><small>`a`. 1 of 2 comparisons hold.</small>'
+    >>> rest = row | {"id": "b", "reason": ""}
+    >>> as_list(pd.DataFrame([row | {"reason": ""}, rest]), ["chance"], only=["a"]).splitlines()[-1]
+    '1 more of these are in the scorecard: 1 partly.'
     """
     kept = list(diagnostics) or list(card["diagnostic"])
     rows = card.loc[under(card, *conditions) & card["diagnostic"].isin(kept)]
+    rows, left = (rows.loc[rows["id"].isin(only)], rows.loc[~rows["id"].isin(only)]) if only else (rows, rows[:0])
     lines = [
         f"- {VERDICT_MARKS[word]} **{word}**: {statement}<br><small>`{name}`. {begun(reason)}</small>"
         for word, statement, name, reason in rows[["verdict", "statement", "id", "reason"]].itertuples(index=False)
     ]
+    if len(left):
+        return "\n".join(lines) + f"\n\n{len(left)} more of these are in the scorecard: {_counted(left)}."
     if len(lines) <= SHOWN + 1:
         return "\n".join(lines)
     first, rest = ("\n".join(part) for part in (lines[:SHOWN], lines[SHOWN:]))
-    counts = rows["verdict"].iloc[SHOWN:].value_counts().reindex(VERDICTS).dropna()
-    words = ", ".join(f"{n:.0f} {word}" for word, n in counts.items())
+    words = _counted(rows.iloc[SHOWN:])
     return f"{first}\n\n<details><summary>{len(lines) - SHOWN} more: {words}</summary>\n\n{rest}\n\n</details>"
+
+
+def _counted(rows: pd.DataFrame) -> str:
+    """Count the rows of each verdict.
+
+    >>> _counted(pd.DataFrame({"verdict": ["partly", "reproduced", "partly"]}))
+    '1 reproduced, 2 partly'
+    """
+    counts = rows["verdict"].value_counts().reindex(VERDICTS).dropna()
+    return ", ".join(f"{n:.0f} {word}" for word, n in counts.items())
 
 
 def under(card: pd.DataFrame, *conditions: str) -> pd.Series:
@@ -154,34 +172,39 @@ def untestable_reasons(card: pd.DataFrame) -> pd.Series:
 def criticism_table(card: pd.DataFrame, claims: Sequence[Claim], answers: Mapping[int, str]) -> pd.DataFrame:
     """Say what a careful reader asks of the paper, which claims here ask it, and what came out.
 
-    ``answers``: computed sentences for criticisms that no verdict answers, by number.
-    Returns ``criticism`` (its number), ``question, state`` (open or addressed), ``what we found``, ``claims`` (their
-    ids by verdict, as lines of Markdown).
+    ``answers``: computed sentences, by number, from :func:`opdgeom_utils.chapters.asked.answers`.
+    Returns ``criticism`` (its number), ``question, state`` (open or addressed), ``what we found``, ``tally``,
+    ``claims`` (their ids by verdict, as lines of Markdown).
     """
     rows, verdicts = [], card.set_index("id")["verdict"].to_dict()
     for criticism, question in CRITICISMS.items():
         ids = [claim.id for claim in claims if criticism in claim.criticism and claim.id in verdicts]
         by_word = {word: [name for name in ids if verdicts[name] == word] for word in VERDICTS}
         by_word = {word: names for word, names in by_word.items() if names}
-        found = [answers[criticism]] if criticism in answers else []
-        if ids:
-            counts = ", ".join(f"{len(names)} {word}" for word, names in by_word.items())
-            found.append(f"{len(ids)} claims: {counts}.")
+        counts = ", ".join(f"{len(names)} {word}" for word, names in by_word.items())
         is_open = criticism not in answers and set(by_word) <= {UNTESTABLE}  # also where there is no claim
         lines = [f"- {VERDICT_MARKS[word]} {word}: {', '.join(f'`{n}`' for n in own)}" for word, own in by_word.items()]
-        said = " ".join(found) or "A later chapter's question."
-        rows.append((criticism, question, "open" if is_open else "addressed", said, "\n".join(lines)))
-    return pd.DataFrame(rows, columns=["criticism", "question", "state", "what we found", "claims"])
+        said = answers.get(criticism, "Nothing is judged yet." if is_open else "The verdicts are the answer.")
+        tally = f"{len(ids)} claim{'s' * (len(ids) != 1)}: {counts}" if ids else ""
+        rows.append((criticism, question, "open" if is_open else "addressed", said, tally, "\n".join(lines)))
+    return pd.DataFrame(rows, columns=["criticism", "question", "state", "what we found", "tally", "claims"])
 
 
 def criticisms_answered(table: pd.DataFrame) -> str:
-    """Write :func:`criticism_table` as Markdown: each criticism with what was found, then its claims by verdict."""
+    """Write :func:`criticism_table` as Markdown: what was found, and the tally of the claims to be unfolded."""
     parts = []
-    for criticism, question, state, found, claims in table.itertuples(index=False):
-        parts.append(f"**{criticism}. {question}** {state.capitalize()}. {found}\n\n{claims}".rstrip("\n"))
+    for criticism, question, state, found, tally, claims in table.itertuples(index=False):
+        parts.append(f"**{criticism}. {question}** {'Open. ' * (state == 'open')}{found}")
+        parts += [f"<details><summary>{tally}</summary>\n\n{claims}\n\n</details>"] if tally else []
     return "\n\n".join(parts)
 
 
 def value_of(row: Mapping[str, Any]) -> str:
-    """Write the deciding number with its interval."""
+    """Write the deciding number with its interval; a share of settings has none, for each has one seed.
+
+    >>> value_of({"value": 0.5, "low": 0.1, "high": 0.9, "n_seeds": 6, "unit": "", "question": "variants"})
+    '0.5 (6 settings, one seed each)'
+    """
+    if row.get("question") == "variants" and row["n_seeds"] > 0 and pd.notna(row["value"]):
+        return f"{number(row['value'], unit=row['unit'])} ({row['n_seeds']:.0f} settings, one seed each)"
     return Interval(row["value"], row["low"], row["high"], row["n_seeds"]).text(unit=row["unit"])

@@ -121,6 +121,23 @@ def reading_of(table: pd.DataFrame, ends: pd.DataFrame, name: str, reported: pd.
     return [*said, nearest_words(nearest(table, ends, name, reported))]
 
 
+def in_short(table: pd.DataFrame, ends: pd.DataFrame, name: str, reported: pd.DataFrame) -> str:
+    """Say in two sentences what :func:`reading_of` says: the nearest of the paper's points, and what is beyond size.
+
+    ``table``, ``ends``, ``name``, ``reported``: as for :func:`reading_of`.
+    """
+    said = [nearest_words(nearest(table, ends, name, reported))]
+    words: dict[str, list[str]] = {}
+    for metric in compared():
+        words.setdefault(against_null(table, metric).word, []).append(metric_of(metric).words)
+    parts = [f"{word} by {listed(words[word])}" for word in ("more", "less", "about as much") if word in words]
+    if parts:
+        said.append(f"Beside its own update, shuffled, it is {'; '.join(parts)}.")
+    if "not judged" in words:
+        said.append(f"Not judged: {listed(words['not judged'])}.")
+    return " ".join([*said, "One run has no interval."])
+
+
 def null_words(found: AgainstNull, metric: str) -> str:
     """Say what the shuffled null explains of a metric.
 

@@ -65,6 +65,16 @@ def log_ticks(low: float, high: float) -> list[float]:
     return [float(f"{i * step:.6g}") for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
+def ends_of_log(numbers: Iterable[float], room: float = 1.25) -> tuple[float, float]:
+    """Find the ends of a logarithmic axis that holds all positive numbers, with some room.
+
+    >>> ends_of_log([0.0, 2.0, 8.0], 2.0)
+    (1.0, 16.0)
+    """
+    known = [n for n in numbers if n > 0] or [1.0]
+    return min(known) / room, max(known) * room
+
+
 def value_axis(
     channel: _Channel,
     metric: str,
@@ -85,7 +95,6 @@ def value_axis(
     if not (metric_of(metric).logarithmic if log is None else log):
         shown = tick_format(metric, numbers)
         return channel.scale(zero=False, nice=True).axis(format=shown, tickCount=ticks, labelOverlap=True)
-    known = [n for n in numbers if n > 0] or [1.0]
-    low, high = min(known) / room, max(known) * room
+    low, high = ends_of_log(numbers, room)
     at = log_ticks(low, high)
     return channel.scale(type="log", domain=[low, high], nice=False).axis(format="~g", values=at, labelOverlap=True)

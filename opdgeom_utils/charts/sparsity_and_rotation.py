@@ -8,23 +8,17 @@ import math
 import altair as alt
 import pandas as pd
 
-from opdgeom_utils.charts.axes import log_ticks, value_axis
-from opdgeom_utils.charts.palette import PALETTE, PAPER, Figure, coloured, in_order, shaped, tips
+from opdgeom_utils.charts.axes import ends_of_log, log_ticks, value_axis
+from opdgeom_utils.charts.names_on_a_map import HEIGHT, names_on_a_map
+from opdgeom_utils.charts.palette import PAPER, Figure, coloured, in_order, shaped, tips
 from opdgeom_utils.charts.seed_points import NothingToDraw, bare, figure, floor_of, need, spread, without
 from opdgeom_utils.vocabulary import NULLS, label
 
 SPARSITY = "update_sparsity"
 SIDES = ("left_angle_mean_deg", "right_angle_mean_deg")
 ANGLE = "both_sides_angle_mean_deg"
+ACROSS = "update sparsity: share of entries unchanged (log)"
 UPWARDS = "mean principal angle (degrees, log)"
-WIDTH, HEIGHT = 560, 340
-#: Where a name stands, by its side of the mark: alignment and offset in pixels.
-TAGS = {"above": ("center", 0, -15), "right": ("left", 12, 0), "below": ("center", 0, 17)}
-#: Near an end of the axis a name grows inwards, so that on a phone it stays off the axis's own labels.
-EDGES = {"left": ("left", -8), "right": ("right", 8)}
-EDGE = 0.2  # of the axis
-LETTER = 6.5  # width of one, in pixels
-CROWDED = (90, 30)  # pixels across and up: objectives nearer than that go by their colour, not by name
 
 
 @figure
@@ -86,12 +80,11 @@ def _layers(table: pd.DataFrame) -> list[alt.Chart]:
     """Ties from each mean to its null, intervals, seeds, means, and names beside the marks."""
     names = in_order(table.loc[:, "series"])
     start = 0.8 * min(share for share in table.filter(items=["x", "x_low", "x_high"]).stack() if share > 0)
-    x = alt.X("x:Q", title="update sparsity: share of entries unchanged (log)")
-    x = x.scale(type="log", domain=[start, 1], nice=False).axis(
-        format="~%", values=log_ticks(start, 1.0), labelOverlap=True
-    )
+    axis = alt.Axis(format="~%", values=log_ticks(start, 1.0), labelOverlap=True)
+    scale = alt.Scale(type="log", domain=[start, 1], nice=False)
+    x, tag_x = (alt.X(f"{c}:Q", title=ACROSS, scale=scale, axis=axis) for c in ("x", "tag_x"))
     numbers = [*table.filter(items=["y", "y_low", "y_high"]).stack(), 0.7 * float(table.loc[:, "y"].min())]
-    y, low = (value_axis(alt.Y(f"{c}:Q", title=UPWARDS), ANGLE, numbers) for c in ("y", "y_low"))
+    y, low, tag_y = (value_axis(alt.Y(f"{c}:Q", title=UPWARDS), ANGLE, numbers) for c in ("y", "y_low", "tag_y"))
     tip = tips(
         ("recipe", "objective"), ("series", "shown"), ("x_text", "update sparsity"), ("y_text", "mean principal angle")
     )
@@ -100,56 +93,61 @@ def _layers(table: pd.DataFrame) -> list[alt.Chart]:
     ties = alt.Chart(table).transform_filter("datum.role == 'mean'").mark_line(strokeDash=[2, 3], color="#7F7F7F")
     nulls = "datum.role == 'mean' && datum.series != datum.recipe"  # hollow, so that a mark on its null is seen
     points = base.encode(shape=shaped("series", names), tooltip=tip)
-    decades = math.log(max(numbers) / min(n for n in numbers if n > 0))
-    along = table.loc[:, "x"].map(lambda share: math.log(share / start) / -math.log(start))
-    up = table.loc[:, "y"].map(math.log) / decades if decades else table.loc[:, "y"] * 0.0
-    sides = _sides(table.assign(across=along * WIDTH, up=up * HEIGHT))
+    named = _named(table, (start, 1.0), ends_of_log(numbers))
     return [
         ties.encode(x=x, y=y, detail="recipe:N"),
         means.mark_rule(strokeWidth=1.5).encode(y=low, y2="y_high:Q"),
         means.mark_rule(strokeWidth=1.5).encode(x=alt.X("x_low:Q"), x2="x_high:Q"),
-        points.transform_filter("datum.role == 'seed'").mark_point(filled=True, size=24, opacity=0.5),
-        points.transform_filter(nulls).mark_point(filled=False, size=150, strokeWidth=2, opacity=1),
-        points.transform_filter(f"datum.role != 'seed' && !({nulls})").mark_point(filled=True, size=110, opacity=1),
+        *_leads(named, x, y),
+        points.transform_filter("datum.role == 'seed'").mark_point(filled=True, size=18, opacity=0.5),
+        points.transform_filter(nulls).mark_point(filled=False, size=100, strokeWidth=1.5, opacity=1),
+        points.transform_filter(f"datum.role != 'seed' && !({nulls})").mark_point(filled=True, size=90, opacity=1),
         *(
-            alt.Chart(rows).mark_text(align=alt.Align(align), dx=dx, dy=dy, fontSize=12).encode(x=x, y=y, text="tag:N")
-            for rows, align, dx, dy in _tags(table, sides, along)
+            alt.Chart(rows)
+            .mark_text(align=alt.Align(align), dx=dx, dy=dy, fontSize=12)
+            .encode(x=tag_x, y=tag_y, text="tag:N")
+            for _, rows in named.groupby(["align", "dx", "dy"], sort=False)
+            for align, dx, dy in rows[["align", "dx", "dy"]].head(1).to_numpy(object)
         ),
     ]
 
 
-def _tags(table: pd.DataFrame, sides: pd.Series, along: pd.Series) -> list[tuple[pd.DataFrame, str, int, int]]:
-    """Rows whose names stand alike, with their alignment and offsets; ``along``: place on the axis, 0 to 1."""
-    edges = {"left": along < EDGE, "right": along > 1 - EDGE, "": along.between(EDGE, 1 - EDGE)}
-    found = []
-    for (side, (align, dx, dy)), (edge, near) in itertools.product(TAGS.items(), edges.items()):
-        rows = table.loc[(sides == side) & near]
-        if len(rows):
-            inwards = edge and align == "center"
-            found.append((rows, *(EDGES[edge] if inwards else (align, dx)), dy))
-    return found
+def _named(table: pd.DataFrame, across: tuple[float, float], upwards: tuple[float, float]) -> pd.DataFrame:
+    """Rows that have a name, and where it stands: ``align, dx, dy``, and its anchor ``tag_x, tag_y`` on the axes."""
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return _along(x, across), _along(y, upwards)
+
+    drawn = table.loc[table.loc[:, "role"] != "seed"]
+    marks = [place(x, y) for x, y in drawn.loc[:, ["x", "y"]].to_numpy(float)]
+    lines = []
+    for _, own in drawn.loc[drawn.loc[:, "role"] == "mean"].groupby("recipe", sort=False):
+        ends = [place(x, y) for x, y in own.loc[:, ["x", "y"]].to_numpy(float)]
+        lines += list(itertools.pairwise(ends))
+        for x, y, left, right, low, high in own[["x", "y", "x_low", "x_high", "y_low", "y_high"]].to_numpy(float):
+            lines += [(place(left, y), place(right, y)), (place(x, low), place(x, high))]
+    rows = drawn.loc[drawn.loc[:, "tag"] != ""].sort_values("y", ascending=False, kind="stable")
+    names = [(str(tag), *place(x, y)) for tag, x, y in rows[["tag", "x", "y"]].itertuples(index=False)]
+    found = names_on_a_map(names, marks, lines)
+    return rows.assign(
+        align=[p.align for p in found], dx=[p.dx for p in found], dy=[p.dy for p in found],
+        apart=[p.apart for p in found],
+        tag_x=[across[0] * (across[1] / across[0]) ** p.at[0] for p in found],
+        tag_y=[upwards[0] * (upwards[1] / upwards[0]) ** p.at[1] for p in found],
+    )  # fmt: skip
 
 
-def _sides(table: pd.DataFrame) -> pd.Series:
-    """Where each name stands: above a mean, beside a reader's own, below the paper's; never on the tie to its null.
+def _along(value: float, ends: tuple[float, float]) -> float:
+    """Place of a value on a logarithmic axis: 0 at its first end, 1 at its last.
 
-    ``across, up``: places in pixels. Objectives that lie close together have no name beside their marks.
+    >>> _along(10.0, (1.0, 100.0))
+    0.5
     """
-    means = table.loc[(table.loc[:, "role"] == "mean") & (table.loc[:, "series"] != table.loc[:, "recipe"])]
-    nulls = {str(recipe): (float(x), float(y)) for recipe, x, y in means[["recipe", "across", "up"]].to_numpy()}
-    runs = table.loc[(table.loc[:, "role"] == "mean") & (table.loc[:, "series"] == table.loc[:, "recipe"])]
-    places = runs.loc[:, ["recipe", "across", "up"]].to_numpy().tolist()
-    sides = []
-    for tag, series, recipe, x, y in table[["tag", "series", "recipe", "across", "up"]].itertuples(index=False):
-        side = "below" if series == PAPER else "above" if recipe in PALETTE else "right"
-        if series == recipe and recipe in nulls:
-            across, up = nulls[recipe][0] - x, nulls[recipe][1] - y
-            if side == "above" and up > 8 and 15 * abs(across) < up * LETTER * len(tag) / 2:
-                side = "below"
-            elif side == "right" and across > 8 and 12 * abs(up) < 8 * across:
-                side = "above"
-        others = (place for place in places if place[0] != recipe)
-        crowd = any(abs(a - x) < CROWDED[0] and abs(b - y) < CROWDED[1] for _, a, b in others)
-        named = tag and not (crowd and series == recipe and recipe in PALETTE)
-        sides.append(side if named else "")
-    return pd.Series(sides, index=table.index)
+    return math.log(value / ends[0]) / math.log(ends[1] / ends[0])
+
+
+def _leads(named: pd.DataFrame, x: alt.X, y: alt.Y) -> list[alt.Chart]:
+    """Thin lines from marks to names that stand apart."""
+    rows = named.loc[named.loc[:, "apart"]]
+    lead = alt.Chart(rows).mark_rule(strokeWidth=0.8, color="#7F7F7F")
+    return [lead.encode(x=x, y=y, x2="tag_x:Q", y2="tag_y:Q")] if len(rows) else []

@@ -150,7 +150,7 @@ def test_spaces_are_grouped_by_what_the_difference_says() -> None:
         {
             "run": "OPD",
             "other space": ["random space", "input activations"],
-            "early keeps": "90%",
+            sufficiency.ALL_SEEDS: "90%",
             "other keeps": ["60%", "89%"],
             "verdict": ["more", "not told apart"],
         }

@@ -1,0 +1,274 @@
+"""What came out, at the top of the chapters on the early space, on tokens, on mixing and on settings.
+
+Each answer has the finding first, then what it has to be held against, then how sure it is. Numbers, counts and the
+words that depend on them come from the tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+import pandas as pd
+
+from opdgeom_utils.chapters import seen
+from opdgeom_utils.chapters.committed_tables import BookTables
+from opdgeom_utils.chapters.control import GATE, OTHER_SEED
+from opdgeom_utils.chapters.regime import LEARNED, gap_closed
+from opdgeom_utils.chapters.settings import SETTINGS
+from opdgeom_utils.chapters.sufficiency import ENOUGH
+from opdgeom_utils.intervals import number, seed_interval
+from opdgeom_utils.vocabulary import listed, metric_of
+
+WITHIN = "settings_{}_within_seeds_corrected_seen"  # the claims on the range of the furthest of many seeds
+EARLY, RANDOM, INPUTS = "early space", "random space", "input activations"
+
+
+def how_sure(tables: BookTables, until: int | None = None) -> str:
+    """Say what a reader has to know before the answer: how little OPD had learned, and what does not stand beside it.
+
+    ``until``: the update at which a chapter compares its runs, where that is not their end.
+    """
+    if "opd" not in set(tables.accuracy["recipe"]):
+        return ""
+    shares = gap_closed(tables, until=until)
+    closed = fmean(shares)
+    said = f"OPD had closed {closed:.0%} of the gap in accuracy to its teacher"
+    said += f" at update {until}, where these runs are compared" if until is not None else ""
+    beside = (
+        "" if "opd_random_credit" in set(tables.accuracy["recipe"]) else "no run with random credit stands beside it"
+    )
+    if closed >= LEARNED:
+        return f"{said}{f'; {beside}' if beside else ''}."
+    return f"How far it carries: {said}, so it hardly learned{f', and {beside}' if beside else ''}."
+
+
+def early_space(kept: pd.DataFrame, inside: pd.DataFrame) -> str:
+    """Say whether OPD's early space is enough, whether another space would do, and whether the test is tight.
+
+    Parameters
+    ----------
+    kept
+        From :func:`opdgeom_utils.chapters.sufficiency.start_and_ends`, with the progress ``kept``.
+    inside
+        One row per (projected run, seed): ``free, space, sweep`` and ``inside``, a share from 0 to 1.
+    """
+    by = _kept_by(kept, "teacher_distance")
+    own = by.get(("opd", EARLY))
+    if own is None:
+        return "No run of OPD in its early space is in these tables."
+    mean = seed_interval(own.dropna().to_numpy(float))
+    between = f", 95% interval {mean.low:.0%} to {mean.high:.0%}" if mean.n > 1 else ""
+    seeds = f"{mean.n} seed{'s' * (mean.n != 1)}"
+    said = f"Held in its early space, OPD keeps {mean.mean:.0%} of its progress to the teacher ({seeds}{between}).\n"
+    names = {RANDOM: "a random space", INPUTS: "the space of its inputs"}
+    others = {space: by["opd", space] for space in names if ("opd", space) in by}
+    if others:
+        known = {INPUTS: ", known before training,"}
+        levels = [f"{names[space]}{known.get(space, '')} keeps {values.mean():.0%}" for space, values in others.items()]
+        alike = [names[space] for space, values in others.items() if seen.stands(own, values) != seen.ABOVE]
+        said += f"{'But ' if alike else ''}{listed(levels)}. "
+        if alike:
+            said += f"These seeds do not tell the early space from {listed(alike)}: it is not shown to be needed. "
+    by_accuracy, sft = _kept_by(kept, "accuracy"), ("sft", EARLY)
+    if sft in by_accuracy:
+        part = seed_interval(by_accuracy[sft].dropna().to_numpy(float))
+        harmed = "is harmed, as the paper says" if part.high < ENOUGH else "is not shown to be harmed"
+        said += f"SFT {harmed}: in its own early space it keeps {part.mean:.0%} of its gain in accuracy. "
+    held = inside.loc[inside["free"].eq("opd") & inside["space"].eq(EARLY) & inside["sweep"].eq("space"), "inside"]
+    if len(held):
+        said += f"And the space leaks: through Adam {1 - held.mean():.0%} of OPD's update leaves it."
+    return said.strip()
+
+
+def _kept_by(kept: pd.DataFrame, ruler: str) -> dict[tuple[str, str], pd.Series]:
+    """Progress kept by seed, of each run in each space."""
+    rows = kept.loc[kept["quantity"].eq(ruler) & kept["sweep"].eq("space") & kept["kept"].notna()]
+    return {(str(f), str(s)): own.set_index("seed")["kept"] for (f, s), own in rows.groupby(["free", "space"])}
+
+
+def tokens(gaps: pd.DataFrame, fewer: Sequence[str], others: Sequence[str], card: pd.DataFrame) -> str:
+    """Say whether fewer tokens and other writers move OPD's path, and whether this ruler could have told.
+
+    Parameters
+    ----------
+    gaps
+        From :func:`opdgeom_utils.chapters.control.path_gaps`.
+    fewer, others
+        Rows of it: those with fewer tokens, and those that others wrote.
+    card
+        The scorecard; it says whether RLVR leaves OPD's path.
+
+    Examples
+    --------
+    >>> rows = [("top 50%", 0.01), ("anchor writes", 0.4), (OTHER_SEED, 0.1), ("RLVR", 0.2)]
+    >>> gaps = pd.DataFrame(rows, columns=["row", "value"]).assign(seed=0)
+    >>> card = pd.DataFrame({"id": [GATE], "verdict": ["not decided"]})
+    >>> for said in tokens(gaps, ["top 50%"], ["anchor writes"], card).split(". "):
+    ...     print(said)
+    Fewer tokens leave OPD's path where it was; another writer moves it, by means.
+    With half or a quarter of the tokens it is 0.010 away at most, with another writer 0.400 to 0.400
+    The yardsticks: another seed of OPD is 0.100 away, RLVR 0.200
+    But RLVR itself is not shown to leave the path (not decided), so a path that stays says little of the objective.
+    """
+    means = gaps.groupby("row", sort=False)["value"].agg("mean").to_dict()
+    kept, moved = ([float(means[name]) for name in names if name in means] for names in (fewer, others))
+    if not kept or not moved or not {OTHER_SEED, "RLVR"} <= set(means):
+        return "The runs with fewer tokens, those of other writers and their yardsticks are not all in these tables."
+    seed, rlvr = means[OTHER_SEED], means["RLVR"]
+    stays = "leave OPD's path where it was" if max(kept) <= rlvr else "move OPD's path"
+    moves = "moves it" if min(moved) > max(seed, rlvr) else "does not always move it"
+    return (
+        f"Fewer tokens {stays}; another writer {moves}, by means.\nWith half or a quarter of the tokens it is "
+        f"{max(kept):.3f} away at most, with another writer {min(moved):.3f} to {max(moved):.3f}. The yardsticks: "
+        f"another seed of OPD is {seed:.3f} away, RLVR {rlvr:.3f}. {_told_apart(gaps, [*fewer, *others])}"
+        f"{_power(card, 'a path that stays says little of the objective')}"
+    )
+
+
+def _told_apart(gaps: pd.DataFrame, names: Sequence[str]) -> str:
+    """Say which paths are further than that of another seed on the seeds that both have."""
+    values = seen.by_seed(gaps, "row")
+    held = [name for name in names if name in values and values.loc[:, name].count() > 1]
+    if not held or OTHER_SEED not in values:
+        return ""
+    apart = [n for n in held if seen.stands(values.loc[:, n], values.loc[:, OTHER_SEED]) == seen.ABOVE]
+    lone = f"; {len(names) - len(held)} more have one seed" if len(names) > len(held) else ""
+    which = f"{listed(apart)} {'is' if len(apart) == 1 else 'are'}" if apart else "none is"
+    return f"Seed by seed, of the {len(held)} with several seeds {which} told apart as further{lone}. "
+
+
+def _power(card: pd.DataFrame, so: str) -> str:
+    """Say whether the path can tell objectives apart, and what it means where it is not shown to."""
+    verdicts = card.loc[card["id"] == GATE, "verdict"].tolist()
+    if verdicts == ["reproduced"]:
+        return "RLVR does leave the path, so the ruler can tell objectives apart."
+    return f"But RLVR itself is not shown to leave the path{f' ({verdicts[0]})' if verdicts else ''}, so {so}."
+
+
+def mixing(gaps: pd.DataFrame, aligned: pd.DataFrame, masks: Sequence[str], card: pd.DataFrame) -> str:
+    """Say whether mixing moves OPD's path, whether scale makes it, and whether masks keep more than random credit does.
+
+    Parameters
+    ----------
+    gaps
+        From :func:`opdgeom_utils.chapters.control.path_gaps`.
+    aligned
+        From :func:`opdgeom_utils.chapters.moments.moment_table`, on independent batches.
+    masks
+        Its rows that mask tokens.
+    card
+        The scorecard; it says whether RLVR leaves OPD's path.
+
+    Examples
+    --------
+    >>> rows = [("alpha 0.5", "variant", 0.01), (OTHER_SEED, "null", 0.04), ("RLVR", "null", 0.08)]
+    >>> gaps = pd.DataFrame(rows, columns=["row", "kind", "value"]).assign(seed=0)
+    >>> rows = [("top 50%", 0, 0.3), ("random credit", 0, 0.3), ("top 50%", 1, 0.4), ("random credit", 1, 0.4)]
+    >>> aligned = pd.DataFrame(rows, columns=["row", "seed", "value"]).assign(panel="left moment")
+    >>> card = pd.DataFrame({"id": [GATE], "verdict": ["not decided"]})
+    >>> for said in mixing(gaps, aligned, ["top 50%"], card).split(". "):
+    ...     print(said)
+    Mixing in RLVR moves OPD's path no further than RLVR's own is, by means: at most 0.010, RLVR 0.080.
+    Nearer than another seed of OPD (0.040) stay 1 of 1 mixtures
+    But RLVR itself is not shown to leave the path (not decided), so the paper cannot be tested on paths here
+    As to the mechanism, 0 of 1 masks come nearer to OPD's gradient directions than random credit does.
+    """
+    means = gaps.groupby("row", sort=False)["value"].agg("mean").to_dict()
+    mixed = [float(means[name]) for name in gaps.loc[gaps["kind"] == "variant", "row"].unique()]
+    if not mixed or not {OTHER_SEED, "RLVR"} <= set(means):
+        return "The mixtures and their yardsticks are not all in these tables."
+    seed, rlvr = means[OTHER_SEED], means["RLVR"]
+    how = "no further than RLVR's own is" if max(mixed) <= rlvr else "further than RLVR's own is"
+    return (
+        f"Mixing in RLVR moves OPD's path {how}, by means: at most {max(mixed):.3f}, RLVR {rlvr:.3f}.\nNearer than "
+        f"another seed of OPD ({seed:.3f}) stay {sum(m < seed for m in mixed)} of {len(mixed)} mixtures. "
+        f"{_power(card, 'the paper cannot be tested on paths here')}"
+        f"{_beyond_random_credit(aligned, masks)}"
+    )
+
+
+def _beyond_random_credit(aligned: pd.DataFrame, masks: Sequence[str]) -> str:
+    """Count the masks that come nearer to OPD's directions than random credit does, on any side."""
+    nearer, here = set(), set()
+    for _, own in aligned.groupby("panel", sort=False):
+        values = seen.by_seed(pd.DataFrame(own), "row")
+        names = [name for name in masks if name in values and "random credit" in values]
+        here |= set(names)
+        nearer |= {n for n in names if seen.stands(values.loc[:, n], values.loc[:, "random credit"]) == seen.ABOVE}
+    if not here:
+        return ""
+    count = f"{len(nearer)} of {len(here)} masks"
+    return f" As to the mechanism, {count} come nearer to OPD's gradient directions than random credit does."
+
+
+def other_settings(rows: pd.DataFrame, ranges: pd.DataFrame, places: Mapping[str, float], card: pd.DataFrame) -> str:
+    """Say whether another teacher, student or domain moves OPD further than a seed does, and where the settings lie.
+
+    Parameters
+    ----------
+    rows, ranges
+        From :func:`opdgeom_utils.chapters.settings.setting_rows` and ``in_seed_ranges``.
+    places
+        Place of each run on the way from SFT, at 0, to RLVR, at 1, by sparsity.
+    card
+        The verdicts on settings.
+    """
+    mine = ranges.loc[ranges["run"].isin(list(SETTINGS.values()))]
+    if mine.empty:
+        return "No setting is in these tables."
+    outside = mine.loc[~mine["inside"].astype(bool)]
+    seeds, settings = _cells_of_seeds(ranges), mine["run"].nunique()
+    between = sum(0 <= place <= 1 for run, place in places.items() if run in SETTINGS.values())
+    order = "as the paper says" if between == settings else "against the paper's order"
+    return (
+        f"{_further(card, outside['run'].nunique(), settings)}\nBy the range of a single further seed of OPD "
+        f"{len(outside)} of {len(mine)} numbers are outside; of OPD's own seeds, each held against the others, "
+        f"{seeds}. {_largest_shift(rows)}Between SFT and RLVR by sparsity lie {between} of {settings}, {order}. Each "
+        "setting has one seed: that can show a difference, and no likeness."
+    )
+
+
+def _further(card: pd.DataFrame, away: int, settings: int) -> str:
+    """Say how many settings take OPD further than another seed would, with an allowance for many comparisons.
+
+    >>> rows = [("settings_sparsity_within_seeds_corrected_seen", "not decided", 0.75, 0, 1)]
+    >>> rows += [("settings_others_within_seeds_corrected_seen", "reproduced", 1.0, 5, 5)]
+    >>> _further(pd.DataFrame(rows, columns=["id", "verdict", "value", "n_hold", "n_comparisons"]), 3, 4)
+    'Another teacher, another student or other data take OPD hardly further than another seed would: with an allowance
+    for many comparisons, 1 of 4 settings lies outside by sparsity, and none by the 5 other diagnostics.'
+    """
+    rows = card.set_index("id").filter(items=[WITHIN.format("sparsity"), WITHIN.format("others")], axis=0)
+    if len(rows) < 2 or rows["value"].isna().to_numpy().any():
+        return f"{away} of {settings} settings take OPD further than another seed would, in some diagnostic."
+    (sparsity, _, _), (_, hold, of) = rows[["value", "n_hold", "n_comparisons"]].to_numpy(float)
+    out = round((1 - sparsity) * settings)
+    rest = f"none by the {of:.0f} other diagnostics" if hold == of else f"some by {of - hold:.0f} of {of:.0f} others"
+    hardly = "hardly further" if 2 * out < settings and hold == of else "further"
+    return (
+        f"Another teacher, another student or other data take OPD {hardly} than another seed would: with an allowance "
+        f"for many comparisons, {out} of {settings} settings {'lies' if out == 1 else 'lie'} outside by sparsity, and "
+        f"{rest}."
+    )
+
+
+def _cells_of_seeds(ranges: pd.DataFrame) -> str:
+    own = ranges.loc[~ranges["run"].isin(list(SETTINGS.values()))]
+    return f"{own['inside'].astype(bool).tolist().count(False)} of {len(own)}"
+
+
+def _largest_shift(rows: pd.DataFrame) -> str:
+    """Say how far a setting moves sparsity at most, and how much of that a shuffle moves."""
+    means = rows.groupby("recipe")["update_sparsity"].agg("mean").to_dict()
+    own = [name for name in SETTINGS if name in means]
+    if not own or "opd" not in means:
+        return ""
+    furthest = max(own, key=lambda name: abs(float(means[name] - means["opd"])))
+    gap = abs(float(means[furthest] - means["opd"]))
+    both = rows[["update_sparsity", "update_sparsity_shuffled"]].to_numpy(float)
+    most = float(abs(both[:, 0] - both[:, 1]).max())
+    size = ": what differs is the size of the update, not its place" if most < gap / 2 else ""
+    return (
+        f"By {metric_of('update_sparsity').words} the largest move is {number(gap, unit='points')} "
+        f"({SETTINGS[furthest]}); shuffling moves no run by more than {number(most, unit='points')}{size}. "
+    )

@@ -1,0 +1,137 @@
+"""Where the names on a map stand: beside their marks, or apart from a crowd at the end of a line, and on nothing else.
+
+Places are fractions of the plot, from the left and from below; a plot follows its page, so each place is tried at the
+width of a phone, of a tablet and of a desktop.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+WIDTHS = (275.0, 430.0, 610.0)  # of the plot, in pixels
+HEIGHT = 340
+LETTER, LINE = 6.7, 14  # width of a letter and height of a line, in pixels
+BESIDE = (("center", 0, -15), ("left", 11, 0), ("right", -11, 0), ("center", 0, 17))
+NEAR = (*BESIDE, ("right", 8, -15), ("left", -8, -15), ("right", 8, 17), ("left", -8, 17))
+ASIDE = (0.0, 0.05, 0.09, 0.14, 0.2, 0.28)  # of the width, to either side
+UPWARDS = tuple(range(0, 150, 15))  # pixels, to either side
+CLASH, CROSSING, APART = 1000.0, 400.0, 40.0
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a name stands: its alignment, its offset in pixels, its anchor, and whether a line leads there."""
+
+    align: str
+    dx: int
+    dy: int
+    at: Point
+    apart: bool
+
+    def box(self, name: str, width: float) -> tuple[float, float, float, float]:
+        """Left, right, upper and lower end of the name in pixels."""
+        x, y, long = self.at[0] * width + self.dx, (1 - self.at[1]) * HEIGHT + self.dy, LETTER * len(name)
+        left = x - {"left": 0.0, "center": long / 2, "right": long}[self.align]
+        return left, left + long, y - LINE / 2, y + LINE / 2
+
+
+def names_on_a_map(
+    names: Sequence[tuple[str, float, float]], marks: Sequence[Point], lines: Sequence[tuple[Point, Point]]
+) -> list[Place]:
+    """Find a place for every name, one after the other: free at every width, and as near to its mark as can be.
+
+    Parameters
+    ----------
+    names
+        Each name with the place of its mark.
+    marks, lines
+        What is drawn besides; the marks of the names belong to them.
+
+    Examples
+    --------
+    >>> [place.align for place in names_on_a_map([("OPD", 0.5, 0.5)], [(0.5, 0.5)], [])]
+    ['center']
+    >>> marks = [(0.5, 0.5), (0.51, 0.5), (0.52, 0.5)]
+    >>> found = names_on_a_map([("OPD", *marks[0]), ("RLVR", *marks[1]), ("SFT", *marks[2])], marks, [])
+    >>> len({(place.at, place.dx, place.dy) for place in found})
+    3
+    """
+    placed: list[Place] = []
+    for i, (name, x, y) in enumerate(names):
+        others = [(names[j][0], placed[j], names[j][1:]) for j in range(i)]
+        costs = [(_cost(name, (x, y), place, others, marks, lines), place) for place in _candidates(x, y)]
+        placed.append(min(costs, key=lambda pair: pair[0])[1])
+    return placed
+
+
+def _candidates(x: float, y: float) -> Iterator[Place]:
+    for align, dx, dy in NEAR:
+        yield Place(align, dx, dy, (x, y), apart=False)
+    for aside in ASIDE:
+        for up in UPWARDS:
+            for sign in (1, -1):
+                at = y + sign * up / HEIGHT
+                if math.hypot(aside * WIDTHS[0], up) > 20:
+                    yield Place("left", 3, 0, (x + aside, at), apart=True)
+                    yield Place("right", -3, 0, (x - aside, at), apart=True)
+
+
+def _cost(
+    name: str,
+    mark: Point,
+    place: Place,
+    others: Sequence[tuple[str, Place, Point]],
+    marks: Sequence[Point],
+    lines: Sequence[tuple[Point, Point]],
+) -> float:
+    """Distance from the mark, and a fine for everything that the name or its line would touch."""
+    near = NEAR.index((place.align, place.dx, place.dy)) if not place.apart else 0.0
+    far = math.hypot((place.at[0] - mark[0]) * WIDTHS[1], (place.at[1] - mark[1]) * HEIGHT)
+    cost = APART + far if place.apart else float(near)
+    own = [(mark, place.at)] if place.apart else []
+    leads = [(other_mark, other.at) for _, other, other_mark in others if other.apart]
+    cost += CROSSING * sum(_cross(line, other) for line in own for other in leads)
+    for width in WIDTHS:
+        box = place.box(name, width)
+        cost += CLASH * (box[0] < 2 or box[1] > width + 8 or box[2] < 2 or box[3] > HEIGHT - 2)
+        cost += CLASH * _inside(box, [(m, m) for m in marks], width, 7.0)
+        cost += CLASH * _inside(box, [*lines, *leads], width, 2.0)
+        for other, stands, _ in others:
+            its = stands.box(other, width)
+            cost += CLASH * (box[0] < its[1] + 4 and its[0] < box[1] + 4 and box[2] < its[3] and its[2] < box[3])
+            cost += CLASH * _inside(its, own, width, 2.0)
+    return cost
+
+
+def _inside(
+    box: tuple[float, float, float, float], lines: Sequence[tuple[Point, Point]], width: float, margin: float
+) -> int:
+    """Count the lines that touch a box."""
+    if not lines:
+        return 0
+    ends = np.array(lines, float)  # line, end, across and up
+    along = np.linspace(0, 1, 40)[:, None]
+    x, y = (ends[:, 0, i] * (1 - along) + ends[:, 1, i] * along for i in (0, 1))
+    x, y = x * width, (1 - y) * HEIGHT
+    touched = (x > box[0] - margin) & (x < box[1] + margin) & (y > box[2] - margin) & (y < box[3] + margin)
+    return int(touched.any(axis=0).sum())
+
+
+def _cross(one: tuple[Point, Point], other: tuple[Point, Point]) -> bool:
+    """Whether two lines cross.
+
+    >>> line = ((0.0, 0.0), (1.0, 1.0))
+    >>> _cross(line, ((0.0, 1.0), (1.0, 0.0))), _cross(line, ((0.0, 0.5), (0.2, 0.5)))
+    (True, False)
+    """
+
+    def side(a: Point, b: Point, c: Point) -> float:
+        return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
+
+    (a, b), (c, d) = one, other
+    return side(a, b, c) * side(a, b, d) < 0 and side(c, d, a) * side(c, d, b) < 0
