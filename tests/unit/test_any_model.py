@@ -57,6 +57,9 @@ CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
+TOKENS, PADDED = 1024, 1088  # fewer than 1,000 byte-level tokens are refused
+
+
 def make_tokenizer(words: list[str] = WORDS) -> PreTrainedTokenizerFast:
     core = Tokenizer(BPE())
     core.pre_tokenizer, core.decoder = ByteLevel(add_prefix_space=False), decoders.ByteLevel()
@@ -64,12 +67,13 @@ def make_tokenizer(words: list[str] = WORDS) -> PreTrainedTokenizerFast:
     core.train_from_iterator(
         words, BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=ByteLevel.alphabet())
     )
+    core.add_tokens([f"<unused{i}>" for i in range(TOKENS - core.get_vocab_size())])
     return PreTrainedTokenizerFast(
         tokenizer_object=core, eos_token=special[0], pad_token=special[0], chat_template=TEMPLATE
     )
 
 
-def make_model(family: str, seed: int = 0, rows: int = 300) -> PreTrainedModel:
+def make_model(family: str, seed: int = 0, rows: int = TOKENS) -> PreTrainedModel:
     kind, own = CONFIGS[family]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -82,7 +86,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models in the standard layout, each with its tokenizer; teachers with a vocabulary that is padded."""
     folder, tokenizer = tmp_path_factory.mktemp("any"), make_tokenizer()
     for family in ("qwen3", "llama", "gemma3"):
-        for seed, (name, rows) in enumerate((("student", 300), ("teacher", 320))):
+        for seed, (name, rows) in enumerate((("student", TOKENS), ("teacher", PADDED))):
             make_model(family, seed, rows).save_pretrained(folder / f"{family}-{name}")
             tokenizer.save_pretrained(folder / f"{family}-{name}")
     return folder
@@ -171,7 +175,7 @@ def test_a_profile_is_trained_from_nothing(
 ) -> None:  # fmt: skip
     name = profile(family, kind, compute=compute)
     run = load_or_train("opd", profile=name)
-    assert "the first 300 tokens are compared" in capsys.readouterr().out
+    assert f"the first {TOKENS} tokens are compared" in capsys.readouterr().out
     anchor = next(world.runs.glob("sft-s3-*")) / "checkpoints" / "step_000002.safetensors"
     start = load_file(run.reference / "model.safetensors")
     assert run.reference == world.runs / "models" / f"{name}-sft@2"
@@ -254,7 +258,7 @@ def test_unequal_tokenizers_are_refused_with_what_differs() -> None:
     own, other = make_tokenizer(), make_tokenizer(["quite other words, zebras and xylophones, zebras"])
     with pytest.raises(RecipeError, match=r"differ in \d+ entries, such as .*\(2\d\d\)"):
         shared_vocabulary(make_model("llama"), own, {"teacher": (make_model("llama"), other)})
-    with pytest.raises(RecipeError, match="300 tokens, the smallest model 200"):
+    with pytest.raises(RecipeError, match=f"{TOKENS} tokens, the smallest model 200"):
         shared_vocabulary(make_model("llama", rows=200), own, {})
 
 
@@ -304,12 +308,12 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(recipe: str, profile
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma3"])
 def test_logits_in_pieces_give_what_the_whole_gives(family: str) -> None:
-    model, other, tokenizer = make_model(family), make_model(family, 1, 320).eval(), make_tokenizer()
+    model, other, tokenizer = make_model(family), make_model(family, 1, PADDED).eval(), make_tokenizer()
     rollouts = _rollouts(model, tokenizer)
     found = []
-    for at_once in (10**9, 300 * 4, 1):
+    for at_once in (10**9, TOKENS * 4, 1):
         model.zero_grad()
-        scores = token_scores(model, rollouts, beside=other, vocabulary=300, logits_at_once=at_once)
+        scores = token_scores(model, rollouts, beside=other, vocabulary=TOKENS, logits_at_once=at_once)
         (scores.log_probs.sum() + scores.kl.sum()).backward()
         found.append((*scores, torch.cat([p.grad.flatten() for p in model.parameters()])))
     for pieces in found[1:]:
