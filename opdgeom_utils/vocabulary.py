@@ -207,6 +207,11 @@ OBJECTIVES: dict[str, Objective] = {
             "objective from the size of training.",
         ),
         Objective(
+            "control_sft_64", "control SFT, 64 prompts",
+            "Control SFT on 64 different prompts an update, as many as RLVR has. It separates RLVR's objective from "
+            "its few prompts.",
+        ),
+        Objective(
             "opd_random_credit", "random credit",
             "The null objective of OPD. The student samples and the teacher scores as in OPD; then the credits are "
             "permuted over all tokens of the update and given random signs. Real text, and nothing to learn.",
@@ -259,8 +264,8 @@ def metric_of(name: str) -> Metric:
 def label(recipe: str) -> str:
     """Name of a recipe on a page: the objective's, and what comes after it in the recipe's name.
 
-    >>> label("control_sft"), label("control_sft_64"), label("alpha_0.5")
-    ('control SFT', 'control SFT 64', 'alpha 0.5')
+    >>> label("control_sft"), label("rlvr_long"), label("alpha_0.5")
+    ('control SFT', 'RLVR long', 'alpha 0.5')
     """
     known = max((name for name in OBJECTIVES if f"{recipe}_".startswith(f"{name}_")), key=len, default="")
     return (OBJECTIVES[known].label if known else "") + recipe.removeprefix(known).replace("_", " ")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from opdgeom_utils.chapters.findings import order_sentence, verdict_of
+from opdgeom_utils.chapters.findings import early_clause, locking_clause, order_sentence, verdict_of
 from opdgeom_utils.chapters.null_objectives import spectral_clause
 from opdgeom_utils.claims import OPPOSITE, UNTESTABLE, VERDICTS, matching
 from opdgeom_utils.claims.look_up import Tables
@@ -73,18 +73,10 @@ def _locking(card: pd.DataFrame) -> str:
     >>> rows |= {"later_steps_stay_right": "partly", "locking_early_k16": "partly"}
     >>> for said in _locking(pd.DataFrame({"id": list(rows), "verdict": list(rows.values())})).split(". "):
     ...     print(said)
-    Yes: at a tenth of its updates OPD is ahead of RLVR and of a random walk
-    But that it is earlier than SFT is not shown
+    It settles early: at a tenth of its updates OPD is ahead of RLVR and of a random walk
+    That OPD's update settles into its final space earlier than SFT's is not shown
     Its later steps stay in the early space beyond chance on the side of the outputs, in part on that of the inputs.
     """
-    words = {
-        REPRODUCED: "Yes: at a tenth of its updates OPD is ahead of RLVR and of a random walk.",
-        **dict.fromkeys((PARTLY, UNDECIDED), "Not shown: at a tenth of its updates OPD is not ahead of all."),
-        OPPOSITE: "No: at a tenth of its updates OPD is behind.",
-    }
-    first = chosen(card, "locking_before_a_tenth", words)
-    sft = {REPRODUCED: "It is earlier than SFT too.", OPPOSITE: "But SFT is ahead of it."}
-    sft |= dict.fromkeys((PARTLY, UNDECIDED), "But that it is earlier than SFT is not shown.")
     how = {
         REPRODUCED: "beyond chance",
         PARTLY: "in part",
@@ -93,7 +85,7 @@ def _locking(card: pd.DataFrame) -> str:
     }
     left, right = (chosen(card, f"later_steps_stay_{side}", how) for side in ("left", "right"))
     steps = f"Its later steps stay in the early space {left} on the side of the outputs, {right} on that of the inputs."
-    return _joined(first, chosen(card, "locking_early_k16", sft), steps if left and right else "")
+    return _joined(early_clause(card).strip(), locking_clause(card).strip(), steps if left and right else "")
 
 
 def _projection(card: pd.DataFrame) -> str:

@@ -11,11 +11,10 @@ import pandas as pd
 
 from opdgeom_utils.chapters.committed_tables import BookTables
 from opdgeom_utils.chapters.noise import own_runs
-from opdgeom_utils.chapters.null_objectives import RULERS
+from opdgeom_utils.chapters.null_objectives import rulers_of
 from opdgeom_utils.chapters.regime import distance_closed, gap_closed
 from opdgeom_utils.chapters.surviving import NO, NOTHING, UNTESTED, YES, Found
 from opdgeom_utils.chapters.update_path import cosines
-from opdgeom_utils.chapters.where import at_place
 from opdgeom_utils.intervals import seed_interval
 from opdgeom_utils.measures.long_table import pick
 from opdgeom_utils.recipes import load_recipe
@@ -82,9 +81,8 @@ def _flattening(tables: BookTables, opd: str, _null: str) -> Found:
 def _rulers(tables: BookTables, opd: str, null: str) -> Found:
     if not {opd, null} <= set(tables.geometry["recipe"]):
         return NOTHING
-    ends = at_place(tables, "final", [opd, null])
-    own, other = (ends.loc[ends["recipe"] == name, [*RULERS]].to_numpy(float).mean(axis=0) for name in (opd, null))
-    ratios = [float(ratio) for ratio in own / other]
+    ends = rulers_of(tables, "final", [opd, null])
+    ratios = (ends.loc[opd] / ends.loc[null]).to_list()
     said = "sparsity {:.2f}, angles {:.2f} and {:.2f}, shift {:.2f}".format(*ratios)
     return said, all(1 / ALIKE < r < ALIKE for r in ratios)
 

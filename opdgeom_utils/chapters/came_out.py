@@ -33,7 +33,7 @@ def how_sure(tables: BookTables, until: int | None = None) -> str:
         return ""
     shares = gap_closed(tables, until=until)
     closed = fmean(shares)
-    said = f"OPD had closed {closed:.0%} of the gap in accuracy to its teacher"
+    said = f"OPD (seeds: {len(shares)}) had closed {closed:.0%} of the gap in accuracy to its teacher"
     said += f" at update {until}, where these runs are compared" if until is not None else ""
     beside = (
         "" if "opd_random_credit" in set(tables.accuracy["recipe"]) else "no run with random credit stands beside it"
@@ -111,11 +111,10 @@ def tokens(gaps: pd.DataFrame, fewer: Sequence[str], others: Sequence[str], card
     The yardsticks: another seed of OPD is 0.100 away, RLVR 0.200
     But RLVR itself is not shown to leave the path (not decided), so a path that stays says little of the objective.
     """
-    means = gaps.groupby("row", sort=False)["value"].agg("mean").to_dict()
-    kept, moved = ([float(means[name]) for name in names if name in means] for names in (fewer, others))
-    if not kept or not moved or not {OTHER_SEED, "RLVR"} <= set(means):
+    (kept, moved), yardsticks = _gaps_of(gaps, fewer, others)
+    if yardsticks is None:
         return "The runs with fewer tokens, those of other writers and their yardsticks are not all in these tables."
-    seed, rlvr = means[OTHER_SEED], means["RLVR"]
+    seed, rlvr = yardsticks
     stays = "leave OPD's path where it was" if max(kept) <= rlvr else "move OPD's path"
     moves = "moves it" if min(moved) > max(seed, rlvr) else "does not always move it"
     return (
@@ -124,6 +123,14 @@ def tokens(gaps: pd.DataFrame, fewer: Sequence[str], others: Sequence[str], card
         f"another seed of OPD is {seed:.3f} away, RLVR {rlvr:.3f}. {_told_apart(gaps, [*fewer, *others])}"
         f"{_power(card, 'a path that stays says little of the objective')}"
     )
+
+
+def _gaps_of(gaps: pd.DataFrame, *groups: Sequence[str]) -> tuple[list[list[float]], tuple[float, float] | None]:
+    """Mean gaps of each group's rows, and of another seed and of RLVR; None for these where anything is missing."""
+    means = gaps.groupby("row", sort=False)["value"].agg("mean").to_dict()
+    found = [[float(means[name]) for name in names if name in means] for names in groups]
+    known = all(found) and {OTHER_SEED, "RLVR"} <= set(means)
+    return found, (float(means[OTHER_SEED]), float(means["RLVR"])) if known else None
 
 
 def _told_apart(gaps: pd.DataFrame, names: Sequence[str]) -> str:
@@ -136,6 +143,18 @@ def _told_apart(gaps: pd.DataFrame, names: Sequence[str]) -> str:
     lone = f"; {len(names) - len(held)} more have one seed" if len(names) > len(held) else ""
     which = f"{listed(apart)} {'is' if len(apart) == 1 else 'are'}" if apart else "none is"
     return f"Seed by seed, of the {len(held)} with several seeds {which} told apart as further{lone}. "
+
+
+def _seeds(gaps: pd.DataFrame) -> str:
+    """Say how many seeds the mixtures have.
+
+    >>> rows = [("a", 0, "variant"), ("b", 0, "variant"), ("b", 1, "variant"), ("RLVR", 2, "null")]
+    >>> _seeds(pd.DataFrame(rows, columns=["row", "seed", "kind"]))
+    ' (1 to 2 seeds each)'
+    """
+    each = gaps.loc[gaps["kind"] == "variant"].groupby("row").agg({"seed": "nunique"})["seed"]
+    few, many = int(each.min()), int(each.max())
+    return f" ({few}{f' to {many}' if many != few else ''} seed{'s' * (many != 1)} each)"
 
 
 def _power(card: pd.DataFrame, so: str) -> str:
@@ -170,19 +189,18 @@ def mixing(gaps: pd.DataFrame, aligned: pd.DataFrame, masks: Sequence[str], card
     >>> for said in mixing(gaps, aligned, ["top 50%"], card).split(". "):
     ...     print(said)
     Mixing in RLVR moves OPD's path no further than RLVR's own is, by means: at most 0.010, RLVR 0.080.
-    Nearer than another seed of OPD (0.040) stay 1 of 1 mixtures
+    Nearer than another seed of OPD (0.040) stay 1 of 1 mixtures (1 seed each)
     But RLVR itself is not shown to leave the path (not decided), so the paper cannot be tested on paths here
     As to the mechanism, 0 of 1 masks come nearer to OPD's gradient directions than random credit does.
     """
-    means = gaps.groupby("row", sort=False)["value"].agg("mean").to_dict()
-    mixed = [float(means[name]) for name in gaps.loc[gaps["kind"] == "variant", "row"].unique()]
-    if not mixed or not {OTHER_SEED, "RLVR"} <= set(means):
+    (mixed,), yardsticks = _gaps_of(gaps, gaps.loc[gaps["kind"] == "variant", "row"].unique().tolist())
+    if yardsticks is None:
         return "The mixtures and their yardsticks are not all in these tables."
-    seed, rlvr = means[OTHER_SEED], means["RLVR"]
+    seed, rlvr = yardsticks
     how = "no further than RLVR's own is" if max(mixed) <= rlvr else "further than RLVR's own is"
     return (
         f"Mixing in RLVR moves OPD's path {how}, by means: at most {max(mixed):.3f}, RLVR {rlvr:.3f}.\nNearer than "
-        f"another seed of OPD ({seed:.3f}) stay {sum(m < seed for m in mixed)} of {len(mixed)} mixtures. "
+        f"another seed of OPD ({seed:.3f}) stay {sum(m < seed for m in mixed)} of {len(mixed)} mixtures{_seeds(gaps)}. "
         f"{_power(card, 'the paper cannot be tested on paths here')}"
         f"{_beyond_random_credit(aligned, masks)}"
     )

@@ -153,14 +153,14 @@ def path_sentence(card: pd.DataFrame) -> str:
     right, left = (_tally(_verdicts(card, f"path_nulls_{side}")) for side in ("right", "left"))
     inside = _by_verdict(card.loc[under(card, "projection", "projection_nulls")])
     return (
-        f"{_early_clause(card)}{_locking_clause(card)}{_beyond_clause(card)}\n"
+        f"{early_clause(card)}{locking_clause(card)}{_beyond_clause(card)}\n"
         f"Of {len(paper)} statements of the paper on the path {len(held)} hold. Of the rules that OPD locks earlier "
         f"than processes that learn nothing {right} hold on the side of the inputs, {left} on that of the outputs. "
         f"{f'Reproduced{_listed_apart(held)}. ' if held else ''}On training inside the early space: {inside}"
     )
 
 
-def _early_clause(card: pd.DataFrame) -> str:
+def early_clause(card: pd.DataFrame) -> str:
     """Say whether OPD's update settles early at all; empty where it was not tested."""
     verdict = verdict_of(card, "locking_before_a_tenth")
     if verdict == REPRODUCED:
@@ -205,7 +205,7 @@ def _listed_apart(statements: Sequence[str]) -> str:
     return f": {'; '.join(quoted)}" if quoted else ""
 
 
-def _locking_clause(card: pd.DataFrame) -> str:
+def locking_clause(card: pd.DataFrame) -> str:
     """Say whether OPD's update settles into its final space earlier than SFT's; empty where it was not tested."""
     said = {
         REPRODUCED: "OPD's update settles into its final space earlier than SFT's. ",

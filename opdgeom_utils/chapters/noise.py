@@ -21,8 +21,6 @@ from opdgeom_utils.vocabulary import label, listed
 
 VISIBLE, SMALL = "visible share", "of it on small weights"
 NULLS = ("opd_random_credit", "rlvr_random_reward")
-NULL_OF = {"rlvr": NULLS[1]}  # of the others it is random credit
-LESS, MUCH_LESS = 0.9, 0.8  # of the null's window
 RATES = ("opd_128", "opd_rate_1e5", "opd_rate_3e6")
 NULL_RATES = ("opd_random_credit_128", "opd_random_credit_1e5", "opd_random_credit_3e6")
 
@@ -174,63 +172,6 @@ def say_by_kind(found: pd.DataFrame) -> str:
         f"**Less far than noise go {listed(said)}.** So an objective can show fewer changes there than its own null "
         "does."
     )
-
-
-def held_back(tables: BookTables, recipes: Sequence[str]) -> pd.DataFrame:
-    """Set each run's last window up to OPD's end beside that of its null objective, for each kind of matrix.
-
-    Returns
-    -------
-    DataFrame
-        ``recipe, kind``; ``length``, how far the window moves an entry over how far the null's does, and ``turn``, the
-        window's cosine with the one before it less the null's, means over common seeds; ``held``, whether every seed is
-        held back by the rule in LOG.md. No row where the windows of the two are not the same.
-    """
-    rows, last = [], load_recipe("opd", tables.profile).steps
-    for recipe in recipes:
-        null = NULL_OF.get(recipe, NULLS[0])
-        if tables.measures is None or _window(recipe, tables, last) != _window(null, tables, last):
-            continue
-        found = pick(tables.measures, quantity=["window_rms", "window_cosine"], recipe=[recipe, null], step=last)
-        wide = found.pivot_table("value", ["scope", "seed"], ["quantity", "recipe"]).dropna()
-        length = wide["window_rms", recipe] / wide["window_rms", null]
-        turn = wide["window_cosine", recipe] - wide["window_cosine", null]
-        held = (length < LESS) & ((turn < 0) | (length < MUCH_LESS))
-        runs = (
-            pd.DataFrame({"length": length, "turn": turn, "held": held}).reset_index().rename(columns={"scope": "kind"})
-        )
-        means = runs.groupby("kind").agg({"length": "mean", "turn": "mean", "held": "all"}).reset_index()
-        rows.append(means.assign(recipe=recipe))
-    columns = ["recipe", "kind", "length", "turn", "held"]
-    return pd.concat([pd.DataFrame(columns=columns), *rows], ignore_index=True).filter(items=columns)
-
-
-def _window(recipe: str, tables: BookTables, last: int) -> tuple[int, ...]:
-    """Return the ends of the last two windows up to an update: the checkpoints that they lie between."""
-    if recipe not in set(tables.geometry["recipe"]):
-        return (-1,)
-    return tuple(step for step in load_recipe(recipe, tables.profile).checkpoints if step <= last)[-3:]
-
-
-def say_held_back(found: pd.DataFrame) -> str:
-    """Say which runs are held back, in how many kinds of matrix and where most; nothing of no run.
-
-    ``found``: from :func:`held_back`.
-
-    >>> row = {"recipe": "rlvr", "kind": "v_proj", "length": 0.7, "turn": -0.2, "held": True}
-    >>> say_held_back(pd.DataFrame([row, row | {"kind": "up_proj", "length": 0.95, "held": False}])).split("** ")[1]
-    'RLVR in 1 of 2 kinds of matrix, most in v_proj (0.70 times its null, turned by -0.20).'
-    """
-    if found.empty:
-        return ""
-    said = []
-    for recipe, own in found.groupby("recipe", sort=False):
-        least = own.sort_values(by="length").to_dict("records")[0]
-        most = f"{least['kind']} ({least['length']:.2f} times its null, turned by {least['turn']:+.2f})"
-        held = own["held"].tolist()
-        said.append(f"{label(str(recipe))} in {sum(held)} of {len(held)} kinds of matrix, most in {most}")
-    lead = "What learns is held back" if True in found["held"].tolist() else "Nothing is held back"
-    return f"**{lead}.** {'; '.join(said)}."
 
 
 def noise_curve() -> pd.DataFrame:

@@ -5,6 +5,8 @@ The words are fixed; every number in them comes from the tables.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pandas as pd
 
 from opdgeom_utils.chapters.update_path import agreement
@@ -26,6 +28,11 @@ ALIKE = 1.5  # a factor, as in chapter 2
 NOTHING = ("opd_random_credit", "rlvr_random_reward")
 
 
+def rulers_of(tables: Tables, place: str, recipes: Iterable[str]) -> pd.DataFrame:
+    """Means over seeds of the paper's rulers, a row for each recipe that the tables have."""
+    return at_place(tables, place, recipes).groupby("recipe").agg(dict.fromkeys(RULERS, "mean"))
+
+
 def learned_sentence(tables: Tables) -> str:
     """Say what sampled accuracy each kind of run ends with, from the anchor's on; empty where nothing starts there."""
     ends = matching.final(matching.accuracy_gain(tables.accuracy)).groupby("recipe")
@@ -44,7 +51,7 @@ def learned_sentence(tables: Tables) -> str:
 def nothing_sentence(tables: Tables) -> str:
     """Set OPD beside random credit by the paper's rulers; empty where one of them was not trained."""
     pair = ("opd", "opd_random_credit")
-    ends = at_place(tables, "final", pair).groupby("recipe").agg(dict.fromkeys(RULERS, "mean"))
+    ends = rulers_of(tables, "final", pair)
     opd, null = (ends.filter(items=[name], axis=0).to_dict("records") for name in pair)
     if not opd or not null or ends.isna().to_numpy().any():
         return ""

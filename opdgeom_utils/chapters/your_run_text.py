@@ -122,10 +122,12 @@ def reading_of(table: pd.DataFrame, ends: pd.DataFrame, name: str, reported: pd.
 
 
 def in_short(table: pd.DataFrame, ends: pd.DataFrame, name: str, reported: pd.DataFrame) -> str:
-    """Say in two sentences what :func:`reading_of` says: the nearest of the paper's points, and what is beyond size.
+    """Say in a few sentences what :func:`reading_of` says: the nearest of the paper's points, and what is beyond size.
 
     ``table``, ``ends``, ``name``, ``reported``: as for :func:`reading_of`.
     """
+    if nothing := _nothing_to_read(last_step(table)):
+        return nothing
     said = [nearest_words(nearest(table, ends, name, reported))]
     words: dict[str, list[str]] = {}
     for metric in compared():

@@ -8,6 +8,7 @@ import pytest
 
 from opdgeom_utils.chapters import at_the_bar
 from opdgeom_utils.chapters.committed_tables import BookTables, tables_for
+from opdgeom_utils.chapters.null_objectives import RULERS
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def test_seeds_are_counted(short: BookTables) -> None:
 def test_rulers_compare_with_random_credit_of_the_same_length(short: BookTables) -> None:
     pair = "opd", "opd_random_credit"
     alike = short.geometry.copy()
-    alike.loc[:, list(at_the_bar.RULERS)] = 0.5
+    alike.loc[:, list(RULERS)] = 0.5
     said, holds = at_the_bar._rulers(replace(short, geometry=alike), *pair)
     assert (said, holds) == ("sparsity 1.00, angles 1.00 and 1.00, shift 1.00", True)
     alike.loc[alike["recipe"] == "opd", "normalized_spectral_shift"] *= 1.3

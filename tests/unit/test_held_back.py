@@ -7,7 +7,7 @@ from dataclasses import replace
 import pandas as pd
 
 from opdgeom_utils.chapters.committed_tables import tables_for
-from opdgeom_utils.chapters.noise import held_back
+from opdgeom_utils.chapters.held_back import held_back
 
 
 def test_held_back_is_shorter_than_the_null_and_turned_back_on_every_seed() -> None:
@@ -30,3 +30,5 @@ def test_held_back_is_shorter_than_the_null_and_turned_back_on_every_seed() -> N
     found = held_back(replace(tables, measures=pd.DataFrame(rows)), ["opd"])
     held = dict(zip(found["kind"], found["held"], strict=True))
     assert held == {"q_proj": True, "k_proj": False, "v_proj": False, "o_proj": True}
+    assert set(found["seeds"]) == {2}
+    assert found["strength"].between(0.9, 1.1).all()  # both clip nearly every gradient to one norm

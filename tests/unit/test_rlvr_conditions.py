@@ -9,6 +9,7 @@ import pytest
 
 from opdgeom_utils.chapters import rlvr_conditions
 from opdgeom_utils.chapters.committed_tables import BookTables, tables_for
+from opdgeom_utils.chapters.null_objectives import RULERS
 
 
 @pytest.fixture(scope="module")
@@ -52,3 +53,15 @@ def test_without_a_run_nothing_is_said(toy: BookTables) -> None:
     without = replace(toy, geometry=toy.geometry.loc[toy.geometry["recipe"] != "sft"])
     assert rlvr_conditions.say_orders(rlvr_conditions.orders(without)) == ""
     assert rlvr_conditions.beside_control(replace(toy, geometry=toy.geometry.query("recipe != 'control_sft_64'"))) == ""
+
+
+def test_what_is_said_of_the_control_is_said_of_the_null_too(toy: BookTables) -> None:
+    rulers = list(RULERS)
+    alike = toy.geometry.loc[toy.geometry["recipe"].isin(["rlvr", "control_sft_64", "rlvr_random_reward"])].copy()
+    alike.loc[:, rulers] = 0.5
+    said = rlvr_conditions.beside_control(replace(toy, geometry=alike))
+    assert "RLVR lies within 1.2 times of control SFT, 64 prompts. Random reward" in said
+    assert "had nothing to learn, lies within 1.2 times." in said
+    alike.loc[alike["recipe"] == "rlvr_random_reward", "left_angle_mean_deg"] = 0.7
+    said = rlvr_conditions.beside_control(replace(toy, geometry=alike))
+    assert "had nothing to learn, lies outside of 1.2 times by left mean angle." in said

@@ -67,6 +67,21 @@ def test_a_run_on_a_papers_point_is_nearest_to_it(column: int, objective: str) -
     assert found == dict.fromkeys(compared(), objective)
 
 
+def test_in_short_says_what_is_beyond_size_and_nothing_of_an_update_that_is_none() -> None:
+    own = {metric: [float(values[1])] for metric, values in PAPERS.items()}
+    nulls = {f"{metric}_shuffled": [values[0] / (2 if metric == "normalized_spectral_shift" else 1)]
+             for metric, values in own.items()}  # fmt: skip
+    table = MOVED.assign(module="q_proj", shape="8x8", dtype="float32->float32", **own, **nulls)
+    said = text.in_short(table, pd.DataFrame({"recipe": ["mine"], **own}), "mine", load_reported())
+    assert "it is more by normalized spectral shift; about as much by" in said
+    assert said.endswith("One run has no interval.")
+    none = table.assign(note=IDENTICAL)
+    assert (
+        text.in_short(none, pd.DataFrame({"recipe": ["mine"], **own}), "mine", load_reported())
+        == (text.reading_of(none, pd.DataFrame({"recipe": ["mine"], **own}), "mine", load_reported())[0])
+    )
+
+
 def test_each_ruler_has_its_item_and_bounds_are_said() -> None:
     own = {metric: [float(values[0]) * 1.01] for metric, values in PAPERS.items()}
     ends = pd.DataFrame({"recipe": ["opd", "mine"], **{m: [0.01, *v] for m, v in own.items()}})
