@@ -207,7 +207,7 @@ OBJECTIVES: dict[str, Objective] = {
             "objective from the size of training.",
         ),
         Objective(
-            "control_sft_64", "control SFT, 64 prompts",
+            "control_sft_64", "64-prompt SFT",
             "Control SFT on 64 different prompts an update, as many as RLVR has. It separates RLVR's objective from "
             "its few prompts.",
         ),

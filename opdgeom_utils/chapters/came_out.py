@@ -106,8 +106,8 @@ def tokens(gaps: pd.DataFrame, fewer: Sequence[str], others: Sequence[str], card
     >>> card = pd.DataFrame({"id": [GATE], "verdict": ["not decided"]})
     >>> for said in tokens(gaps, ["top 50%"], ["anchor writes"], card).split(". "):
     ...     print(said)
-    Fewer tokens leave OPD's path where it was; another writer moves it, by means.
-    With half or a quarter of the tokens it is 0.010 away at most, with another writer 0.400 to 0.400
+    By means, fewer tokens leave OPD's path where it was; another writer moves it: with half or a quarter of the tokens
+    it is 0.010 away at most (mean absolute log ratio of stable ranks), with another writer 0.400 to 0.400
     The yardsticks: another seed of OPD is 0.100 away, RLVR 0.200
     But RLVR itself is not shown to leave the path (not decided), so a path that stays says little of the objective.
     """
@@ -118,10 +118,10 @@ def tokens(gaps: pd.DataFrame, fewer: Sequence[str], others: Sequence[str], card
     stays = "leave OPD's path where it was" if max(kept) <= rlvr else "move OPD's path"
     moves = "moves it" if min(moved) > max(seed, rlvr) else "does not always move it"
     return (
-        f"Fewer tokens {stays}; another writer {moves}, by means.\nWith half or a quarter of the tokens it is "
-        f"{max(kept):.3f} away at most, with another writer {min(moved):.3f} to {max(moved):.3f}. The yardsticks: "
-        f"another seed of OPD is {seed:.3f} away, RLVR {rlvr:.3f}. {_told_apart(gaps, [*fewer, *others])}"
-        f"{_power(card, 'a path that stays says little of the objective')}"
+        f"{_told_apart(gaps, [*fewer, *others])}By means, fewer tokens {stays}; another writer {moves}: with half or a "
+        f"quarter of the tokens it is {max(kept):.3f} away at most (mean absolute log ratio of stable ranks), with "
+        f"another writer {min(moved):.3f} to {max(moved):.3f}. The yardsticks: another seed of OPD is {seed:.3f} away, "
+        f"RLVR {rlvr:.3f}. {_power(card, 'a path that stays says little of the objective')}"
     )
 
 
@@ -134,15 +134,19 @@ def _gaps_of(gaps: pd.DataFrame, *groups: Sequence[str]) -> tuple[list[list[floa
 
 
 def _told_apart(gaps: pd.DataFrame, names: Sequence[str]) -> str:
-    """Say which paths are further than that of another seed on the seeds that both have."""
+    """Say which paths are further than that of another seed on the seeds that both have; nothing with one seed each."""
     values = seen.by_seed(gaps, "row")
     held = [name for name in names if name in values and values.loc[:, name].count() > 1]
     if not held or OTHER_SEED not in values:
         return ""
     apart = [n for n in held if seen.stands(values.loc[:, n], values.loc[:, OTHER_SEED]) == seen.ABOVE]
     lone = f"; {len(names) - len(held)} more have one seed" if len(names) > len(held) else ""
-    which = f"{listed(apart)} {'is' if len(apart) == 1 else 'are'}" if apart else "none is"
-    return f"Seed by seed, of the {len(held)} with several seeds {which} told apart as further{lone}. "
+    few = f" (seed by seed, of {len(held)} runs with several seeds{lone})"
+    if not apart:
+        return f"Neither fewer tokens nor another writer is shown to move OPD's path further than another seed{few}. "
+    return (
+        f"Further from OPD's path than another seed of OPD {'is' if len(apart) == 1 else 'are'} {listed(apart)}{few}. "
+    )
 
 
 def _seeds(gaps: pd.DataFrame) -> str:

@@ -23,7 +23,13 @@ def test_the_early_space_is_needed_only_if_a_random_one_keeps_less(random: float
     assert said.endswith("25% of OPD's update leaves it.")
 
 
-@pytest.mark.parametrize(("offset", "words"), [(0.0, "none is told apart"), (0.5, "teacher writes is told apart")])
+@pytest.mark.parametrize(
+    ("offset", "words"),
+    [
+        (0.0, "Neither fewer tokens nor another writer is shown"),
+        (0.5, "another seed of OPD is teacher writes (seed by seed"),
+    ],
+)
 def test_paths_are_told_apart_seed_by_seed(offset: float, words: str) -> None:
     rows = [("top 50%", 0.01), ("teacher writes", 0.1 + offset), (OTHER_SEED, 0.1), ("RLVR", 0.2)]
     gaps = pd.DataFrame([(r, s, v + 0.001 * s) for r, v in rows for s in (0, 1)], columns=["row", "seed", "value"])

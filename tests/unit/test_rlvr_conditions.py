@@ -60,7 +60,7 @@ def test_what_is_said_of_the_control_is_said_of_the_null_too(toy: BookTables) ->
     alike = toy.geometry.loc[toy.geometry["recipe"].isin(["rlvr", "control_sft_64", "rlvr_random_reward"])].copy()
     alike.loc[:, rulers] = 0.5
     said = rlvr_conditions.beside_control(replace(toy, geometry=alike))
-    assert "RLVR lies within 1.2 times of control SFT, 64 prompts. Random reward" in said
+    assert "RLVR lies within 1.2 times of 64-prompt SFT. Random reward" in said
     assert "had nothing to learn, lies within 1.2 times." in said
     alike.loc[alike["recipe"] == "rlvr_random_reward", "left_angle_mean_deg"] = 0.7
     said = rlvr_conditions.beside_control(replace(toy, geometry=alike))
