@@ -100,9 +100,10 @@ def early_sentence(tables: Tables, k: int = 4) -> str:
         found = early(tables.measures, side, k, names).groupby("series").agg({"value": "mean", "seed": "nunique"})
         if len(found) < len(names):
             return ""
-        own, null = (float(found.loc[label(name), "value"]) for name in names)
+        means, counts = (found[column].to_dict() for column in ("value", "seed"))
+        own, null = (means[label(name)] for name in names)
         said.append(f"{own:.2f} on the side of the {words} (random credit {null:.2f})")
-        seeds = int(found["seed"].min())
+        seeds = min(counts.values())
     return (
         f"At a fifth of its run OPD's {k} leading directions share {listed(said)} with its last ones; seeds: {seeds}."
     )
