@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from opdgeom_utils.chapters import moments, seen, settings, sufficiency, update_path, variants_seen
+from opdgeom_utils.chapters import moments, path_seen, seen, settings, sufficiency, variants_seen
 from opdgeom_utils.chapters.control import AGAINST, OTHER_SEED, STRIP
 from tests.chart_tables import long_table, rounding_panels
 
@@ -62,7 +62,7 @@ def test_ends_of_curves_are_those_of_each_seed() -> None:
 
 def test_paths_say_growth_and_who_is_ahead() -> None:
     """The norm is the root of the share, from 2 to 100 updates; all four runs have the same similarity plus noise."""
-    said = update_path.say_paths(long_table(), 4)
+    said = path_seen.say_paths(long_table(), 4)
     assert said.startswith("The norm of the update rises for every run; OPD's is 7.07 times what it was.")
     assert "The stable rank does not change for certain for every run; OPD's is 1.00 times what it was." in said
     assert "By similarity to the end at a fifth, OPD is on the right not told apart from SFT, RLVR" in said
@@ -70,15 +70,15 @@ def test_paths_say_growth_and_who_is_ahead() -> None:
 
 def test_a_spectrum_that_only_moves_up_keeps_its_ratio() -> None:
     table = long_table()
-    said = update_path.say_shape(table, ["opd"])
+    said = path_seen.say_shape(table, ["opd"])
     assert said == "By value 8 over the first, the spectrum does not change for certain for OPD (1.00 times)."
     late = table["quantity"].eq("singular_value") & table["k"].eq(8) & table["step"].eq(100)
     doubled = table.assign(value=table["value"].where(~late, 2 * table["value"]))
-    assert "grows flatter for OPD (2.00 times)" in update_path.say_shape(doubled, ["opd"])
+    assert "grows flatter for OPD (2.00 times)" in path_seen.say_shape(doubled, ["opd"])
 
 
 def test_the_floor_leaves_rounding_noise_out() -> None:
-    said = update_path.say_floor(rounding_panels())
+    said = path_seen.say_floor(rounding_panels())
     assert "As bf16 shows it, it falls for every run." in said
     assert "In fp32 the stable rank does not change for certain for every run." in said
     assert said.count(". ") == 2
@@ -87,13 +87,13 @@ def test_the_floor_leaves_rounding_noise_out() -> None:
 def test_a_run_below_one_null_is_not_above_every_one() -> None:
     """Real inputs lie above the runs on the right and below them on the left; the other nulls are lower."""
     without = long_table().query("null != 'shuffled_time'")
-    said = update_path.say_highest(without, 4)
+    said = path_seen.say_highest(without, 4)
     assert said.startswith("Runs that lie above every one of their nulls: on the right none; on the left SFT, OPD")
 
 
 def test_nulls_say_the_exceptions_and_how_far_the_highest_is() -> None:
     without = long_table().query("null != 'shuffled_time'")
-    right, left = update_path.say_nulls(without, "sim_to_end", 4).split("; ")
+    right, left = path_seen.say_nulls(without, "sim_to_end", 4).split("; ")
     assert right == "OPD lies on the right above every null but real inputs (random signals), 0.05 short of the highest"
     assert left == "on the left above every null, by 0.05 at the least."
 
@@ -103,10 +103,10 @@ def test_scopes_say_the_widest_move_and_the_order() -> None:
     rows += [("sft", "right, all", 0.7), ("opd", "left, attention", 0.5), ("opd", "left, all", 0.5)]
     table = pd.DataFrame([*rows, ("sft", "left, attention", 0.4), ("sft", "left, all", 0.4)])
     table = table.set_axis(["recipe", "column", "value"], axis=1)
-    said = update_path.say_scopes(table)
+    said = path_seen.say_scopes(table)
     assert said == ("The order of the runs changes on the right, and no mean moves by more than 0.30 (SFT).")
     left = table[table["column"].str.startswith("left")]
-    assert update_path.say_scopes(left).startswith("The order of the runs stays, and no mean moves by more than 0.00")
+    assert path_seen.say_scopes(left).startswith("The order of the runs stays, and no mean moves by more than 0.00")
 
 
 def test_inputs_say_the_way_from_noise() -> None:
@@ -114,15 +114,15 @@ def test_inputs_say_the_way_from_noise() -> None:
     rows += [("SFT", "noise", 0.1), ("SFT", "inputs", 0.5), ("SFT", "own", 0.4)]
     ends = pd.DataFrame(rows, columns=["run", "of", "value"]).assign(seed=0)
     said = "Every run lies between noise and inputs alone: from 25% of the way (OPD) to 75% of the way (SFT)."
-    assert update_path.say_inputs(ends, "noise", "inputs") == said
+    assert path_seen.say_inputs(ends, "noise", "inputs") == said
     beyond = ends.assign(value=ends["value"].replace(0.4, 0.6))
-    assert update_path.say_inputs(beyond, "noise", "inputs").startswith("Not every run lies between")
-    assert update_path.say_inputs(ends, "noise", "other") == "The two nulls are not in these tables."
+    assert path_seen.say_inputs(beyond, "noise", "inputs").startswith("Not every run lies between")
+    assert path_seen.say_inputs(ends, "noise", "other") == "The two nulls are not in these tables."
 
 
 def test_the_channel_is_asked_of_other_seeds() -> None:
     """In the table other seeds of OPD share 0.5 and more, RLVR 0.3, SFT 0.2, and the early update more than all."""
-    said = update_path.say_channel(long_table(), 4)
+    said = path_seen.say_channel(long_table(), 4)
     assert "other seeds of OPD lie on both sides above every other row but itself at a fifth." in said
     assert "They share 0.52 on the right" in said
 

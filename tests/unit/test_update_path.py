@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from opdgeom_utils.chapters import update_path
+from opdgeom_utils.chapters import path_seen, update_path
 from tests.chart_tables import long_table
 
 
@@ -20,7 +20,7 @@ def test_curves_of_a_null_carry_its_name_and_their_runs_share() -> None:
 
 def test_the_sentence_sorts_the_nulls_by_the_sign_of_paired_differences() -> None:
     """In the table the walks lie far below, the real inputs 0.05 above on the right and 0.05 below on the left."""
-    right, left = (update_path.beside_nulls(long_table(), "sim_to_end", side, 4) for side in ("right", "left"))
+    right, left = (path_seen.beside_nulls(long_table(), "sim_to_end", side, 4) for side in ("right", "left"))
     assert "OPD is above random walk, decaying walk and Adam on noise;" in right
     assert right.endswith("below real inputs (random signals) and own steps shuffled.") or right.endswith(
         "below real inputs (random signals)."
@@ -31,7 +31,7 @@ def test_the_sentence_sorts_the_nulls_by_the_sign_of_paired_differences() -> Non
 def test_one_seed_says_nothing_about_above_or_below() -> None:
     table = long_table()
     alone = table.loc[table["seed"] == 0]
-    said = update_path.beside_nulls(alone, "sim_to_end", "right", 4)
+    said = path_seen.beside_nulls(alone, "sim_to_end", "right", 4)
     assert "OPD is not compared, for want of seeds, with random walk" in said
 
 
@@ -64,11 +64,11 @@ def test_later_windows_start_after_the_early_one() -> None:
         for seed in (0, 1, 2)
     ]
     table = pd.DataFrame(rows).assign(other_recipe="")
-    assert update_path.beside_nulls(table, "captured_share", "right", 4) == (
+    assert path_seen.beside_nulls(table, "captured_share", "right", 4) == (
         "share of the step captured, right, K = 4: OPD is above Adam on noise."
     )
     early_only = table.assign(value=table["value"].where(table["step"] == 10, 0.3))
-    assert "not told apart from Adam on noise" in update_path.beside_nulls(early_only, "captured_share", "right", 4)
+    assert "not told apart from Adam on noise" in path_seen.beside_nulls(early_only, "captured_share", "right", 4)
 
 
 def test_all_matrices_stand_beside_attention_ones() -> None:
@@ -77,3 +77,16 @@ def test_all_matrices_stand_beside_attention_ones() -> None:
     own, half = (update_path.early(both, "left", 4, scope=scope)["value"].to_numpy() for scope in ("attention", "all"))
     assert half == pytest.approx(own / 2)
     assert update_path.early(attention, "left", 4, scope="all").empty
+
+
+def test_what_comes_out_says_whether_locking_tells_opd_apart():
+    """Where OPD is ahead of all on both sides it leads; else those that it is not ahead of are named."""
+    table = long_table().copy()
+    assert path_seen.came_out(table[table["recipe"] != "opd"], 4) == "No run of OPD is in these tables."
+    alike = "Among the runs that learned, OPD is not shown to lock earlier than SFT, RLVR and control SFT."
+    assert path_seen.came_out(table, 4).startswith(alike)
+    ahead = table["recipe"].eq("opd") & table["quantity"].eq("sim_to_end") & table["null"].eq("")
+    table.loc[ahead, "value"] += 0.2
+    said = path_seen.came_out(table, 4)
+    assert said.startswith("Among the runs that learned, OPD locks earlier than every other.")
+    assert "it lies on both sides above every null" in said

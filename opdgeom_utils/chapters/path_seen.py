@@ -1,0 +1,192 @@
+"""What is seen in the figures of an update's path, and what comes out of its chapter, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import pandas as pd
+
+from opdgeom_utils.chapters import seen
+from opdgeom_utils.chapters.update_path import (
+    LEARNED_AND_NULLS,
+    agreement,
+    at_share,
+    early,
+    later,
+    path_curves,
+    shared_rows,
+)
+from opdgeom_utils.charts.palette import in_order
+from opdgeom_utils.measures.long_table import pick
+from opdgeom_utils.measures.paths import SIDES
+from opdgeom_utils.scopes import HEADLINE, MAIN
+from opdgeom_utils.vocabulary import RESCALED, ROUNDED, label, listed, metric_of
+
+STEPWISE = ("captured_share", "sim_consecutive")  # of single windows, so taken over all later ones
+
+
+def came_out(measures: pd.DataFrame, k: int) -> str:
+    """Say whether locking tells OPD from other training and from its null objective, and what does."""
+    own, null = label("opd"), label("opd_random_credit")
+    levels, not_above, nulls = [], set(), {}
+    for side in SIDES:
+        values = seen.by_seed(early(measures, side, k, MAIN), "series")
+        if own not in values:
+            return "No run of OPD is in these tables."
+        others = [label(name) for name in HEADLINE if name != "opd" and label(name) in values]
+        not_above |= {o for o in others if seen.stands(values.loc[:, own], values.loc[:, o]) != seen.ABOVE}
+        means = values.mean()
+        levels.append(f"{means[own]:.2f} on the {side}" + (f" ({null} {means[null]:.2f})" if null in means else ""))
+        beside, names = _with_nulls(measures, "sim_to_end", side, k, "opd")
+        nulls[side] = seen.leads(beside, own, names, "null")
+    tells = "locks earlier than every other"
+    if not_above:
+        tells = f"is not shown to lock earlier than {listed(in_order(not_above))}"
+    shown = agreement(measures, ["opd", "opd_random_credit"]).set_index("run")["cosine"].dropna().map("{:.2f}".format)
+    pairs = ", ".join(f"{name} {shown[name]}" for name in (own, null) if name in shown)
+    direction = f"What seeds agree on is a direction (cosine of two seeds' updates: {pairs})." if own in shown else ""
+    return (
+        f"Among the runs that learned, OPD {tells}.\nA fifth into its run, its leading space is like its last one by "
+        f"{listed(levels)}; 1 would be the same space. Among processes that learn nothing it lies "
+        f"{seen.each_side(nulls)}. {direction}"
+    ).strip()
+
+
+def beside_nulls(measures: pd.DataFrame, quantity: str, side: str, k: int, recipe: str = "opd") -> str:
+    """Say which nulls a run exceeds, seed by seed, and which it does not.
+
+    At a fifth of the run; over all later windows for what is measured on windows. The rule is that of
+    :mod:`opdgeom_utils.chapters.seen`.
+    """
+    values, nulls = _with_nulls(measures, quantity, side, k, recipe)
+    said = seen.beside(values, label(recipe), nulls)
+    return f"{metric_of(quantity).title}, {side}, K = {k}: {label(recipe)} is {said}."
+
+
+def _with_nulls(
+    measures: pd.DataFrame, quantity: str, side: str, k: int, recipe: str, nulls: Iterable[str] = LEARNED_AND_NULLS
+) -> tuple[pd.DataFrame, list[str]]:
+    """Return a run and its nulls by seed, and the names of the nulls."""
+    curves = path_curves(measures, quantity, side=side, k=k, recipes=[recipe], nulls=nulls)
+    values = seen.by_seed(later(curves) if quantity in STEPWISE else at_share(curves), "series")
+    return values, in_order(str(c) for c in values if c != label(recipe))
+
+
+def say_nulls(measures: pd.DataFrame, quantity: str, k: int, recipe: str = "opd") -> str:
+    """Say on both sides which nulls a run is not above, and how far the highest of them is."""
+    said = {}
+    for side in SIDES:
+        values, nulls = _with_nulls(measures, quantity, side, k, recipe)
+        if label(recipe) in values and nulls:
+            gap = float(values.loc[:, label(recipe)].mean() - values.loc[:, nulls].mean().max())
+            far = f"by {gap:.2f} at the least" if gap > 0 else f"{-gap:.2f} short of the highest"
+            said[side] = f"{seen.leads(values, label(recipe), nulls, 'null')}, {far}"
+    return f"{label(recipe)} lies {seen.each_side(said)}." if said else "No null is in these tables."
+
+
+def say_paths(measures: pd.DataFrame, k: int) -> str:
+    """Say how norm and stable rank go from the first checkpoint to the last, and whether OPD is ahead at a fifth."""
+    own, said, ahead = label("opd"), [], {}
+    for quantity in ("update_norm", "stable_rank"):
+        ends = seen.first_and_last(path_curves(measures, quantity))
+        factor = f"; OPD's is {seen.trend(*ends[own])[1]:.2f} times what it was" if own in ends else ""
+        said.append(f"The {metric_of(quantity).words} {seen.turns(ends)}{factor}")
+    for side in SIDES:
+        values = seen.by_seed(early(measures, side, k, MAIN), "series")
+        ahead[side] = seen.beside(values, own, in_order(str(c) for c in values if c != own))
+    return f"{'. '.join(said)}. By similarity to the end at a fifth, OPD is {seen.each_side(ahead)}."
+
+
+def say_shape(measures: pd.DataFrame, recipes: Iterable[str]) -> str:
+    """Say whose spectrum grows flatter and whose steeper: how the last known singular value over the first goes."""
+    index = int(pick(measures, quantity="singular_value").loc[:, "k"].max())
+    head, tail = (
+        seen.first_and_last(path_curves(measures, "singular_value", k=i, recipes=recipes)) for i in (1, index)
+    )
+    ratios = {run: (tail[run][0] / head[run][0], tail[run][1] / head[run][1]) for run in head if run in tail}
+    said = seen.turns(ratios, factors=True).replace("rises", "grows flatter").replace("falls", "grows steeper")
+    return f"By value {index} over the first, the spectrum {said}."
+
+
+def say_floor(panels: Mapping[str, pd.DataFrame]) -> str:
+    """Say how the stable rank goes from the first checkpoint to the last: fp32, bf16, and the rescaled update."""
+    ends: dict[str, dict[str, tuple[pd.Series, pd.Series]]] = {}
+    for curves in panels.values():
+        run = str(curves["recipe"].iloc[0])
+        for name, first_and_last in seen.first_and_last(curves).items():
+            ends.setdefault("" if name == run else name, {})[run] = first_and_last
+    words = {"": "In fp32 the stable rank", ROUNDED: "As bf16 shows it, it"}
+    words[RESCALED] = "The rescaled last update, in which nothing contracts,"
+    return " ".join(f"{said} {seen.turns(ends[name])}." for name, said in words.items() if name in ends)
+
+
+def say_highest(measures: pd.DataFrame, k: int, nulls: Iterable[str] = LEARNED_AND_NULLS) -> str:
+    """Say which runs lock more than each of their nulls, at a fifth, on both sides."""
+    said = {}
+    for side in SIDES:
+        beyond = []
+        for recipe in MAIN:
+            values, others = _with_nulls(measures, "sim_to_end", side, k, recipe, nulls)
+            if seen.leads(values, label(recipe), others, "null") == "above every null":
+                beyond.append(label(recipe))
+        said[side] = listed(beyond) if beyond else "none"
+    return f"Runs that lie above every one of their nulls: {seen.each_side(said)}."
+
+
+def say_scopes(table: pd.DataFrame) -> str:
+    """Say by how much means move when the MLP's matrices come in, and whether the order of the runs stays.
+
+    Parameters
+    ----------
+    table
+        ``recipe, value`` and ``column``, which begins with the side; two columns for each side.
+    """
+    means = pd.DataFrame(table.groupby(["recipe", "column"]).agg({"value": "mean"}).loc[:, "value"].unstack())
+    moved, changed = pd.Series(dtype=float), []
+    for side in SIDES:
+        own = means.loc[:, [c for c in means.columns if str(c).startswith(side)]]
+        if own.shape[1] == 2:
+            moved = pd.concat([moved, (own.iloc[:, 0] - own.iloc[:, 1]).abs()])
+            one, other = (own.loc[:, str(c)].sort_values().index.tolist() for c in own)
+            changed += [f"on the {side}"] * (one != other)
+    if moved.empty:
+        return "There is one choice of matrices only."
+    order = f"changes {listed(changed)}" if changed else "stays"
+    return (
+        f"The order of the runs {order}, and no mean moves by more than {moved.max():.2f} "
+        f"({label(str(moved.idxmax()))})."
+    )
+
+
+def say_inputs(ends: pd.DataFrame, noise: str, inputs: str) -> str:
+    """Say how far each run's final space lies on the way from that of noise to that which the inputs alone make.
+
+    Parameters
+    ----------
+    ends
+        ``run, of, seed, value``; ``of`` is ``noise``, ``inputs`` or what the run itself has.
+    """
+    means = pd.DataFrame(ends.groupby(["run", "of"], sort=False).agg({"value": "mean"}).loc[:, "value"].unstack())
+    if noise not in means or inputs not in means:
+        return "The two nulls are not in these tables."
+    own = means.loc[:, next(str(c) for c in means if c not in (noise, inputs))]
+    way = ((own - means.loc[:, noise]) / (means.loc[:, inputs] - means.loc[:, noise])).dropna()
+    between = "Every run lies" if way.between(0, 1).all() else "Not every run lies"
+    span = [f"{share:.0%} of the way ({run})" for run, share in ((way.idxmin(), way.min()), (way.idxmax(), way.max()))]
+    return f"{between} between noise and inputs alone: from {span[0]} to {span[1]}."
+
+
+def say_channel(measures: pd.DataFrame, k: int) -> str:
+    """Say whether OPD's final space is nearer to other seeds of OPD than to all else in the figure, on both sides."""
+    said, shares = {}, []
+    for side in SIDES:
+        values = seen.by_seed(shared_rows(measures, side, k), "kind")
+        values = values.rename(columns=lambda kind: str(kind).removesuffix(", same seed"))
+        said[side] = seen.leads(values, "other seeds", [str(c) for c in values if c != "other seeds"], "other row")
+        means = values.mean()
+        if {"other seeds", "itself at a fifth"} <= set(means.index):
+            shares.append(
+                f"{means['other seeds']:.2f} on the {side} (itself at a fifth {means['itself at a fifth']:.2f})"
+            )
+    share = f" They share {listed(shares)}." if shares else ""
+    return f"By overlap with OPD's end, other seeds of OPD lie {seen.each_side(said)}.{share}"
