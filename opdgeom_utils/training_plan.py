@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from opdgeom_utils.errors import TrainingMemoryError
 from opdgeom_utils.evaluation import BATCH
@@ -92,7 +93,7 @@ def check_memory(recipe: Recipe, device: str = "auto") -> Plan | None:
     sides = {name: open_side(name) for name in models_of(recipe)}
     if sides[recipe.start].n_parameters < LARGE:
         return None
-    where, lengths = pick_device(device), _lengths(recipe)
+    where, lengths = pick_device(device), longest_texts(recipe, load_tokenizer(recipe.start))
     plan = plan_of(recipe, sides, lengths, where)
     print(plan.text())
     if not plan.fits:
@@ -197,9 +198,9 @@ def _is_small(folder: str) -> bool:
     return bool(files) and sum(file.stat().st_size for file in files) < 2 * LARGE
 
 
-def _lengths(recipe: Recipe) -> tuple[int, int]:
-    """Tokens of the longest prompt and completion among some problems."""
-    world, tokenizer = load_world(recipe.profile), load_tokenizer(recipe.start)
+def longest_texts(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
+    """Return how many tokens the longest prompt and completion have among some problems."""
+    world = load_world(recipe.profile)
     problems = tasks_of(recipe.profile).draw(recipe.mixture, SAMPLE, "plan", weights=recipe.weights)
     prompts = tokenizer([world.put(tokenizer, p.prompt) for p in problems])["input_ids"]
     shown: Any = [] if recipe.on_policy else tokenizer([p.completion for p in problems])["input_ids"]

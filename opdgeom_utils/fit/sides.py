@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from jinja2 import TemplateError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
 from opdgeom_utils.checkpoints.hub_files import hub_folder
@@ -37,7 +37,7 @@ class Side:
 
     name: str
     config: PreTrainedConfig
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerFast
     stops: tuple[int, ...]
     n_parameters: int
     lora_entries: int

@@ -11,10 +11,11 @@ import torch
 
 from opdgeom_utils.fit.memory import CARD_GB
 from opdgeom_utils.gpu_check.shapes import side_of, size_of
+from opdgeom_utils.profile_files import read_profile
 from opdgeom_utils.recipes import Recipe
 from opdgeom_utils.results import are_committed
 from opdgeom_utils.training_plan import Plan, plan_of
-from opdgeom_utils.world import load_world, read_profile
+from opdgeom_utils.world import load_world
 
 PROFILES = ("qwen3-0.6b-80gb", "qwen3-0.6b", "qwen3-0.6b-16gb")  # the most demanding first
 OBJECTIVES = ("sft", "opd", "rlvr")

@@ -10,8 +10,7 @@ import pytest
 import yaml
 from torch import Tensor
 
-from opdgeom_utils import models
-from opdgeom_utils import world as world_module
+from opdgeom_utils import models, profile_files
 from opdgeom_utils.checkpoints.mapped_tensors import FileTensor
 from opdgeom_utils.recipes import Recipe
 from tests.tiny_world import DEFAULTS, RECIPES, World, save_tiny
@@ -34,7 +33,7 @@ def world(tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     content = {"defaults": DEFAULTS, "recipes": RECIPES}
     (found.recipes / "tiny.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     monkeypatch.setattr(models, "MODELS", found.models)
-    monkeypatch.setattr(world_module, "RECIPES", found.recipes)
+    monkeypatch.setattr(profile_files, "RECIPES", found.recipes)
     monkeypatch.setenv("OPDGEOM_RUNS", str(found.runs))
     return found
 

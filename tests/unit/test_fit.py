@@ -270,7 +270,7 @@ def test_no_end_and_an_end_that_is_padding(save: Save) -> None:
     assert "pads with its end token, <|im_end|> (302)" in found(padded, "padding token")[1]
     bare = check_fit(save("bare", pad=None), save("teacher"))
     assert found(bare, "padding token")[:2] == (
-        "change", "the student's tokenizer has none, and texts of one batch are padded"
+        "change", "the student's tokenizer has no padding token, and texts of one batch are padded"
     )  # fmt: skip
 
 

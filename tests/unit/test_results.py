@@ -123,6 +123,15 @@ def test_a_live_number_outside_the_seeds_spread_stops() -> None:
         results.check_live(pd.Series({"x": 5.0}), committed)
 
 
+def test_what_is_undefined_here_and_there_agrees() -> None:
+    """An update that nothing shows has no overlap; a live run without a number where the seeds have one is told."""
+    live = pd.Series({"x": 1.0, "overlap": float("nan")})
+    seeds = pd.DataFrame({"x": [0.9, 1.0, 1.1], "overlap": [float("nan")] * 3})
+    assert results.check_live(live, seeds)["inside"].tolist() == [True, True]
+    with pytest.raises(StaleResultsError, match="overlap"):
+        results.check_live(live, seeds.assign(overlap=[0.1, 0.2, 0.3]))
+
+
 def test_measures_are_cut_to_the_profile_and_may_be_missing(tmp_path: Path) -> None:
     row = {"recipe": "opd", "seed": 0, "step": 8, "quantity": "accuracy", "value": 0.5}
     path = tmp_path / "measures.parquet"

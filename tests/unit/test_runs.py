@@ -40,9 +40,9 @@ from tests.tiny_world import DEFAULTS, RECIPES, World
 DRIVER = """
 import sys, time
 from pathlib import Path
-from opdgeom_utils import models, runs, training, world
+from opdgeom_utils import models, profile_files, runs, training
 
-models.MODELS, world.RECIPES, go = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
+models.MODELS, profile_files.RECIPES, go = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
 inner = training.apply_update
 
 def told(learner, batch):

@@ -20,7 +20,9 @@ def write(world: TinyWorld, block: object) -> None:
     ("block", "message"),
     [
         ({"task": {"kind": "families"}}, "task"),
-        ({"tasks": "families"}, "kind"),
+        ({"tasks": "families"}, "tasks is .families.; expected a block"),
+        ({"tasks": {"path": "p"}}, "kind of tasks is None; expected one of families"),
+        ({"prompt": "chatt"}, "did you mean .chat."),
         ({"tasks": {"kind": "tetris"}}, "tetris"),
         ({"prompt": "shout"}, "shout"),
         (["models"], "models"),
