@@ -153,7 +153,11 @@ def write_tables(
         storage.write_atomic(path, storage.parquet_bytes(tables[name]))
     sampled = [run for run in runs if run.is_large or load_world(run.recipe.profile).models]
     if sampled:
-        storage.write_tensors(folder / SAMPLE, sample_of(sampled))
+        own, path = sample_of(sampled), folder / SAMPLE
+        held = storage.read_tensors(path) if add and path.is_file() else own
+        same = held["reference"].equal(own["reference"])
+        if same or held.keys() & own.keys() > {"reference"}:  # else the new runs start elsewhere, and are left out
+            storage.write_tensors(path, held | own if same else own)
     entries = [entry for entry in _entries(folder) if add and _entry_key(entry) not in fresh] + [
         {"recipe": run.recipe.as_dict(), "seed": run.seed, "weights": weights_of(run.recipe), **run.provenance}
         for run in runs

@@ -105,9 +105,13 @@ def with_measures(
             )
         measures = measures_of(_runs(tables.profile, tables.seeds, recipes), parts)
     if quantities and not set(quantities) & set(measures["quantity"]):
+        lacking = (
+            f"no recipe of data/recipes/{tables.profile}.yaml gives it. Copy some that first_regime.yaml has for this "
+            f"chapter (each takes about as long as opd's run), and run `make runs PROFILE={tables.profile} ADD=1`"
+        )
         raise StaleResultsError(
-            f"the measures of profile {tables.profile}, seeds {list(tables.seeds)}, have no {' or '.join(quantities)}. "
-            "Run `make runs`"
+            f"the measures of profile {tables.profile}, seeds {list(tables.seeds)}, have no {' or '.join(quantities)}: "
+            + (f"run `make runs PROFILE={tables.profile}`" if recipes else lacking)
         )
     return replace(tables, measures=measures)
 

@@ -13,7 +13,7 @@ import yaml
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from opdgeom_utils import results
+from opdgeom_utils import results, storage
 from opdgeom_utils.errors import CheckpointNotFoundError, OpdGeomError, RecipeError
 from opdgeom_utils.measures import functional, gradient_moments
 from opdgeom_utils.measures.gradient_moments import MomentPlan
@@ -278,3 +278,13 @@ def test_weights_in_several_files_are_recorded(mine: Folders, tmp_path: Path) ->
     results.write_tables([load_or_train("opd", profile="mine")], tmp_path / "tables")
     assert len(results.load_tables("mine", tmp_path / "tables").geometry) > 0
     assert (tmp_path / "tables" / results.SAMPLE).is_file()  # which the chapter on a pretrained model opens
+
+
+def test_adding_a_run_keeps_the_matrices_of_the_others(mine: Folders, tmp_path: Path) -> None:
+    folder, held = tmp_path / "tables", []
+    for name in ("opd", "rlvr", "sft"):  # the last starts elsewhere than the sample's reference
+        results.write_tables([load_or_train(name, profile="mine")], folder, add=True)
+        held.append(storage.read_tensors(folder / results.SAMPLE))
+    assert [set(sample) for sample in held] == [{"reference", "opd/0"}, *[{"reference", "opd/0", "rlvr/0"}] * 2]
+    assert all(held[2][name].equal(held[1][name]) for name in held[1])
+    assert held[1]["opd/0"].equal(held[0]["opd/0"])

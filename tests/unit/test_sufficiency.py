@@ -126,5 +126,7 @@ def test_committed_measures_must_hold_what_the_chapter_reads() -> None:
         with_measures(tables, ["opd"])
     held = replace(tables, measures=rows())
     assert with_measures(held, ["opd"], quantities=["update_inside", "hill"]).measures is held.measures
-    with pytest.raises(StaleResultsError, match=r"seeds \[0\], have no hill"):
+    with pytest.raises(StaleResultsError, match=r"seeds \[0\], have no hill: run `make runs PROFILE"):
         with_measures(held, ["opd"], quantities=["hill"])
+    with pytest.raises(StaleResultsError, match=r"no recipe of data/recipes/first_regime\.yaml gives it"):
+        with_measures(held, [], quantities=["hill"])
