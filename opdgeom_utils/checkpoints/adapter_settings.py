@@ -27,6 +27,9 @@ WITHOUT_EFFECT = (  # on the weights, given how training started and that the va
     *("task_type", "auto_mapping", "peft_version", "inference_mode", "runtime_config", "lora_dropout"),
     *("megatron_core", "qalora_group_size", "eva_config", "corda_config", "lora_ga_config", "loftq_config"),
 )
+NO_UPDATE = (  # kinds that add what is read beside the weights, and leave those as they are
+    *("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE", "ADAPTION_PROMPT"),
+)
 KNOWN = frozenset(USED + SEEN_IN_THE_WEIGHTS + WITHOUT_EFFECT)
 
 
@@ -39,6 +42,16 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
     file = folder / CONFIG
     settings = read_json(file, "adapter configuration")
     kind = settings.get("peft_type")
+    if kind in NO_UPDATE:
+        raise MetricInputError(
+            f"{file}: an adapter of kind {kind} adds prompts or layers of its own and changes no weight: there is no "
+            "update to measure; expected LoRA, or a whole model."
+        )
+    if kind is None and "fine_tune_type" in settings:
+        raise MetricInputError(
+            f"{file}: an adapter of MLX, expected one of PEFT; merge it with `mlx_lm.fuse --model MODEL --adapter-path "
+            f"{folder} --save-path merged` (--dequantize if MODEL is quantised) and give the merged folder."
+        )
     unknown = sorted(name for name, value in settings.items() if value and name not in KNOWN)
     if kind != "LORA" or unknown:
         with_these = f" with {shortened(unknown)}" if unknown else ""

@@ -5,14 +5,19 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from opdgeom_utils.checkpoints.layouts import text_config
-from opdgeom_utils.checkpoints.parameter_names import embedding_and_head, is_vocabulary
-from opdgeom_utils.checkpoints.sampled_rows import order_of_rows, other_values
+from opdgeom_utils.checkpoints.parameter_names import embedding_and_head, is_vocabulary, layer_of, module_of
+from opdgeom_utils.checkpoints.sampled_rows import order_of_rows, other_values, taken_from
 from opdgeom_utils.checkpoints.stored_tensors import OpenCheckpoint, StoredTensor, part_of
 from opdgeom_utils.checkpoints.tied_embeddings import heads_apart
 from opdgeom_utils.checkpoints.weight_files import shortened
 from opdgeom_utils.errors import CheckpointMismatchError, ways
 
 PADDING_AT_MOST = 1024  # rows; a larger difference of vocabularies is no padding
+ROTATED = ("q_proj", "k_proj", "q_norm", "k_norm")  # what rotary embeddings turn, by halves or by neighbours
+TURNED = (
+    "one of the two was converted by the rule for Meta's rotary embeddings, the other not; convert both from the "
+    "trained weights by one rule"
+)
 
 
 @dataclass(frozen=True)
@@ -20,7 +25,7 @@ class ComparisonReport:
     """Which tensors of two checkpoints are compared, and which are not, and why.
 
     ``only_in_reference``, ``only_in_tuned``: names on one side only.
-    ``reshaped``: names with both shapes, and vocabulary tensors whose rows are in another order.
+    ``reshaped``: names with both shapes, and tensors of the vocabulary, queries or keys with rows in another order.
     ``ambiguous``: names that two stored tensors claim.
     ``padded``: vocabulary tensors of different lengths, compared on the rows that all of them have.
     ``left_out``: what is stored but is no weight: buffers, scales, the state of an optimiser.
@@ -179,20 +184,29 @@ def _is_padding(name: str, one: StoredTensor, other: StoredTensor) -> bool:
 def _rows_moved(
     reference: OpenCheckpoint, tuned: OpenCheckpoint, names: Sequence[str]
 ) -> tuple[dict[str, str], list[str]]:
-    """Say which vocabulary tensors have their rows in another order, and which may have; a low rank moves none."""
+    """Say which tensors have their rows in another order, and which may have; a low rank moves none.
+
+    Of queries and of keys the first matrix tells it for all.
+    """
     moved, remarks = {}, []
+    rotated = [name for name in names if layer_of(name) >= 0 and module_of(name) in ROTATED]
+    first = {module_of(name): name for name in reversed(rotated) if len(reference.tensors[name].shape) == 2}
     names = [name for name in names if is_vocabulary(name)]
-    for name in names:
+    for name in (*names, *first.values()):
         before, after = reference.tensors[name], tuned.tensors[name]
         if tuned.adapted and name in tuned.adapted and after.load is not None:
             continue
         text, fits_elsewhere = order_of_rows(before, after)
+        if fits_elsewhere and name in rotated:
+            moved |= dict.fromkeys(rotated, TURNED)
+            continue
         if fits_elsewhere:
             moved[name] = text
         elif text and before.shape != after.shape:
             remarks.append(f"{name} is {before.shape} and {after.shape}: {text}; its rows may not mean the same tokens")
-    if moved:  # a bias has one entry for each row
-        moved |= {name: next(iter(moved.values())) for name in names if len(reference.tensors[name].shape) == 1}
+    words = next((moved[name] for name in names if name in moved), "")
+    if words:  # a bias has one entry for each row
+        moved |= {name: words for name in names if len(reference.tensors[name].shape) == 1}
     return moved, remarks
 
 
@@ -216,6 +230,13 @@ def _conflicts(reference: OpenCheckpoint, tuned: OpenCheckpoint) -> tuple[str, .
         found.append(
             f"the adapter does not change {shortened(differing)}, but its base has other values there than "
             f"{reference.label}: it was trained over another base"
+        )
+    taken = taken_from(reference, tuned) if tuned.adapted is not None else ""
+    if taken:
+        found.append(
+            f"what the adapter adds to {taken} is a piece of the base's own matrix: its training began by taking that "
+            "out of the base (as PiSSA does), though its settings do not say so. Give the adapter that was converted "
+            "to plain LoRA, or the merged model"
         )
     return tuple(found)
 

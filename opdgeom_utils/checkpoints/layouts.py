@@ -3,7 +3,8 @@
 The rules, in order:
 
 1. ``_orig_mod.``, ``_fsdp_wrapped_module.`` and ``_checkpoint_wrapped_module.`` are dropped wherever they stand; so are
-   ``module.``, ``base_model.model.`` and ``thinker.`` at the start, as often as they stand there.
+   ``module.``, ``base_model.model.``, ``thinker.`` and a trainer's own ``_forward_module.``, ``policy.``,
+   ``pretrained_model.`` and ``model.`` (before a whole model's names) at the start, as often as they stand there.
 2. A model's parts stand under ``model.``, whether its names are those of the hub or of memory: ``visual.`` becomes
    ``model.visual.``; ``language_model.`` becomes ``model.``, with or without a ``model.`` on either side of it, and
    ``language_model.lm_head.`` becomes ``lm_head.``. Types with names of their own for the parts are renamed first as
@@ -35,7 +36,10 @@ from opdgeom_utils.checkpoints.transformers_rules import base_prefix, keeps_expe
 from opdgeom_utils.errors import CheckpointDamagedError
 
 WRAPPERS = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-OUTER = re.compile(r"(?:module\.|base_model\.model\.|thinker\.)+")
+OUTER = re.compile(
+    r"(?:module\.|_forward_module\.|base_model\.model\.|thinker\.|policy\.|pretrained_model\."
+    r"|model\.(?=(?:model|lm_head|transformer|gpt_neox|base_model)\.))+"
+)
 LANGUAGE = re.compile(r"(?:model\.)?language_model\.(?:model\.)*(?P<head>lm_head\.)?")
 PART = re.compile(r"(?:visual|(?:vision|image|video|audio|speech)_\w+|\w*projector|connector|merger)\.")
 AT_THE_START = re.compile(r"(?:decoder\.)?(?P<kind>layers|h|blocks|block)\.\d+\.")

@@ -22,6 +22,12 @@ NAMED = (
         "a partition of Megatron-LM; convert it to transformers' form (Megatron Bridge does) and pass that folder",
     ),
     (r"model-rank-\d+-part-\d+\.safetensors", f"a slice of vLLM's sharded state, one of each rank; {_WHOLE}"),
+    (
+        r"consolidated\.\d+\.pth",
+        "a checkpoint in Meta's own form, or a rank's slice of one, with queries and keys in another order of rows; "
+        "pass the same model in transformers' form, or make that (convert_llama_weights_to_hf.py of transformers 4)",
+    ),
+    (r".*\.npz", f"a file of NumPy's arrays, as older MLX writes them; {_WHOLE}"),
     (r".*\.(gguf|ggml)", f"a GGUF file of llama.cpp, mostly quantised; {_WHOLE}"),
     (r".*\.onnx(_data)?", f"a graph exported to ONNX, without the names of weights; {_WHOLE}"),
     (r"tf_model.*\.h5|.*\.ckpt\.(index|meta|data-.*)|saved_model\.pb", _TENSORFLOW),

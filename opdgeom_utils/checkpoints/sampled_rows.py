@@ -1,18 +1,21 @@
 """What two checkpoints must share, looked up in a few rows of each matrix, so that opening a large model stays cheap.
 
-Two questions: does an adapter stand on the model that it is compared with, and do the rows of two vocabularies lie in
-one order. Vectors are compared whole, matrices on blocks of rows spread over them. What lies in one file under one name
-is the same without a look. The limits: a base that differs only in rows between the blocks, or only in matrices that
-the adapter changes, is not noticed; nor is a vocabulary of which only rows between the blocks have moved.
+Three questions: does an adapter stand on the model that it is compared with, or on one that training first took a piece
+from; and do the rows of two vocabularies, or of queries and keys, lie in one order. Vectors are compared whole, and
+matrices on blocks of rows. What lies in one file under one name is the same without a look. The limits: a base
+that differs only in rows between the blocks, or only in matrices that the adapter changes, is not noticed; nor is a
+vocabulary of which only rows between the blocks have moved.
 """
 
 import torch
 from torch import Tensor
 
+from opdgeom_utils.checkpoints.parameter_names import layer_of
 from opdgeom_utils.checkpoints.stored_tensors import OpenCheckpoint, StoredTensor
 from opdgeom_utils.checkpoints.tied_embeddings import same_bits
 
 BLOCKS, ROWS = 4, 16  # of each matrix: 64 rows
+PIECE, NEAR, CHANCE = 0.01, 0.25, 6  # of a matrix's square; of the piece's own; standard deviations of a cosine
 FAR, FIT, FEWEST = 0.5, 4, 3  # of a row's own length; times nearer elsewhere; rows that make a disorder
 
 
@@ -32,6 +35,32 @@ def other_values(reference: OpenCheckpoint, tuned: OpenCheckpoint) -> list[str]:
         for name, tensor in reference.tensors.items()
         if name in tuned.tensors and name not in changed and _differ(tensor, tuned.tensors[name])
     ]
+
+
+def taken_from(base: OpenCheckpoint, adapted: OpenCheckpoint) -> str:
+    """Name the first matrix that is adapted, if its update is a piece of the matrix itself, as where PiSSA took it out.
+
+    The product of such a piece and the matrix is the piece's own square, and that is more than chance and not small. Of
+    one matrix all values are read.
+
+    >>> w = torch.diag(torch.arange(20.0, 0, -1))
+    >>> def opened(values: Tensor, **fields: frozenset[str]) -> OpenCheckpoint:
+    ...     tensor = StoredTensor("x", "q", (20, 20), values.dtype, held=values)
+    ...     return OpenCheckpoint("x", {"layers.0.q": tensor}, **fields)
+    >>> taken_from(opened(w), opened(w + torch.diag(w.diag() * (w.diag() == 20)), adapted=frozenset({"layers.0.q"})))
+    'layers.0.q'
+    """
+    names = (name for name in adapted.tensors if name in (adapted.adapted or ()) and layer_of(name) >= 0)
+    for name in names:
+        one, other = base.tensors.get(name), adapted.tensors[name]
+        if one is None or len(one.shape) != 2 or one.shape != other.shape:
+            continue
+        w, update = one.read_unchecked().double(), other.read_unchecked().double()
+        update -= w
+        squared = float(update.square().sum())
+        is_large = squared > max(PIECE, CHANCE**2 / w.numel()) * float(w.square().sum())
+        return name if is_large and abs(float((w * update).sum()) / squared - 1) < NEAR else ""
+    return ""
 
 
 def order_of_rows(one: StoredTensor, other: StoredTensor) -> tuple[str, bool]:

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ BITS = {"F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32":
     **{"I16": 16, "U16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8},
     **{"F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4},
 }
-SHARD = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
+SHARD = re.compile(r"-(\d+)-of-(\d+)\.(?:safetensors|bin)$")
 SLICE = re.compile(r"shard-\d+-")  # of which each rank wrote its own, under a number of its own
 WEIGHTS = (  # files that hold a model's weights, in whatever form
     *("*.safetensors", "pytorch_model*.bin", "*.distcp", "model_world_size_*_rank_*.pt", "consolidated*.pth"),
@@ -64,17 +64,28 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / "model.safetensors"]
     if not files:
         if kind := kind_inside(folder):
-            raise CheckpointNotFoundError(f"{folder}: no weights, but {kind}.")
-        others = sorted(path.name for path in folder.iterdir())
+            raise CheckpointNotFoundError(f"{folder}: no weights, but {kind}{_elsewhere(folder)}.")
+        found = shortened(sorted(path.name for path in folder.iterdir())) or "nothing"
         raise CheckpointNotFoundError(
-            f"{folder}: no .safetensors file, found {shortened(others) or 'nothing'}; expected a folder saved by "
+            f"{folder}: no .safetensors file, found {found}{_elsewhere(folder)}; expected a folder saved by "
             "save_pretrained, by torch.distributed.checkpoint, or as one file for each rank."
         )
     if any(file.name.startswith("adapter_") for file in files):
         raise CheckpointNotFoundError(
-            f"{folder}: holds an adapter without its adapter_config.json; copy that too, or merge the adapter first."
+            f"{folder}: holds an adapter without its adapter_config.json; copy that too, or merge the adapter first. "
+            'If none was saved, write {"peft_type": "LORA", "r": ..., "lora_alpha": ...} into one, as in training.'
         )
-    counts = {int(match.group(2)) for file in shards if (match := SHARD.search(file.name))}
+    require_all_shards(folder, shards)
+    return files
+
+
+def require_all_shards(folder: Path, files: Sequence[Path]) -> None:
+    """Prove by their names that shards without an index are of one checkpoint, and all there.
+
+    Raises CheckpointDamagedError when they are of several. Raises CheckpointNotFoundError when one is missing.
+    """
+    shards = [match for file in files if (match := SHARD.search(file.name))]
+    counts = {int(match.group(2)) for match in shards}
     if len(counts) > 1:
         raise CheckpointDamagedError(
             f"{folder}: holds shards of checkpoints of {sorted(counts)} files, without an index that names one of "
@@ -82,7 +93,6 @@ def weight_files(folder: Path) -> list[Path]:
         )
     if shards and len(shards) != min(counts):
         raise CheckpointNotFoundError(f"{folder}: {len(shards)} of {min(counts)} shards; copy the others.")
-    return files
 
 
 def indexed_files(index: Path) -> list[Path]:
@@ -97,8 +107,10 @@ def indexed_files(index: Path) -> list[Path]:
     for name in sorted(owners):
         file = contained(folder, name, said_by=f"{index}: tensor {owners[name]}")
         if not file.is_file():
+            others = sorted(path.name for path in folder.glob(f"*{file.suffix}") if path.name not in owners)
             raise CheckpointNotFoundError(
-                f"{folder}: {index.name} names {name} (for {owners[name]}), not there; copy or download it again."
+                f"{folder}: {index.name} names {name} (for {owners[name]}), not there; copy or download it again"
+                + (f", or, if {shortened(others)} are the checkpoint, move the index away." if others else ".")
             )
         files.append(file)
     return files
@@ -249,6 +261,14 @@ def weight_map(index: Path) -> dict[str, str]:
     if not isinstance(named, dict) or not named or not all(isinstance(file, str) for file in named.values()):
         raise CheckpointDamagedError(f"{index}: not a readable index with a weight_map; copy it again.")
     return named
+
+
+def _elsewhere(folder: Path) -> str:
+    """Say where among what a folder holds weights may lie."""
+    below = {path.parent.name for name in (*WEIGHTS, "adapter_config.json") for path in folder.glob(f"*/{name}")}
+    pickles = (path for path in sorted(folder.iterdir()) if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+    where = [*(f"{name}/" for name in sorted(below)), *(path.name for path in pickles if not other_kind(path))]
+    return f"; if one of {shortened(where)} is meant, pass its path" if where else ""
 
 
 def _damage(file: Path) -> str:
