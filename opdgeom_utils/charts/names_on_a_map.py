@@ -1,4 +1,4 @@
-"""Where the names on a map stand: beside their marks, or apart from a crowd at the end of a line, and on nothing else.
+"""Where the names on a map stand: beside their marks, or apart at the end of a line, and on nothing else; their layers.
 
 Places are fractions of the plot, from the left and from below; a plot follows its page, so each place is tried at the
 width of a phone, of a tablet and of a desktop.
@@ -7,10 +7,12 @@ width of a phone, of a tablet and of a desktop.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import altair as alt
 import numpy as np
+import pandas as pd
 
 WIDTHS = (275.0, 430.0, 610.0)  # of the plot, in pixels
 HEIGHT = 340
@@ -21,6 +23,31 @@ ASIDE = (0.0, 0.05, 0.09, 0.14, 0.2, 0.28)  # of the width, to either side
 UPWARDS = tuple(range(0, 150, 15))  # pixels, to either side
 CLASH, CROSSING, APART = 1000.0, 400.0, 40.0
 Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """An axis from its first value to its last: 0 at the one, 1 at the other.
+
+    >>> Scale(1.0, 100.0, log=True).along(10.0), Scale(1.0, 100.0, log=True).at(0.5), Scale(0.0, 2.0).along(0.5)
+    (0.5, 10.0, 0.25)
+    """
+
+    first: float
+    last: float
+    log: bool = False
+
+    def along(self, value: float) -> float:
+        """Place of a value, as a fraction of the axis."""
+        if self.log:
+            return math.log(value / self.first) / math.log(self.last / self.first)
+        return (value - self.first) / (self.last - self.first)
+
+    def at(self, place: float) -> float:
+        """Value at a place."""
+        if self.log:
+            return self.first * (self.last / self.first) ** place
+        return self.first + (self.last - self.first) * place
 
 
 @dataclass(frozen=True)
@@ -67,6 +94,42 @@ def names_on_a_map(
         costs = [(_cost(name, (x, y), place, others, marks, lines), place) for place in _candidates(x, y)]
         placed.append(min(costs, key=lambda pair: pair[0])[1])
     return placed
+
+
+def name_layers(
+    rows: pd.DataFrame,
+    axes: tuple[Callable[[str], alt.X], Callable[[str], alt.Y]],
+    scales: tuple[Scale, Scale],
+    marks: Sequence[Point],
+    lines: Sequence[tuple[Point, Point]],
+    *,
+    size: int = 12,
+) -> list[alt.Chart]:
+    """Draw names beside their marks, with a thin line to those that stand apart.
+
+    Parameters
+    ----------
+    rows
+        ``tag, x, y``: a name and where its mark is, in the units of the axes.
+    axes, scales
+        The two axes: how the chart encodes a column on each, and how they run.
+    marks, lines
+        What is drawn besides, as fractions of the plot; the marks of the names belong to them.
+    size
+        Of the letters, in pixels.
+    """
+    (x, y), (across, upwards) = axes, scales
+    names = [(str(tag), across.along(a), upwards.along(b)) for tag, a, b in rows[["tag", "x", "y"]].to_numpy(object)]
+    found = names_on_a_map(names, marks, lines)
+    rows = rows.assign(tag_x=[across.at(p.at[0]) for p in found], tag_y=[upwards.at(p.at[1]) for p in found])
+    apart = rows.loc[[p.apart for p in found]]
+    lead = alt.Chart(apart).mark_rule(strokeWidth=0.8, color="#7F7F7F")
+    layers = [lead.encode(x=x("x"), y=y("y"), x2="tag_x:Q", y2="tag_y:Q")] if len(apart) else []
+    for one in dict.fromkeys((p.align, p.dx, p.dy) for p in found):
+        own = rows.loc[[(p.align, p.dx, p.dy) == one for p in found]]
+        text = alt.Chart(own).mark_text(align=alt.Align(one[0]), dx=one[1], dy=one[2], fontSize=size)
+        layers.append(text.encode(x=x("tag_x"), y=y("tag_y"), text="tag:N"))
+    return layers
 
 
 def _candidates(x: float, y: float) -> Iterator[Place]:

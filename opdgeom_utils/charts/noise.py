@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+
 import altair as alt
 import pandas as pd
 
-from opdgeom_utils.charts.axes import QUARTERS, value_axis
+from opdgeom_utils.charts.axes import QUARTERS, ends_of_log, value_axis
+from opdgeom_utils.charts.names_on_a_map import Scale, name_layers
 from opdgeom_utils.charts.palette import Figure, coloured, shaped, tips
 from opdgeom_utils.charts.seed_points import figure, known, need
 from opdgeom_utils.intervals import number
 
 LITERAL = "steps as printed"
 GATED = "noise through bf16"
-MIDDLE = 1e-3  # displacements beyond it have their names on the left, where there is room
 NEXT = 0.01  # half of the distance between two points of the curve, in powers of ten
 
 
@@ -125,9 +127,17 @@ def noise_sliders(curve: pd.DataFrame, marks: pd.DataFrame) -> Figure:
         for name, (words, low, high, value) in binds.items()
     ]
     here = "clamp(rate_power + updates_power / 2 - size_power, -5, 0)"
-    x = alt.X("relative:Q", title="displacement / size of the weights")
-    x = value_axis(x, "relative", [*rows["relative"], *runs["relative"]], log=True)
-    y = alt.Y("value:Q", title="share of entries").scale(domain=[0, 1]).axis(format=".0%", values=QUARTERS)
+    sizes = [*rows["relative"], *runs["relative"]]
+
+    def across(field: str) -> alt.X:
+        x = alt.X(f"{field}:Q", title="displacement / size of the weights")
+        return value_axis(x, "relative", sizes, log=True)
+
+    def upwards(field: str) -> alt.Y:
+        y = alt.Y(f"{field}:Q", title="share of entries").scale(domain=[0, 1])
+        return y.axis(format=".0%", values=QUARTERS)
+
+    x, y = across("relative"), upwards("value")
     colour = coloured("series", rows["series"]).legend(orient="top", columns=1)
     shown = [*tips("series"), alt.Tooltip("value:Q", format=".1%"), alt.Tooltip("relative:Q", format=".2e")]
     base = alt.Chart(rows).encode(x=x, y=y, color=colour)
@@ -141,13 +151,14 @@ def noise_sliders(curve: pd.DataFrame, marks: pd.DataFrame) -> Figure:
         shape=shaped("source", runs["source"]).legend(orient="top", columns=1),
         tooltip=[*tips("run"), alt.Tooltip("value:Q", format=".1%")],
     )
-    early, odd = runs["relative"] < MIDDLE, runs["relative"].rank(method="first") % 2 == 1
-    names = [  # neighbours are named above and below, so that two names that meet can both be read
-        alt.Chart(own).mark_text(align=alt.Align(side), dx=dx, dy=dy, fontSize=11).encode(x=x, y=y, text="run:N")
-        for side, dx, half in (("left", 8, early), ("right", -8, ~early))
-        for dy, own in ((-8, runs.loc[half & odd]), (9, runs.loc[half & ~odd]))
-        if len(own)
-    ]
+    scales = Scale(*ends_of_log(sizes), log=True), Scale(0.0, 1.0)
+    marks, curves = (
+        [(scales[0].along(a), b) for a, b in own[["relative", "value"]].to_numpy(float)]
+        for own in (runs, rows.sort_values(["series", "relative"]))
+    )
+    lines = [(one, other) for one, other in itertools.pairwise(curves) if one[0] < other[0]]
+    tagged = runs.rename(columns={"run": "tag", "relative": "x", "value": "y"})
+    names = name_layers(tagged, (across, upwards), scales, marks, lines, size=11)
     said = ", ".join(f"{run} {number(value, '.1%')}" for run, value in runs[["run", "value"]].values.tolist())
     return (
         alt.layer(base.mark_line(), points, words, measured, *names)

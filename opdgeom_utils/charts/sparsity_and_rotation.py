@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import math
 
 import altair as alt
 import pandas as pd
 
 from opdgeom_utils.charts.axes import ends_of_log, log_ticks, value_axis
-from opdgeom_utils.charts.names_on_a_map import HEIGHT, names_on_a_map
+from opdgeom_utils.charts.names_on_a_map import HEIGHT, Point, Scale, name_layers
 from opdgeom_utils.charts.palette import PAPER, Figure, coloured, in_order, shaped, tips
 from opdgeom_utils.charts.seed_points import NothingToDraw, bare, figure, floor_of, need, spread, without
 from opdgeom_utils.vocabulary import NULLS, label
@@ -82,9 +81,15 @@ def _layers(table: pd.DataFrame) -> list[alt.Chart]:
     start = 0.8 * min(share for share in table.filter(items=["x", "x_low", "x_high"]).stack() if share > 0)
     axis = alt.Axis(format="~%", values=log_ticks(start, 1.0), labelOverlap=True)
     scale = alt.Scale(type="log", domain=[start, 1], nice=False)
-    x, tag_x = (alt.X(f"{c}:Q", title=ACROSS, scale=scale, axis=axis) for c in ("x", "tag_x"))
     numbers = [*table.filter(items=["y", "y_low", "y_high"]).stack(), 0.7 * float(table.loc[:, "y"].min())]
-    y, low, tag_y = (value_axis(alt.Y(f"{c}:Q", title=UPWARDS), ANGLE, numbers) for c in ("y", "y_low", "tag_y"))
+
+    def across(field: str) -> alt.X:
+        return alt.X(f"{field}:Q", title=ACROSS, scale=scale, axis=axis)
+
+    def upwards(field: str) -> alt.Y:
+        return value_axis(alt.Y(f"{field}:Q", title=UPWARDS), ANGLE, numbers)
+
+    x, y = across("x"), upwards("y")
     tip = tips(
         ("recipe", "objective"), ("series", "shown"), ("x_text", "update sparsity"), ("y_text", "mean principal angle")
     )
@@ -93,61 +98,29 @@ def _layers(table: pd.DataFrame) -> list[alt.Chart]:
     ties = alt.Chart(table).transform_filter("datum.role == 'mean'").mark_line(strokeDash=[2, 3], color="#7F7F7F")
     nulls = "datum.role == 'mean' && datum.series != datum.recipe"  # hollow, so that a mark on its null is seen
     points = base.encode(shape=shaped("series", names), tooltip=tip)
-    named = _named(table, (start, 1.0), ends_of_log(numbers))
+    scales = Scale(start, 1.0, log=True), Scale(*ends_of_log(numbers), log=True)
+    drawn = table.loc[table.loc[:, "role"] != "seed"]
+    tagged = drawn.loc[drawn.loc[:, "tag"] != ""].sort_values("y", ascending=False, kind="stable")
     return [
         ties.encode(x=x, y=y, detail="recipe:N"),
-        means.mark_rule(strokeWidth=1.5).encode(y=low, y2="y_high:Q"),
+        means.mark_rule(strokeWidth=1.5).encode(y=upwards("y_low"), y2="y_high:Q"),
         means.mark_rule(strokeWidth=1.5).encode(x=alt.X("x_low:Q"), x2="x_high:Q"),
-        *_leads(named, x, y),
+        *name_layers(tagged, (across, upwards), scales, *_drawn(drawn, *scales)),
         points.transform_filter("datum.role == 'seed'").mark_point(filled=True, size=18, opacity=0.5),
         points.transform_filter(nulls).mark_point(filled=False, size=100, strokeWidth=1.5, opacity=1),
         points.transform_filter(f"datum.role != 'seed' && !({nulls})").mark_point(filled=True, size=90, opacity=1),
-        *(
-            alt.Chart(rows)
-            .mark_text(align=alt.Align(align), dx=dx, dy=dy, fontSize=12)
-            .encode(x=tag_x, y=tag_y, text="tag:N")
-            for _, rows in named.groupby(["align", "dx", "dy"], sort=False)
-            for align, dx, dy in rows[["align", "dx", "dy"]].head(1).to_numpy(object)
-        ),
     ]
 
 
-def _named(table: pd.DataFrame, across: tuple[float, float], upwards: tuple[float, float]) -> pd.DataFrame:
-    """Rows that have a name, and where it stands: ``align, dx, dy``, and its anchor ``tag_x, tag_y`` on the axes."""
+def _drawn(drawn: pd.DataFrame, across: Scale, upwards: Scale) -> tuple[list[Point], list[tuple[Point, Point]]]:
+    """Return marks and lines of the picture, as fractions of the plot: what no name may stand on."""
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        return _along(x, across), _along(y, upwards)
+    def place(x: float, y: float) -> Point:
+        return across.along(x), upwards.along(y)
 
-    drawn = table.loc[table.loc[:, "role"] != "seed"]
-    marks = [place(x, y) for x, y in drawn.loc[:, ["x", "y"]].to_numpy(float)]
     lines = []
     for _, own in drawn.loc[drawn.loc[:, "role"] == "mean"].groupby("recipe", sort=False):
-        ends = [place(x, y) for x, y in own.loc[:, ["x", "y"]].to_numpy(float)]
-        lines += list(itertools.pairwise(ends))
+        lines += list(itertools.pairwise(place(x, y) for x, y in own.loc[:, ["x", "y"]].to_numpy(float)))
         for x, y, left, right, low, high in own[["x", "y", "x_low", "x_high", "y_low", "y_high"]].to_numpy(float):
             lines += [(place(left, y), place(right, y)), (place(x, low), place(x, high))]
-    rows = drawn.loc[drawn.loc[:, "tag"] != ""].sort_values("y", ascending=False, kind="stable")
-    names = [(str(tag), *place(x, y)) for tag, x, y in rows[["tag", "x", "y"]].itertuples(index=False)]
-    found = names_on_a_map(names, marks, lines)
-    return rows.assign(
-        align=[p.align for p in found], dx=[p.dx for p in found], dy=[p.dy for p in found],
-        apart=[p.apart for p in found],
-        tag_x=[across[0] * (across[1] / across[0]) ** p.at[0] for p in found],
-        tag_y=[upwards[0] * (upwards[1] / upwards[0]) ** p.at[1] for p in found],
-    )  # fmt: skip
-
-
-def _along(value: float, ends: tuple[float, float]) -> float:
-    """Place of a value on a logarithmic axis: 0 at its first end, 1 at its last.
-
-    >>> _along(10.0, (1.0, 100.0))
-    0.5
-    """
-    return math.log(value / ends[0]) / math.log(ends[1] / ends[0])
-
-
-def _leads(named: pd.DataFrame, x: alt.X, y: alt.Y) -> list[alt.Chart]:
-    """Thin lines from marks to names that stand apart."""
-    rows = named.loc[named.loc[:, "apart"]]
-    lead = alt.Chart(rows).mark_rule(strokeWidth=0.8, color="#7F7F7F")
-    return [lead.encode(x=x, y=y, x2="tag_x:Q", y2="tag_y:Q")] if len(rows) else []
+    return [place(x, y) for x, y in drawn.loc[:, ["x", "y"]].to_numpy(float)], lines
