@@ -28,7 +28,7 @@ STEPWISE = ("captured_share", "sim_consecutive")  # of single windows, so taken 
 def came_out(measures: pd.DataFrame, k: int) -> str:
     """Say whether locking tells OPD from other training and from its null objective, and what does."""
     own, null = label("opd"), label("opd_random_credit")
-    levels, not_above, nulls = [], set(), {}
+    levels, not_above, nulls, whose = [], set(), {}, {"right": "inputs", "left": "outputs"}
     for side in SIDES:
         values = seen.by_seed(early(measures, side, k, MAIN), "series")
         if own not in values:
@@ -36,7 +36,10 @@ def came_out(measures: pd.DataFrame, k: int) -> str:
         others = [label(name) for name in HEADLINE if name != "opd" and label(name) in values]
         not_above |= {o for o in others if seen.stands(values.loc[:, own], values.loc[:, o]) != seen.ABOVE}
         means = values.mean()
-        levels.append(f"{means[own]:.2f} on the {side}" + (f" ({null} {means[null]:.2f})" if null in means else ""))
+        levels.append(
+            f"{means[own]:.2f} on the {side}, the side of the {whose[side]}"
+            + (f" ({null} {means[null]:.2f})" if null in means else "")
+        )
         beside, names = _with_nulls(measures, "sim_to_end", side, k, "opd")
         nulls[side] = seen.leads(beside, own, names, "null")
     tells = "locks earlier than every other"
@@ -47,7 +50,7 @@ def came_out(measures: pd.DataFrame, k: int) -> str:
     direction = f"What seeds agree on is a direction (cosine of two seeds' updates: {pairs})." if own in shown else ""
     return (
         f"Among the runs that learned, OPD {tells}.\nA fifth into its run, its leading space is like its last one by "
-        f"{listed(levels)}; 1 would be the same space. Among processes that learn nothing it lies "
+        f"{listed(levels)}; 1 would be the same space. Beside processes that learn nothing it lies "
         f"{seen.each_side(nulls)}. {direction}"
     ).strip()
 
