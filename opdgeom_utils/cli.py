@@ -235,9 +235,9 @@ def check(
     with _plain_errors("nothing was checked"):
         from opdgeom_utils.fit import Setting, check_fit
 
+        together = sequences if micro_batch is None else min(micro_batch, sequences)
         setting = Setting(
-            sequences, min(micro_batch or sequences, sequences), prompt_tokens, completion_tokens, lora_rank,
-            full_logits, checkpointing,
+            sequences, together, prompt_tokens, completion_tokens, lora_rank, full_logits, checkpointing
         )  # fmt: skip
         fit = check_fit(student, teacher, gpu_gb=gpu_gb, setting=setting)
         print(fit.text())

@@ -35,6 +35,7 @@ from opdgeom_utils.errors import CheckpointDamagedError, CheckpointNotFoundError
 
 CheckpointSource = str | os.PathLike[str] | nn.Module | OpenCheckpoint
 
+TEXTS = (".json", ".txt", ".md", ".yaml", ".yml", ".jinja", ".csv", ".log")
 CONFIG_PLACES = ("config.json", "huggingface/config.json", "../config.json", "../huggingface/config.json")
 
 
@@ -160,6 +161,10 @@ def _file_tensors(path: Path, *, allow_pickle: bool) -> tuple[dict[str, StoredTe
     if path.is_file():
         if kind := other_kind(path):
             raise MetricInputError(f"{path}: {kind}.")
+        if path.suffix in TEXTS:
+            raise MetricInputError(
+                f"{path}: a text, no weights; pass the folder that it lies in, or a file of weights."
+            )
         if path.suffix in ENDINGS:
             return pickled_tensors([path], allow_pickle=allow_pickle)
         return safetensors_of([path], path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from opdgeom_utils.metrics import ballistic_rms, noise_walk_rms
 # Walks are computed anew when a run has grown by this factor; between, they are scaled by the rates' own norm.
 GROWTH = 1.25
 EXACT_UNTIL = 64
+OTHER_STEPS = re.compile("adamax|radam|schedulefree|adamp")  # of another length than Adam's on the same gradients
 
 
 class RatesTaken:
@@ -31,11 +33,12 @@ class RatesTaken:
         self.taken: list[list[float]] = [[] for _ in optimizer.param_groups]
         self._exact: dict[int, tuple[int, float]] = {}
         self._far: dict[int, tuple[int, tuple[float, float]]] = {}  # what all matrices of a group share
-        self.is_adam = "adam" in type(optimizer).__name__.lower() and "betas" in optimizer.defaults
+        name = type(optimizer).__name__.lower()
+        self.is_adam = "adam" in name and not OTHER_STEPS.search(name) and "betas" in optimizer.defaults
 
     def trains(self, parameter: Tensor) -> bool:
-        """Whether the optimizer steps this parameter."""
-        return id(parameter) in self._group
+        """Whether the optimizer steps this parameter: what is frozen may be in its groups all the same."""
+        return id(parameter) in self._group and parameter.requires_grad
 
     def record(self) -> None:
         """Note the rates of the step that is about to be taken."""

@@ -91,7 +91,7 @@ def write_table(given: Mapping[str, Any], target: Path) -> list[str]:
     run = _opened(given)
     beside_noise, said = _beside_noise(run, given)
     table = diagnose_trajectory(
-        run.reference, run.checkpoints, **_options(run, given), **beside_noise, n_jobs=given.get("n_jobs") or 1,
+        run.reference, run.checkpoints, **_options(run, given), **beside_noise, n_jobs=given.get("n_jobs", 1),
         strict=given.get("strict", True), out=work_folder(target),
     )  # fmt: skip
     write_atomic(target, parquet_bytes(table) if target.suffix == ".parquet" else table.to_csv(index=False).encode())
@@ -181,7 +181,7 @@ def _opened(given: Mapping[str, Any]) -> OpenedRun:
 
 def _options(run: OpenedRun, given: Mapping[str, Any]) -> dict[str, Any]:
     """Options of the diagnosis, but for noise."""
-    k = given.get("k") or matching_k(run.reference)
+    k = matching_k(run.reference) if given.get("k") is None else given["k"]
     return {**DIAGNOSE_OPTIONS, "k": k, "nulls": given.get("nulls", "expected")}
 
 

@@ -184,6 +184,26 @@ def test_a_folder_that_cannot_be_written_is_said_before_any_work(
     assert not papermill
 
 
+@pytest.mark.parametrize(("option", "words"), [("--k", "k is 0"), ("--jobs", "n_jobs is 0")])
+def test_none_of_what_is_counted_is_refused_and_not_taken_for_nothing_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, words: str
+) -> None:
+    before, after = save(tmp_path / "a"), save(tmp_path / "b")
+    assert cli.main(["diagnose", "-o", str(tmp_path / "t.csv"), str(before), str(after), option, "0"]) == 1
+    assert words in capsys.readouterr().err
+    assert cli.main(["check", "base", "teacher", "--micro-batch", "0"]) == 1
+    assert "counts of at least 1" in capsys.readouterr().err
+
+
+def test_a_text_in_the_place_of_weights_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = save(tmp_path / "a")
+    (before / "config.json").write_text("{}")
+    arguments = ["diagnose", "-o", str(tmp_path / "t.csv"), str(before)]
+    assert cli.main([*arguments, str(before / "config.json")]) == 1
+    assert "pass the folder that it lies in" in capsys.readouterr().err
+    assert cli.main([*arguments, str((before / "config.json").parent)]) == 0
+
+
 def test_a_table_of_another_kind_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["diagnose", "-o", str(tmp_path / "t.xlsx"), "base", "anchor"]) == 1
     assert ".parquet or .csv" in capsys.readouterr().err

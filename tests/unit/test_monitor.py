@@ -186,6 +186,25 @@ def test_another_optimizer_has_no_walk_but_the_rest(tmp_path: Path) -> None:
     assert {"geometry/update_norm", "geometry/visible_share", "geometry/step_inside_left"} <= set(monitor.latest)
 
 
+@pytest.mark.parametrize("kind", [torch.optim.Adamax, torch.optim.RAdam])
+def test_a_relative_of_adam_with_steps_of_another_length_has_no_walk(kind: Any) -> None:
+    layer = nn.Linear(8, 8)
+    assert not RatesTaken(kind(layer.parameters())).is_adam
+
+
+def test_what_is_frozen_is_not_watched_though_the_optimizer_holds_it() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    model[0].requires_grad_(False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
+    with GeometryMonitor(model, optimizer, every=1, k=2, matrices="all") as monitor:
+        for _ in range(3):
+            model(torch.ones(1, 8)).sum().backward()  # a constant gradient, which Adam follows at its rate
+            optimizer.step()
+            optimizer.zero_grad()
+    assert [m.name for m in monitor.matrices] == ["1.weight"]
+    assert monitor.latest["geometry/coherence"] == pytest.approx(1.0, abs=0.01)
+
+
 def test_a_reference_on_disk_is_used_and_another_start_refused(tmp_path: Path) -> None:
     model = tiny_llama()
     model.bfloat16().save_pretrained(tmp_path / "start")
