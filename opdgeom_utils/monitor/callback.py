@@ -35,7 +35,7 @@ class GeometryCallback(TrainerCallback):
     Notes
     -----
     A run that goes on from a checkpoint is watched from there: rates and weights before it are not known. Its steps
-    keep their numbers.
+    keep their numbers, and its rows go into a file of their own (``geometry-from-50.parquet``).
 
     Examples
     --------
@@ -54,14 +54,16 @@ class GeometryCallback(TrainerCallback):
     ) -> None:
         """Attach the monitor to what the trainer has prepared."""
         self.on_train_end(args, state, control)
+        out = Path(args.output_dir or ".") / FILE if self.out is None else Path(self.out)
         if state.global_step:
+            out = out.with_name(f"{out.stem}-from-{state.global_step}{out.suffix}")
             warnings.warn(
                 f"training goes on from step {state.global_step}: the update is measured from there.", stacklevel=2
             )
         self.monitor = GeometryMonitor(
             kwargs["model"],
             kwargs["optimizer"],
-            out=Path(args.output_dir or ".") / FILE if self.out is None else self.out,
+            out=out,
             first_step=state.global_step,
             on_measured=lambda _, numbers: self._waiting.append(numbers),
             **self.options,

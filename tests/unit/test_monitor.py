@@ -321,6 +321,23 @@ def test_transformers_trainer_logs_numbers_and_its_own_loss(tmp_path: Path) -> N
     assert len(table) == 2 * 7
 
 
+def test_a_run_that_goes_on_keeps_the_table_from_before(tmp_path: Path) -> None:
+    tokens = torch.randint(WORDS, (16, 8), generator=torch.Generator().manual_seed(0))
+    rows = [{"input_ids": row, "labels": row} for row in tokens]
+    for steps, resume in ((4, None), (8, True)):
+        options = TrainingArguments(
+            output_dir=str(tmp_path), max_steps=steps, save_steps=4, per_device_train_batch_size=2, report_to=[],
+            use_cpu=True, disable_tqdm=True,
+        )  # fmt: skip
+        trainer = Trainer(tiny_llama(), options, train_dataset=rows)
+        trainer.add_callback(GeometryCallback(trainer, every=2, k=2))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer.train(resume_from_checkpoint=resume)
+    steps_in = {path.name: sorted(set(pd.read_parquet(path)["step"])) for path in tmp_path.glob("*.parquet")}
+    assert steps_in == {"geometry.parquet": [2, 4], "geometry-from-4.parquet": [6, 8]}
+
+
 def test_the_rules_of_the_alerts() -> None:
     said: list[str] = []
     alerts = Alerts(lambda title, text: said.append(title))
