@@ -152,13 +152,13 @@ def noise_sliders(curve: pd.DataFrame, marks: pd.DataFrame) -> Figure:
         tooltip=[*tips("run"), alt.Tooltip("value:Q", format=".1%")],
     )
     scales = Scale(*ends_of_log(sizes), log=True), Scale(0.0, 1.0)
-    marks, curves = (
+    spots, curves = (
         [(scales[0].along(a), b) for a, b in own[["relative", "value"]].to_numpy(float)]
         for own in (runs, rows.sort_values(["series", "relative"]))
     )
     lines = [(one, other) for one, other in itertools.pairwise(curves) if one[0] < other[0]]
     tagged = runs.rename(columns={"run": "tag", "relative": "x", "value": "y"})
-    names = name_layers(tagged, (across, upwards), scales, marks, lines, size=11)
+    names = name_layers(tagged, (across, upwards), scales, spots, lines, size=11)
     said = ", ".join(f"{run} {number(value, '.1%')}" for run, value in runs[["run", "value"]].values.tolist())
     return (
         alt.layer(base.mark_line(), points, words, measured, *names)
