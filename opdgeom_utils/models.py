@@ -135,15 +135,26 @@ def trained_folder(name: str) -> Path:
 
 
 def load_model(name: str | Path, device: str | torch.device = "cpu") -> PreTrainedModel:
-    """Load a model in fp32 (the master weights of a run), ready to train, from a name, a folder or a hub id."""
+    """Load a model in fp32 (the master weights of a run), ready to train, from a name, a folder or a hub id.
+
+    Raises CheckpointNotFoundError if it cannot be opened. Raises CheckpointDamagedError if its weights are cut off, or
+    lack what its configuration asks for.
+    """
     source = resolve_model(name)
     folder, revision = _revision_of(source)
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, revision=revision, dtype=torch.float32)
+        options = {"revision": revision, "dtype": torch.float32, "output_loading_info": True}
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, **options)
     except SafetensorError as error:
         raise CheckpointDamagedError(f"weights of model {source} cannot be read: {error}; restore the file") from error
     except OSError as error:
         raise CheckpointNotFoundError(f"model {source} could not be opened: {error}") from error
+    model, read = loaded
+    if missing := sorted(read["missing_keys"]):
+        raise CheckpointDamagedError(
+            f"model {source}: its weights lack {len(missing)} tensors that its config.json asks for, {missing[0]} "
+            "first, and would start from random numbers; expected both of one model. Save or copy them together"
+        )
     torch.nn.Module.to(model, device)
     return model
 

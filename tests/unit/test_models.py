@@ -121,3 +121,13 @@ def test_a_truncated_weights_file_is_a_clear_error(world: World, tmp_path: Path)
 
 def test_device_choice() -> None:
     assert models.pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_weights_that_lack_a_layer_are_not_filled_at_random(tmp_path: Path) -> None:
+    """A configuration of one layer more than the weights: refused, where transformers would make the layer up."""
+    model = models.load_model("student_small")
+    model.config.num_hidden_layers += 1
+    model.config.layer_types = [*model.config.layer_types, model.config.layer_types[-1]]
+    model.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointDamagedError, match=r"lack \d+ tensors .* model\.layers\.\d+\..* first"):
+        models.load_model(tmp_path)
