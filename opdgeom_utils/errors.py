@@ -27,13 +27,13 @@ WAYS = {
 }
 
 
-def ways(option: str) -> str:
-    """Say how to give an option from wherever the reader of an error is.
+def ways(option: str, quote: str = "") -> str:
+    """Say how to give an option from wherever the reader of an error is; on a page each way stands in ``quote``.
 
     >>> ways("strict")
     '--no-strict (opdgeom), STRICT=0 (make report), -p strict False (papermill) or strict=False (Python)'
     """
-    command, make, chapter, python = WAYS[option]
+    command, make, chapter, python = (f"{quote}{way}{quote}" for way in WAYS[option])
     return f"{command} (opdgeom), {make} (make report), {chapter} (papermill) or {python} (Python)"
 
 

@@ -73,7 +73,7 @@ def _locking(card: pd.DataFrame) -> str:
     >>> rows |= {"later_steps_stay_right": "partly", "locking_early_k16": "partly"}
     >>> for said in _locking(pd.DataFrame({"id": list(rows), "verdict": list(rows.values())})).split(". "):
     ...     print(said)
-    It settles early: at a tenth of its updates OPD is ahead of RLVR and of a random walk
+    OPD settles early: at a tenth of its updates it is ahead of RLVR and of a random walk
     That OPD's update settles into its final space earlier than SFT's is not shown
     Its later steps stay in the early space beyond chance on the side of the outputs, in part on that of the inputs.
     """

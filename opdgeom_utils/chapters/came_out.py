@@ -36,7 +36,9 @@ def how_sure(tables: BookTables, until: int | None = None) -> str:
     said = f"OPD (seeds: {len(shares)}) had closed {closed:.0%} of the gap in accuracy to its teacher"
     said += f" at update {until}, where these runs are compared" if until is not None else ""
     beside = (
-        "" if "opd_random_credit" in set(tables.accuracy["recipe"]) else "no run with random credit stands beside it"
+        ""
+        if "opd_random_credit" in set(tables.accuracy["recipe"])
+        else "no trained run with random credit is beside it"
     )
     if closed >= LEARNED:
         return f"{said}{f'; {beside}' if beside else ''}."
@@ -106,8 +108,8 @@ def tokens(gaps: pd.DataFrame, fewer: Sequence[str], others: Sequence[str], card
     >>> card = pd.DataFrame({"id": [GATE], "verdict": ["not decided"]})
     >>> for said in tokens(gaps, ["top 50%"], ["anchor writes"], card).split(". "):
     ...     print(said)
-    By means, fewer tokens leave OPD's path where it was; another writer moves it: with half or a quarter of the tokens
-    it is 0.010 away at most (mean absolute log ratio of stable ranks), with another writer 0.400 to 0.400
+    By means, OPD's path is 0.010 away at most with half or a quarter of the tokens, and 0.400 to 0.400 with another
+    writer (mean absolute log ratio of stable ranks)
     The yardsticks: another seed of OPD is 0.100 away, RLVR 0.200
     But RLVR itself is not shown to leave the path (not decided), so a path that stays says little of the objective.
     """
@@ -115,13 +117,11 @@ def tokens(gaps: pd.DataFrame, fewer: Sequence[str], others: Sequence[str], card
     if yardsticks is None:
         return "The runs with fewer tokens, those of other writers and their yardsticks are not all in these tables."
     seed, rlvr = yardsticks
-    stays = "leave OPD's path where it was" if max(kept) <= rlvr else "move OPD's path"
-    moves = "moves it" if min(moved) > max(seed, rlvr) else "does not always move it"
     return (
-        f"{_told_apart(gaps, [*fewer, *others])}By means, fewer tokens {stays}; another writer {moves}: with half or a "
-        f"quarter of the tokens it is {max(kept):.3f} away at most (mean absolute log ratio of stable ranks), with "
-        f"another writer {min(moved):.3f} to {max(moved):.3f}. The yardsticks: another seed of OPD is {seed:.3f} away, "
-        f"RLVR {rlvr:.3f}. {_power(card, 'a path that stays says little of the objective')}"
+        f"{_told_apart(gaps, [*fewer, *others])}By means, OPD's path is {max(kept):.3f} away at most with half or a "
+        f"quarter of the tokens, and {min(moved):.3f} to {max(moved):.3f} with another writer (mean absolute log ratio "
+        f"of stable ranks). The yardsticks: another seed of OPD is {seed:.3f} away, RLVR {rlvr:.3f}. "
+        f"{_power(card, 'a path that stays says little of the objective')}"
     )
 
 
@@ -195,7 +195,8 @@ def mixing(gaps: pd.DataFrame, aligned: pd.DataFrame, masks: Sequence[str], card
     Mixing in RLVR moves OPD's path no further than RLVR's own is, by means: at most 0.010, RLVR 0.080.
     Nearer than another seed of OPD (0.040) stay 1 of 1 mixtures (1 seed each)
     But RLVR itself is not shown to leave the path (not decided), so the paper cannot be tested on paths here
-    As to the mechanism, 0 of 1 masks come nearer to OPD's gradient directions than random credit does.
+    As to the mechanism, on other batches 0 of 1 masks come nearer to OPD's gradient directions than random
+    credit's gradient does.
     """
     (mixed,), yardsticks = _gaps_of(gaps, gaps.loc[gaps["kind"] == "variant", "row"].unique().tolist())
     if yardsticks is None:
@@ -221,7 +222,10 @@ def _beyond_random_credit(aligned: pd.DataFrame, masks: Sequence[str]) -> str:
     if not here:
         return ""
     count = f"{len(nearer)} of {len(here)} masks"
-    return f" As to the mechanism, {count} come nearer to OPD's gradient directions than random credit does."
+    return (
+        f" As to the mechanism, on other batches {count} come nearer to OPD's gradient directions than random credit's "
+        "gradient does."
+    )
 
 
 def other_settings(rows: pd.DataFrame, ranges: pd.DataFrame, places: Mapping[str, float], card: pd.DataFrame) -> str:

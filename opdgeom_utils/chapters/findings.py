@@ -164,7 +164,7 @@ def early_clause(card: pd.DataFrame) -> str:
     """Say whether OPD's update settles early at all; empty where it was not tested."""
     verdict = verdict_of(card, "locking_before_a_tenth")
     if verdict == REPRODUCED:
-        return "It settles early: at a tenth of its updates OPD is ahead of RLVR and of a random walk. "
+        return "OPD settles early: at a tenth of its updates it is ahead of RLVR and of a random walk. "
     return "That it settles early is not shown. " if verdict not in ("", UNTESTABLE) else ""
 
 

@@ -62,7 +62,7 @@ def nothing_sentence(tables: Tables) -> str:
     ruined = ", and training on it ruins the model" if _fell(tables, pair[1]) else ""
     return (
         f"By the paper's rulers a run that had nothing to learn leaves, at this rate, {like} OPD leaves: they differ "
-        f"by a factor of {apart:.1f} at most.\n"
+        f"by a factor of {apart:.2f} at most.\n"
         f"Random credit reads the student's own text and has nothing to learn from it{ruined}. It {said}."
     )
 

@@ -71,7 +71,8 @@ def _nulls(last: pd.DataFrame) -> Iterable[str]:
     )
     yield (
         "The shuffled nulls of this run are expected values, within 3% for drift and 5% for rotation of the mean of "
-        f"many shuffles (6 and 8% where an update is large).{more} Shuffles are measured on request: {ways('nulls')}."
+        f"many shuffles (6 and 8% where an update is large).{more} Shuffles are measured on request: "
+        f"{ways('nulls', '`')}."
     )
 
 

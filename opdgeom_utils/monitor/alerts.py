@@ -35,7 +35,7 @@ class Alerts:
         ratio = latest.get("geometry/walk_ratio", 0.0)
         if updates >= ENOUGH_UPDATES and 0 < ratio < NEAR_NOISE:
             self._once(
-                "the run is no better than noise",
+                "the update is no longer than noise would make it",
                 f"step {step}: after {updates} updates the weights went {ratio:.2f} times as far as Adam carries them "
                 "on gradients that are pure noise. A larger batch has more signal in each update.",
             )

@@ -346,7 +346,7 @@ def test_the_rules_of_the_alerts() -> None:
     assert said == []
     alerts.look(100, 100, quiet, [])
     alerts.look(110, 110, quiet, [])
-    assert said == ["the run is no better than noise"]
+    assert said == ["the update is no longer than noise would make it"]
 
     def inside(times: float) -> dict[str, float]:
         sides = {f"geometry/step_inside_{side}{null}": 0.1 for side in ("left", "right") for null in ("", "_random")}
