@@ -173,7 +173,8 @@ def _beyond_clause(card: pd.DataFrame) -> str:
 
     >>> rows = [("path_nulls_right", "partly"), ("path_nulls_left", "reproduced")]
     >>> _beyond_clause(pd.DataFrame(rows, columns=["condition", "verdict"]))
-    'It locks more than every process that learns nothing on the side of the outputs, not on that of the inputs.'
+    'It locks more than every made-up process that learns nothing on the side of the outputs, not on that of the
+    inputs.'
     """
     sides = {"inputs": "path_nulls_right", "outputs": "path_nulls_left"}
     found = {side: _verdicts(card, condition) for side, condition in sides.items()}
@@ -181,12 +182,12 @@ def _beyond_clause(card: pd.DataFrame) -> str:
         return ""
     more = [side for side, verdicts in found.items() if set(verdicts) == {REPRODUCED}]
     if len(more) == 2:
-        return "It locks more than every process that learns nothing, on both sides."
+        return "It locks more than every made-up process that learns nothing, on both sides."
     if not more:
-        return "On neither side does it lock more than every process that learns nothing."
+        return "On neither side does it lock more than every made-up process that learns nothing."
     other = next(side for side in sides if side not in more)
     where = f"on the side of the {more[0]}, not on that of the {other}"
-    return f"It locks more than every process that learns nothing {where}."
+    return f"It locks more than every made-up process that learns nothing {where}."
 
 
 def _by_verdict(rows: pd.DataFrame) -> str:

@@ -97,7 +97,7 @@ def test_the_path_in_words_counts_the_paper_apart_from_nulls() -> None:
     sentence = findings.path_sentence(rows)
     assert "Of 2 statements of the paper on the path 1 hold. " in sentence
     cut = findings.for_landing("path", sentence)
-    assert cut["lead_path"] == "On neither side does it lock more than every process that learns nothing."
+    assert cut["lead_path"] == "On neither side does it lock more than every made-up process that learns nothing."
     assert cut["answer_path"].startswith("Of 2 statements")
     assert 'outputs. Reproduced: "a is so".' in sentence
     assert "0 of 1 (1 not decided) hold on the side of the inputs, 0 of 1 (1 partly) on that of the outputs" in sentence
