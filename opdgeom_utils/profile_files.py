@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -38,7 +39,7 @@ FORMS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
-def profile_path(profile: str) -> Any:
+def profile_path(profile: str) -> Path:
     """Return the file of a profile.
 
     >>> profile_path("toy").name

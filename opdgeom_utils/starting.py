@@ -248,7 +248,7 @@ def _check_tokens(own: Mapping[str, int], theirs: Mapping[str, int], whose: str)
 def _check_texts(source: str, tokenizer: PreTrainedTokenizerFast) -> None:
     """Refuse a tokenizer that cannot bring texts to one length, or whose completions the verifier would not read."""
     if tokenizer.pad_token is None:
-        raise RecipeError(f"the tokenizer of {source} {'. '.join(NO_PADDING)}")
+        raise RecipeError(f"the tokenizer of {source} {'; '.join(NO_PADDING)}")
     if tokenizer.eos_token is None:
         raise RecipeError(
             f"the tokenizer of {source} has no end token, so no completion would end. Set tokenizer.eos_token and save "

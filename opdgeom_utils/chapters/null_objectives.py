@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from opdgeom_utils.chapters.update_path import agreement, early
+from opdgeom_utils.chapters.update_path import agreement
 from opdgeom_utils.chapters.where import at_place, ratios_to_null
 from opdgeom_utils.claims import matching
 from opdgeom_utils.claims.look_up import Tables
@@ -88,24 +88,6 @@ def agreement_sentence(tables: Tables) -> str:
         f"of two seeds of random credit one of {cosines['opd_random_credit']:.2f}.\n"
         + (f"The others: {', '.join(rest)}." if rest else "")
         + kin
-    )
-
-
-def early_sentence(tables: Tables, k: int = 4) -> str:
-    """Set OPD's early space beside random credit's, by its overlap with the final one; empty where one is missing."""
-    if tables.measures is None:
-        return ""
-    names, said, seeds = ("opd", "opd_random_credit"), [], 0
-    for side, words in (("right", "inputs"), ("left", "outputs")):
-        found = early(tables.measures, side, k, names).groupby("series").agg({"value": "mean", "seed": "nunique"})
-        if len(found) < len(names):
-            return ""
-        means, counts = (found[column].to_dict() for column in ("value", "seed"))
-        own, null = (means[label(name)] for name in names)
-        said.append(f"{own:.2f} on the side of the {words} (random credit {null:.2f})")
-        seeds = min(counts.values())
-    return (
-        f"At a fifth of its run OPD's {k} leading directions share {listed(said)} with its last ones; seeds: {seeds}."
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import pandas as pd
 
 from opdgeom_utils.chapters import seen
+from opdgeom_utils.chapters.null_objectives import NOTHING
 from opdgeom_utils.chapters.update_path import (
     LEARNED_AND_NULLS,
     agreement,
@@ -22,24 +23,38 @@ from opdgeom_utils.measures.paths import SIDES
 from opdgeom_utils.scopes import HEADLINE, MAIN
 from opdgeom_utils.vocabulary import RESCALED, ROUNDED, label, listed, metric_of
 
+WHOSE = {"right": "inputs", "left": "outputs"}
 STEPWISE = ("captured_share", "sim_consecutive")  # of single windows, so taken over all later ones
+
+
+def at_a_fifth(measures: pd.DataFrame | None, k: int) -> str:
+    """Say how like its last space OPD's leading one is a fifth into its run, beside runs that had nothing to learn."""
+    if measures is None:
+        return ""
+    own, said, alike, seeds = label("opd"), [], [], 0
+    for side, whose in WHOSE.items():
+        values = seen.by_seed(early(measures, side, k, ["opd", *NOTHING]), "series")
+        if own not in values:
+            return ""
+        means, nulls = values.mean(), [label(name) for name in NOTHING if label(name) in values]
+        beside = f" ({listed([f'{name} {means[name]:.2f}' for name in nulls])})" if nulls else ""
+        said.append(f"{means[own]:.2f} on the side of the {whose}{beside}")
+        alike += [f"{name} on that of the {whose}" for name in nulls if _not_above(values, own, name)]
+        seeds = len(values)
+    rest = f" It is not shown to be above {listed(alike)}." if alike else ""
+    like = f"A fifth into its run OPD's {k} leading directions are like its last ones by {listed(said)}"
+    return f"{like}; 1 would be the same; seeds: {seeds}.{rest}"
 
 
 def came_out(measures: pd.DataFrame, k: int) -> str:
     """Say whether locking tells OPD from other training and from its null objective, and what does."""
     own, null = label("opd"), label("opd_random_credit")
-    levels, not_above, nulls, whose = [], set(), {}, {"right": "inputs", "left": "outputs"}
+    not_above, nulls = set(), {}
     for side in SIDES:
-        values = seen.by_seed(early(measures, side, k, MAIN), "series")
+        values = seen.by_seed(early(measures, side, k, HEADLINE), "series")
         if own not in values:
             return "No run of OPD is in these tables."
-        others = [label(name) for name in HEADLINE if name != "opd" and label(name) in values]
-        not_above |= {o for o in others if seen.stands(values.loc[:, own], values.loc[:, o]) != seen.ABOVE}
-        means = values.mean()
-        levels.append(
-            f"{means[own]:.2f} on the {side}, the side of the {whose[side]}"
-            + (f" ({null} {means[null]:.2f})" if null in means else "")
-        )
+        not_above |= {str(name) for name in values if name != own and _not_above(values, own, str(name))}
         beside, names = _with_nulls(measures, "sim_to_end", side, k, "opd")
         nulls[side] = seen.leads(beside, own, names, "null")
     tells = "locks earlier than every other"
@@ -49,10 +64,13 @@ def came_out(measures: pd.DataFrame, k: int) -> str:
     pairs = ", ".join(f"{name} {shown[name]}" for name in (own, null) if name in shown)
     direction = f"What seeds agree on is a direction (cosine of two seeds' updates: {pairs})." if own in shown else ""
     return (
-        f"Among the runs that learned, OPD {tells}.\nA fifth into its run, its leading space is like its last one by "
-        f"{listed(levels)}; 1 would be the same space. Beside processes that learn nothing it lies "
-        f"{seen.each_side(nulls)}. {direction}"
+        f"Among the runs that learned, OPD {tells}.\n{at_a_fifth(measures, k)} Beside made-up processes that learn "
+        f"nothing it lies {seen.each_side(nulls)}. {direction}"
     ).strip()
+
+
+def _not_above(values: pd.DataFrame, own: str, other: str) -> bool:
+    return seen.stands(values.loc[:, own], values.loc[:, other]) != seen.ABOVE
 
 
 def beside_nulls(measures: pd.DataFrame, quantity: str, side: str, k: int, recipe: str = "opd") -> str:

@@ -90,3 +90,15 @@ def test_what_comes_out_says_whether_locking_tells_opd_apart():
     said = path_seen.came_out(table, 4)
     assert said.startswith("Among the runs that learned, OPD locks earlier than every other.")
     assert "it lies on both sides above every null" in said
+
+
+def test_a_run_with_nothing_to_learn_that_locks_as_early_is_named():
+    """Random reward as like its end as OPD is on the left, less on the right: named for the left alone."""
+    table = long_table()
+    own = table[table["recipe"].eq("opd") & table["quantity"].eq("sim_to_end") & table["null"].eq("")]
+    lower = own.assign(recipe="rlvr_random_reward", value=own["value"] - 0.2 * own["side"].eq("right"))
+    said = path_seen.at_a_fifth(pd.concat([table[table["recipe"] == "opd"], lower]), 4)
+    assert said.endswith("It is not shown to be above random reward on that of the outputs.")
+    assert "random reward 0.36) and" in said
+    assert "seeds: 5." in said
+    assert path_seen.at_a_fifth(None, 4) == path_seen.at_a_fifth(table[table["recipe"] == "sft"], 4) == ""
