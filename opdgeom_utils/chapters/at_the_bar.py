@@ -137,7 +137,7 @@ def say_longer(found: pd.DataFrame) -> str:
         for row in tested.loc[tested["holds"] == NO].to_dict("records")
     ]
     learned = f"In {found.columns[2]} OPD closed {gap} of the gap in accuracy and, of the distance, {distance}"
-    held = f"Asked again there, {len(tested) - len(failed)} of {len(tested)} statements hold"
+    held = f"Asked again after so many updates, {len(tested) - len(failed)} of {len(tested)} statements hold"
     return f"**{learned}: {met} the bar of a third and a half.**\n{held}" + (
         f"; not: {'; '.join(failed)}." if failed else "."
     )

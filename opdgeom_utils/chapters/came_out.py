@@ -108,8 +108,8 @@ def tokens(gaps: pd.DataFrame, fewer: Sequence[str], others: Sequence[str], card
     >>> card = pd.DataFrame({"id": [GATE], "verdict": ["not decided"]})
     >>> for said in tokens(gaps, ["top 50%"], ["anchor writes"], card).split(". "):
     ...     print(said)
-    By means, OPD's path is 0.010 away at most with half or a quarter of the tokens, and 0.400 to 0.400 with another
-    writer (mean absolute log ratio of stable ranks)
+    By means, runs with half or a quarter of the tokens lie at most 0.010 from OPD's path (mean absolute log ratio of
+    stable ranks), those of another writer 0.400 to 0.400
     The yardsticks: another seed of OPD is 0.100 away, RLVR 0.200
     But RLVR itself is not shown to leave the path (not decided), so a path that stays says little of the objective.
     """
@@ -118,10 +118,10 @@ def tokens(gaps: pd.DataFrame, fewer: Sequence[str], others: Sequence[str], card
         return "The runs with fewer tokens, those of other writers and their yardsticks are not all in these tables."
     seed, rlvr = yardsticks
     return (
-        f"{_told_apart(gaps, [*fewer, *others])}By means, OPD's path is {max(kept):.3f} away at most with half or a "
-        f"quarter of the tokens, and {min(moved):.3f} to {max(moved):.3f} with another writer (mean absolute log ratio "
-        f"of stable ranks). The yardsticks: another seed of OPD is {seed:.3f} away, RLVR {rlvr:.3f}. "
-        f"{_power(card, 'a path that stays says little of the objective')}"
+        f"{_told_apart(gaps, [*fewer, *others])}By means, runs with half or a quarter of the tokens lie at most "
+        f"{max(kept):.3f} from OPD's path (mean absolute log ratio of stable ranks), those of another writer "
+        f"{min(moved):.3f} to {max(moved):.3f}. The yardsticks: another seed of OPD is {seed:.3f} away, RLVR "
+        f"{rlvr:.3f}. {_power(card, 'a path that stays says little of the objective')}"
     )
 
 

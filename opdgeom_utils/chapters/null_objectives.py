@@ -86,7 +86,7 @@ def agreement_sentence(tables: Tables) -> str:
     return (
         f"What tells them apart is direction. Updates of two seeds of OPD have a cosine of {cosines['opd']:.2f}, those "
         f"of two seeds of random credit one of {cosines['opd_random_credit']:.2f}.\n"
-        + (f"The others: {', '.join(rest)}." if rest else "")
+        + (f"The same cosine of the others: {', '.join(rest)}." if rest else "")
         + kin
     )
 
