@@ -31,13 +31,16 @@ def longer(tables: BookTables) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        ``what``, one column for each length as text, and ``holds``: *yes*, *no*, *not testable*.
+        ``what``; then, for the shorter and for the longer run, a column of numbers as text that is named after the
+        length, and beside it ``held`` or ``holds``: *yes*, *no*, *not testable*.
     """
     rows = []
     for what, rule in RULES.items():
-        (short, _), (long, holds) = (rule(tables, *pair) for pair in zip(OPD, NULL, strict=True))
-        verdict = UNTESTED if holds is None else YES if holds else NO
-        rows.append({"what": what, _length(tables, 0): short, _length(tables, 1): long, "holds": verdict})
+        row = {"what": what}
+        for which, verdict in enumerate(("held", "holds")):
+            row[_length(tables, which)], held = rule(tables, OPD[which], NULL[which])
+            row[verdict] = UNTESTED if held is None else YES if held else NO
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -122,21 +125,24 @@ RULES = {
 
 
 def say_longer(found: pd.DataFrame) -> str:
-    """Say whether the bar was met, and which of the other rules do not hold; ``found``: from :func:`longer`.
+    """Say whether the bar was met, which other rules do not hold, and since when; ``found``: from :func:`longer`.
 
-    >>> says = {"what": ["gap: a third", "distance", "cosine: .3"], "400 updates": "", "1,000 updates": "55%"}
-    >>> say_longer(pd.DataFrame(says | {"holds": ["yes", "yes", "no"]})).split("; ")[1]
-    'not: cosine (55%).'
+    >>> says = {"what": ["gap: a third", "distance", "cosine: .3"], "400 updates": [".2", ".2", ".1"]}
+    >>> says |= {"held": ["no", "no", "no"], "1,000 updates": "55%", "holds": ["yes", "yes", "no"]}
+    >>> say_longer(pd.DataFrame(says)).split("; ")[1]
+    'not: cosine (55%; after 400 updates .1, not either).'
     """
+    short, long = (str(name) for name in found.columns if str(name).endswith(" updates"))
     bar, rest = found.iloc[:2], found.iloc[2:]
-    gap, distance = (str(text).split(" (")[0] for text in bar.iloc[:, 2])
+    gap, distance = (str(text).split(" (")[0] for text in bar[long])
     met = "past" if (bar["holds"] == YES).all() else "not past"
     tested = rest.loc[rest["holds"] != UNTESTED]
     failed = [
-        f"{str(row['what']).split(':')[0]} ({row[found.columns[2]]})"
+        f"{str(row['what']).split(':')[0]} ({row[long]}"
+        + (f"; after {short} {row[short]}, not either)" if row["held"] == NO else ")")
         for row in tested.loc[tested["holds"] == NO].to_dict("records")
     ]
-    learned = f"In {found.columns[2]} OPD closed {gap} of the gap in accuracy and, of the distance, {distance}"
+    learned = f"In {long} OPD closed {gap} of the gap in accuracy and, of the distance, {distance}"
     held = f"Asked again after so many updates, {len(tested) - len(failed)} of {len(tested)} statements hold"
     return f"**{learned}: {met} the bar of a third and a half.**\n{held}" + (
         f"; not: {'; '.join(failed)}." if failed else "."

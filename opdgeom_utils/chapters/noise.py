@@ -43,12 +43,12 @@ def own_runs(tables: BookTables, recipes: Sequence[str], modules: tuple[str, ...
     ratio, own_ratio, coherence = (walks[column].to_dict() for column in beside)
     learned = matching.final(matching.accuracy_gain(tables.accuracy)).groupby("recipe")
     sampled, gained = (learned.agg({column: "mean"})[column].to_dict() for column in ("sampled", "gain"))
-    rows = []
+    rows, regime = [], ", first regime" if tables.profile == "first_regime" else ""
     for recipe in recipes:
         own = ends.loc[ends["recipe"] == recipe]
         rows.append(
             {
-                "recipe": recipe, "run": f"{label(recipe)} here", "objective": label(recipe),
+                "recipe": recipe, "run": f"{label(recipe)} here{regime}", "objective": label(recipe),
                 "sparsity": float(own["update_sparsity"].mean()),
                 "predicted": _noise_sparsity(tables, recipe, modules),
                 "ratio": ratio[recipe], "own_ratio": own_ratio[recipe], "coherence": coherence[recipe],

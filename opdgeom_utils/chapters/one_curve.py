@@ -31,6 +31,7 @@ OF_GEOMETRY = (
     "update_sparsity", "left_angle_mean_deg", "right_angle_mean_deg", "normalized_spectral_shift", "principal_overlap",
     "low_magnitude_overlap", "stable_rank",
 )  # fmt: skip
+LADDERS = "the ladder of runs that differ only in how much signal an update has"
 SIDES = {"right": "similarity to the end at a fifth, right", "left": "similarity to the end at a fifth, left"}
 LEAST = 0.1  # of the curve's own range: less is no way off it
 MIN_SEEDS = 3
@@ -166,8 +167,8 @@ def say_gaps(gaps: pd.DataFrame) -> str:
     apart = gaps.loc[gaps["verdict"] == "not one curve"]
     both = f"\nOPD and random credit on as many prompts, both without coherence, differ in {len(apart)} of {len(gaps)}"
     if apart.empty:
-        return f"**The ladder is one curve at its lower end.**{both} statistics."
-    said = f"**Coherence is not all that a ruler sees: the ladder itself is not one curve.**{both} statistics."
+        return f"**{LADDERS[0].upper()}{LADDERS[1:]} is one curve at its lower end.**{both} statistics."
+    said = f"**Coherence is not all that a ruler sees: {LADDERS} is not one curve.**{both} statistics."
     if not all(gaps["nearer"].tolist()):
         return said
     near = apart["nearer"].tolist().count(WITH_SIGNAL)

@@ -126,7 +126,7 @@ def say_shape(measures: pd.DataFrame, recipes: Iterable[str]) -> str:
     )
     ratios = {run: (tail[run][0] / head[run][0], tail[run][1] / head[run][1]) for run in head if run in tail}
     said = seen.turns(ratios, factors=True).replace("rises", "grows flatter").replace("falls", "grows steeper")
-    return f"By value {index} over the first, the spectrum {said}."
+    return f"How flat a spectrum is, singular value {index} over the first says. By it the spectrum {said}."
 
 
 def say_floor(panels: Mapping[str, pd.DataFrame]) -> str:

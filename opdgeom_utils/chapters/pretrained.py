@@ -92,7 +92,7 @@ def say_found(tables: BookTables, toy: BookTables) -> str:
     no_sign = " So what OPD learned did not take it further." if noise[OPD] < 1 else ""
     return (
         f"**Random credit, which learns nothing, goes {noise[RANDOM]:.2f} times as far as noise; OPD {noise[OPD]:.2f} "
-        f"times.**{no_sign} By the paper's angles the two {near}: {angles[0]:.2g} degrees (OPD) and {angles[1]:.2g}. "
+        f"times.**{no_sign} By the paper's angles the two {near}: {angles[0]:.2f} degrees (OPD) and {angles[1]:.2f}. "
         f"{direction} Runs have {many} here at most."
     )
 

@@ -104,6 +104,9 @@ def _order(tables: BookTables) -> Found:
     ends = at_place(replace(tables, geometry=attention), "equal_updates", order)
     shift, hidden = zip(*(means_of(ends, name, [RULERS[2], "update_sparsity"]) for name in order), strict=True)
     said = f"{', '.join(f'{v:.1e}' for v in shift)}; {', '.join(f'{v:.1%}' for v in hidden)}"
+    if _held(tables, RANDOM):
+        null = at_place(replace(tables, geometry=attention), "equal_updates", [*order, RANDOM])
+        said += "; random credit {:.1e}, {:.1%}".format(*means_of(null, RANDOM, [RULERS[2], "update_sparsity"]))
     held = [*shift] == sorted(shift, reverse=True) and [*hidden] == sorted(hidden)
     return said, held
 

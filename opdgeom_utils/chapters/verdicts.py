@@ -123,7 +123,8 @@ def bearings(card: pd.DataFrame) -> pd.DataFrame:
 def power_table(card: pd.DataFrame) -> pd.DataFrame:
     """List the claims for which the paper has an effect, with the rule's chance to pass there, the smallest first.
 
-    Returns ``claim, needed, the paper's effect, chance to pass, 80% from``.
+    Returns ``claim, needed, the paper's effect, chance to pass, 80% from``; the last says *no distance* where a distance
+    would have to be negative.
     """
     rows = []
     for row in card.loc[card["power"].notna()].sort_values("power", kind="stable").to_dict("records"):
@@ -131,6 +132,8 @@ def power_table(card: pd.DataFrame) -> pd.DataFrame:
             number(row[name], unit=row["unit"]) for name in ("threshold", "effect", "detectable")
         )
         chance = power.chance_words(row["power"])
+        if row["side"] == "below" and row["detectable"] < 0 < row["threshold"]:
+            smallest = "no distance"
         rows.append((row["id"], f"{row['side']} {needed}", effect, chance, smallest))
     return pd.DataFrame(rows, columns=["claim", "needed", "the paper's effect", "chance to pass", "80% from"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import combinations, starmap
 
 import pandas as pd
 
@@ -17,6 +18,7 @@ from opdgeom_utils.scopes import ATTENTION
 from opdgeom_utils.vocabulary import label, listed, metric_of
 
 NULLS = ("shuffled", "random")
+NULL_OBJECTIVES = {"opd": "opd_random_credit", "rlvr": "rlvr_random_reward"}
 KEYS = ["profile", "recipe", "seed"]
 MARGIN = 0.1  # a ratio nearer to 1 is no difference worth a sentence
 
@@ -113,20 +115,37 @@ def ratios_to_null(ends: pd.DataFrame, metric: str, null: str = "shuffled") -> d
 
 
 def say_null_ratios(ends: pd.DataFrame, metrics: Sequence[str], null: str = "shuffled") -> str:
-    """Say in which measures the objectives' own ratios to their nulls differ: those with disjoint intervals.
+    """Say in which measures the runs' own ratios to their nulls differ, and what of it their null objectives explain.
+
+    They differ where two intervals are disjoint and the largest mean is at least a tenth above the smallest.
 
     >>> ends = pd.DataFrame({"recipe": ["opd", "opd", "rlvr", "rlvr"], "seed": [0, 1] * 2, "x": [1.0, 1.0, 2.0, 2.0]})
     >>> say_null_ratios(ends.assign(x_shuffled=1.0), ["x"])
     'Unequal in 1 of 1 measures: x (OPD 1.00, RLVR 2.00).'
+    >>> credit = ends.iloc[:2].assign(recipe="opd_random_credit")
+    >>> say_null_ratios(pd.concat([ends, credit]).assign(x_shuffled=1.0), ["x"]).split("; ")[1]
+    'OPD is not told apart from random credit.'
     """
     unequal = []
     for metric in metrics:
         found = ratios_to_null(ends, metric, null)
-        if max(i.low for i in found.values()) > min(i.high for i in found.values()):
-            said = ", ".join(f"{name} {interval.mean:.2f}" for name, interval in found.items())
-            unequal.append(f"{metric_of(metric).words} ({said})")
-    what = f": {'; '.join(unequal)}" if unequal else ""
+        means = [interval.mean for interval in found.values()]
+        if not any(starmap(_disjoint, combinations(found.values(), 2))) or max(means) < (1 + MARGIN) * min(means):
+            continue
+        said = ", ".join(f"{name} {interval.mean:.2f}" for name, interval in found.items())
+        pairs = [(label(name), label(other)) for name, other in NULL_OBJECTIVES.items()]
+        beside = [
+            f"{name} {'lies apart' if _disjoint(found[name], found[other]) else 'is not told apart'} from {other}"
+            for name, other in pairs
+            if {name, other} <= set(found)
+        ]
+        unequal.append("; ".join([f"{metric_of(metric).words} ({said})", *beside]))
+    what = f": {'. '.join(unequal)}" if unequal else ""
     return f"Unequal in {len(unequal)} of {len(metrics)} measures{what}."
+
+
+def _disjoint(one: Interval, other: Interval) -> bool:
+    return one.low > other.high or other.low > one.high
 
 
 def compared(near: pd.DataFrame, metrics: Sequence[str], recipe: str, other: str) -> pd.DataFrame:
@@ -155,15 +174,20 @@ def compared(near: pd.DataFrame, metrics: Sequence[str], recipe: str, other: str
 
 
 def say_compared(found: pd.DataFrame) -> str:
-    """Say in which measures of :func:`compared` the two differ.
+    """Say in which measures of :func:`compared` the two differ, and by how much their shuffled updates do.
 
-    >>> say_compared(pd.DataFrame({"measure": ["A", "B"], "OPD over RLVR": "", "verdict": ["differ", "not decided"]}))
-    'OPD over RLVR differs from 1 in 1 of 2 measures (A).'
+    >>> rows = {"measure": ["A", "B"], "OPD over RLVR": ["0.80 (0.70 to 0.90)", "1.00"], "shuffled updates": "0.90"}
+    >>> say_compared(pd.DataFrame(rows | {"verdict": ["differ", "not decided"]}))
+    'OPD over RLVR differs from 1 in 1 of 2 measures: A 0.80 (0.90 is what the shuffled updates, which know only sizes, give).'
     """
-    apart = found.loc[found["verdict"] == "differ", "measure"].tolist()
-    return f"{found.columns[1]} differs from 1 in {len(apart)} of {len(found)} measures" + (
-        f" ({'; '.join(apart)})." if 0 < len(apart) < len(found) else "."
-    )
+    said = found.columns[1]
+    apart = found.loc[found["verdict"] == "differ"]
+    shown = [
+        f"{row['measure']} {str(row[said]).split(' (')[0]} ({row['shuffled updates']}"
+        + (" is what the shuffled updates, which know only sizes, give)" if not i else ")")
+        for i, row in enumerate(apart.to_dict("records"))
+    ]
+    return f"{said} differs from 1 in {len(apart)} of {len(found)} measures" + (f": {'; '.join(shown)}." if shown else ".")
 
 
 def say_gaps(points: pd.DataFrame, metric: str) -> str:
