@@ -129,7 +129,7 @@ def say_longer(found: pd.DataFrame) -> str:
 
     >>> says = {"what": ["gap: a third", "distance", "cosine: .3"], "400 updates": [".2", ".2", ".1"]}
     >>> says |= {"held": ["no", "no", "no"], "1,000 updates": "55%", "holds": ["yes", "yes", "no"]}
-    >>> say_longer(pd.DataFrame(says)).split("; ")[1]
+    >>> say_longer(pd.DataFrame(says)).split("hold; ")[1]
     'not: cosine (55%; after 400 updates .1, not either).'
     """
     short, long = (str(name) for name in found.columns if str(name).endswith(" updates"))

@@ -19,7 +19,7 @@ from opdgeom_utils.chapters.update_path import (
 )
 from opdgeom_utils.charts.palette import in_order
 from opdgeom_utils.measures.long_table import pick
-from opdgeom_utils.measures.paths import SIDES
+from opdgeom_utils.measures.paths import EARLY, SIDES
 from opdgeom_utils.scopes import HEADLINE, MAIN
 from opdgeom_utils.vocabulary import RESCALED, ROUNDED, label, listed, metric_of
 
@@ -49,9 +49,11 @@ def at_a_fifth(measures: pd.DataFrame | None, k: int) -> str:
 def came_out(measures: pd.DataFrame, k: int) -> str:
     """Say whether locking tells OPD from other training and from its null objective, and what does."""
     own, null = label("opd"), label("opd_random_credit")
-    not_above, nulls = set(), {}
+    not_above, nulls, late = set(), {}, {}
     for side in SIDES:
-        values = seen.by_seed(early(measures, side, k, HEADLINE), "series")
+        at = early(measures, side, k, HEADLINE)
+        late |= at.loc[at["share"] > EARLY + 0.01].set_index("series")["share"].to_dict()
+        values = seen.by_seed(at, "series")
         if own not in values:
             return "No run of OPD is in these tables."
         not_above |= {str(name) for name in values if name != own and _not_above(values, own, str(name))}
@@ -60,6 +62,8 @@ def came_out(measures: pd.DataFrame, k: int) -> str:
     tells = "locks earlier than every other"
     if not_above:
         tells = f"is not shown to lock earlier than {listed(in_order(not_above))}"
+    if late:
+        tells += f" ({listed(f'{name} is looked at after {share:.1%} of its run' for name, share in late.items())})"
     shown = agreement(measures, ["opd", "opd_random_credit"]).set_index("run")["cosine"].dropna().map("{:.2f}".format)
     pairs = ", ".join(f"{name} {shown[name]}" for name in (own, null) if name in shown)
     direction = f"What seeds agree on is a direction (cosine of two seeds' updates: {pairs})." if own in shown else ""

@@ -123,8 +123,8 @@ def bearings(card: pd.DataFrame) -> pd.DataFrame:
 def power_table(card: pd.DataFrame) -> pd.DataFrame:
     """List the claims for which the paper has an effect, with the rule's chance to pass there, the smallest first.
 
-    Returns ``claim, needed, the paper's effect, chance to pass, 80% from``; the last says *no distance* where a distance
-    would have to be negative.
+    Returns ``claim, needed, the paper's effect, chance to pass, 80% from``; the last says *no distance* where a
+    distance would have to be negative.
     """
     rows = []
     for row in card.loc[card["power"].notna()].sort_values("power", kind="stable").to_dict("records"):

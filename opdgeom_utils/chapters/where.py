@@ -178,16 +178,17 @@ def say_compared(found: pd.DataFrame) -> str:
 
     >>> rows = {"measure": ["A", "B"], "OPD over RLVR": ["0.80 (0.70 to 0.90)", "1.00"], "shuffled updates": "0.90"}
     >>> say_compared(pd.DataFrame(rows | {"verdict": ["differ", "not decided"]}))
-    'OPD over RLVR differs from 1 in 1 of 2 measures: A 0.80 (0.90 is what the shuffled updates, which know only sizes, give).'
+    'OPD over RLVR differs from 1 in 1 of 2 measures: A 0.80 (0.90 from shuffled updates, which know only sizes).'
     """
     said = found.columns[1]
     apart = found.loc[found["verdict"] == "differ"]
     shown = [
         f"{row['measure']} {str(row[said]).split(' (')[0]} ({row['shuffled updates']}"
-        + (" is what the shuffled updates, which know only sizes, give)" if not i else ")")
+        + (" from shuffled updates, which know only sizes)" if not i else ")")
         for i, row in enumerate(apart.to_dict("records"))
     ]
-    return f"{said} differs from 1 in {len(apart)} of {len(found)} measures" + (f": {'; '.join(shown)}." if shown else ".")
+    what = f": {'; '.join(shown)}" if shown else ""
+    return f"{said} differs from 1 in {len(apart)} of {len(found)} measures{what}."
 
 
 def say_gaps(points: pd.DataFrame, metric: str) -> str:

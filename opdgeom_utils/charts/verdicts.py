@@ -38,7 +38,8 @@ CONDITIONS = {
     "two_by_two": "loss or prefix", "null_sft": "SFT and its null", "agreement": "between seeds",
     "noise_seen": "beside noise, seen", "noise_blind": "beside noise",
 }  # fmt: skip
-CELL = 26
+CELL, MARK = 26, 90  # pixels of a row, and of a mark that has its cell to itself
+NARROW = 480  # pixels of a drawing whose names stand upright, or the last would leave it
 INK = dict(zip(VERDICT_COLOURS.values(), ("#FFFFFF", "#1A1A1A", "#1A1A1A", "#FFFFFF", "#1A1A1A"), strict=True))
 
 
@@ -65,6 +66,7 @@ def scorecard(card: pd.DataFrame) -> Figure:
         left=column + place / among + 0.03,
         right=column + (place + 1) / among - 0.03,
         middle=column + (place + 0.5) / among,
+        size=MARK / among,
         condition=card.loc[:, "condition"].map(_words),
         ink=[INK[VERDICT_COLOURS[v]] for v in card.loc[:, "verdict"]],
     )
@@ -85,7 +87,8 @@ def _matrix(rows: pd.DataFrame, across: Sequence[str], down: Sequence[str]) -> F
         .axis(
             values=[i + 0.5 for i in range(len(across))],
             labelExpr=f"{json.dumps(list(across))}[floor(datum.value)]",
-            labelAngle=-40, orient="top", grid=False, ticks=False, domain=False, labelOverlap=False,
+            labelAngle=alt.ExprRef(f"width < {NARROW} ? -90 : -40"), labelAlign="left", labelBaseline="middle",
+            orient="top", grid=False, ticks=False, domain=False, labelOverlap=False,
         )
     )  # fmt: skip
     y = alt.Y("condition:N", sort=list(down), title=None).axis(ticks=False, domain=False)
@@ -101,7 +104,8 @@ def _matrix(rows: pd.DataFrame, across: Sequence[str], down: Sequence[str]) -> F
     middle = x.copy()
     middle["shorthand"] = "middle:Q"
     ink = alt.Fill("ink:N", scale=None, legend=None)
-    marks = base.mark_point(size=90, opacity=1, strokeWidth=0).encode(x=middle, shape=shape, fill=ink)
+    size = alt.Size("size:Q", scale=None, legend=None)
+    marks = base.mark_point(opacity=1, strokeWidth=0).encode(x=middle, shape=shape, fill=ink, size=size)
     return alt.layer(cells, marks).properties(
         width="container",
         height=CELL * len(down),
