@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -77,6 +78,7 @@ def open_run(
     names, remarks = _checkpoints_named(tuned)
     for name in [reference, *names]:
         _check_filled_in(name)
+    _check_once(names)
     steps, remark = numbered(names)
     if remark and len(names) > 1:
         remarks.append(remark)
@@ -145,6 +147,16 @@ def matching_k(reference: OpenCheckpoint) -> int:
     sides = [min(tensor.shape) for tensor in reference.tensors.values() if len(tensor.shape) == 2]
     widest = max(sides, default=1)
     return min(PAPER_K, 2 ** max(0, (widest // LARGEST_SHARE).bit_length() - 1))
+
+
+def _check_once(names: Sequence[str]) -> None:
+    """Refuse one checkpoint under two names: its step would count twice in every mean."""
+    first: dict[str, str] = {}
+    for name in names:
+        place = os.path.realpath(_found(name)) if os.path.exists(_found(name)) else name
+        if place in first:
+            raise MetricInputError(f"{first[place]} and {name} are one checkpoint, {place}. Give it once.")
+        first[place] = name
 
 
 def _distinct(names: Sequence[str]) -> dict[str, str]:

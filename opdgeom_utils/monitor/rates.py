@@ -52,13 +52,17 @@ class RatesTaken:
     def distances(self, parameter: Tensor) -> tuple[float, float]:
         """How far, as a root mean square, noise and a constant gradient carry an entry; nan unless Adam steps it.
 
+        It is nan also where weight decay is a part of the gradient, as in ``torch.optim.Adam``: Adam divides it by the
+        gradient's size, which no schedule tells. ``AdamW`` shrinks the weights apart from that.
+
         Up to 64 updates the walk is :func:`~opdgeom_utils.metrics.noise_walk_rms`. Later it is computed when the run
         has grown by a quarter, and scaled between by the root of the sum of squared rates; that is within 1%.
         """
-        if not self.is_adam:
-            return math.nan, math.nan
         index = self._group[id(parameter)]
         taken, group = self.taken[index], self._optimizer.param_groups[index]
+        in_gradient = bool(group.get("weight_decay")) and not group.get("decoupled_weight_decay", True)
+        if not self.is_adam or in_gradient:
+            return math.nan, math.nan
         steps, far = self._far.get(index, (0, (0.0, 0.0)))
         if steps == len(taken):
             return far

@@ -41,7 +41,8 @@ class GeometryMonitor:
     model : nn.Module
         What is trained: any module, with peft's LoRA layers or not, sharded by ``fully_shard`` or not.
     optimizer : torch.optim.Optimizer
-        Of its parameters. Walks need one of Adam's family; with another they are nan, and the rest is measured.
+        Of its parameters. Walks need one of Adam's family, its weight decay apart from the gradient (AdamW);
+        with another they are nan, and the rest is measured.
     every : int
         Measure at every so many steps of the optimizer.
     matrices : "sample", "all" or list of str

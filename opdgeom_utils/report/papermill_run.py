@@ -29,10 +29,12 @@ def tagged(notebook: nbformat.NotebookNode, tag: str) -> list[nbformat.NotebookN
 def read_parameters(path: Path) -> dict[str, Any]:
     """Read a parameter file, such as ``notebooks/params/smoke.yaml``.
 
-    Raises ValueError if it does not hold names and values.
+    Raises ValueError if it is no file, or does not hold names and values.
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise ValueError(f"{path.absolute()}: {error.strerror}; expected a YAML file of parameters") from error
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not readable as YAML: {error}") from error
     if not isinstance(values, dict):

@@ -50,7 +50,7 @@ def write_report(given: Mapping[str, Any], out: str | Path | None = None) -> tup
 
     ``given``: parameters of the chapter; ``reference`` and ``tuned`` at least.
     ``out``: the HTML file; the table gets its name with ``.parquet``, the folder of finished matrices with ``.work``.
-    Without it, a file in ``reports`` here, named after the run.
+    Without it, or where it is a folder, a file named after the run, in ``reports`` here or in that folder.
     Returns page and table. Raises OpdGeomError when a parameter is unknown or missing, a checkpoint cannot be opened or
     compared, nothing can be written there, or a cell of the chapter raises.
     """
@@ -123,15 +123,17 @@ def taken_apart(name: str) -> list[str]:
 
 
 def target_of(out: str | Path | None, parameters: Mapping[str, Any]) -> Path:
-    """Where the page goes: as asked for, or in ``reports``, named after the run and a checksum of its parameters.
+    """Where the page goes: as asked for, or in a folder, named after the run and a checksum of its parameters.
+
+    ``out``: the file, or a folder that is there; None takes the folder ``reports`` here.
 
     >>> target_of(None, {"reference": "base", "tuned": "/runs/my run"}).name
     'base-to-my-run-d4e99d.html'
-    >>> target_of("report", {}).name
-    'report.html'
+    >>> target_of("report", {}).name, target_of("/", {"reference": "base", "tuned": "run"}).name
+    ('report.html', 'base-to-run-dcef56.html')
     """
-    if out is not None:
-        path = Path(out).expanduser()
+    path = Path(REPORTS if out is None else out).expanduser()
+    if out is not None and not path.is_dir():
         return (path if path.suffix == ".html" else path.with_name(f"{path.name}.html")).absolute()
     tuned = parameters.get("tuned", "")
     last = tuned[-1] if isinstance(tuned, list) else tuned
@@ -140,7 +142,7 @@ def target_of(out: str | Path | None, parameters: Mapping[str, Any]) -> Path:
     deciding = {name: value for name, value in parameters.items() if name not in ("label", "n_jobs")}
     digest = hashlib.sha256(json.dumps(deciding, sort_keys=True, default=str).encode()).hexdigest()[:6]
     plain = "".join(c if c.isalnum() or c in "-_." else "-" for c in letters)[:100]
-    return Path(REPORTS).absolute() / f"{plain}-{digest}.html"
+    return path.absolute() / f"{plain}-{digest}.html"
 
 
 def work_folder(target: Path) -> Path:

@@ -192,6 +192,14 @@ def test_a_relative_of_adam_with_steps_of_another_length_has_no_walk(kind: Any) 
     assert not RatesTaken(kind(layer.parameters())).is_adam
 
 
+@pytest.mark.parametrize(("kind", "decay", "known"), [("Adam", 0.0, True), ("Adam", 0.1, False), ("AdamW", 0.1, True)])
+def test_decay_inside_the_gradient_has_no_walk(kind: str, decay: float, known: bool) -> None:
+    layer = nn.Linear(8, 8)
+    rates = RatesTaken(getattr(torch.optim, kind)(layer.parameters(), lr=1e-3, weight_decay=decay))
+    rates.record()
+    assert all(map(math.isfinite, rates.distances(layer.weight))) == known
+
+
 def test_what_is_frozen_is_not_watched_though_the_optimizer_holds_it() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     model[0].requires_grad_(False)

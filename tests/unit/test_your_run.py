@@ -43,6 +43,13 @@ def test_folder_with_weights_of_its_own_is_one_checkpoint_and_says_so(before: st
     assert "1 earlier steps, which are not looked at" in run.remarks[0]
 
 
+def test_one_checkpoint_under_two_names_is_refused(before: str, tmp_path: Path) -> None:
+    once = save(tmp_path / "run/step_3.safetensors", q_proj=(4, 4), norm=(4,))
+    (tmp_path / "latest.safetensors").symlink_to(once)
+    with pytest.raises(MetricInputError, match="are one checkpoint, "):
+        open_run(before, [once, str(tmp_path / "latest.safetensors")])
+
+
 def test_list_without_steps_is_numbered_in_its_order(before: str, tmp_path: Path) -> None:
     names = [save(tmp_path / f"{name}.safetensors", q_proj=(4, 4), norm=(4,)) for name in ("late", "early")]
     run = open_run(before, names)
