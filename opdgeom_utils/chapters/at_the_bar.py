@@ -5,6 +5,7 @@ The bar and the rules stand in LOG.md, before these runs. A rule that the runs a
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 
 import pandas as pd
@@ -63,8 +64,8 @@ def _accuracy(tables: BookTables, opd: str, _null: str) -> Found:
 def _distance(tables: BookTables, opd: str, _null: str) -> Found:
     closed = distance_closed(tables, opd)
     where = {"own": "its own text", "fixed": "the anchor's"}
-    return listed(f"{share:.0%} on {where[text]}" for text, share in closed.items()), (
-        closed["fixed"] >= HALF if "fixed" in closed else None
+    return listed(f"{share.text('.0%')} on {where[text]}" for text, share in closed.items()), (
+        closed["fixed"].mean >= HALF if "fixed" in closed else None
     )
 
 
@@ -94,8 +95,8 @@ def _directions(tables: BookTables, opd: str, null: str) -> Found:
     own, other = (seed_interval(cosines(tables.measures, name, name)) for name in (opd, null))
     if not own.n:
         return NOTHING
-    beside = f"; random credit {other.mean:.2f}" if other.n else ""
-    return f"{own.mean:.2f}{beside}", own.mean >= AGREE
+    beside = f"; random credit {other.mean:z.2f}" if other.n else ""
+    return f"{own.mean:z.2f}{beside}", own.mean >= AGREE
 
 
 def _length_beside_noise(tables: BookTables, opd: str, null: str) -> Found:
@@ -134,7 +135,7 @@ def say_longer(found: pd.DataFrame) -> str:
     """
     short, long = (str(name) for name in found.columns if str(name).endswith(" updates"))
     bar, rest = found.iloc[:2], found.iloc[2:]
-    gap, distance = (str(text).split(" (")[0] for text in bar[long])
+    gap, distance = (re.sub(r" \(.*?\)", "", str(text)) for text in bar[long])
     met = "past" if (bar["holds"] == YES).all() else "not past"
     tested = rest.loc[rest["holds"] != UNTESTED]
     failed = [

@@ -13,6 +13,7 @@ import pandas as pd
 
 from opdgeom_utils.claims import Claim, load_claims, scorecard
 from opdgeom_utils.errors import NotebookParameterError, StaleResultsError
+from opdgeom_utils.measures.long_table import DEFAULTS
 from opdgeom_utils.measures.of_runs import OVERLAPS, PARTS, measures_of
 from opdgeom_utils.recipes import load_recipe, recipe_names
 from opdgeom_utils.results import Tables, are_committed, load_tables, tables_of
@@ -136,9 +137,11 @@ def only_seeds(tables: Tables, profile: str, seeds: Sequence[int], origin: str) 
         t.loc[t["seed"].isin(kept)].reset_index(drop=True) for t in (tables.geometry, tables.training, tables.accuracy)
     ]
     long = tables.measures
-    measures = None if long is None else long.loc[long["seed"].isin(kept)].reset_index(drop=True)
+    if long is not None:  # -1 where a number is about no other run
+        both = long["seed"].isin(kept) & long["other_seed"].isin([*kept, DEFAULTS["other_seed"]])
+        long = long.loc[both].reset_index(drop=True)
     n_recipes = tables.accuracy["recipe"].nunique()
     label = f": {SMOKE_LABEL}" if profile == "smoke" else ""
     words = f"{len(kept)} {'seed' if len(kept) == 1 else 'seeds'}"
     source = f"Profile {profile}, {n_recipes} recipes, {words}, {origin}{label}."
-    return BookTables(*parts, profile=profile, seeds=kept, source=source, measures=measures)
+    return BookTables(*parts, profile=profile, seeds=kept, source=source, measures=long)

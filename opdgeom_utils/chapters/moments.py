@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,18 +47,26 @@ def say_easy_bar(measures: pd.DataFrame, masks: Sequence[str], k: int, *, side: 
     """Say how masks, RLVR and random credit stand against OPD's own two halves: on the same batches, then on others.
 
     Each number is an overlap with OPD's leading directions over the overlap of two halves of OPD's own batches; above 1
-    is nearer than OPD is to itself.
+    is nearer than OPD is to itself. What was not measured, or has no gradient to measure, is left out.
+
+    >>> from opdgeom_utils.measures.long_table import as_measures
+    >>> say_easy_bar(as_measures([]), ["opd_top50"], 4)
+    'No second moment of OPD is in these tables.'
     """
     cell: dict[str, Any] = {"other_recipe": "opd", "k": k, "step": 0, "side": side}
     bar = pick(measures, recipe="opd", quantity="moment_alignment", null="half_batches", **cell)["value"].mean()
+    if not bar > 0:
+        return "No second moment of OPD is in these tables."
     said = []
     for words, quantity in (("same batches", "moment_alignment"), ("other batches", "moment_alignment_independent")):
         own = pick(measures, recipe=[*masks, "rlvr"], quantity=quantity, null="", **cell)
         means = own.groupby("recipe", sort=False)["value"].mean() / bar
         kept = means.reindex([name for name in masks if name in means])
         chance = pick(measures, recipe="opd", quantity=quantity, null="random_credit", **cell)["value"].mean() / bar
-        text = f"On the {words}, {side}: masks {kept.min():.2f} to {kept.max():.2f}, random credit {chance:.2f}"
-        said.append(text + (f", RLVR {means['rlvr']:.2f}" if "rlvr" in means else ""))
+        parts = [f"masks {kept.min():.2f} to {kept.max():.2f}"] if kept.notna().any() else []
+        others = {"random credit": chance, "RLVR": means.get("rlvr", math.nan)}
+        parts += [f"{name} {value:.2f}" for name, value in others.items() if not math.isnan(value)]
+        said.append(f"On the {words}, {side}: {', '.join(parts) or 'nothing measured'}")
     return "; ".join(said) + f" times the overlap of two halves of OPD's batches ({bar:.2f})."
 
 

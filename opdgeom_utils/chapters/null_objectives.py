@@ -74,18 +74,18 @@ def agreement_sentence(tables: Tables) -> str:
     cosines = dict(zip(shared["recipe"].tolist(), shared["cosine"].tolist(), strict=True))
     if not {"opd", "opd_random_credit"} <= set(cosines):
         return ""
-    rest = [f"{label(str(r))} {c:.2f}" for r, c in cosines.items() if r not in ("opd", "opd_random_credit")]
+    rest = [f"{label(str(r))} {c:z.2f}" for r, c in cosines.items() if r not in ("opd", "opd_random_credit")]
     across = dict(zip(shared["recipe"].tolist(), shared["with_opd"].tolist(), strict=True))
     kin = ""
     if {"control_sft", "rlvr"} <= set(across):
         nearer = "SFT" if across["control_sft"] > across["rlvr"] else "RLVR"
         kin = (
-            f" From one anchor OPD's update points more the way of {nearer}: its cosine is {across['control_sft']:.2f} "
-            f"with control SFT and {across['rlvr']:.2f} with RLVR."
+            f" From one anchor OPD's update points more the way of {nearer}: its cosine is "
+            f"{across['control_sft']:z.2f} with control SFT and {across['rlvr']:z.2f} with RLVR."
         )
     return (
-        f"What tells them apart is direction. Updates of two seeds of OPD have a cosine of {cosines['opd']:.2f}, those "
-        f"of two seeds of random credit one of {cosines['opd_random_credit']:.2f}.\n"
+        f"What tells them apart is direction. Updates of two seeds of OPD have a cosine of "
+        f"{cosines['opd']:z.2f}, those of two seeds of random credit one of {cosines['opd_random_credit']:z.2f}.\n"
         + (f"The same cosine of the others: {', '.join(rest)}." if rest else "")
         + kin
     )

@@ -64,7 +64,7 @@ def came_out(measures: pd.DataFrame, k: int) -> str:
         tells = f"is not shown to lock earlier than {listed(in_order(not_above))}"
     if late:
         tells += f" ({listed(f'{name} is looked at after {share:.1%} of its run' for name, share in late.items())})"
-    shown = agreement(measures, ["opd", "opd_random_credit"]).set_index("run")["cosine"].dropna().map("{:.2f}".format)
+    shown = agreement(measures, ["opd", "opd_random_credit"]).set_index("run")["cosine"].dropna().map("{:z.2f}".format)
     pairs = ", ".join(f"{name} {shown[name]}" for name in (own, null) if name in shown)
     direction = f"What seeds agree on is a direction (cosine of two seeds' updates: {pairs})." if own in shown else ""
     return (

@@ -45,7 +45,7 @@ def learned(tables: BookTables) -> pd.DataFrame:
         end, start = float(own["sampled"].mean()), float((own["sampled"] - own["gain"]).mean())
         row = {"recipe": recipe, "run": label(recipe), "seeds": len(own), "updates": int(own["step"].max())}
         gap = seed_interval(gap_closed(tables, recipe)).mean if recipe != "sft" else math.nan  # SFT starts elsewhere
-        distance = distance_closed(tables, recipe).get("fixed", math.nan)
+        distance = distance_closed(tables, recipe).get("fixed", seed_interval([])).mean
         rows.append(row | {"start": start, "end": end, "gap": gap, "distance": distance})
     return pd.DataFrame(rows)
 
@@ -84,8 +84,8 @@ def say_found(tables: BookTables, toy: BookTables) -> str:
     less = ", less than in the toy" if pairs[0] - pairs[1] < pairs[2] - pairs[3] else ""
     apart = f"tells them apart{less}" if pairs[0] > pairs[1] + 0.1 else "does not tell them apart"
     direction = (
-        f"Direction {apart}: the cosine of two seeds is {pairs[0]:.2f} for OPD and {pairs[1]:.2f} for random credit "
-        f"(in the toy {pairs[2]:.2f} and {pairs[3]:.2f})."
+        f"Direction {apart}: the cosine of two seeds is {pairs[0]:z.2f} for OPD and {pairs[1]:z.2f} for random credit "
+        f"(in the toy {pairs[2]:z.2f} and {pairs[3]:z.2f})."
     )
     if math.isnan(pairs[0] + pairs[1]):
         direction = "Of direction nothing can be said: that takes two seeds of OPD and two of random credit."
@@ -146,7 +146,7 @@ def say_direction(tables: BookTables, toy: BookTables) -> str:
     ):  # fmt: skip
         here, there = (seed_interval(cosines(t.measures, one, other)).mean for t in (tables, toy))
         if not math.isnan(here):
-            said.append(f"{words} {here:.2f} (toy {there:.2f})")
+            said.append(f"{words} {here:z.2f} (toy {there:z.2f})")
     return f"Cosines here, and in the toy: {'; '.join(said)}."
 
 

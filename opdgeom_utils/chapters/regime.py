@@ -9,7 +9,7 @@ import numpy as np
 from opdgeom_utils.chapters.committed_tables import BookTables
 from opdgeom_utils.chapters.model_cards import card_accuracy
 from opdgeom_utils.claims.matching import accuracy_gain, final
-from opdgeom_utils.intervals import seed_interval
+from opdgeom_utils.intervals import Interval, seed_interval
 from opdgeom_utils.measures.long_table import pick
 from opdgeom_utils.recipes import load_recipe
 from opdgeom_utils.trained_models import needed_run
@@ -44,33 +44,34 @@ def _taught(tables: BookTables, recipe: str) -> float:
     return float(np.mean(rows.loc[there, "sampled"]))
 
 
-def distance_closed(tables: BookTables, recipe: str = "opd") -> dict[str, float]:
-    """Share of the distance to the teacher that a recipe closed, mean of seeds: on its ``own`` and on ``fixed`` text.
+def distance_closed(tables: BookTables, recipe: str = "opd") -> dict[str, Interval]:
+    """Share of the distance to the teacher that a recipe closed, over seeds: on its ``own`` and on ``fixed`` text.
 
-    The first is the exact reverse KL that each update logs of the text it has just written, over the last 50 updates
-    beside the first 10; it is what OPD is trained on. The second is ``teacher_distance``, on text that the anchor
-    wrote. A share that cannot be told, as in a run of fewer than 100 updates, is left out.
+    The first is the loss that OPD is trained on: the reverse KL, nats a token, of all the text that an update has just
+    written, over the last 50 updates beside the first 10. (Runs log an exact one too, of two completions an update,
+    which is too few to tell.) Other objectives have other losses. The second is ``teacher_distance``, on text that the
+    anchor wrote. A share that cannot be told, as in a run of fewer than 100 updates, is left out.
 
     >>> import pandas as pd
-    >>> log = pd.DataFrame({"recipe": "opd", "seed": 0, "step": range(1, 101)})
-    >>> log = log.assign(reverse_kl_full_vocab=[2.0] * 50 + [0.5] * 50)
-    >>> distance_closed(BookTables(log, log, log, profile="toy", seeds=(0,), source=""))
-    {'own': 0.75}
+    >>> log = pd.DataFrame({"recipe": "opd", "seed": 0, "step": range(1, 101), "loss": [2.0] * 50 + [0.5] * 50})
+    >>> distance_closed(BookTables(log, log, log, profile="toy", seeds=(0,), source=""))["own"].mean
+    0.75
     """
-    found, log = {}, tables.training
-    if "reverse_kl_full_vocab" in log:
-        log = log.loc[log["recipe"] == recipe]
-        early, late = log["step"] <= EARLY, log["step"] > log["step"].max() - LATE
-        if len(log) and log["step"].max() >= 2 * LATE:
-            first, last = (log.loc[part, "reverse_kl_full_vocab"].mean() for part in (early, late))
-            found["own"] = float(1 - last / first)
+    shares: dict[str, list[float]] = {"own": [], "fixed": []}
+    made = load_recipe(recipe, tables.profile)
+    is_distance = made.objective == "opd" and not made.random_credit and made.keep_fraction == 1
+    for _, log in tables.training.loc[tables.training["recipe"] == recipe].groupby("seed"):
+        last = int(log["step"].max())
+        if is_distance and last >= 2 * LATE:
+            early, late = log["step"] <= EARLY, log["step"] > last - LATE
+            shares["own"].append(1 - float(log.loc[late, "loss"].mean() / log.loc[early, "loss"].mean()))
     if tables.measures is not None:
         apart = pick(tables.measures, quantity="teacher_distance", null="")
-        begun = apart.loc[(apart["recipe"] == "opd") & (apart["step"] == 0), "value"]
+        begun = apart.loc[(apart["recipe"] == "opd") & (apart["step"] == 0), "value"].to_numpy(float)
         own = apart.loc[(apart["recipe"] == recipe) & (apart["step"] > 0)]
-        if len(begun) and len(own):
-            found["fixed"] = float(1 - own.loc[own["step"] == own["step"].max(), "value"].mean() / begun.mean())
-    return found
+        ends = own.loc[own["step"] == own["step"].max(), "value"].to_numpy(float)
+        shares["fixed"] = (1 - ends / begun.mean()).tolist() if len(begun) else []
+    return {text: seed_interval(values) for text, values in shares.items() if values}
 
 
 def _nulls(tables: BookTables) -> str:
@@ -103,7 +104,7 @@ def say_regime(tables: BookTables, until: int | None = None) -> str:
     closed = distance_closed(tables)
     where = {"own": "on the text that it writes itself", "fixed": "on text that is the same for every run"}
     if closed:
-        shares_of = [f"{share:.0%} {where[text]}" for text, share in closed.items()]
+        shares_of = [f"{share.mean:.0%} {where[text]}" for text, share in closed.items()]
         said += f"Of its distance to the teacher in nats it closed {listed(shares_of)}. "
     if until is not None and until < recipe.steps:
         then = seed_interval(gap_closed(tables, until=until)).mean

@@ -85,7 +85,7 @@ def _agreement(tables: BookTables) -> Found:
     opd, null = (seed_interval(cosines(tables.measures, name, name)).mean for name in (OPD, RANDOM))
     if math.isnan(opd + null):
         return NOTHING
-    return f"{opd:.2f}, random credit {null:.2f}", opd >= null + 0.3 and abs(null) < 0.1
+    return f"{opd:z.2f}, random credit {null:z.2f}", opd >= null + 0.3 and abs(null) < 0.1
 
 
 def _same_way(tables: BookTables) -> Found:
