@@ -29,6 +29,17 @@ def test_the_share_of_the_gap_is_taken_on_the_same_prompts(tables: BookTables) -
     assert regime.gap_closed(tables) == pytest.approx([0.1 / 0.4, 0.04 / 0.4])
 
 
+@pytest.mark.parametrize(("recipe", "told"), [("opd", True), ("opd_random_credit", False), ("opd_top50", False)])
+def test_distance_on_own_text_is_read_where_the_loss_is_that_distance(
+    tables: BookTables, recipe: str, told: bool
+) -> None:
+    steps = range(1, 201)
+    log = pd.DataFrame({"recipe": recipe, "seed": 0, "step": steps, "loss": [1.0] * 100 + [0.4] * 100})
+    profile = "first_regime" if recipe == "opd_top50" else "toy"
+    closed = regime.distance_closed(dataclasses.replace(tables, training=log, profile=profile), recipe)
+    assert ({name: share.mean for name, share in closed.items()} == {"own": pytest.approx(0.6)}) == told
+
+
 @pytest.mark.parametrize("taught", [0.5, math.nan])
 def test_without_a_gap_nothing_is_said_of_its_share(
     taught: float, tables: BookTables, monkeypatch: pytest.MonkeyPatch
