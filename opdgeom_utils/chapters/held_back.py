@@ -97,5 +97,5 @@ def say_held_back(found: pd.DataFrame) -> str:
         f"**Late in training, what learns {less} than what has nothing to learn.** Most of all in {kind}: "
         f"{'; '.join(said)}. Noise as strong as the runs' own gradients would have gone {found['strength'].min():.2f} "
         f"to {found['strength'].max():.2f} times as far. By the rule held back are {'; '.join(held)} kinds of matrix; "
-        f"seeds: {found['seeds'].min()}."
+        f"seeds: {' to '.join(dict.fromkeys(str(int(n)) for n in (found['seeds'].min(), found['seeds'].max())))}."
     )
