@@ -86,7 +86,7 @@ def say_held_back(found: pd.DataFrame) -> str:
     if found.empty:
         return ""
     kind = found.groupby("kind").agg({"length": "mean"})["length"].idxmin()
-    said, held = [], []
+    said, held, seeds = [], [], found["seeds"].tolist()
     for recipe, own in found.groupby("recipe", sort=False):
         most = own.loc[own["kind"] == kind].to_dict("records")[0]
         said.append(f"{label(str(recipe))} {most['length']:.2f} times as far, turned by {most['turn']:+.2f}")
@@ -97,5 +97,5 @@ def say_held_back(found: pd.DataFrame) -> str:
         f"**Late in training, what learns {less} than what has nothing to learn.** Most of all in {kind}: "
         f"{'; '.join(said)}. Noise as strong as the runs' own gradients would have gone {found['strength'].min():.2f} "
         f"to {found['strength'].max():.2f} times as far. By the rule held back are {'; '.join(held)} kinds of matrix; "
-        f"seeds: {' to '.join(dict.fromkeys(str(int(n)) for n in (found['seeds'].min(), found['seeds'].max())))}."
+        f"seeds: {' to '.join(map(str, sorted({min(seeds), max(seeds)})))}."
     )

@@ -54,20 +54,25 @@ def say_easy_bar(measures: pd.DataFrame, masks: Sequence[str], k: int, *, side: 
     'No second moment of OPD is in these tables.'
     """
     cell: dict[str, Any] = {"other_recipe": "opd", "k": k, "step": 0, "side": side}
-    bar = pick(measures, recipe="opd", quantity="moment_alignment", null="half_batches", **cell)["value"].mean()
+    bar = _mean(pick(measures, recipe="opd", quantity="moment_alignment", null="half_batches", **cell))
     if not bar > 0:
         return "No second moment of OPD is in these tables."
     said = []
     for words, quantity in (("same batches", "moment_alignment"), ("other batches", "moment_alignment_independent")):
         own = pick(measures, recipe=[*masks, "rlvr"], quantity=quantity, null="", **cell)
-        means = own.groupby("recipe", sort=False)["value"].mean() / bar
-        kept = means.reindex([name for name in masks if name in means])
-        chance = pick(measures, recipe="opd", quantity=quantity, null="random_credit", **cell)["value"].mean() / bar
-        parts = [f"masks {kept.min():.2f} to {kept.max():.2f}"] if kept.notna().any() else []
+        means = {str(name): _mean(rows) / bar for name, rows in own.groupby("recipe", sort=False)}
+        kept = [means[name] for name in masks if not math.isnan(means.get(name, math.nan))]
+        chance = _mean(pick(measures, recipe="opd", quantity=quantity, null="random_credit", **cell)) / bar
+        parts = [f"masks {min(kept):.2f} to {max(kept):.2f}"] if kept else []
         others = {"random credit": chance, "RLVR": means.get("rlvr", math.nan)}
         parts += [f"{name} {value:.2f}" for name, value in others.items() if not math.isnan(value)]
         said.append(f"On the {words}, {side}: {', '.join(parts) or 'nothing measured'}")
     return "; ".join(said) + f" times the overlap of two halves of OPD's batches ({bar:.2f})."
+
+
+def _mean(rows: pd.DataFrame) -> float:
+    """Mean of a measure's values; nan of none."""
+    return float(rows["value"].to_numpy(float).mean()) if len(rows) else math.nan
 
 
 def say_beside_chance(table: pd.DataFrame, compared: Sequence[str]) -> str:

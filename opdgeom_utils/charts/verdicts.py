@@ -66,7 +66,7 @@ def scorecard(card: pd.DataFrame) -> Figure:
         left=column + place / among + 0.03,
         right=column + (place + 1) / among - 0.03,
         middle=column + (place + 0.5) / among,
-        size=MARK / among,
+        size=among.rtruediv(MARK),
         condition=card.loc[:, "condition"].map(_words),
         ink=[INK[VERDICT_COLOURS[v]] for v in card.loc[:, "verdict"]],
     )
