@@ -49,7 +49,7 @@ def say_seeds(tables: BookTables) -> str:
     """Say how many seeds of the longer runs there are; nothing where there are none."""
     runs = tables.geometry.groupby("recipe").agg({"seed": "nunique"})["seed"].to_dict()
     said = [f"{runs[long]} of {label(short)}" for short, long in (OPD, NULL) if long in runs]
-    return f"Seeds: {listed(said)}." if said else ""
+    return f"Seeds of the longer runs: {listed(said)}." if said else ""
 
 
 def _length(tables: BookTables, which: int) -> str:

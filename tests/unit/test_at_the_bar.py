@@ -35,7 +35,10 @@ def test_without_long_runs_nothing_can_be_tested(short: BookTables) -> None:
 
 def test_seeds_are_counted(short: BookTables) -> None:
     longer = short.geometry.assign(recipe=short.geometry["recipe"] + "_long")
-    assert at_the_bar.say_seeds(replace(short, geometry=longer)) == "Seeds: 2 of OPD and 2 of random credit."
+    assert (
+        at_the_bar.say_seeds(replace(short, geometry=longer))
+        == "Seeds of the longer runs: 2 of OPD and 2 of random credit."
+    )
 
 
 def test_rulers_compare_with_random_credit_of_the_same_length(short: BookTables) -> None:
