@@ -71,7 +71,10 @@ def test_paths_say_growth_and_who_is_ahead() -> None:
 def test_a_spectrum_that_only_moves_up_keeps_its_ratio() -> None:
     table = long_table()
     said = path_seen.say_shape(table, ["opd"])
-    assert said == "By value 8 over the first, the spectrum does not change for certain for OPD (1.00 times)."
+    assert said == (
+        "How flat a spectrum is, singular value 8 over the first says. "
+        "By it the spectrum does not change for certain for OPD (1.00 times)."
+    )
     late = table["quantity"].eq("singular_value") & table["k"].eq(8) & table["step"].eq(100)
     doubled = table.assign(value=table["value"].where(~late, 2 * table["value"]))
     assert "grows flatter for OPD (2.00 times)" in path_seen.say_shape(doubled, ["opd"])
