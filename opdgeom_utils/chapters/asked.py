@@ -26,7 +26,7 @@ _SPACES |= {"early_space_beats_complement": "all that lies outside it", "early_s
 def answers(card: pd.DataFrame, tables: Tables) -> dict[int, str]:
     """Answer each question of :data:`opdgeom_utils.chapters.verdicts.CRITICISMS` in a few computed words, by number."""
     found = {
-        1: order_sentence(card),
+        1: order_sentence(card, tables),
         2: _seeds(tables),
         3: "Below 1/256 not at all: two different bf16 numbers are never closer than that, relative to the larger one. "
         "Chapter 3 sweeps the tolerance.",

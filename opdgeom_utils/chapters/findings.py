@@ -28,7 +28,7 @@ def findings(card: pd.DataFrame, tables: Tables) -> dict[str, str]:
         "learned": null_objectives.learned_sentence(tables),
         "nothing": null_objectives.nothing_sentence(tables),
         "agreement": null_objectives.agreement_sentence(tables),
-        "order": order_sentence(card),
+        "order": order_sentence(card, tables),
         "where": where_sentence(card, tables.geometry),
         "matched": matched_sentence(card),
         "null": null_sentence(card, tables),
@@ -64,8 +64,10 @@ def where_sentence(card: pd.DataFrame, geometry: pd.DataFrame) -> str:
     )
 
 
-def order_sentence(card: pd.DataFrame) -> str:
+def order_sentence(card: pd.DataFrame, tables: Tables | None = None) -> str:
     """Say in plain words whether the paper's order is there at equal length and at equal size; empty if untested.
+
+    With ``tables`` also where the runs stand in it that had nothing to learn.
 
     >>> rows = [("equal_updates", "reproduced"), ("equal_norm", "not decided"), ("equal_norm", "the opposite")]
     >>> print(order_sentence(pd.DataFrame(rows, columns=["condition", "verdict"])))
@@ -76,9 +78,15 @@ def order_sentence(card: pd.DataFrame) -> str:
         return ""
     length, size = (_how_many(found) for found in (updates, norm))
     return (
-        f"At one rate and after equally many updates the paper's order is {length}{_shuffled_clause(card)}. Between "
-        f"updates of equal size it is {size}."
+        f"At one rate and after equally many updates the paper's order is {length}{_shuffled_clause(card)}."
+        f"{null_objectives.between_sentence(tables)} Between updates of equal size it is {size}."
     )
+
+
+def came_out(card: pd.DataFrame, tables: Tables) -> str:
+    """Say what a run leaves that had nothing to learn, beside OPD, and where the updates lie at their ends."""
+    beside = for_landing("nothing", null_objectives.nothing_sentence(tables))["lead_nothing"]
+    return f"{beside} {where_sentence(card, tables.geometry)}".strip()
 
 
 def _shuffled_clause(card: pd.DataFrame) -> str:

@@ -11,13 +11,12 @@ from statistics import fmean
 import pandas as pd
 
 from opdgeom_utils.chapters.committed_tables import BookTables
-from opdgeom_utils.chapters.noise import NULLS
+from opdgeom_utils.chapters.where import NULL_OBJECTIVES
 from opdgeom_utils.measures.long_table import pick
 from opdgeom_utils.measures.noise import own_noise
 from opdgeom_utils.recipes import load_recipe
 from opdgeom_utils.vocabulary import label
 
-NULL_OF = {"rlvr": NULLS[1]}  # of the others it is random credit
 LESS, MUCH_LESS = 0.9, 0.8  # of the null's window
 
 
@@ -34,7 +33,7 @@ def held_back(tables: BookTables, recipes: Sequence[str]) -> pd.DataFrame:
     """
     rows, last = [], load_recipe("opd", tables.profile).steps
     for recipe in recipes:
-        null = NULL_OF.get(recipe, NULLS[0])
+        null = NULL_OBJECTIVES["rlvr" if recipe == "rlvr" else "opd"]
         ends = _window(recipe, tables, last)
         if tables.measures is None or len(ends) < 2 or ends != _window(null, tables, last):
             continue

@@ -12,6 +12,7 @@ import torch
 from opdgeom_utils import metrics
 from opdgeom_utils.chapters.committed_tables import BookTables
 from opdgeom_utils.chapters.literature import sizes_of
+from opdgeom_utils.chapters.where import NULL_OBJECTIVES
 from opdgeom_utils.claims import matching
 from opdgeom_utils.measures.long_table import pick
 from opdgeom_utils.measures.noise import SCOPE_OF, noise_sparsity_of, walk_of, walks_of_runs
@@ -20,7 +21,6 @@ from opdgeom_utils.recipes import load_recipe
 from opdgeom_utils.vocabulary import label, listed
 
 VISIBLE, SMALL = "visible share", "of it on small weights"
-NULLS = ("opd_random_credit", "rlvr_random_reward")
 RATES = ("opd_128", "opd_rate_1e5", "opd_rate_3e6")
 NULL_RATES = ("opd_random_credit_128", "opd_random_credit_1e5", "opd_random_credit_3e6")
 
@@ -162,7 +162,7 @@ def say_by_kind(found: pd.DataFrame) -> str:
     'Less far than noise go RLVR in v_proj (0.75).'
     """
     columns = {str(run): own for run, own in found.to_dict().items()}
-    null = [ratio for name in NULLS for ratio in columns.pop(label(name), {}).values()]
+    null = [ratio for name in NULL_OBJECTIVES.values() for ratio in columns.pop(label(name), {}).values()]
     said = []
     for run, ratios in columns.items():
         less = [f"{kind} ({ratio:.2f})" for kind, ratio in sorted(ratios.items(), key=itemgetter(1)) if ratio < 0.9]

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import pandas as pd
 
 from opdgeom_utils.chapters.update_path import agreement
-from opdgeom_utils.chapters.where import at_place, ratios_to_null
+from opdgeom_utils.chapters.where import NULL_OBJECTIVES, at_place, ratios_to_null
 from opdgeom_utils.claims import matching
 from opdgeom_utils.claims.look_up import Tables
 from opdgeom_utils.intervals import number
@@ -25,7 +25,7 @@ RULERS = {
     "normalized_spectral_shift": "shifts the spectrum by {} (OPD {})",
 }  # fmt: skip
 ALIKE = 1.5  # a factor, as in chapter 2
-NOTHING = ("opd_random_credit", "rlvr_random_reward")
+NOTHING = tuple(NULL_OBJECTIVES.values())
 
 
 def rulers_of(tables: Tables, place: str, recipes: Iterable[str]) -> pd.DataFrame:
@@ -88,6 +88,27 @@ def agreement_sentence(tables: Tables) -> str:
         f"{cosines['opd']:z.2f}, those of two seeds of random credit one of {cosines['opd_random_credit']:z.2f}.\n"
         + (f"The same cosine of the others: {', '.join(rest)}." if rest else "")
         + kin
+    )
+
+
+def between_sentence(tables: Tables | None) -> str:
+    """Say in how many measures the null objectives lie between control SFT and RLVR after as many updates, by means.
+
+    Begins with a space, to stand after the sentence on that order; empty where one of the four was not trained.
+    """
+    ends, held = ("control_sft", "rlvr"), set() if tables is None else set(tables.geometry["recipe"])
+    if tables is None or not {*ends, *NOTHING} <= held:
+        return ""
+    runs = at_place(tables, "equal_updates", ["opd", *ends, *NOTHING])
+    means = runs.groupby("recipe").agg(dict.fromkeys(matching.METRICS, "mean"))
+    low, high = means.loc[list(ends)].min(), means.loc[list(ends)].max()
+    within = [(name, int(((means.loc[name] > low) & (means.loc[name] < high)).sum())) for name in NOTHING]
+    names, counts = (listed(map(str, part)) for part in zip(*((label(n), c) for n, c in within), strict=True))
+    seeds = runs.groupby("recipe")["seed"].nunique().min()
+    place = "a place in between needs nothing to learn" if all(2 * n > len(matching.METRICS) for _, n in within) else ""
+    return (
+        f" There {names} lie between control SFT and RLVR too, in {counts} of {len(matching.METRICS)} "
+        f"measures (means over {seeds} seeds){place and f': {place}'}."
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from opdgeom_utils.chapters.committed_tables import BookTables
 from opdgeom_utils.chapters.model_cards import card_accuracy
+from opdgeom_utils.chapters.where import NULL_OBJECTIVES
 from opdgeom_utils.claims.matching import accuracy_gain, final
 from opdgeom_utils.intervals import Interval, seed_interval
 from opdgeom_utils.measures.long_table import pick
@@ -76,9 +77,7 @@ def distance_closed(tables: BookTables, recipe: str = "opd") -> dict[str, Interv
 
 def _nulls(tables: BookTables) -> str:
     """Say which null objectives stand beside the runs; empty where there is none."""
-    held = [
-        label(name) for name in ("opd_random_credit", "rlvr_random_reward") if name in set(tables.accuracy["recipe"])
-    ]
+    held = [label(name) for name in NULL_OBJECTIVES.values() if name in set(tables.accuracy["recipe"])]
     return f" Beside it stand runs with nothing to learn: {listed(held)}." if held else ""
 
 

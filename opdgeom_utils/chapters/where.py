@@ -18,7 +18,7 @@ from opdgeom_utils.scopes import ATTENTION
 from opdgeom_utils.vocabulary import label, listed, metric_of
 
 NULLS = ("shuffled", "random")
-NULL_OBJECTIVES = {"opd": "opd_random_credit", "rlvr": "rlvr_random_reward"}
+NULL_OBJECTIVES = {"opd": "opd_random_credit", "rlvr": "rlvr_random_reward"}  # trained alike, with nothing to learn
 KEYS = ["profile", "recipe", "seed"]
 MARGIN = 0.1  # a ratio nearer to 1 is no difference worth a sentence
 

@@ -1,9 +1,11 @@
 """The landing page's sentences: counts from the card, clauses that follow the counts."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 
-from opdgeom_utils.chapters import findings, null_objectives
+from opdgeom_utils.chapters import committed_tables, findings, null_objectives
 from opdgeom_utils.claims import bearing
 from opdgeom_utils.measures.long_table import as_measures
 from opdgeom_utils.results import Tables
@@ -156,3 +158,15 @@ def test_agreement_needs_the_null_objective_beside_it() -> None:
     assert "The same cosine of the others: RLVR 0.40." in said
     assert null_objectives.agreement_sentence(Tables(frame, frame, frame, as_measures(rows[:2]))) == ""
     assert null_objectives.agreement_sentence(Tables(frame, frame, frame)) == ""
+
+
+def test_where_null_objectives_stand_in_the_order_is_counted_from_the_tables() -> None:
+    tables = committed_tables.tables_for("toy", [0, 1, 2])
+    assert "in 6 and 6 of 6 measures (means over 3 seeds): a place in between" in null_objectives.between_sentence(
+        tables
+    )
+    others = tables.geometry.loc[tables.geometry["recipe"] != "opd_random_credit"]
+    posed = others.loc[others["recipe"] == "control_sft"].assign(recipe="opd_random_credit")
+    said = null_objectives.between_sentence(replace(tables, geometry=pd.concat([others, posed])))
+    assert "in 0 and 6 of 6 measures (means over 3 seeds)." in said
+    assert null_objectives.between_sentence(replace(tables, geometry=others)) == ""
