@@ -70,8 +70,9 @@ def order_sentence(card: pd.DataFrame, tables: Tables | None = None) -> str:
     With ``tables`` also where the runs stand in it that had nothing to learn.
 
     >>> rows = [("equal_updates", "reproduced"), ("equal_norm", "not decided"), ("equal_norm", "the opposite")]
-    >>> print(order_sentence(pd.DataFrame(rows, columns=["condition", "verdict"])))
-    At one rate and after equally many updates the paper's order is there. Between updates of equal size it is not.
+    >>> print(order_sentence(pd.DataFrame(rows, columns=["condition", "verdict"])).replace(". ", "." + chr(10)))
+    At one rate and after equally many updates the paper's order is there.
+    Between updates of equal size the order is not there.
     """
     updates, norm = (_verdicts(card, condition) for condition in ("equal_updates", "equal_norm"))
     if not updates or not norm or UNTESTABLE in updates + norm:
@@ -79,7 +80,7 @@ def order_sentence(card: pd.DataFrame, tables: Tables | None = None) -> str:
     length, size = (_how_many(found) for found in (updates, norm))
     return (
         f"At one rate and after equally many updates the paper's order is {length}{_shuffled_clause(card)}."
-        f"{null_objectives.between_sentence(tables)} Between updates of equal size it is {size}."
+        f"{null_objectives.between_sentence(tables)} Between updates of equal size the order is {size}."
     )
 
 
@@ -105,7 +106,7 @@ def _shuffled_clause(card: pd.DataFrame) -> str:
 def _how_many(verdicts: Sequence[str]) -> str:
     """Say in a word or three how much of a claim's verdicts hold."""
     held = verdicts.count(REPRODUCED)
-    return "there" if held == len(verdicts) else "there in part" if held else "not"
+    return "there" if held == len(verdicts) else "there in part" if held else "not there"
 
 
 def matched_sentence(card: pd.DataFrame) -> str:
