@@ -75,8 +75,8 @@ def say_paper(runs: pd.DataFrame) -> str:
     ``runs``: rows of :func:`published`.
 
     >>> runs = {"kind": ["SFT", "OPD"], "predicted": [0.1, 0.8], "sparsity": [0.08, 0.5], "ratio": [1.1, 2.5]}
-    >>> say_paper(pd.DataFrame(runs)).split("**")[1]
-    "OPD's entries moved 2.5 times as far as noise; SFT's 1.1 times."
+    >>> say_paper(pd.DataFrame(runs)).split("**")[1].split("parameters ")[1]
+    "OPD's entries moved 2.5 times as far as noise moves them; SFT's 1.1 times."
     """
     rows = runs.filter(items=["kind", "predicted", "sparsity", "ratio"]).to_dict(orient="records")
     shares = [f"{run['kind']} {run['predicted']:.0%} (measured {run['sparsity']:.0%})" for run in rows]
@@ -85,8 +85,8 @@ def say_paper(runs: pd.DataFrame) -> str:
     known = runs.dropna(subset=["literal"]) if "literal" in runs else runs.iloc[:0]
     printed = [f"{run['kind']} {run['literal']:.0%}" for run in known.to_dict(orient="records")]
     said = (
-        f"Noise alone would leave unchanged in the paper's models of 8 billion parameters: {listed(shares)}. "
-        f"**{first['kind']}'s entries moved {first['ratio']:.1f} times as far as noise; {rest}.**"
+        f"**In the paper's models of 8 billion parameters {first['kind']}'s entries moved {first['ratio']:.1f} times "
+        f"as far as noise moves them; {rest}.** Noise alone would leave unchanged: {listed(shares)}."
     )
     if not printed:
         return said

@@ -108,6 +108,30 @@ def negatives(card: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["claim", "verdict", "value (interval)", "needed", "opposite"])
 
 
+def kinds_of_no(card: pd.DataFrame) -> str:
+    """Count the kinds of "no" among the verdicts, and the rules that could not have passed at the paper's effect.
+
+    >>> rows = {"verdict": ["partly", "the opposite", "reproduced"], "power": [0.5, 0.9, float("nan")]}
+    >>> for said in kinds_of_no(pd.DataFrame(rows)).split(". "):
+    ...     print(said)
+    Of 3 claims that could be tested 1 came out in full
+    1 holds in part, 0 are not decided, 1 came out the opposite
+    Of the 2 rules that can be held against a number of the paper's, 1 could not have passed with 80% power if that
+    number were true here: a "no" of these says nothing.
+    """
+    counts = card["verdict"].value_counts().reindex(list(VERDICTS), fill_value=0)
+    held, partly, undecided, opposite = (int(counts[word]) for word in VERDICTS[:4])
+    known = card["power"].dropna()
+    weak = int((known < power.ENOUGH).sum())
+    return (
+        f"Of {held + partly + undecided + opposite} claims that could be tested {held} came out in full. "
+        f"{partly} {'hold' if partly != 1 else 'holds'} in part, {undecided} "
+        f"{'are' if undecided != 1 else 'is'} not decided, {opposite} came out the opposite. "
+        f"Of the {len(known)} rules that can be held against a number of the paper's, {weak} could not have passed "
+        f'with 80% power if that number were true here: a "no" of these says nothing.'
+    )
+
+
 def bearings(card: pd.DataFrame) -> pd.DataFrame:
     """Count, for each question, which way the verdicts speak: by what a claim would mean and what came of it.
 
