@@ -13,6 +13,7 @@ from opdgeom_utils.errors import MetricInputError, OpdGeomError
 from opdgeom_utils.project_files import PROJECT
 
 TABLES = (".parquet", ".csv")
+STOPPED = 130  # the exit status of what Ctrl-C stops
 app = typer.Typer(
     name="opdgeom",
     help="Measure where a fine-tuning update lies, beside what its size alone explains.",
@@ -108,7 +109,7 @@ def report(
 
       opdgeom report Qwen/Qwen3-8B-Base ./my-run --learning-rate 1e-6 --updates 1000 --schedule cosine --warmup 0.1
     """
-    with _plain_errors("no report was written"):
+    with _plain_errors("no report was written", goes_on=True):
         if reference.endswith(".parquet") and not tuned:
             from opdgeom_utils.report.watched import write_watched
 
@@ -166,7 +167,7 @@ def diagnose(
 
       opdgeom diagnose Qwen/Qwen3-8B-Base ./my-run --learning-rate 1e-6 --updates 1000 -o table.parquet
     """
-    with _plain_errors("no table was written"):
+    with _plain_errors("no table was written", goes_on=True):
         if out.suffix not in TABLES:
             raise MetricInputError(f"the table is {out.name!r}, expected a name that ends in {' or '.join(TABLES)}.")
         from opdgeom_utils.report.write import write_table
@@ -275,10 +276,14 @@ def gpu_check(
 
 
 @contextmanager
-def _plain_errors(what: str) -> Iterator[None]:
-    """Say in plain words what stopped a command, without a traceback."""
+def _plain_errors(what: str, *, goes_on: bool = False) -> Iterator[None]:
+    """Say in plain words what stopped a command, without a traceback; ``goes_on``: what was finished is kept."""
     try:
         yield
+    except KeyboardInterrupt as stop:
+        kept = " What was measured is kept: the same command goes on from there." if goes_on else ""
+        print(f"\n{what}: stopped.{kept}", file=sys.stderr)
+        raise typer.Exit(STOPPED) from stop
     except (OpdGeomError, OSError, ValueError) as error:
         print(f"\n{what}:\n{error}", file=sys.stderr)
         raise typer.Exit(1) from error

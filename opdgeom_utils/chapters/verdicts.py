@@ -119,10 +119,10 @@ def kinds_of_no(card: pd.DataFrame) -> str:
     Of the 2 rules that can be held against a number of the paper's, 1 could not have passed with 80% power if that
     number were true here: a "no" of these says nothing.
     """
-    counts = card["verdict"].value_counts().reindex(list(VERDICTS), fill_value=0)
-    held, partly, undecided, opposite = (int(counts[word]) for word in VERDICTS[:4])
+    verdicts = card["verdict"].tolist()
+    held, partly, undecided, opposite = (verdicts.count(word) for word in VERDICTS[:4])
     known = card["power"].dropna()
-    weak = int((known < power.ENOUGH).sum())
+    weak = sum(chance < power.ENOUGH for chance in known.tolist())
     return (
         f"Of {held + partly + undecided + opposite} claims that could be tested {held} came out in full. "
         f"{partly} {'hold' if partly != 1 else 'holds'} in part, {undecided} "

@@ -13,7 +13,7 @@ from opdgeom_utils.charts.palette import PALETTE
 from opdgeom_utils.checkpoints import OpenCheckpoint, module_of, open_checkpoint
 from opdgeom_utils.checkpoints.comparison import ComparisonReport, aligned
 from opdgeom_utils.checkpoints.opening import holds_weights
-from opdgeom_utils.diagnose.schedule import schedule_of
+from opdgeom_utils.diagnose.schedule import schedule_of, state_beside
 from opdgeom_utils.diagnose.steps import ALIKE, checkpoints_inside, numbered
 from opdgeom_utils.diagnose.trajectory import selected
 from opdgeom_utils.errors import CheckpointNotFoundError, MetricInputError, NotebookParameterError, ways
@@ -23,6 +23,10 @@ from opdgeom_utils.vocabulary import label, listed
 TO_FILL_IN = "FILL-IN"
 LONGEST_LABEL = 40
 PAPER_K, LARGEST_SHARE = 512, 8
+SWAPPED = (
+    "A trainer left its trainer_state.json beside REFERENCE and none beside TUNED. REFERENCE is the model before "
+    "training: if it is the trained one, exchange the two."
+)
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,8 @@ def open_run(
     steps, remark = numbered(names)
     if remark and len(names) > 1:
         remarks.append(remark)
+    if state_beside(_found(reference)) and not any(state_beside(_found(name)) for name in names):
+        remarks.append(SWAPPED)
     shown = _distinct([reference, *names])
     opening = partial(_open, revision=revision, base=base, allow_pickle=allow_pickle)
     opened = [opening(name, shown[name]) for name in names]

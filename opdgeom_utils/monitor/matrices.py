@@ -1,4 +1,4 @@
-"""The matrices that are watched: weights, or what a LoRA adds to them, whole or sharded; and where each began."""
+"""A watched matrix: a weight, or what a LoRA adds to it, whole or sharded; and where it began."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from opdgeom_utils import metrics
-from opdgeom_utils.checkpoints import StoredTensor, module_of
-from opdgeom_utils.checkpoints.layouts import unwrapped
+from opdgeom_utils.checkpoints import StoredTensor
 from opdgeom_utils.checkpoints.weight_files import opened
 from opdgeom_utils.errors import MonitorError
 from opdgeom_utils.linalg.bf16_bits import MAGNITUDE
 from opdgeom_utils.metrics.noise_sparsity import N_MAGNITUDES, visible_by_size
-from opdgeom_utils.monitor.rates import RatesTaken
 
 SIZES = 2**18  # of a matrix's weights, so many tell how large they are: the share of noise is then within 0.003
 ETA = 1e-3  # as for `metrics.update_sparsity`
@@ -221,64 +219,3 @@ def shown_by_noise(rms: float) -> Tensor:
     """Probability that bf16 shows a normal displacement, at each finite magnitude that a weight can have."""
     magnitudes = torch.arange(N_MAGNITUDES, dtype=torch.int16).view(torch.bfloat16)
     return visible_by_size(magnitudes, rms, eta=ETA, shrinkage=0.0)
-
-
-def watched_matrices(model: nn.Module, rates: RatesTaken, which: str | list[str]) -> list[WatchedWeight]:
-    """Find what is trained in a model, and choose.
-
-    ``model``: any; sharded by ``fully_shard`` (FSDP 2) or not, with LoRA layers of peft or not.
-    ``rates``: of its optimizer.
-    ``which``: one matrix of each kind, spread over the depth; every one in the layers; or kinds and names. Embedding
-    and head are watched only where they are named.
-    Raises MonitorError when nothing is left, or an adapter is of a kind whose update is not a product of two factors.
-    """
-    adapters = [
-        m for name, layer in model.named_modules() if hasattr(layer, "lora_A") for m in _adapter(name, layer, rates)
-    ]
-    inside = {id(p) for m in adapters for p in m.parameters}
-    found = list(adapters)
-    for name, parameter in model.named_parameters():
-        if parameter.ndim == 2 and rates.trains(parameter) and id(parameter) not in inside:
-            layer = model.get_submodule(name.rpartition(".")[0])
-            turned = type(layer).__name__ == "Conv1D"
-            found.append(WatchedWeight(unwrapped(name), [parameter], layer, turned=turned))
-    if isinstance(which, list):
-        chosen = [m for m in found if module_of(m.name) in which or m.name in which]
-    else:
-        chosen = [m for m in found if any(part.isdigit() for part in m.name.split("."))] or found
-    if not chosen:
-        raise MonitorError(
-            f"found {len(found)} trained matrices and chose none by {which!r}; expected at least one. Name kinds among "
-            f"{sorted({module_of(m.name) for m in found})}, or take 'all'. FSDP 1 and DeepSpeed ZeRO 3 flatten their "
-            "matrices: use FSDP 2 (fsdp_version: 2), or ZeRO 2."
-        )
-    return _spread(chosen) if which == "sample" else chosen
-
-
-def _spread(found: list[WatchedWeight]) -> list[WatchedWeight]:
-    """One of each kind: the first kind from the first layers, the last kind from the last."""
-    kinds: dict[str, list[WatchedWeight]] = {}
-    for m in found:
-        kinds.setdefault(module_of(m.name), []).append(m)
-    return [of_kind[(2 * i + 1) * len(of_kind) // (2 * len(kinds))] for i, of_kind in enumerate(kinds.values())]
-
-
-def _adapter(name: str, layer: Any, rates: RatesTaken) -> list[WatchedWeight]:
-    """Return the matrix that a LoRA layer of peft adapts, if it is trained."""
-    found: list[WatchedWeight] = []
-    for adapter in layer.active_adapters:
-        if adapter not in layer.lora_A:
-            continue
-        factors = [layer.lora_A[adapter].weight, layer.lora_B[adapter].weight]
-        trained = (rates.trains(factors[0]), rates.trains(factors[1]))
-        if not any(trained):
-            continue
-        if getattr(layer, "lora_variant", {}).get(adapter) is not None or factors[0].ndim != 2:
-            raise MonitorError(
-                f"{name} has an adapter of another kind ({type(layer.lora_variant.get(adapter)).__name__}); expected "
-                "LoRA of linear layers, whose update is B A. Watch other kinds: matrices=[...]."
-            )
-        own = unwrapped(f"{name}.weight")
-        scale, turned = float(layer.scaling[adapter]), bool(getattr(layer, "fan_in_fan_out", False))
-        found.append(WatchedAdapter(own, factors, layer, turned=turned, scale=scale, trained=trained))
-    return found

@@ -13,7 +13,8 @@ from opdgeom_utils.metrics import ballistic_rms, noise_walk_rms
 # Walks are computed anew when a run has grown by this factor; between, they are scaled by the rates' own norm.
 GROWTH = 1.25
 EXACT_UNTIL = 64
-OTHER_STEPS = re.compile("adamax|radam|schedulefree|adamp")  # of another length than Adam's on the same gradients
+# Of another length than Adam's on the same gradients; GaLore and APOLLO call themselves AdamW and have a rank.
+OTHER_STEPS = re.compile("adamax|radam|schedulefree|adamp|grok|muon|dadapt|cautious|cadam|sparseadam")
 
 
 class RatesTaken:
@@ -53,15 +54,16 @@ class RatesTaken:
         """How far, as a root mean square, noise and a constant gradient carry an entry; nan unless Adam steps it.
 
         It is nan also where weight decay is a part of the gradient, as in ``torch.optim.Adam``: Adam divides it by the
-        gradient's size, which no schedule tells. ``AdamW`` shrinks the weights apart from that.
+        gradient's size, which no schedule tells. ``AdamW`` shrinks the weights apart from that. And it is nan where
+        gradients are projected first (GaLore, APOLLO: the group has a ``rank``).
 
         Up to 64 updates the walk is :func:`~opdgeom_utils.metrics.noise_walk_rms`. Later it is computed when the run
         has grown by a quarter, and scaled between by the root of the sum of squared rates; that is within 1%.
         """
         index = self._group[id(parameter)]
         taken, group = self.taken[index], self._optimizer.param_groups[index]
-        in_gradient = bool(group.get("weight_decay")) and not group.get("decoupled_weight_decay", True)
-        if not self.is_adam or in_gradient:
+        apart = group.get("decoupled_weight_decay", getattr(self._optimizer, "is_adamw", True))  # torch's, torchao's
+        if not self.is_adam or "rank" in group or (group.get("weight_decay") and not apart):
             return math.nan, math.nan
         steps, far = self._far.get(index, (0, (0.0, 0.0)))
         if steps == len(taken):

@@ -18,7 +18,8 @@ from opdgeom_utils.metrics.inputs import check_count
 from opdgeom_utils.metrics.noise_walk import coherence_of
 from opdgeom_utils.metrics.sparsity import visible_changes
 from opdgeom_utils.monitor.alerts import Alerts
-from opdgeom_utils.monitor.matrices import ETA, Parts, ReferenceFiles, WatchedWeight, watched_matrices
+from opdgeom_utils.monitor.chosen import watched_matrices
+from opdgeom_utils.monitor.matrices import ETA, Parts, ReferenceFiles, WatchedWeight
 from opdgeom_utils.monitor.rates import RatesTaken
 from opdgeom_utils.monitor.spaces import (
     LeadingSpaces,

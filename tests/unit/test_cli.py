@@ -3,12 +3,15 @@
 import inspect
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import nbformat
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -207,6 +210,29 @@ def test_a_text_in_the_place_of_weights_is_named(tmp_path: Path, capsys: pytest.
 def test_a_table_of_another_kind_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["diagnose", "-o", str(tmp_path / "t.xlsx"), "base", "anchor"]) == 1
     assert ".parquet or .csv" in capsys.readouterr().err
+
+
+def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    def command(out: str) -> list[str]:
+        return [sys.executable, "-m", "opdgeom_utils.cli", "diagnose", "base", "anchor", "--exact-nulls", "-o", out]
+
+    process = subprocess.Popen(
+        command("table.parquet"), cwd=tmp_path, text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell has it ignored
+    )  # fmt: skip
+    until = time.monotonic() + 60
+    while not (done := list(tmp_path.glob("table.work/parts/*.parquet"))) and time.monotonic() < until:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=30)[1]
+    assert done
+    assert process.returncode == cli.STOPPED, said
+    assert "no table was written: stopped. What was measured is kept" in said
+    assert not (tmp_path / "table.parquet").exists()
+    for name in ("table.parquet", "whole.parquet"):
+        subprocess.run(command(name), cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+    continued, whole = (pd.read_parquet(tmp_path / name) for name in ("table.parquet", "whole.parquet"))
+    pd.testing.assert_frame_equal(continued, whole)
 
 
 def test_names_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

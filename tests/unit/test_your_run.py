@@ -50,6 +50,16 @@ def test_one_checkpoint_under_two_names_is_refused(before: str, tmp_path: Path) 
         open_run(before, [once, str(tmp_path / "latest.safetensors")])
 
 
+@pytest.mark.parametrize(("trained", "asked"), [("before", True), ("after", False), ("both", False), ("none", False)])
+def test_a_reference_that_a_trainer_left_may_be_the_trained_model(tmp_path: Path, trained: str, asked: bool) -> None:
+    for name in ("before", "after"):
+        save(tmp_path / name / "model.safetensors", q_proj=(4, 4), norm=(4,))
+        if trained in (name, "both"):
+            (tmp_path / name / "trainer_state.json").write_text("{}")
+    run = open_run(str(tmp_path / "before"), str(tmp_path / "after"))
+    assert (your_run.SWAPPED in run.remarks) == asked
+
+
 def test_list_without_steps_is_numbered_in_its_order(before: str, tmp_path: Path) -> None:
     names = [save(tmp_path / f"{name}.safetensors", q_proj=(4, 4), norm=(4,)) for name in ("late", "early")]
     run = open_run(before, names)
