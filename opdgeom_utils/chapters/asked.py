@@ -56,7 +56,10 @@ def _seeds(tables: Tables) -> str:
     ends = known if len(known) else ends
     runs = [(str(r), own["update_sparsity"]) for r, own in ends.groupby("recipe") if len(own) > 1]
     spread = {recipe: float(np.std(own, ddof=1)) for recipe, own in runs}
-    one = "Sweeps and the other settings have one seed each, and so no verdict."
+    one = (
+        "Sweeps have one seed each, and so no verdict; of the other settings, one seed each too, a rule counts the "
+        "settings themselves."
+    )
     if not spread:
         return one
     widest = max(spread, key=lambda recipe: spread[recipe])

@@ -150,9 +150,9 @@ def null_sentence(card: pd.DataFrame, tables: Tables | None = None) -> str:
     >>> rows = {"condition": ["null_opd", "null_rlvr"], "diagnostic": ["update_sparsity", "rotation"]}
     >>> rows |= {"verdict": ["the opposite"] * 2, "least": [0.0, 1.5], "most": [0.0, 2.0]}
     >>> null_sentence(pd.DataFrame(rows | {"n_opposite": [1, 2], "n_comparisons": [1, 2]}))
-    'Then each update ... Beside such a null 0 of 2 statements hold. Sparsity and mask overlaps show what size and
-    bf16 rounding give by themselves. Rotation and drift of OPD and RLVR are 1.5 to 2.0 times the
-    shuffled ones, so these updates do not
+    'Then each update ... Beside such a null 0 of 2 statements on OPD, RLVR and their order hold. Sparsity and
+    mask overlaps show what size and bf16 rounding give by themselves. Rotation and drift of OPD and RLVR are 1.5 to
+    2.0 times the shuffled ones, so these updates do not
     spare the leading directions.'
     """
     rows = card.loc[card["condition"].isin(["null_opd", "null_rlvr", "null_order"])]
@@ -161,7 +161,8 @@ def null_sentence(card: pd.DataFrame, tables: Tables | None = None) -> str:
     if set(verdicts) <= {UNTESTABLE}:
         return opening + "Nothing could be tested with these runs."
     spectral = rows["diagnostic"].isin(["rotation", "spectral_drift"])
-    held = f"Beside such a null {verdicts.count(REPRODUCED)} of {len(verdicts)} statements hold"
+    held = f"Beside such a null {verdicts.count(REPRODUCED)} of {len(verdicts)} statements"
+    held += " on OPD, RLVR and their order hold"
     clauses = [held, _grid_clause(rows.loc[~spectral, "verdict"].tolist()), _spectral_clause(rows.loc[spectral])]
     clauses += [null_objectives.spectral_clause(tables)]
     sft = card.loc[under(card, "null_sft")].to_dict("records")
@@ -231,13 +232,16 @@ def _listed_apart(statements: Sequence[str]) -> str:
 
 def locking_clause(card: pd.DataFrame) -> str:
     """Say whether OPD's update settles into its final space earlier than SFT's; empty where it was not tested."""
+    verdicts = [verdict_of(card, name) for name in ("locking_early_k16", "locking_at_matched_steps")]
+    if verdicts[0] in (PARTLY, UNDECIDED) and verdicts[1] == OPPOSITE:
+        return "OPD's update settles into its final space no earlier than SFT's; after as many updates SFT's is ahead. "
     said = {
         REPRODUCED: "OPD's update settles into its final space earlier than SFT's. ",
         OPPOSITE: "OPD's update settles into its final space no earlier than SFT's: SFT's is ahead. ",
         PARTLY: "That OPD's update settles into its final space earlier than SFT's is not shown. ",
         UNDECIDED: "That OPD's update settles into its final space earlier than SFT's is not shown. ",
     }
-    return said.get(verdict_of(card, "locking_early_k16"), "")
+    return said.get(verdicts[0], "")
 
 
 def control_sentence(card: pd.DataFrame) -> str:

@@ -33,7 +33,7 @@ def held_back(tables: BookTables, recipes: Sequence[str]) -> pd.DataFrame:
     """
     rows, last = [], load_recipe("opd", tables.profile).steps
     for recipe in recipes:
-        null = NULL_OBJECTIVES["rlvr" if recipe == "rlvr" else "opd"]
+        null = _null_of(recipe)
         ends = _window(recipe, tables, last)
         if tables.measures is None or len(ends) < 2 or ends != _window(null, tables, last):
             continue
@@ -66,6 +66,10 @@ def _noise_in_window(tables: BookTables, recipe: str, seed: int, ends: tuple[int
     return (last - first) ** 0.5
 
 
+def _null_of(recipe: str) -> str:
+    return NULL_OBJECTIVES["rlvr" if recipe == "rlvr" else "opd"]
+
+
 def say_held_back(found: pd.DataFrame) -> str:
     """Say whether runs move less, late in training, than their null, where most, and what does not explain it.
 
@@ -78,7 +82,7 @@ def say_held_back(found: pd.DataFrame) -> str:
     ... ):
     ...     print(said)
     **Late in training, what learns moves less far than what has nothing to learn.** Most of all in v_proj: RLVR 0.70
-    times as far, turned by -0.20
+    times as far as random reward (cosine with the window before: -0.20)
     Noise as strong as the runs' own gradients would have gone 1.00 to 1.00 times as far
     By the rule held back are RLVR in 1 of 2 kinds of matrix; seeds: 3.
     """
@@ -88,7 +92,11 @@ def say_held_back(found: pd.DataFrame) -> str:
     said, held, seeds = [], [], found["seeds"].tolist()
     for recipe, own in found.groupby("recipe", sort=False):
         most = own.loc[own["kind"] == kind].to_dict("records")[0]
-        said.append(f"{label(str(recipe))} {most['length']:.2f} times as far, turned by {most['turn']:+.2f}")
+        null = label(_null_of(str(recipe)))
+        said.append(
+            f"{label(str(recipe))} {most['length']:.2f} times as far as {null} "
+            f"(cosine with the window before: {most['turn']:+.2f})"
+        )
         held.append(f"{label(str(recipe))} in {sum(own['held'])} of {len(own)}")
     shorter = bool((found.loc[found["kind"] == kind, "length"] < LESS).all())
     less = "moves less far" if shorter else "does not always move less far"

@@ -38,6 +38,7 @@ _ANCHORS = {  # of a condition, else of a diagnostic, in the chapters on the fir
 }
 _CHAPTERS = {
     4: ("equal_updates", "equal_norm", "equal_accuracy", "share", "distinct"),
+    5: ("agreement",),
     6: ("projection", "projection_nulls", "projection_sweep"),
     8: ("mixing", "mix_scale", "moments", "moments_seen"),
     9: ("domain_sweep",),

@@ -84,16 +84,15 @@ def say_paper(runs: pd.DataFrame) -> str:
     rest = listed(f"{run['kind']}'s {run['ratio']:.1f} times" for run in others)
     known = runs.dropna(subset=["literal"]) if "literal" in runs else runs.iloc[:0]
     printed = [f"{run['kind']} {run['literal']:.0%}" for run in known.to_dict(orient="records")]
+    inferred = ", if one update was made for each rollout (which is inferred)," if printed else ""
     said = (
-        f"**In the paper's models of 8 billion parameters {first['kind']}'s entries moved {first['ratio']:.1f} times "
-        f"as far as noise moves them; {rest}.** Noise alone would leave unchanged: {listed(shares)}."
+        f"**In the paper's models of 8 billion parameters{inferred} {first['kind']}'s entries moved "
+        f"{first['ratio']:.1f} times as far as noise moves them; {rest}.** Noise alone would leave unchanged: "
+        f"{listed(shares)}."
     )
     if not printed:
         return said
-    return (
-        f"{said} That is so if one update was made for each rollout, which is inferred; were the steps as printed the "
-        f"updates, noise would leave {listed(printed)}."
-    )
+    return f"{said} Were the steps as printed the updates, noise would leave {listed(printed)}."
 
 
 def overlaps() -> pd.DataFrame:

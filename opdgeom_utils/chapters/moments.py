@@ -85,17 +85,21 @@ def say_beside_chance(table: pd.DataFrame, compared: Sequence[str]) -> str:
     compared
         The recipes of its rows.
     """
-    said, levels = {}, {}
+    said, levels, means = {}, {}, []
     for panel, own in table.groupby("panel", sort=False):
         values = seen.by_seed(pd.DataFrame(own), "row")
         names = [name for name in map(variant_label, compared) if name in values and CHANCE in values]
         nearer = [n for n in names if seen.stands(values.loc[:, n], values.loc[:, CHANCE]) == seen.ABOVE]
         said[str(panel)] = f"{len(nearer)} of {len(names)}" + (f" ({listed(nearer)})" if nearer else "")
         levels |= {str(panel): float(values.loc[:, CHANCE].mean())} if names else {}
+        means += [f"{values[names].mean().min():.2f} to {values[names].mean().max():.2f}"] if names else []
     if not levels:
         return "No objective is beside random credit in these tables."
     level = " and ".join(f"{value:.2f} ({panel.split()[0]})" for panel, value in levels.items())
-    return f"Nearer to OPD's moment than random credit, which has {level}, come {seen.each_side(said)}."
+    return (
+        f"Shown to come nearer to OPD's moment than random credit, which has {level}, are {seen.each_side(said)}; "
+        f"by their means the others have {' and '.join(means)}."
+    )
 
 
 def say_cross_term(mixed: pd.DataFrame) -> str:

@@ -22,6 +22,7 @@ from opdgeom_utils.vocabulary import label, listed
 
 VISIBLE, SMALL = "visible share", "of it on small weights"
 RATES = ("opd_128", "opd_rate_1e5", "opd_rate_3e6")
+SHORT = 0.9  # times as far as noise, below which a kind of matrix is named
 NULL_RATES = ("opd_random_credit_128", "opd_random_credit_1e5", "opd_random_credit_3e6")
 
 
@@ -125,10 +126,10 @@ def say_rates(runs: pd.DataFrame, nulls: pd.DataFrame | None = None) -> str:
 
     >>> runs = pd.DataFrame({"rate": ["1e-4", "1e-5"], "sparsity": [0.04, 0.5], "predicted": [0.05, 0.7]})
     >>> say_rates(runs.assign(ratio=[1.0, 2.0], seeds=1)).split("**")[1]
-    'At 1e-4 it went 1.0 times as far as noise, at 1e-5 2.0 times'
+    'At 1e-4 it went 1.00 times as far as noise, at 1e-5 2.00 times'
     """
     first, *between, last = runs.filter(items=["rate", "sparsity", "predicted", "ratio"]).to_dict(orient="records")
-    others = listed(f"at {run['rate']} {run['ratio']:.1f} times" for run in (*between, last))
+    others = listed(f"at {run['rate']} {run['ratio']:.2f} times" for run in (*between, last))
     seeds = sorted({int(n) for n in runs["seeds"]})
     many = (
         f"{seeds[0]} to {seeds[-1]} seeds a rate" if len(seeds) > 1 else f"{seeds[0]} seed{'s' * (seeds != [1])} each"
@@ -137,7 +138,7 @@ def say_rates(runs: pd.DataFrame, nulls: pd.DataFrame | None = None) -> str:
     null = listed(f"{run['ratio']:.2f} at {run['rate']}" for run in beside)
     return (
         f"OPD on 128 prompts an update goes from {first['sparsity']:.0%} to {last['sparsity']:.0%} unchanged when its "
-        f"rate is turned from {first['rate']} to {last['rate']}.\n**At {first['rate']} it went {first['ratio']:.1f} "
+        f"rate is turned from {first['rate']} to {last['rate']}.\n**At {first['rate']} it went {first['ratio']:.2f} "
         f"times as far as noise, {others}** ({many})."
         + (f" Random credit, with nothing to learn from, went {null} times as far." if null else "")
         + f" Noise at {last['rate']} would leave {last['predicted']:.0%} unchanged."
@@ -159,18 +160,18 @@ def say_by_kind(found: pd.DataFrame) -> str:
 
     >>> found = pd.DataFrame({"random credit": [1.0, 1.02], "RLVR": [0.75, 1.03]}, index=["v_proj", "up_proj"])
     >>> say_by_kind(found).split("**")[1]
-    'Less far than noise go RLVR in v_proj (0.75).'
+    'Less than 0.9 times as far as noise go RLVR in v_proj (0.75).'
     """
     columns = {str(run): own for run, own in found.to_dict().items()}
     null = [ratio for name in NULL_OBJECTIVES.values() for ratio in columns.pop(label(name), {}).values()]
     said = []
     for run, ratios in columns.items():
-        less = [f"{kind} ({ratio:.2f})" for kind, ratio in sorted(ratios.items(), key=itemgetter(1)) if ratio < 0.9]
+        less = [f"{kind} ({ratio:.2f})" for kind, ratio in sorted(ratios.items(), key=itemgetter(1)) if ratio < SHORT]
         said += [f"{run} in {listed(less)}"] if less else []
     return (
         f"The null objectives go {min(null):.2f} to {max(null):.2f} times as far as noise in every kind of matrix. "
-        f"**Less far than noise go {listed(said)}.** So an objective can show fewer changes there than its own null "
-        "does."
+        f"**Less than {SHORT} times as far as noise go {listed(said)}.** So an objective can show fewer changes there "
+        "than its own null does."
     )
 
 

@@ -59,11 +59,11 @@ def nothing_sentence(tables: Tables) -> str:
     said = listed(RULERS[m].format(*(number(v, metric_of(m).shown) for v in values)) for m, values in both.items())
     apart = max(max(a / b, b / a) for a, b in both.values())
     like = "nearly what" if apart < ALIKE else "something else than"
-    ruined = ", and training on it ruins the model" if _fell(tables, pair[1]) else ""
+    ruined = ", which its training ruins," if _fell(tables, pair[1]) else ""
     return (
-        f"By the paper's rulers a run that had nothing to learn leaves, at this rate, {like} OPD leaves: they differ "
-        f"by a factor of {apart:.2f} at most.\n"
-        f"Random credit reads the student's own text and has nothing to learn from it{ruined}. It {said}."
+        f"By the paper's rulers random credit, a run with nothing to learn{ruined or ','} leaves, at this rate, {like} "
+        f"OPD leaves: they differ by a factor of {apart:.2f} at most.\n"
+        f"Random credit reads the student's own text. It {said}."
     )
 
 

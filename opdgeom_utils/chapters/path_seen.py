@@ -28,16 +28,20 @@ STEPWISE = ("captured_share", "sim_consecutive")  # of single windows, so taken 
 
 
 def at_a_fifth(measures: pd.DataFrame | None, k: int) -> str:
-    """Say how like its last space OPD's leading one is a fifth into its run, beside runs that had nothing to learn."""
+    """Say how like its last space OPD's leading one is a fifth into its run, beside runs that had nothing to learn.
+
+    Control SFT, which has as many updates, stands beside them.
+    """
     if measures is None:
         return ""
     own, said, alike, seeds = label("opd"), [], [], 0
     for side, whose in WHOSE.items():
-        values = seen.by_seed(early(measures, side, k, ["opd", *NOTHING]), "series")
+        values = seen.by_seed(early(measures, side, k, ["opd", *NOTHING, "control_sft"]), "series")
         if own not in values:
             return ""
         means, nulls = values.mean(), [label(name) for name in NOTHING if label(name) in values]
-        beside = f" ({listed([f'{name} {means[name]:.2f}' for name in nulls])})" if nulls else ""
+        names = [*nulls, *(name for name in (label("control_sft"),) if nulls and name in values)]
+        beside = f" ({listed([f'{name} {means[name]:.2f}' for name in names])})" if names else ""
         said.append(f"{means[own]:.2f} on the side of the {whose}{beside}")
         alike += [f"{name} on that of the {whose}" for name in nulls if _not_above(values, own, name)]
         seeds = len(values)
@@ -49,7 +53,7 @@ def at_a_fifth(measures: pd.DataFrame | None, k: int) -> str:
 def came_out(measures: pd.DataFrame, k: int) -> str:
     """Say whether locking tells OPD from other training and from its null objective, and what does."""
     own, null = label("opd"), label("opd_random_credit")
-    not_above, nulls, late = set(), {}, {}
+    not_above, nulls, late, ahead = set(), {}, {}, []
     for side in SIDES:
         at = early(measures, side, k, HEADLINE)
         late |= at.loc[at["share"] > EARLY + 0.01].set_index("series")["share"].to_dict()
@@ -57,11 +61,16 @@ def came_out(measures: pd.DataFrame, k: int) -> str:
         if own not in values:
             return "No run of OPD is in these tables."
         not_above |= {str(name) for name in values if name != own and _not_above(values, own, str(name))}
+        how = {str(name): seen.stands(values.loc[:, own], values.loc[:, name]) for name in values if name != own}
+        ahead.append({name for name, word in how.items() if word == seen.BELOW})
         beside, names = _with_nulls(measures, "sim_to_end", side, k, "opd")
         nulls[side] = seen.leads(beside, own, names, "null")
     tells = "locks earlier than every other"
+    later_than = set.intersection(*ahead)
     if not_above:
-        tells = f"is not shown to lock earlier than {listed(in_order(not_above))}"
+        parts = [f"locks later than {listed(in_order(later_than))}"] if later_than else []
+        rest = not_above - later_than
+        tells = "; ".join([*parts, *([f"is not shown to lock earlier than {listed(in_order(rest))}"] if rest else [])])
     if late:
         tells += f" ({listed(f'{name} is looked at after {share:.1%} of its run' for name, share in late.items())})"
     shown = agreement(measures, ["opd", "opd_random_credit"]).set_index("run")["cosine"].dropna().map("{:z.2f}".format)
@@ -86,6 +95,13 @@ def beside_nulls(measures: pd.DataFrame, quantity: str, side: str, k: int, recip
     values, nulls = _with_nulls(measures, quantity, side, k, recipe)
     said = seen.beside(values, label(recipe), nulls)
     return f"{metric_of(quantity).title}, {side}, K = {k}: {label(recipe)} is {said}."
+
+
+def beyond_nulls(measures: pd.DataFrame, k: int) -> str:
+    """List what of OPD's locking exceeds its nulls, as Markdown; last whether a run with nothing to learn does too."""
+    said = [beside_nulls(measures, q, side, k) for q in ("sim_to_end", "captured_share") for side in SIDES]
+    nothing = say_nulls(measures, "sim_to_end", k, NOTHING[0])
+    return "\n".join(f"- {sentence}" for sentence in [*said, f"By similarity to the end at a fifth, {nothing}"])
 
 
 def _with_nulls(

@@ -130,10 +130,10 @@ def trend(first: pd.Series, last: pd.Series) -> tuple[str, float]:
     Examples
     --------
     >>> trend(pd.Series([1.0, 2.0]), pd.Series([2.0, 4.0])), trend(pd.Series([1.0, 2.0]), pd.Series([2.0, 1.0]))
-    (('rises', 2.0), ('does not change for certain', 1.0))
+    (('rises', 2.0), ('shows no certain change', 1.0))
     """
     gap = seed_interval(np.log((last / first).to_numpy(float)).round(12))
-    word = "rises" if gap.low > 0 else "falls" if gap.high < 0 else "does not change for certain"
+    word = "rises" if gap.low > 0 else "falls" if gap.high < 0 else "shows no certain change"
     return (word if gap.n > 1 else "has one seed" if gap.n else "is undefined"), round(math.exp(gap.mean), 9)
 
 
@@ -149,8 +149,6 @@ def turns(ends: Mapping[str, tuple[pd.Series, pd.Series]], *, factors: bool = Fa
         word, factor = trend(first, last)
         found.setdefault(word, []).append(f"{name} ({factor:.2f} times)" if factors else name)
     known = {word: names for word, names in found.items() if word not in ("has one seed", "is undefined")} or found
-    if len(found) == 1 < len(ends) and not factors:
-        return f"{next(iter(found))} for every run"
     return "; ".join(f"{word} for {listed(names)}" for word, names in known.items())
 
 

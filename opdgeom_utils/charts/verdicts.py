@@ -24,10 +24,10 @@ CONDITIONS = {
     "paper_steps": "the paper's steps", "seeds": "in every seed", "chance": "against chance",
     "settings": "other settings", "equal_updates": "equal updates", "equal_norm": "equal norm",
     "equal_accuracy": "equal accuracy", "share": "what survives", "distinct": "OPD outside both",
-    "null_opd": "OPD and its null", "null_rlvr": "RLVR and its null", "null_order": "order less nulls",
+    "null_opd": "OPD, and shuffled", "null_rlvr": "RLVR, and shuffled", "null_order": "order less shuffled",
     "paper_path": "the paper's path", "paper_path_seen": "path, seen before", "projection": "the paper's test",
     "spacing": "denser checkpoints", "path_matched": "matched SFT", "path_matched_seen": "matched SFT, seen",
-    "path_nulls_right": "nulls, right", "path_nulls_left": "nulls, left", "steps": "order of steps",
+    "path_nulls_right": "learns nothing, right", "path_nulls_left": "learns nothing, left", "steps": "order of steps",
     "channel_right": "two runs, right", "channel_left": "two runs, left", "rounding_seen": "rounding, seen",
     "projection_nulls": "other spaces", "projection_sweep": "sweep, one seed", "tokens": "fewer tokens",
     "writers": "teacher writes", "mixing": "mixing with RLVR", "mixing_seen": "mixing, seen",
@@ -35,7 +35,7 @@ CONDITIONS = {
     "nearer_seen": "nearer, seen", "spaces_right": "right spaces", "spaces_left": "left spaces",
     "moments": "mechanism", "moments_seen": "mechanism, seen", "token_sweep": "tokens, one seed",
     "writer_sweep": "writers, one seed", "domain_sweep": "domains, one seed", "mix_scale": "scale, one seed",
-    "two_by_two": "loss or prefix", "null_sft": "SFT and its null", "agreement": "between seeds",
+    "two_by_two": "loss or prefix", "null_sft": "SFT, and shuffled", "agreement": "between seeds",
     "noise_seen": "beside noise, seen", "noise_blind": "beside noise",
 }  # fmt: skip
 CELL, MARK = 26, 90  # pixels of a row, and of a mark that has its cell to itself

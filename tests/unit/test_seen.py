@@ -37,7 +37,7 @@ def test_a_wide_difference_tells_nothing_apart_and_one_seed_is_not_compared() ->
 
 @pytest.mark.parametrize(
     ("last", "word"),
-    [([2.0, 4.1], "rises"), ([0.5, 1.0], "falls"), ([2.0, 1.0], "does not change for certain")],
+    [([2.0, 4.1], "rises"), ([0.5, 1.0], "falls"), ([2.0, 1.0], "shows no certain change")],
 )
 def test_a_trend_is_read_from_ratios(last: list[float], word: str) -> None:
     first = pd.Series([1.0, 2.0])
@@ -47,10 +47,10 @@ def test_a_trend_is_read_from_ratios(last: list[float], word: str) -> None:
 
 
 def test_turns_leave_out_one_seed_but_not_in_silence() -> None:
-    """Every run is said of all runs only; a run of one seed is neither risen nor fallen."""
+    """Runs are named; a run of one seed is neither risen nor fallen."""
     one = pd.Series([1.0, 2.0])
     risen = {"SFT": (one, 2 * one), "OPD": (one, 3 * one)}
-    assert seen.turns(risen) == "rises for every run"
+    assert seen.turns(risen) == "rises for SFT and OPD"
     assert seen.turns(risen | {"RLVR": (one[:1], 2 * one[:1])}) == "rises for SFT and OPD"
     assert seen.turns({"RLVR": (one[:1], 2 * one[:1])}) == "has one seed for RLVR"
 
@@ -63,8 +63,9 @@ def test_ends_of_curves_are_those_of_each_seed() -> None:
 def test_paths_say_growth_and_who_is_ahead() -> None:
     """The norm is the root of the share, from 2 to 100 updates; all four runs have the same similarity plus noise."""
     said = path_seen.say_paths(long_table(), 4)
-    assert said.startswith("The norm of the update rises for every run; OPD's is 7.07 times what it was.")
-    assert "The stable rank does not change for certain for every run; OPD's is 1.00 times what it was." in said
+    runs = "SFT, OPD, RLVR and control SFT"
+    assert said.startswith(f"The norm of the update rises for {runs}; OPD's is 7.07 times what it was.")
+    assert f"The stable rank shows no certain change for {runs}; OPD's is 1.00 times what it was." in said
     assert "By similarity to the end at a fifth, OPD is on the right not told apart from SFT, RLVR" in said
 
 
@@ -73,7 +74,7 @@ def test_a_spectrum_that_only_moves_up_keeps_its_ratio() -> None:
     said = path_seen.say_shape(table, ["opd"])
     assert said == (
         "How flat a spectrum is, singular value 8 over the first says. "
-        "By it the spectrum does not change for certain for OPD (1.00 times)."
+        "By it the spectrum shows no certain change for OPD (1.00 times)."
     )
     late = table["quantity"].eq("singular_value") & table["k"].eq(8) & table["step"].eq(100)
     doubled = table.assign(value=table["value"].where(~late, 2 * table["value"]))
@@ -82,8 +83,9 @@ def test_a_spectrum_that_only_moves_up_keeps_its_ratio() -> None:
 
 def test_the_floor_leaves_rounding_noise_out() -> None:
     said = path_seen.say_floor(rounding_panels())
-    assert "As bf16 shows it, it falls for every run." in said
-    assert "In fp32 the stable rank does not change for certain for every run." in said
+    runs = "SFT, OPD, RLVR and control SFT"
+    assert f"As bf16 shows it, it falls for {runs}." in said
+    assert f"In fp32 the stable rank shows no certain change for {runs}." in said
     assert said.count(". ") == 2
 
 
@@ -225,7 +227,8 @@ def test_moments_are_held_against_random_credit() -> None:
     rows = {"top 50%": [0.8, 0.9], "RLVR": [0.1, 0.2], "random credit": [0.5, 0.6], "other batches of OPD": [0.9, 0.9]}
     said = moments.say_beside_chance(strip(rows, "left moment", ("random credit",)), ["opd_top50", "rlvr"])
     assert said == (
-        "Nearer to OPD's moment than random credit, which has 0.55 (left), come on the left 1 of 2 (top 50%)."
+        "Shown to come nearer to OPD's moment than random credit, which has 0.55 (left), are on the left 1 of 2 "
+        "(top 50%); by their means the others have 0.15 to 0.85."
     )
 
 
