@@ -82,7 +82,7 @@ def say_held_back(found: pd.DataFrame) -> str:
     ... ):
     ...     print(said)
     **Late in training, what learns moves less far than what has nothing to learn.** Most of all in v_proj: RLVR 0.70
-    times as far as random reward (cosine with the window before: -0.20)
+    times as far as random reward (its cosine with the window before 0.20 lower)
     Noise as strong as the runs' own gradients would have gone 1.00 to 1.00 times as far
     By the rule held back are RLVR in 1 of 2 kinds of matrix; seeds: 3.
     """
@@ -95,7 +95,7 @@ def say_held_back(found: pd.DataFrame) -> str:
         null = label(_null_of(str(recipe)))
         said.append(
             f"{label(str(recipe))} {most['length']:.2f} times as far as {null} "
-            f"(cosine with the window before: {most['turn']:+.2f})"
+            f"(its cosine with the window before {abs(most['turn']):.2f} {'lower' if most['turn'] < 0 else 'higher'})"
         )
         held.append(f"{label(str(recipe))} in {sum(own['held'])} of {len(own)}")
     shorter = bool((found.loc[found["kind"] == kind, "length"] < LESS).all())

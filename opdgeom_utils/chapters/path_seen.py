@@ -19,7 +19,7 @@ from opdgeom_utils.chapters.update_path import (
 )
 from opdgeom_utils.charts.palette import in_order
 from opdgeom_utils.measures.long_table import pick
-from opdgeom_utils.measures.paths import EARLY, SIDES
+from opdgeom_utils.measures.paths import EARLY, HILL_K, SIDES
 from opdgeom_utils.scopes import HEADLINE, MAIN
 from opdgeom_utils.vocabulary import RESCALED, ROUNDED, label, listed, metric_of
 
@@ -80,6 +80,19 @@ def came_out(measures: pd.DataFrame, k: int) -> str:
         f"Among the runs that learned, OPD {tells}.\n{at_a_fifth(measures, k)} Beside made-up processes that learn "
         f"nothing it lies {seen.each_side(nulls)}. {direction}"
     ).strip()
+
+
+def hill_beside(measures: pd.DataFrame | None) -> str:
+    """Say by what factor OPD's Hill estimate goes along the run, and that of runs with nothing to learn."""
+    if measures is None:
+        return ""
+    ends = seen.first_and_last(path_curves(measures, "hill", k=HILL_K, recipes=["opd", *NOTHING]))
+    factors = {run: seen.trend(*first_and_last)[1] for run, first_and_last in ends.items()}
+    own = factors.pop(label("opd"), None)
+    if own is None or not factors:
+        return ""
+    rest = listed(f"{run}'s {factor:.2f} times" for run, factor in factors.items())
+    return f"OPD's Hill estimate ends at {own:.2f} times its first value, {rest}."
 
 
 def _not_above(values: pd.DataFrame, own: str, other: str) -> bool:

@@ -25,6 +25,7 @@ from opdgeom_utils.scopes import MODULES, THROUGHOUT
 from opdgeom_utils.vocabulary import label, listed
 
 RANDOM, OPD, CONTROL, RLVR = "opd_random_credit", "opd", "control_sft", "rlvr"
+AGREE = 0.3  # so much more than random credit's must the cosine of OPD's seeds be
 RULERS = ("left_angle_mean_deg", "right_angle_mean_deg", "normalized_spectral_shift")
 
 
@@ -82,6 +83,7 @@ def say_found(tables: BookTables, toy: BookTables) -> str:
     many = "one seed" if len(tables.seeds) == 1 else f"{len(tables.seeds)} seeds"
     near = "lie side by side" if 1 / 1.5 < angles[0] / angles[1] < 1.5 else "lie apart"
     less = ", less than in the toy" if pairs[0] - pairs[1] < pairs[2] - pairs[3] else ""
+    less += f" and than the chapter's rule asks ({AGREE} apart)" if less and pairs[0] - pairs[1] < AGREE else ""
     apart = f"tells them apart{less}" if pairs[0] > pairs[1] + 0.1 else "does not tell them apart"
     direction = (
         f"Direction {apart}: the cosine of two seeds is {pairs[0]:z.2f} for OPD and {pairs[1]:z.2f} for random credit "

@@ -14,7 +14,7 @@ import pandas as pd
 
 from opdgeom_utils.chapters.committed_tables import BookTables
 from opdgeom_utils.chapters.noise import by_kind, own_runs
-from opdgeom_utils.chapters.pretrained import CONTROL, OPD, RANDOM, RLVR, RULERS, means_of
+from opdgeom_utils.chapters.pretrained import AGREE, CONTROL, OPD, RANDOM, RLVR, RULERS, means_of
 from opdgeom_utils.chapters.update_path import cosines, early
 from opdgeom_utils.chapters.where import at_place
 from opdgeom_utils.intervals import seed_interval
@@ -85,7 +85,7 @@ def _agreement(tables: BookTables) -> Found:
     opd, null = (seed_interval(cosines(tables.measures, name, name)).mean for name in (OPD, RANDOM))
     if math.isnan(opd + null):
         return NOTHING
-    return f"{opd:z.2f}, random credit {null:z.2f}", opd >= null + 0.3 and abs(null) < 0.1
+    return f"{opd:z.2f}, random credit {null:z.2f}", opd >= null + AGREE and abs(null) < 0.1
 
 
 def _same_way(tables: BookTables) -> Found:
@@ -93,7 +93,7 @@ def _same_way(tables: BookTables) -> Found:
     if math.isnan(across):
         return NOTHING
     beside = "" if math.isnan(own) else f", own seeds {own:.2f}"
-    return f"{across:.2f}{beside}", across >= (0.3 if math.isnan(own) else own / 2)
+    return f"{across:.2f}{beside}", across >= (AGREE if math.isnan(own) else own / 2)
 
 
 def _order(tables: BookTables) -> Found:
