@@ -102,6 +102,29 @@ def say_beside_chance(table: pd.DataFrame, compared: Sequence[str]) -> str:
     )
 
 
+def say_scale(measures: pd.DataFrame, kept: Sequence[int] = (50, 25, 5)) -> str:
+    """Say how large the fitted multiple is for random and for the largest tokens, beside what algebra allows.
+
+    ``kept``: percent of the tokens.
+
+    >>> rows = {"recipe": ["opd_random50", "opd_top50"], "value": [1.6, 3.8], "seed": 0, "step": 0, "side": "right"}
+    >>> rows |= {"quantity": "moment_scale", "other_recipe": "opd", "null": ""}
+    >>> say_scale(pd.DataFrame(rows), [50])
+    'Measured (right): for random tokens c is 1.6, between 1 and 2; for the largest 3.8, up to 4.'
+    """
+    rows = pick(measures, quantity="moment_scale", other_recipe="opd", step=0, side="right", null="")
+    means = rows.groupby("recipe").agg({"value": "mean"})["value"].to_dict()
+    kinds = [[f"opd_{kind}{percent}" for percent in kept] for kind in ("random", "top")]
+    if not {name for names in kinds for name in names} <= set(means):
+        return ""
+    random, top = (listed(f"{means[name]:.1f}" for name in names) for names in kinds)
+    most, all_of_it = (listed(f"{(100 / percent) ** power:.0f}" for percent in kept) for power in (1, 2))
+    return (
+        f"Measured (right): for random tokens c is {random}, between 1 and {most}; for the largest {top}, up to "
+        f"{all_of_it}."
+    )
+
+
 def say_cross_term(mixed: pd.DataFrame) -> str:
     """Say how much the cross term adds to the explained share: on the same batches, and from one half to the other.
 
