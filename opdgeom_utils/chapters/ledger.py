@@ -107,7 +107,7 @@ def _row(row: Mapping[str, Any]) -> str:
     if math.isfinite(row["null_value"]):
         null = f"{number(row['null_value'], unit=row['unit'])}, {row['null_name']}"
     facts = {
-        "In the paper": row["where"],
+        "Source": row["where"],
         "Decided by": row["deciding"],
         f"Value ({100 * row['level']:.3g}% interval)": value_of(row),
         "Null": null,

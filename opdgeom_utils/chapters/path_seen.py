@@ -235,7 +235,6 @@ def say_channel(measures: pd.DataFrame, k: int) -> str:
     said, shares = {}, []
     for side in SIDES:
         values = seen.by_seed(shared_rows(measures, side, k), "kind")
-        values = values.rename(columns=lambda kind: str(kind).removesuffix(", same seed"))
         said[side] = seen.leads(values, "other seeds", [str(c) for c in values if c != "other seeds"], "other row")
         means = values.mean()
         if {"other seeds", "itself at a fifth"} <= set(means.index):

@@ -96,14 +96,14 @@ def interval_grid(table: pd.DataFrame, rows: str, columns: str) -> pd.DataFrame:
 def shared_rows(measures: pd.DataFrame, side: str, k: int, recipe: str = "opd") -> pd.DataFrame:
     """Say what a run's final space shares with its early one, with other seeds' and other objectives': a row per seed.
 
-    Returns ``kind`` in words, ``series`` (label of the other run's recipe), ``seed, value``; several other seeds are
-    averaged first.
+    Returns ``kind`` in words, ``series`` (label of the other run's recipe, of the same seed), ``seed, value``; several
+    other seeds are averaged first.
     """
     parts = [early(measures, side, k, [recipe]).assign(kind="itself at a fifth", series=label(recipe))]
     rows = pick(measures, quantity="overlap", side=side, k=k, scope="attention", recipe=recipe)
     rows = rows.loc[rows["step"] == rows["step"].max()]
     for other, own in rows.groupby("other_recipe", sort=False):
-        kind = "other seeds" if other == recipe else f"{label(str(other))}, same seed"
+        kind = "other seeds" if other == recipe else label(str(other))
         means = own.groupby("seed").agg({"value": "mean"}).reset_index()
         parts.append(means.assign(kind=kind, series=label(str(other))))
     return pd.concat(parts, ignore_index=True).filter(items=["kind", "series", "seed", "value"])

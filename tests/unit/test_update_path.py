@@ -49,7 +49,7 @@ def test_shared_rows_average_other_seeds_and_name_other_objectives() -> None:
     rows = update_path.shared_rows(long_table(), "right", 4)
     means = rows.groupby("kind")["value"].mean()
     assert means["other seeds"] == pytest.approx(0.52)
-    assert means["RLVR, same seed"] == pytest.approx(0.32)
+    assert means["RLVR"] == pytest.approx(0.32)
     assert rows.groupby("kind")["seed"].nunique().eq(5).all()
 
 
