@@ -23,9 +23,13 @@ def watched_matrices(model: nn.Module, rates: RatesTaken, which: str | list[str]
     ``rates``: of its optimizer.
     ``which``: one matrix of each kind, spread over the depth; every one in the layers; or kinds and names. Embedding
     and head are watched only where they are named.
-    Raises MonitorError when nothing is left, or a chosen adapter is of a kind whose update is not a product of two
-    factors.
+    Raises MonitorError when nothing is left, ``which`` is another word, or a chosen adapter is of a kind whose update
+    is not a product of two factors.
     """
+    if isinstance(which, str) and which not in ("sample", "all"):
+        raise MonitorError(
+            f"matrices is {which!r}; expected 'sample', 'all', or a list of kinds and names: [{which!r}]."
+        )
     found: list[WatchedWeight] = []
     inside: set[int] = set()  # parameters of adapters, which are no matrices of the model
     others: dict[str, str] = {}

@@ -343,6 +343,12 @@ def test_a_bias_beside_a_lora_does_not_hide_it() -> None:
     assert [m.shape for m in monitor.matrices] == [(8, 16)]
 
 
+def test_a_word_in_the_place_of_a_list_is_refused() -> None:
+    layers = nn.Sequential(nn.Linear(8, 8))
+    with pytest.raises(MonitorError, match=r"expected 'sample', 'all', or a list of kinds and names: \['q_proj'\]"):
+        GeometryMonitor(layers, torch.optim.AdamW(layers.parameters()), matrices="q_proj")
+
+
 def test_flattened_matrices_are_refused() -> None:
     flat = nn.ParameterList([nn.Parameter(torch.zeros(64))])
     with pytest.raises(MonitorError, match="FSDP 2"):
