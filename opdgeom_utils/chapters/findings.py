@@ -5,7 +5,7 @@ The words are fixed; the counts and the clauses that depend on them come from th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import pandas as pd
 
@@ -47,20 +47,6 @@ def for_landing(name: str, said: str) -> dict[str, str]:
     """
     lead, _, rest = said.replace("**", "").partition("\n")
     return {f"lead_{name}": lead, f"answer_{name}": rest}
-
-
-def three_answers(said: Mapping[str, str], beside: str, counted: str) -> str:
-    r"""Join the first lines of the answers to the three questions, and the counts of verdicts.
-
-    ``beside``: what the null objectives' path shows.
-
-    >>> said = {"order": "There.", "path": "Early.\nMore.", "control": ""}
-    >>> three_answers(said, "Random credit: as early.", "Of 2 claims 1 speaks for it.")
-    'Where? There. What path? Early. Random credit: as early. Of 2 claims 1 speaks for it.'
-    """
-    where, path, control = (said[name].partition("\n")[0].strip() for name in ("order", "path", "control"))
-    asked = {"Where?": where, "What path?": f"{path} {beside}".strip(), "What controls it?": control}
-    return " ".join([*(f"{question} {answer}" for question, answer in asked.items() if answer), counted])
 
 
 def where_sentence(card: pd.DataFrame, geometry: pd.DataFrame) -> str:
