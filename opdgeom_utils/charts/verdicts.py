@@ -88,7 +88,7 @@ def _matrix(rows: pd.DataFrame, across: Sequence[str], down: Sequence[str]) -> F
             values=[i + 0.5 for i in range(len(across))],
             labelExpr=f"{json.dumps(list(across))}[floor(datum.value)]",
             labelAngle=alt.ExprRef(f"width < {NARROW} ? -90 : -40"), labelAlign="left", labelBaseline="middle",
-            orient="top", grid=False, ticks=False, domain=False, labelOverlap=False,
+            labelPadding=7, orient="top", grid=False, ticks=False, domain=False, labelOverlap=False,
         )
     )  # fmt: skip
     y = alt.Y("condition:N", sort=list(down), title=None).axis(ticks=False, domain=False)
