@@ -14,6 +14,7 @@ import pandas as pd
 from opdgeom_utils.chapters import seen
 from opdgeom_utils.chapters.committed_tables import BookTables
 from opdgeom_utils.chapters.control import GATE, OTHER_SEED
+from opdgeom_utils.chapters.moments import CHANCE, beside_chance
 from opdgeom_utils.chapters.regime import LEARNED, gap_closed
 from opdgeom_utils.chapters.settings import SETTINGS
 from opdgeom_utils.chapters.sufficiency import ENOUGH
@@ -214,12 +215,10 @@ def mixing(gaps: pd.DataFrame, aligned: pd.DataFrame, masks: Sequence[str], card
 def _beyond_random_credit(aligned: pd.DataFrame, masks: Sequence[str]) -> str:
     """Count the masks that come nearer to OPD's directions than random credit does, on any side."""
     nearer, here, by_means = set(), set(), []
-    for _, own in aligned.groupby("panel", sort=False):
-        values = seen.by_seed(pd.DataFrame(own), "row")
-        names = [name for name in masks if name in values and "random credit" in values]
+    for _, values, names, above in beside_chance(aligned, masks):
         here |= set(names)
-        nearer |= {n for n in names if seen.stands(values.loc[:, n], values.loc[:, "random credit"]) == seen.ABOVE}
-        by_means.append({n for n in names if values.loc[:, n].mean() > values.loc[:, "random credit"].mean()})
+        nearer |= set(above)
+        by_means.append({n for n in names if values.loc[:, n].mean() > values.loc[:, CHANCE].mean()})
     if not here:
         return ""
     count = f"{len(nearer)} of {len(here)} masks"

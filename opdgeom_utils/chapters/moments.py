@@ -75,6 +75,17 @@ def _mean(rows: pd.DataFrame) -> float:
     return float(rows["value"].to_numpy(float).mean()) if len(rows) else math.nan
 
 
+def beside_chance(table: pd.DataFrame, rows: Sequence[str]) -> list[tuple[str, pd.DataFrame, list[str], list[str]]]:
+    """For each panel: its values by seed, the rows that stand beside random credit, and those shown to be above it."""
+    found = []
+    for panel, own in table.groupby("panel", sort=False):
+        values = seen.by_seed(pd.DataFrame(own), "row")
+        names = [name for name in rows if name in values and CHANCE in values]
+        nearer = [n for n in names if seen.stands(values.loc[:, n], values.loc[:, CHANCE]) == seen.ABOVE]
+        found.append((str(panel), values, names, nearer))
+    return found
+
+
 def say_beside_chance(table: pd.DataFrame, compared: Sequence[str]) -> str:
     """Say which objectives come nearer to OPD's moment than random credit does, on either side.
 
@@ -86,12 +97,9 @@ def say_beside_chance(table: pd.DataFrame, compared: Sequence[str]) -> str:
         The recipes of its rows.
     """
     said, levels, means = {}, {}, []
-    for panel, own in table.groupby("panel", sort=False):
-        values = seen.by_seed(pd.DataFrame(own), "row")
-        names = [name for name in map(variant_label, compared) if name in values and CHANCE in values]
-        nearer = [n for n in names if seen.stands(values.loc[:, n], values.loc[:, CHANCE]) == seen.ABOVE]
-        said[str(panel)] = f"{len(nearer)} of {len(names)}" + (f" ({listed(nearer)})" if nearer else "")
-        levels |= {str(panel): float(values.loc[:, CHANCE].mean())} if names else {}
+    for panel, values, names, nearer in beside_chance(table, [*map(variant_label, compared)]):
+        said[panel] = f"{len(nearer)} of {len(names)}" + (f" ({listed(nearer)})" if nearer else "")
+        levels |= {panel: float(values.loc[:, CHANCE].mean())} if names else {}
         means += [f"{values[names].mean().min():.2f} to {values[names].mean().max():.2f}"] if names else []
     if not levels:
         return "No objective is beside random credit in these tables."
@@ -110,7 +118,7 @@ def say_scale(measures: pd.DataFrame, kept: Sequence[int] = (50, 25, 5)) -> str:
     >>> rows = {"recipe": ["opd_random50", "opd_top50"], "value": [1.6, 3.8], "seed": 0, "step": 0, "side": "right"}
     >>> rows |= {"quantity": "moment_scale", "other_recipe": "opd", "null": ""}
     >>> say_scale(pd.DataFrame(rows), [50])
-    'Measured (right): for random tokens c is 1.6, between 1 and 2; for the largest 3.8, up to 4.'
+    'Measured (right, seeds: 1): for random tokens c is 1.6 (algebra: 1 to 2), for the largest 3.8 (algebra: up to 4).'
     """
     rows = pick(measures, quantity="moment_scale", other_recipe="opd", step=0, side="right", null="")
     means = rows.groupby("recipe").agg({"value": "mean"})["value"].to_dict()
@@ -119,9 +127,10 @@ def say_scale(measures: pd.DataFrame, kept: Sequence[int] = (50, 25, 5)) -> str:
         return ""
     random, top = (listed(f"{means[name]:.1f}" for name in names) for names in kinds)
     most, all_of_it = (listed(f"{(100 / percent) ** power:.0f}" for percent in kept) for power in (1, 2))
+    seeds = len(set(rows.loc[rows["recipe"].isin([*kinds[0], *kinds[1]]), "seed"].tolist()))
     return (
-        f"Measured (right): for random tokens c is {random}, between 1 and {most}; for the largest {top}, up to "
-        f"{all_of_it}."
+        f"Measured (right, seeds: {seeds}): for random tokens c is {random} (algebra: 1 to {most}), for the largest "
+        f"{top} (algebra: up to {all_of_it})."
     )
 
 

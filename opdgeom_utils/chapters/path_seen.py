@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import numpy as np
 import pandas as pd
 
 from opdgeom_utils.chapters import seen
@@ -24,6 +25,7 @@ from opdgeom_utils.scopes import HEADLINE, MAIN
 from opdgeom_utils.vocabulary import RESCALED, ROUNDED, label, listed, metric_of
 
 WHOSE = {"right": "inputs", "left": "outputs"}
+TENTH = 0.1  # of a run, where the book's own claim on early locking looks
 STEPWISE = ("captured_share", "sim_consecutive")  # of single windows, so taken over all later ones
 
 
@@ -43,11 +45,33 @@ def at_a_fifth(measures: pd.DataFrame | None, k: int) -> str:
         names = [*nulls, *(name for name in (label("control_sft"),) if nulls and name in values)]
         beside = f" ({listed([f'{name} {means[name]:.2f}' for name in names])})" if names else ""
         said.append(f"{means[own]:.2f} on the side of the {whose}{beside}")
-        alike += [f"{name} on that of the {whose}" for name in nulls if _not_above(values, own, name)]
+        alike += [
+            f"{name} on that of the {whose}"
+            for name in nulls
+            if seen.stands(values.loc[:, own], values.loc[:, name]) != seen.ABOVE
+        ]
         seeds = len(values)
     rest = f" It is not shown to be above {listed(alike)}." if alike else ""
     like = f"A fifth into its run OPD's {k} leading directions are like its last ones by {listed(said)}"
-    return f"{like}; 1 would be the same; seeds: {seeds}.{rest}"
+    return f"{_at_a_tenth(measures, k)}{like}; 1 would be the same; seeds: {seeds}.{rest}"
+
+
+def _at_a_tenth(measures: pd.DataFrame, k: int) -> str:
+    """Set OPD beside random credit at a tenth of the run, between two checkpoints as the claim on it has it."""
+    means: dict[tuple[str, str], float] = {}
+    for side in WHOSE:
+        curves = path_curves(measures, "sim_to_end", side=side, k=k, recipes=["opd", NOTHING[0]]).sort_values("share")
+        for run, own in curves.groupby("recipe", sort=False):
+            seeds = [part[["share", "value"]].to_numpy(float).T for _, part in own.groupby("seed")]
+            means[str(run), side] = float(np.mean([np.interp(TENTH, share, value) for share, value in seeds]))
+    names = [label("opd"), label(NOTHING[0])]
+    if not {(name, side) for name in names for side in WHOSE} <= set(means):
+        return ""
+    own, null = ([f"{means[name, side]:.2f}" for side in ("right", "left")] for name in names)
+    return (
+        f"A tenth into its run OPD's {k} leading directions are like its last ones by {own[0]} (inputs) and {own[1]} "
+        f"(outputs), those of random credit by {null[0]} and {null[1]}. "
+    )
 
 
 def came_out(measures: pd.DataFrame, k: int) -> str:
@@ -60,8 +84,8 @@ def came_out(measures: pd.DataFrame, k: int) -> str:
         values = seen.by_seed(at, "series")
         if own not in values:
             return "No run of OPD is in these tables."
-        not_above |= {str(name) for name in values if name != own and _not_above(values, own, str(name))}
         how = {str(name): seen.stands(values.loc[:, own], values.loc[:, name]) for name in values if name != own}
+        not_above |= {name for name, word in how.items() if word != seen.ABOVE}
         ahead.append({name for name, word in how.items() if word == seen.BELOW})
         beside, names = _with_nulls(measures, "sim_to_end", side, k, "opd")
         nulls[side] = seen.leads(beside, own, names, "null")
@@ -92,11 +116,8 @@ def hill_beside(measures: pd.DataFrame | None) -> str:
     if own is None or not factors:
         return ""
     rest = listed(f"{run}'s {factor:.2f} times" for run, factor in factors.items())
-    return f"OPD's Hill estimate ends at {own:.2f} times its first value, {rest}."
-
-
-def _not_above(values: pd.DataFrame, own: str, other: str) -> bool:
-    return seen.stands(values.loc[:, own], values.loc[:, other]) != seen.ABOVE
+    seeds = min(len(first) for first, _ in ends.values())
+    return f"OPD's Hill estimate ends at {own:.2f} times its first value, {rest} (seeds: {seeds})."
 
 
 def beside_nulls(measures: pd.DataFrame, quantity: str, side: str, k: int, recipe: str = "opd") -> str:

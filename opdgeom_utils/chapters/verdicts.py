@@ -108,10 +108,16 @@ def negatives(card: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["claim", "verdict", "value (interval)", "needed", "opposite"])
 
 
+def too_weak(card: pd.DataFrame) -> list[str]:
+    """Name the claims whose rule could not have passed with 80% power at the paper's effect."""
+    return card.loc[card["power"] < power.ENOUGH, "id"].tolist()
+
+
 def kinds_of_no(card: pd.DataFrame) -> str:
     """Count the kinds of "no" among the verdicts, and the rules that could not have passed at the paper's effect.
 
-    >>> rows = {"verdict": ["partly", "the opposite", "reproduced"], "power": [0.5, 0.9, float("nan")]}
+    >>> rows = {"id": ["a", "b", "c"], "verdict": ["partly", "the opposite", "reproduced"]}
+    >>> rows |= {"power": [0.5, 0.9, float("nan")]}
     >>> for said in kinds_of_no(pd.DataFrame(rows)).split(". "):
     ...     print(said)
     Of 3 claims that could be tested 1 came out in full
@@ -122,13 +128,12 @@ def kinds_of_no(card: pd.DataFrame) -> str:
     verdicts = card["verdict"].tolist()
     held, partly, undecided, opposite = (verdicts.count(word) for word in VERDICTS[:4])
     known = card["power"].dropna()
-    weak = sum(chance < power.ENOUGH for chance in known.tolist())
     return (
         f"Of {held + partly + undecided + opposite} claims that could be tested {held} came out in full. "
         f"{partly} {'hold' if partly != 1 else 'holds'} in part, {undecided} "
         f"{'are' if undecided != 1 else 'is'} not decided, {opposite} came out the opposite. "
-        f"Of the {len(known)} rules that can be held against a number of the paper's, {weak} could not have passed "
-        f'with 80% power if that number were true here: a "no" of these says nothing.'
+        f"Of the {len(known)} rules that can be held against a number of the paper's, {len(too_weak(card))} could not "
+        f'have passed with 80% power if that number were true here: a "no" of these says nothing.'
     )
 
 

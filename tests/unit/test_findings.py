@@ -16,6 +16,20 @@ def card(*rows: tuple[str, str, str]) -> pd.DataFrame:
     return named.assign(statement=named["id"] + " is so.")
 
 
+@pytest.mark.parametrize(
+    ("whole", "matched", "words"),
+    [
+        ("partly", "the opposite", "no earlier than SFT's; after as many updates SFT's is ahead."),
+        ("partly", "not decided", "earlier than SFT's is not shown."),
+        ("the opposite", "the opposite", "no earlier than SFT's: SFT's is ahead."),
+        ("reproduced", "the opposite", "into its final space earlier than SFT's."),
+    ],
+)
+def test_a_control_that_shows_the_opposite_is_heard(whole: str, matched: str, words: str) -> None:
+    rows = card(("locking_early_k16", "paper_path", whole), ("locking_at_matched_steps", "path_matched", matched))
+    assert findings.locking_clause(rows).strip().endswith(words)
+
+
 def beside_null(verdict: str, diagnostic: str, value: float = 1.0, opposed: int = 1) -> dict[str, object]:
     means = {"value": value, "least": value, "most": value, "n_comparisons": 1, "n_opposite": opposed}
     return {"condition": "null_opd", "verdict": verdict, "diagnostic": diagnostic, **means}

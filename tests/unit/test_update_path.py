@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from opdgeom_utils.chapters import path_seen, update_path
+from opdgeom_utils.measures import paths
 from tests.chart_tables import long_table
 
 
@@ -85,11 +87,43 @@ def test_what_comes_out_says_whether_locking_tells_opd_apart():
     assert path_seen.came_out(table[table["recipe"] != "opd"], 4) == "No run of OPD is in these tables."
     alike = "Among the runs that learned, OPD is not shown to lock earlier than SFT, RLVR and control SFT."
     assert path_seen.came_out(table, 4).startswith(alike)
+    before = table["recipe"].isin(["sft", "control_sft"]) & table["quantity"].eq("sim_to_end") & table["null"].eq("")
+    behind = table.assign(value=table["value"] + 0.1 * before)
+    later = (
+        "Among the runs that learned, OPD locks later than SFT and control SFT; is not shown to lock earlier than RLVR."
+    )
+    assert path_seen.came_out(behind, 4).startswith(later)
     ahead = table["recipe"].eq("opd") & table["quantity"].eq("sim_to_end") & table["null"].eq("")
     table.loc[ahead, "value"] += 0.2
     said = path_seen.came_out(table, 4)
     assert said.startswith("Among the runs that learned, OPD locks earlier than every other.")
     assert "it lies on both sides above every null" in said
+
+
+def test_runs_with_nothing_to_learn_stand_beside_the_path():
+    """At a tenth, the place of 0.1 between two checkpoints; the Hill estimate by its last over its first value."""
+    table = long_table()
+    own = table[table["recipe"].eq("opd") & table["null"].eq("")]
+    hill = own[own["quantity"].eq("update_norm")].assign(
+        quantity="hill", k=paths.HILL_K, value=lambda t: t["step"] + 10.0
+    )
+    flat = hill.assign(recipe="opd_random_credit", value=2.0)
+    both = pd.concat([own, hill, own.assign(recipe="opd_random_credit", value=own["value"] / 2), flat])
+    first, last = hill["step"].min() + 10, hill["step"].max() + 10
+    assert path_seen.hill_beside(both) == (
+        f"OPD's Hill estimate ends at {last / first:.2f} times its first value, random credit's 1.00 times (seeds: 5)."
+    )
+    assert path_seen.hill_beside(None) == path_seen.hill_beside(hill) == ""
+    values = {}
+    for side in paths.SIDES:
+        rows = own[own["quantity"].eq("sim_to_end") & own["side"].eq(side)].sort_values("step")
+        seeds = [np.interp(10, part["step"], part["value"]) for _, part in rows.groupby("seed")]
+        values[side] = np.mean(seeds)
+    assert path_seen.at_a_fifth(both, 4).startswith(
+        "A tenth into its run OPD's 4 leading directions are like its last ones by "
+        f"{values['right']:.2f} (inputs) and {values['left']:.2f} (outputs), those of random credit by "
+        f"{values['right'] / 2:.2f} and {values['left'] / 2:.2f}. A fifth into its run"
+    )
 
 
 def test_a_run_with_nothing_to_learn_that_locks_as_early_is_named():
