@@ -112,7 +112,7 @@ def tokens(gaps: pd.DataFrame, fewer: Sequence[str], others: Sequence[str], card
     By means, runs with half or a quarter of the tokens lie at most 0.010 from OPD's path (mean absolute log ratio of
     stable ranks), those of another writer 0.400 to 0.400
     The yardsticks: another seed of OPD is 0.100 away, RLVR 0.200
-    But RLVR itself is not shown to leave the path (not decided), so a path that stays says little of the objective.
+    But RLVR itself is not shown to leave OPD's path (not decided), so a path that stays says little of the objective.
     """
     (kept, moved), yardsticks = _gaps_of(gaps, fewer, others)
     if yardsticks is None:
@@ -166,8 +166,8 @@ def _power(card: pd.DataFrame, so: str) -> str:
     """Say whether the path can tell objectives apart, and what it means where it is not shown to."""
     verdicts = card.loc[card["id"] == GATE, "verdict"].tolist()
     if verdicts == ["reproduced"]:
-        return "RLVR does leave the path, so the ruler can tell objectives apart."
-    return f"But RLVR itself is not shown to leave the path{f' ({verdicts[0]})' if verdicts else ''}, so {so}."
+        return "RLVR does leave OPD's path, so the ruler can tell objectives apart."
+    return f"But RLVR itself is not shown to leave OPD's path{f' ({verdicts[0]})' if verdicts else ''}, so {so}."
 
 
 def mixing(gaps: pd.DataFrame, aligned: pd.DataFrame, masks: Sequence[str], card: pd.DataFrame) -> str:
@@ -193,9 +193,9 @@ def mixing(gaps: pd.DataFrame, aligned: pd.DataFrame, masks: Sequence[str], card
     >>> card = pd.DataFrame({"id": [GATE], "verdict": ["not decided"]})
     >>> for said in mixing(gaps, aligned, ["top 50%"], card).split(". "):
     ...     print(said)
-    Mixing in RLVR moves OPD's path no further than RLVR's own is, by means: at most 0.010, RLVR 0.080.
+    RLVR itself is not shown to leave OPD's path (not decided), so the paper cannot be tested on paths here
+    By means mixing in RLVR moves OPD's path no further than RLVR's own is: at most 0.010, RLVR 0.080
     Nearer than another seed of OPD (0.040) stay 1 of 1 mixtures (1 seed each)
-    But RLVR itself is not shown to leave the path (not decided), so the paper cannot be tested on paths here
     As to the mechanism, on other batches 0 of 1 masks are shown to come nearer to OPD's gradient directions
     than random credit's gradient does; by means 0 of 1 do on every side.
     """
@@ -203,11 +203,12 @@ def mixing(gaps: pd.DataFrame, aligned: pd.DataFrame, masks: Sequence[str], card
     if yardsticks is None:
         return "The mixtures and their yardsticks are not all in these tables."
     seed, rlvr = yardsticks
+    tested = _power(card, "the paper cannot be tested on paths here").removeprefix("But ")
     how = "no further than RLVR's own is" if max(mixed) <= rlvr else "further than RLVR's own is"
     return (
-        f"Mixing in RLVR moves OPD's path {how}, by means: at most {max(mixed):.3f}, RLVR {rlvr:.3f}.\nNearer than "
-        f"another seed of OPD ({seed:.3f}) stay {sum(m < seed for m in mixed)} of {len(mixed)} mixtures{_seeds(gaps)}. "
-        f"{_power(card, 'the paper cannot be tested on paths here')}"
+        f"{tested} By means mixing in RLVR moves OPD's path {how}: at most {max(mixed):.3f}, RLVR {rlvr:.3f}. Nearer "
+        f"than another seed of OPD ({seed:.3f}) stay {sum(m < seed for m in mixed)} of {len(mixed)} "
+        f"mixtures{_seeds(gaps)}."
         f"{_beyond_random_credit(aligned, masks)}"
     )
 
