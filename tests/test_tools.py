@@ -152,6 +152,32 @@ def test_unreachable_registry_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path
         vendor.vendor(tmp_path)
 
 
+def test_of_two_processes_that_fetch_at_once_the_first_ones_files_stay(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Who comes second must not take away the folder that the first has begun to read."""
+    target = tmp_path / "vendor" / vendor.vendor_key()
+    arrivals = []
+
+    def unpack(archive: vendor.Archive, content: bytes, partial: Path) -> None:
+        partial.mkdir(parents=True, exist_ok=True)
+        if not arrivals and archive is vendor.ARCHIVES[-1]:
+            arrivals.append(archive)
+            (target / "mathjax").mkdir(parents=True)
+            (target / "mathjax/read.js").write_text("in use")
+            (target / vendor.DONE).write_text("by the first\n")
+
+    monkeypatch.setattr(vendor, "fetch", lambda archive: b"")
+    monkeypatch.setattr(vendor, "unpack", unpack)
+    assert vendor.vendor(tmp_path) == target
+    assert (target / "mathjax/read.js").read_text() == "in use"
+    assert list((tmp_path / "vendor").iterdir()) == [target]
+    (target / vendor.DONE).unlink()
+    with pytest.raises(vendor.VendorError, match="half-made, delete it"):
+        vendor.vendor(tmp_path)
+    assert (target / "mathjax/read.js").exists()
+
+
 def test_npm_of_the_lock_file_serves_where_the_machine_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vendor.shutil, "which", lambda name: None)
     command = vendor.npm_command()

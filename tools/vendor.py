@@ -124,12 +124,17 @@ def vendor_key() -> str:
 
 
 def vendor(build: Path) -> Path:
-    """Return the folder of vendored files, filling it on the first call.
+    """Return the folder of vendored files, filling it on the first call. Of two processes the first one's files stay.
 
     Parameters
     ----------
     build : Path
         The build folder; the files go to ``build/vendor/<key>``.
+
+    Raises
+    ------
+    VendorError
+        If an archive cannot be fetched, is not the recorded one, or the folder cannot be filled.
     """
     target = build / "vendor" / vendor_key()
     if (target / DONE).exists():
@@ -141,8 +146,10 @@ def vendor(build: Path) -> Path:
         (partial / "vega").mkdir()
         (partial / "vega" / "vega.js").write_text(vega_script(), encoding="utf-8")
         (partial / DONE).write_text("checksums verified\n")
-        shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
+    except OSError as error:  # a folder with files in it is never replaced: someone may be reading it
+        if not (target / DONE).exists():
+            raise VendorError(f"{target} cannot be filled ({error}). If it is half-made, delete it.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target
