@@ -11,6 +11,8 @@ Where the spaces come from: :mod:`opdgeom_utils.channel_spaces`.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from opdgeom_utils.channel_spaces import Side
+from opdgeom_utils.channel_spaces import Side, check_rank_and_side
+from opdgeom_utils.checkpoints.layouts import plain_names
 from opdgeom_utils.errors import CheckpointMismatchError, MetricInputError, MissingPackageError
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 ADAPTER = "default"  # PEFT's name for the only one
 FACTORS = {"right": ("lora_A", "lora_B"), "left": ("lora_B", "lora_A")}  # the frozen one, the trained one
 NOT_ORTHONORMAL = 1e-3
+ROUNDED = 1e-2  # of a space that was saved in half precision
 SHOWN = 3
 
 
@@ -40,9 +44,9 @@ def channel_adapter(
     model : torch.nn.Module
         With weights; changed in place, as by PEFT.
     spaces : mapping of str to Float[Tensor, "dim k"]
-        For the weight of each linear map that is to be trained, by its name in ``model`` (with or without
-        ``.weight``), orthonormal columns, the most important first: directions of inputs (``dim`` = in) on the right
-        side, of outputs (``dim`` = out) on the left.
+        For the weight of each linear map that is to be trained, by its name in ``model`` or in a checkpoint of it
+        (with or without ``.weight``), orthonormal columns, the most important first: directions of inputs (``dim`` =
+        in) on the right side, of outputs (``dim`` = out) on the left.
     rank : int
         How many of the columns count; all where there are fewer.
     side : {"right", "left"}
@@ -57,11 +61,12 @@ def channel_adapter(
     Raises
     ------
     CheckpointMismatchError
-        When a name is not that of a linear map, or a space does not have its dimension.
+        When a name is not that of a linear map, one is named twice, or a space does not have its dimension.
     MetricInputError
-        When there are no spaces, or columns that are not orthonormal.
+        When there are no spaces, or columns that are not orthonormal; when the rank is no count or the side no side;
+        when the model has an adapter already, or a matrix that is to be trained serves another module too.
     MissingPackageError
-        Without the package ``peft``.
+        Without the package ``peft`` of version 0.21 or later.
 
     Examples
     --------
@@ -74,15 +79,16 @@ def channel_adapter(
     [[True, False, False], [True, False, False]]
     """
     peft = _peft()
-    bases = {name.removesuffix(".weight"): space for name, space in spaces.items()}
+    bases = _by_module(model, spaces)
     ranks = _checked_ranks(model, bases, rank, side)
-    other = {name: k for name, k in ranks.items() if k != rank}
+    most = max(ranks.values())
+    other = {f"^{re.escape(name)}": k for name, k in ranks.items() if k != most}
     config = peft.LoraConfig(
-        r=rank,
-        lora_alpha=rank,  # so that B V' counts once
+        r=most,
+        lora_alpha=most,  # so that B V' counts once
         rank_pattern=other,
         alpha_pattern=other,
-        target_modules=sorted(bases),
+        target_modules=_targets(model, bases),
         task_type="CAUSAL_LM" if hasattr(model, "prepare_inputs_for_generation") else None,
     )
     adapted = peft.get_peft_model(model, config)
@@ -93,73 +99,133 @@ def channel_adapter(
         with torch.no_grad():
             factors[frozen].copy_(space.T if side == "right" else space)
             factors[trained].zero_()
-    return freeze_spaces(adapted)
+        _freeze(layer, ADAPTER, frozen)
+    return adapted
 
 
 def freeze_spaces(adapted: PeftModel) -> PeftModel:
     """Freeze the spaces of a channel adapter that was opened again for training, and return it.
 
-    Which factor is the space shows in the numbers: its columns are orthonormal.
+    Which factor is the space shows in the numbers: its columns are orthonormal, in every matrix. Looked at are the
+    active adapters, whatever their names; one that is no channel adapter is left as it is beside one that is.
 
     Raises
     ------
     MetricInputError
-        When neither factor of some matrix is a space: the adapter is another one.
+        When no LoRA is active, or none with a factor that is a space.
     """
-    for name, layer in _layers(adapted):
-        a, b = (getattr(layer, part)[ADAPTER].weight.detach() for part in ("lora_A", "lora_B"))
-        frozen = "lora_A" if _is_orthonormal(a.T) else "lora_B" if _is_orthonormal(b) else None
-        if frozen is None:
-            raise MetricInputError(
-                f"{name}: neither factor of this adapter has orthonormal columns; expected what channel_adapter made."
-            )
-        getattr(layer, frozen)[ADAPTER].requires_grad_(False)
-        # PEFT makes all of an adapter trainable again when it is activated, but for what it is told here.
-        layer.frozen_peft_weight_names = {**layer.frozen_peft_weight_names, ADAPTER: (frozen,)}
+    found: dict[str, list[Any]] = {}
+    for _, layer in _layers(adapted):
+        for adapter in (name for name in layer.active_adapters if name in layer.lora_A):
+            found.setdefault(adapter, []).append(layer)
+    frozen = {adapter: part for adapter, layers in found.items() if (part := _space_of(layers, adapter))}
+    if not frozen:
+        raise MetricInputError(
+            f"active adapters with LoRA: {', '.join(found) or 'none'}; neither factor of this adapter has orthonormal "
+            "columns in every matrix. Expected what channel_adapter made, opened by PEFT with is_trainable=True."
+        )
+    for adapter, part in frozen.items():
+        for layer in found[adapter]:
+            _freeze(layer, adapter, part)
     return adapted
+
+
+def _freeze(layer: Any, adapter: str, part: str) -> None:
+    """Freeze one factor; PEFT makes all of an adapter trainable when it is activated, but for what it is told here."""
+    getattr(layer, part)[adapter].requires_grad_(False)
+    layer.frozen_peft_weight_names = {**layer.frozen_peft_weight_names, adapter: (part,)}
+
+
+def _space_of(layers: list[Any], adapter: str) -> str:
+    """Which factor has orthonormal columns in all the layers, empty if neither: of two that have, the nearer one."""
+    far: dict[str, float] = {}
+    for side, (part, _) in FACTORS.items():
+        found = [_from_orthonormal(getattr(layer, part)[adapter].weight.detach(), side) for layer in layers]
+        if all(distance < ROUNDED for distance in found):
+            far[part] = max(found)
+    return min(far, key=lambda part: far[part], default="")
 
 
 def _peft() -> Any:
     """Import PEFT, or say what to install."""
+    found = "no package peft"
     try:
         import peft
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        if hasattr(BaseTunerLayer, "frozen_peft_weight_names"):
+            return peft
+        found = f"peft {peft.__version__}, which trains a frozen factor again when its adapter is activated"
     except ImportError as error:
-        raise MissingPackageError("a channel adapter is a PEFT LoRA: pip install 'peft>=0.21'.") from error
-    return peft
+        found = str(error)
+    raise MissingPackageError(f"a channel adapter is a PEFT LoRA: pip install 'peft>=0.21'. Found: {found}.")
 
 
 def _layers(adapted: nn.Module) -> Iterator[tuple[str, Any]]:
     """Name in the plain model and module of each adapted matrix."""
     for name, module in adapted.named_modules():
-        if ADAPTER in getattr(module, "lora_A", ()):
+        if hasattr(module, "lora_A") and hasattr(module, "active_adapters"):
             yield name.removeprefix("base_model.model."), module
 
 
-def _is_orthonormal(columns: Tensor) -> bool:
-    product = columns.double().T @ columns.double()
-    return bool((product - torch.eye(len(product), device=product.device)).abs().max() < NOT_ORTHONORMAL)
+def _from_orthonormal(factor: Tensor, side: str) -> float:
+    """How far the rows (right) or columns (left) of a factor are from orthonormal: the largest error of a product."""
+    columns = (factor.T if side == "right" else factor).double()
+    return float((columns.T @ columns - torch.eye(columns.shape[1], device=columns.device)).abs().max())
 
 
-def _checked_ranks(model: nn.Module, bases: Mapping[str, Tensor], rank: int, side: str) -> dict[str, int]:
-    """How many columns of each space count, after proving that the spaces are spaces of this model."""
-    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    if unknown := sorted(bases.keys() - linear.keys()):
+def _targets(model: nn.Module, bases: Mapping[str, Tensor]) -> list[str] | str:
+    """Name the matrices as PEFT does: a list, which it also matches with the ends of names, unless others end so."""
+    ends = {"." + name for name in bases}
+    others = (name for name, _ in model.named_modules() if name not in bases)
+    if any("." + name[at.start() + 1 :] in ends for name in others for at in re.finditer(r"\.", name)):
+        return "|".join(re.escape(name) for name in sorted(bases))
+    return sorted(bases)
+
+
+def _by_module(model: nn.Module, spaces: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Spaces by the names that the linear maps have in a plain model, after proving that each is there once."""
+    if not isinstance(spaces, Mapping) or not spaces:
+        raise MetricInputError(f"no spaces in {spaces!r:.60}; expected a space for the name of each matrix to train.")
+    if any(hasattr(module, "adapter_layer_names") for module in model.modules()):
+        raise MetricInputError(
+            "the model has an adapter already; merge it or take it out: model = model.merge_and_unload() or .unload()."
+        )
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    config = getattr(model, "config", None)
+    described: Any = config.to_dict() if config is not None and hasattr(config, "to_dict") else {}
+    plain = plain_names([f"{name}.weight" for name in linear], described)  # as a checkpoint of the model has them
+    often = Counter(plain.values())
+    modules = {other: raw for raw, other in plain.items() if often[other] == 1} | {raw: raw for raw in plain}
+    named = {name: modules.get(f"{str(name).removesuffix('.weight')}.weight", "") for name in spaces}
+    if unknown := sorted(str(name) for name, module in named.items() if not module):
         raise CheckpointMismatchError(
             f"{len(unknown)} spaces belong to no linear map of this model: {', '.join(unknown[:SHOWN])}; expected "
-            f"names such as {', '.join(list(linear)[:SHOWN])}. Fused projections need a space of their own."
+            f"names such as {', '.join(linear[:SHOWN])}. Of fused projections, packed experts and Conv1D, which have "
+            "no linear map of their own, leave the spaces out."
         )
-    if not bases or rank < 1 or side not in FACTORS:
-        raise MetricInputError(
-            f"{len(bases)} spaces, rank {rank}, side {side!r}; expected spaces, a rank of at least 1, right or left."
-        )
+    if twice := [module for module, count in Counter(named.values()).items() if count > 1]:
+        raise CheckpointMismatchError(f"{twice[0]} has two spaces under two names; expected one.")
+    return {module.removesuffix(".weight"): spaces[name] for name, module in named.items()}
+
+
+def _checked_ranks(model: nn.Module, bases: Mapping[str, Any], rank: int, side: str) -> dict[str, int]:
+    """How many columns of each space count, after proving that the spaces are spaces of this model."""
+    check_rank_and_side(rank, side)
+    uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     for name, space in bases.items():
-        dim = linear[name].in_features if side == "right" else linear[name].out_features
-        if space.ndim != 2 or space.shape[0] != dim:
-            raise CheckpointMismatchError(
-                f"{name}: a space of shape {tuple(space.shape)}, expected ({dim}, k) on the {side} side."
-            )
-        if not space.shape[1] or not _is_orthonormal(space):
+        linear: Any = model.get_submodule(name)
+        if uses[id(linear.weight)] > 1:
             raise MetricInputError(
-                f"{name}: the columns of its space are not orthonormal; take torch.linalg.qr(space).Q."
+                f"{name}: its weight serves another module too (tied embeddings, a shared layer), and a merge would "
+                "change both; leave its space out, or untie the two."
+            )
+        dim = linear.in_features if side == "right" else linear.out_features
+        if not isinstance(space, Tensor) or space.ndim != 2 or space.shape[0] != dim:
+            found = f"space of shape {tuple(space.shape)}" if isinstance(space, Tensor) else type(space).__name__
+            raise CheckpointMismatchError(f"{name}: a {found}, expected a tensor ({dim}, k) on the {side} side.")
+        if not space.shape[1] or not _from_orthonormal(space, "left") < NOT_ORTHONORMAL:
+            raise MetricInputError(
+                f"{name}: the columns of its space are not orthonormal; take torch.linalg.qr(space.float()).Q."
             )
     return {name: min(rank, space.shape[1]) for name, space in bases.items()}

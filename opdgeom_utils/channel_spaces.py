@@ -6,6 +6,7 @@ both. :func:`opdgeom_utils.channel_adapter.channel_adapter` trains inside them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Literal
@@ -21,7 +22,9 @@ from opdgeom_utils.linalg.gram import eigenpairs
 from opdgeom_utils.projection import random_space
 
 Side = Literal["right", "left"]
+SIDES = ("right", "left")
 NO_DIRECTION = 1e-10  # of the largest singular value
+NO_MOMENT = 1e-15  # of the largest eigenvalue, for each dimension
 
 
 def spaces_of_update(
@@ -41,14 +44,15 @@ def spaces_of_update(
     Returns
     -------
     dict of str to Float[Tensor, "dim k"]
-        fp32, orthonormal columns, the largest singular value first.
+        fp32, orthonormal columns, the largest singular value first. A matrix that did not change has no space.
 
     Raises
     ------
     CheckpointNotFoundError, CheckpointDamagedError, CheckpointMismatchError
         When one cannot be opened, or they are not of one architecture.
     MetricInputError
-        When the update of a matrix has fewer than ``rank`` directions.
+        When no matrix changed, or an update has fewer than ``rank`` directions above what rounding leaves; when the
+        rank is no count or the side no side.
 
     Examples
     --------
@@ -62,7 +66,15 @@ def spaces_of_update(
             [1., 0.],
             [0., 1.]])
     """
-    return {name: _leading(name, delta_w, rank, side) for name, delta_w in _updates(before, after)}
+    check_rank_and_side(rank, side)
+    spaces = {
+        name: _leading(name, delta_w, noise, rank, side)
+        for name, delta_w, noise in _updates(before, after)
+        if delta_w.any()
+    }
+    if not spaces:
+        raise MetricInputError("no matrix of the layers changed between the two checkpoints; take a later one.")
+    return spaces
 
 
 @torch.no_grad()
@@ -74,9 +86,9 @@ def spaces_of_activations(
     Parameters
     ----------
     model : torch.nn.Module
-        A transformers model.
+        A transformers model; called without dropout, and left in the mode it was in.
     batches : iterable of mappings
-        What the model is called with: ``input_ids``, ``attention_mask`` (padding is left out where there is one).
+        What the model is called with: ``input_ids``, ``attention_mask`` (sequences, tokens), whose padding is left out.
     rank : int
         Directions to keep; all of a map with fewer inputs.
 
@@ -88,32 +100,51 @@ def spaces_of_activations(
     Raises
     ------
     MetricInputError
-        When there are no batches.
+        When there are no batches, or something else; when what a map reads is not finite or has fewer than ``rank``
+        directions, as of a few tokens; when the model has an adapter; when the rank is no count.
     """
+    check_rank_and_side(rank)
     moments = _Moments()
     hooks = [layer.register_forward_pre_hook(partial(moments.add, name)) for name, layer in _linear_maps(model)]
+    training = [module for module in model.modules() if module.training]
     try:
+        model.eval()
         for batch in batches:
-            moments.mask = batch.get("attention_mask")
+            moments.mask = _mask_of(batch)
             model(**batch)
     finally:
         for hook in hooks:
             hook.remove()
+        for module in training:
+            module.training = True
     if not moments.of:
-        raise MetricInputError("no linear map of a layer was called; give a few batches, and a transformers model.")
-    bases = {name: eigenpairs(moment)[1][:, :rank].float() for name, moment in moments.of.items()}
+        raise MetricInputError("no linear map of a layer was called; expected a few batches.")
+    bases = {name: _leading_eigenvectors(name, moment, rank) for name, moment in moments.of.items()}
     return {f"{name}.weight": bases[first] for name, first in moments.first.items()}
 
 
 def random_spaces(
     model: nn.Module, rank: int, *, side: Side = "right", seed: int = 0
 ) -> dict[str, Float[Tensor, "dim k"]]:
-    """Spaces without any direction of their own, one for each linear map of the layers: the null of the others."""
+    """Spaces without any direction of their own, one for each linear map of the layers: the null of the others.
+
+    Raises MetricInputError when the model has an adapter or no linear map, the rank is no count, or the side no side.
+    """
+    check_rank_and_side(rank, side)
     spaces = {}
     for number, (name, layer) in enumerate(_linear_maps(model)):
         dim = layer.in_features if side == "right" else layer.out_features
         spaces[f"{name}.weight"] = random_space(dim, min(rank, dim), seed * 1_000_003 + number)
     return spaces
+
+
+def check_rank_and_side(rank: int, side: str = "right") -> None:
+    """Raise MetricInputError unless a rank is a count and a side is one of the two.
+
+    >>> check_rank_and_side(16, "left")
+    """
+    if type(rank) is not int or rank < 1 or side not in SIDES:
+        raise MetricInputError(f"rank {rank!r}, side {side!r}; expected a whole number of at least 1, right or left.")
 
 
 class _Moments:
@@ -130,35 +161,84 @@ class _Moments:
         inputs, mask = read[0], self.mask
         if inputs is not self._last[0]:
             self._last = (inputs, name)
-            if mask is None or mask.shape != inputs.shape[:-1]:  # experts get tokens without their places
-                rows = inputs.flatten(0, -2).double()
-            else:
-                rows = inputs[mask.bool()].double()
+            rows = inputs.flatten(0, -2)
+            if mask is not None and mask.numel() == len(rows):  # experts get some tokens, without their places
+                rows = rows[mask.flatten().bool()]
+            rows = rows.double()
             self.of[name] = self.of.get(name, 0) + rows.T @ rows
         self.first[name] = self._last[1]
 
 
+def _mask_of(batch: Mapping[str, Tensor]) -> Tensor | None:
+    """Which tokens of a batch count, after proving that it is a batch."""
+    if not isinstance(batch, Mapping):
+        raise MetricInputError(f"a batch is a {type(batch).__name__}; expected mappings: [{{'input_ids': ids}}].")
+    mask = batch.get("attention_mask")
+    if mask is not None and mask.ndim != 2:
+        raise MetricInputError(f"attention_mask of shape {tuple(mask.shape)}; expected (sequences, tokens).")
+    if empty := [name for name, value in batch.items() if isinstance(value, Tensor) and not value.numel()]:
+        raise MetricInputError(f"a batch is empty: {', '.join(empty)}; expected sequences with tokens.")
+    return mask
+
+
 def _linear_maps(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    """Name and module of each linear map inside the layers."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and layer_of(f"{name}.weight") >= 0:
-            yield name, module
+    """Name and module of each linear map inside the layers of a plain model."""
+    if any(hasattr(module, "adapter_layer_names") for module in model.modules()):
+        raise MetricInputError("the model has an adapter; give the plain one, as before get_peft_model or .unload().")
+    found = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    inside = [(name, module) for name, module in found if layer_of(f"{name}.weight") >= 0]
+    if not inside:
+        raise MetricInputError(
+            f"none of {len(found)} linear maps of {type(model).__name__} is in a layer of a language model; expected "
+            "names such as model.layers.0.mlp.up_proj (GPT-2's Conv1D is no linear map)."
+        )
+    yield from inside
 
 
-def _updates(before: CheckpointSource, after: CheckpointSource) -> Iterator[tuple[str, Tensor]]:
-    """Name and difference of each matrix of the layers, one after the other."""
+def _leading_eigenvectors(name: str, moment: Float[Tensor, "in in"], rank: int) -> Float[Tensor, "in k"]:
+    """Leading eigenvectors of one second moment as columns, after proving that there are so many."""
+    if not moment.isfinite().all():
+        raise MetricInputError(f"{name}: reads NaN or infinite values; the model or the batches are damaged.")
+    values, vectors = eigenpairs(moment)
+    found = int((values > NO_MOMENT * len(values) * values[0]).sum())
+    if found < rank < len(values):
+        raise MetricInputError(
+            f"{name}: reads {found} directions, expected {rank}; give more tokens or a smaller rank."
+        )
+    return vectors[:, :rank].float()
+
+
+def _updates(before: CheckpointSource, after: CheckpointSource) -> Iterator[tuple[str, Tensor, float]]:
+    """Name and difference of each matrix of the layers, one after the other, and a singular value of mere rounding."""
     first, second = open_checkpoint(before), open_checkpoint(after)
     for name in matching_names(first, second):
         if layer_of(name) >= 0 and len(first.tensors[name].shape) == 2:
-            yield name, second.tensors[name].read().double() - first.tensors[name].read().double()
+            w_ref, w_new = first.tensors[name].read(), second.tensors[name].read()
+            delta_w = w_new.double() - w_ref.to(w_new.device).double()
+            yield name, delta_w, _rounding(w_ref.dtype, w_new)
 
 
-def _leading(name: str, delta_w: Float[Tensor, "out in"], rank: int, side: Side) -> Float[Tensor, "dim k"]:
+def _rounding(before: torch.dtype, w_new: Float[Tensor, "out in"]) -> float:
+    """Largest singular value that rounding alone leaves in a difference: that of independent errors of every entry.
+
+    Counted is float32's rounding (of a merge, of training itself), or that of ``w_new`` where it alone was rounded
+    further. What two checkpoints of one low precision differ by is what they are.
+    """
+    eps = [torch.finfo(dtype).eps for dtype in (before, w_new.dtype)]
+    rounded = eps[1] if eps[1] > eps[0] else min(eps[1], torch.finfo(torch.float32).eps)
+    rms = float(w_new.double().square().mean().sqrt())
+    return rounded / 2 * rms * sum(math.sqrt(size) for size in w_new.shape)
+
+
+def _leading(
+    name: str, delta_w: Float[Tensor, "out in"], noise: float, rank: int, side: Side
+) -> Float[Tensor, "dim k"]:
     """Leading singular vectors of one update as columns, after proving that there are so many."""
     factors = factorize(delta_w, cuts=(rank,))
-    found = int((factors.s > NO_DIRECTION * factors.s[0]).sum())
+    found = int((factors.s > max(noise, NO_DIRECTION * float(factors.s[0]))).sum())
     if found < min(rank, len(factors.s)):
         raise MetricInputError(
-            f"{name}: the update has {found} directions, expected {rank}; take a later checkpoint or a smaller rank."
+            f"{name}: the update has {found} directions that are more than rounding, expected {rank}; take a later "
+            "checkpoint, in float32, or a smaller rank."
         )
     return (factors.vh.T if side == "right" else factors.u)[:, :rank].float().contiguous()
