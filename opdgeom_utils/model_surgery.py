@@ -65,7 +65,7 @@ def insert_silent_layer(model: Qwen3ForCausalLM, before: int) -> Qwen3ForCausalL
 
 
 def split_into_experts(
-    model: Qwen3ForCausalLM, n_experts: int = N_EXPERTS, n_active: int = N_ACTIVE, seed: int = ROUTER_SEED
+    model: Qwen3ForCausalLM, n_experts: int = N_EXPERTS, n_active: int = N_ACTIVE
 ) -> Qwen3MoeForCausalLM:
     """Return a mixture of experts whose experts share out the neurons of the model's MLPs.
 
@@ -91,7 +91,7 @@ def split_into_experts(
         norm_topk_prob=True, decoder_sparse_step=1,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(ROUTER_SEED)
         moe = Qwen3MoeForCausalLM(config).to(model.dtype)
     shared = {name: value for name, value in model.state_dict().items() if ".mlp." not in name}
     _, unexpected = moe.load_state_dict(shared, strict=False)

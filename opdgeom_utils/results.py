@@ -32,6 +32,7 @@ from opdgeom_utils.world import load_world
 
 RESULTS = PROJECT / "data" / "results"  # a folder for each profile
 SAMPLE = "sample.safetensors"
+CONFIDENCE = 0.999  # that a live run agrees with the committed seeds
 RunKey = tuple[str, str, int]  # profile, recipe, seed
 KEYS = ["profile", "recipe", "seed", "step"]
 DIAGNOSE_OPTIONS: dict[str, Any] = {"eta": 1e-3, "alpha": 0.3, "rank": 64, "k": 16}
@@ -248,17 +249,17 @@ def _plain(settings: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(settings))
 
 
-def check_live(live: pd.Series, committed: pd.DataFrame, *, confidence: float = 0.999) -> pd.DataFrame:
-    """Compare a live run's numbers with the committed seeds of the same recipe.
+def check_live(live: pd.Series, committed: pd.DataFrame) -> pd.DataFrame:
+    """Compare a live run's numbers with the committed seeds of the same recipe, within what one more seed would give.
 
     ``live``: one value per quantity.
     ``committed``: one row per seed, a column per quantity.
-    ``confidence``: of the prediction interval for one more seed, ``mean +- t * s * sqrt(1 + 1/n)``.
-    Returns ``quantity, live, low, high, inside``. Raises StaleResultsError if a live number falls outside: the code no
+    Returns ``quantity, live, low, high, inside``, with the 99.9% prediction interval for one more seed,
+    ``mean +- t * s * sqrt(1 + 1/n)``. Raises StaleResultsError if a live number falls outside: the code no
     longer computes what the tables say.
     """
     n = len(committed)
-    reach = stats.t.ppf((1 + confidence) / 2, n - 1) * (1 + 1 / n) ** 0.5 * committed[live.index].std()
+    reach = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * (1 + 1 / n) ** 0.5 * committed[live.index].std()
     centre = committed[live.index].mean()
     frame = pd.DataFrame({"live": live, "low": centre - reach, "high": centre + reach})
     undefined = live.isna() & committed[live.index].isna().any()  # here as there: nothing was updated

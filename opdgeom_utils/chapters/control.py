@@ -14,6 +14,7 @@ import pandas as pd
 
 from opdgeom_utils.errors import MetricInputError
 from opdgeom_utils.measures.long_table import pick
+from opdgeom_utils.measures.paths import SIDES
 from opdgeom_utils.vocabulary import label
 
 TOKENS = {
@@ -63,16 +64,14 @@ def common_update(measures: pd.DataFrame) -> int:
     return min(PLACE, int(steps.max()))
 
 
-def path_table(
-    measures: pd.DataFrame, recipes: Iterable[str], quantity: str = "stable_rank", *, null: str = ""
-) -> pd.DataFrame:
-    """One panel per variant with its path, and OPD's and RLVR's own over the same updates in each.
+def path_table(measures: pd.DataFrame, recipes: Iterable[str]) -> pd.DataFrame:
+    """One panel per variant with the path of its stable rank, and OPD's and RLVR's over the same updates in each.
 
     Returns ``panel, recipe, seed, step, value``; ``recipe`` is ``OPD``, ``RLVR`` or ``this variant``. Without any
     variant there is one panel, of the two alone.
     """
     until = common_update(measures)
-    rows = pick(measures, quantity=quantity, null=null, scope="attention", other_recipe="")
+    rows = pick(measures, quantity="stable_rank", null="", scope="attention", other_recipe="")
     rows = pd.DataFrame(rows.loc[rows["step"] <= until])
     held = set(rows["recipe"])
     here = [name for name in recipes if name in held]
@@ -134,14 +133,12 @@ def at_update(
     return pd.DataFrame(found, columns=STRIP)
 
 
-def overlap_table(
-    measures: pd.DataFrame, recipes: Sequence[str], *, k: int = K, panels: Sequence[str] = ("right", "left")
-) -> pd.DataFrame:
+def overlap_table(measures: pd.DataFrame, recipes: Sequence[str], *, k: int = K) -> pd.DataFrame:
     """Overlap of each variant's update with OPD's of the same seed, and what seeds and objectives make of it.
 
     Nulls: OPD with OPD of other seeds, OPD with RLVR, and chance, the share that a random space of this size has.
     """
-    rows = pick(measures, quantity="overlap", k=k, side=list(panels), null="", scope="attention")
+    rows = pick(measures, quantity="overlap", k=k, side=list(SIDES), null="", scope="attention")
     rows = pd.DataFrame(rows.loc[rows["step"] == common_update(measures)])
     same = rows["other_seed"] == rows["seed"]
     own = rows["recipe"].isin(recipes) & (rows["other_recipe"] == "opd") & same
@@ -152,7 +149,7 @@ def overlap_table(
         rows[seeds].assign(row=OTHER_SEED, kind="null"),
         rows[against].assign(row=AGAINST, kind="null"),
     ]
-    table = pd.concat([*parts, _chance_rows(measures, k).pipe(lambda t: t[t["side"].isin(list(panels))])])
+    table = pd.concat([*parts, _chance_rows(measures, k)])
     means = table.groupby(["row", "side", "kind", "seed"], sort=False).agg({"value": "mean"}).reset_index()
     order = [*map(variant_label, recipes), OTHER_SEED, AGAINST, "chance"]
     means = means.assign(panel=means["side"] + " space").sort_values(
@@ -206,13 +203,13 @@ def say_distances(gaps: pd.DataFrame) -> str:
     return "\n".join(f"- {line}" for line in said)
 
 
-def say_seeds(table: pd.DataFrame, name: str = "row") -> str:
+def say_seeds(table: pd.DataFrame) -> str:
     """Say in one sentence how many seeds the rows of a figure rest on; one seed is a sweep.
 
     >>> say_seeds(pd.DataFrame({"row": ["a", "a", "b"], "seed": [0, 1, 0]}))
     '1 row has 2 seeds. 1 row has one seed: a sweep, drawn without a bar.'
     """
-    counts = table.groupby(name, sort=False)["seed"].nunique().value_counts().sort_index(ascending=False)
+    counts = table.groupby("row", sort=False)["seed"].nunique().value_counts().sort_index(ascending=False)
     said = [
         f"{rows} {'row has' if rows == 1 else 'rows have'} "
         + (f"{n} seeds." if n != 1 else "one seed: a sweep, drawn without a bar.")

@@ -17,14 +17,14 @@ CHANCE = "random credit"
 
 
 def moment_table(
-    measures: pd.DataFrame, recipes: Sequence[str], quantity: str, *, other: str = "opd", k: int = 0, step: int = 0
+    measures: pd.DataFrame, recipes: Sequence[str], quantity: str, *, k: int = 0, step: int = 0
 ) -> pd.DataFrame:
-    """Compare second moments of gradients: ``quantity`` of each objective with ``other``, beside its nulls.
+    """Compare second moments of gradients: ``quantity`` of each objective with OPD, beside its nulls.
 
     A quantity that ends in ``_independent`` has the same nulls: two halves are independent batches already.
     """
     plain = quantity.removesuffix("_independent").removesuffix("_noise")
-    cell: dict[str, Any] = {"other_recipe": other, "k": k, "step": step, "side": ["right", "left"]}
+    cell: dict[str, Any] = {"other_recipe": "opd", "k": k, "step": step, "side": ["right", "left"]}
     own = pick(measures, recipe=list(recipes), quantity=quantity, null="", **cell)
     names = {"half_batches": "other batches of OPD", "random_credit": "random credit", "random": "chance"}
     nulls = pd.concat(
@@ -43,7 +43,7 @@ def moment_table(
     return table.filter(items=STRIP).reset_index(drop=True)
 
 
-def say_easy_bar(measures: pd.DataFrame, masks: Sequence[str], k: int, *, side: str = "left") -> str:
+def say_easy_bar(measures: pd.DataFrame, masks: Sequence[str], k: int) -> str:
     """Say how masks, RLVR and random credit stand against OPD's own two halves: on the same batches, then on others.
 
     Each number is an overlap with OPD's leading directions over the overlap of two halves of OPD's own batches; above 1
@@ -53,7 +53,7 @@ def say_easy_bar(measures: pd.DataFrame, masks: Sequence[str], k: int, *, side: 
     >>> say_easy_bar(as_measures([]), ["opd_top50"], 4)
     'No second moment of OPD is in these tables.'
     """
-    cell: dict[str, Any] = {"other_recipe": "opd", "k": k, "step": 0, "side": side}
+    cell: dict[str, Any] = {"other_recipe": "opd", "k": k, "step": 0, "side": "left"}
     bar = _mean(pick(measures, recipe="opd", quantity="moment_alignment", null="half_batches", **cell))
     if not bar > 0:
         return "No second moment of OPD is in these tables."
@@ -66,7 +66,7 @@ def say_easy_bar(measures: pd.DataFrame, masks: Sequence[str], k: int, *, side: 
         parts = [f"masks {min(kept):.2f} to {max(kept):.2f}"] if kept else []
         others = {"random credit": chance, "RLVR": means.get("rlvr", math.nan)}
         parts += [f"{name} {value:.2f}" for name, value in others.items() if not math.isnan(value)]
-        said.append(f"On the {words}, {side}: {', '.join(parts) or 'nothing measured'}")
+        said.append(f"On the {words}, left: {', '.join(parts) or 'nothing measured'}")
     return "; ".join(said) + f" times the overlap of two halves of OPD's batches ({bar:.2f})."
 
 

@@ -206,9 +206,9 @@ def marks_on_curve(literature: pd.DataFrame, own: pd.DataFrame, profile: str) ->
     return marks.assign(value=1 - marks["sparsity"], source=[kinds[i >= 3] for i in range(len(marks))])
 
 
-def drunkards(n_walkers: int, n_steps: int, seed: int = 0) -> pd.DataFrame:
+def drunkards(n_walkers: int, n_steps: int) -> pd.DataFrame:
     """Walk in two dimensions, turning at random at each step, and once straight: ``walker, series, step, x, y``."""
-    turns = np.random.default_rng(seed).uniform(0, 2 * np.pi, (n_walkers, n_steps))
+    turns = np.random.default_rng(0).uniform(0, 2 * np.pi, (n_walkers, n_steps))
     steps = np.stack([np.cos(turns), np.sin(turns)])
     places = np.concatenate([np.zeros((2, n_walkers, 1)), steps.cumsum(axis=2)], axis=2)
     ahead = np.arange(n_steps + 1)

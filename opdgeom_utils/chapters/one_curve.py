@@ -27,6 +27,7 @@ LADDER = (
 )  # fmt: skip
 WITHOUT_SIGNAL, WITH_SIGNAL = "opd_random_credit_128", "opd_128"  # of one batch, both without coherence
 ASKED = ("rlvr", "rlvr_random_reward", "control_sft", "control_sft_64")
+K = 4  # of the spaces whose similarity to the end is taken
 OF_GEOMETRY = (
     "update_sparsity", "left_angle_mean_deg", "right_angle_mean_deg", "normalized_spectral_shift", "principal_overlap",
     "low_magnitude_overlap", "stable_rank",
@@ -38,7 +39,7 @@ MIN_SEEDS = 3
 TESTED = ("leaves", "on the curve", "not decided")
 
 
-def against_coherence(tables: BookTables, updates: int, *, k: int = 4) -> pd.DataFrame:
+def against_coherence(tables: BookTables, updates: int) -> pd.DataFrame:
     """One row for each run and statistic, with the run's coherence at the same update.
 
     Parameters
@@ -47,8 +48,6 @@ def against_coherence(tables: BookTables, updates: int, *, k: int = 4) -> pd.Dat
         A profile's tables, with measures for the two statistics of the path.
     updates
         Where the runs are compared. The path's statistics are each run's own, at its own end.
-    k
-        Dimension of the spaces whose similarity to the end is taken.
 
     Returns
     -------
@@ -69,9 +68,9 @@ def against_coherence(tables: BookTables, updates: int, *, k: int = 4) -> pd.Dat
     for side, words in SIDES.items():
         if tables.measures is None:
             break
-        found = early(tables.measures, side, k, recipes)
+        found = early(tables.measures, side, K, recipes)
         found = found.assign(recipe=[names[shown] for shown in found["recipe"]])
-        said = {"statistic": f"{words} (K = {k})", "metric": "sim_to_end"}
+        said = {"statistic": f"{words} (K = {K})", "metric": "sim_to_end"}
         rows += [row | said for row in _valued(found, "value", at)]
     return pd.DataFrame(rows)
 

@@ -120,15 +120,15 @@ def hill_beside(measures: pd.DataFrame | None) -> str:
     return f"OPD's Hill estimate ends at {own:.2f} times its first value, {rest} (seeds: {seeds})."
 
 
-def beside_nulls(measures: pd.DataFrame, quantity: str, side: str, k: int, recipe: str = "opd") -> str:
-    """Say which nulls a run exceeds, seed by seed, and which it does not.
+def beside_nulls(measures: pd.DataFrame, quantity: str, side: str, k: int) -> str:
+    """Say which nulls OPD exceeds, seed by seed, and which it does not.
 
     At a fifth of the run; over all later windows for what is measured on windows. The rule is that of
     :mod:`opdgeom_utils.chapters.seen`.
     """
-    values, nulls = _with_nulls(measures, quantity, side, k, recipe)
-    said = seen.beside(values, label(recipe), nulls)
-    return f"{metric_of(quantity).title}, {side}, K = {k}: {label(recipe)} is {said}."
+    values, nulls = _with_nulls(measures, quantity, side, k, "opd")
+    said = seen.beside(values, label("opd"), nulls)
+    return f"{metric_of(quantity).title}, {side}, K = {k}: {label('opd')} is {said}."
 
 
 def beyond_nulls(measures: pd.DataFrame, k: int) -> str:

@@ -94,13 +94,13 @@ def _off(found: pd.DataFrame, other: str) -> list[str]:
     return [metric_of(m).words for m in RULERS if not 1 / ALIKE < ratios[m] < ALIKE]
 
 
-def orders(tables: BookTables, seed: int = 0) -> pd.DataFrame:
+def orders(tables: BookTables) -> pd.DataFrame:
     """Ask for the paper's orders at the paper's steps, with RLVR as it is and with the paper's proportion of updates.
 
     Returns
     -------
     DataFrame
-        ``measure`` and, for each length of RLVR, whether one seed's runs are in the paper's order: *yes* or *no*.
+        ``measure`` and, for each length of RLVR, whether the runs of seed 0 are in the paper's order: *yes* or *no*.
     """
     rows, held = [], set(tables.geometry["recipe"])
     lengths = [name for name in (RLVR, LONG) if name in held]
@@ -110,7 +110,7 @@ def orders(tables: BookTables, seed: int = 0) -> pd.DataFrame:
         row = {"measure": claim.diagnostic.replace("_", " ")}
         for rlvr in lengths:
             names = [rlvr if name == RLVR else str(name) for name in claim.args["order"]]
-            ends = at_place(tables, "final", names).query("seed == @seed").set_index("recipe")
+            ends = at_place(tables, "final", names).query("seed == 0").set_index("recipe")
             inside = all(ends.loc[names, metric].is_monotonic_increasing for metric in claim.args["metrics"])
             row[f"RLVR, {load_recipe(rlvr, tables.profile).steps:,} updates"] = YES if inside else NO
         rows.append(row)

@@ -80,15 +80,14 @@ def first_mixed_prompt(
     level: int,
     *,
     group_size: int = 8,
-    seed: int = 0,
     tries: int = 32,
 ) -> WorkedPrompt:
     """Return the first held-out prompt of a family whose group holds right and wrong completions.
 
     Raises RecipeError if none of ``tries`` prompts has a mixed group: choose a level nearer to the student's ability.
     """
-    examples = held_out_set({family: [level]}, tries, seed)
-    for worked in work_through(student, teacher, tokenizer, examples, group_size=group_size, seed=seed):
+    examples = held_out_set({family: [level]}, tries)
+    for worked in work_through(student, teacher, tokenizer, examples, group_size=group_size, seed=0):
         if 0 < float(worked.rewards.sum()) < group_size:
             return worked
     raise RecipeError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
@@ -47,12 +47,12 @@ def path_curves(
     return rows.assign(recipe=own, series=null.fillna(own), share=share).filter(items=columns).reset_index(drop=True)
 
 
-def at_share(curves: pd.DataFrame, share: float = EARLY) -> pd.DataFrame:
-    """Keep each curve's checkpoint nearest to a share of the run; of two equally near, the earlier."""
+def at_share(curves: pd.DataFrame) -> pd.DataFrame:
+    """Keep each curve's checkpoint nearest to a fifth of the run; of two equally near, the earlier."""
     parts = []
     for _, own in curves.groupby(["recipe", "series", "seed"], sort=False):
         ordered = own.sort_values("share")
-        off = (ordered.loc[:, "share"] - share).abs().round(9).to_numpy()
+        off = (ordered.loc[:, "share"] - EARLY).abs().round(9).to_numpy()
         parts.append(ordered.iloc[[int(off.argmin())]])
     return pd.concat(parts, ignore_index=True) if parts else curves
 
@@ -93,23 +93,23 @@ def interval_grid(table: pd.DataFrame, rows: str, columns: str) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def shared_rows(measures: pd.DataFrame, side: str, k: int, recipe: str = "opd") -> pd.DataFrame:
-    """Say what a run's final space shares with its early one, with other seeds' and other objectives': a row per seed.
+def shared_rows(measures: pd.DataFrame, side: str, k: int) -> pd.DataFrame:
+    """Say what OPD's final space shares with its early one, with other seeds' and other objectives': a row per seed.
 
     Returns ``kind`` in words, ``series`` (label of the other run's recipe, of the same seed), ``seed, value``; several
     other seeds are averaged first.
     """
-    parts = [early(measures, side, k, [recipe]).assign(kind="itself at a fifth", series=label(recipe))]
-    rows = pick(measures, quantity="overlap", side=side, k=k, scope="attention", recipe=recipe)
+    parts = [early(measures, side, k).assign(kind="itself at a fifth", series=label("opd"))]
+    rows = pick(measures, quantity="overlap", side=side, k=k, scope="attention", recipe="opd")
     rows = rows.loc[rows["step"] == rows["step"].max()]
     for other, own in rows.groupby("other_recipe", sort=False):
-        kind = "other seeds" if other == recipe else label(str(other))
+        kind = "other seeds" if other == "opd" else label(str(other))
         means = own.groupby("seed").agg({"value": "mean"}).reset_index()
         parts.append(means.assign(kind=kind, series=label(str(other))))
     return pd.concat(parts, ignore_index=True).filter(items=["kind", "series", "seed", "value"])
 
 
-def agreement(measures: pd.DataFrame, recipes: Iterable[str] = THROUGHOUT, scope: str = "attention") -> pd.DataFrame:
+def agreement(measures: pd.DataFrame, recipes: Iterable[str] = THROUGHOUT) -> pd.DataFrame:
     """Say how far the updates of different runs point the same way: cosines between seeds, and with OPD.
 
     Runs from the anchor are compared after OPD's number of updates, SFT with its own seeds at its own end.
@@ -127,20 +127,20 @@ def agreement(measures: pd.DataFrame, recipes: Iterable[str] = THROUGHOUT, scope
     >>> agreement(pd.DataFrame([row | other]))[["run", "cosine", "seeds"]].values.tolist()
     [['OPD', 0.5, '0.50 (one value)']]
     """
-    held = set(pick(measures, quantity="update_cosine", scope=scope, null="")["recipe"])
+    held = set(pick(measures, quantity="update_cosine", scope="attention", null="")["recipe"])
     rows = []
     for recipe in (name for name in recipes if name in held):
-        found = [seed_interval(cosines(measures, recipe, other, scope)) for other in (recipe, "opd")]
+        found = [seed_interval(cosines(measures, recipe, other)) for other in (recipe, "opd")]
         row = {"recipe": recipe, "run": label(recipe), "cosine": found[0].mean, "with_opd": found[1].mean}
         rows.append(row | {"seeds": found[0].text(".2f") if found[0].n else "-"})
     return pd.DataFrame(rows, columns=["recipe", "run", "cosine", "seeds", "with_opd"])
 
 
-def cosines(measures: pd.DataFrame | None, one: str, other: str, scope: str = "attention") -> list[float]:
+def cosines(measures: pd.DataFrame | None, one: str, other: str) -> list[float]:
     """Cosines of the updates of two recipes at the later common point: pairs of seeds of one, the same seed of two."""
     if measures is None:
         return []
-    rows = pick(measures, quantity="update_cosine", scope=scope, null="", recipe=one)
+    rows = pick(measures, quantity="update_cosine", scope="attention", null="", recipe=one)
     rows = rows.loc[rows["step"] == rows["step"].max()]
     rows = rows.loc[rows["other_recipe"] == other]
     rows = rows.loc[(rows["seed"] < rows["other_seed"]) if one == other else (rows["seed"] == rows["other_seed"])]
@@ -148,16 +148,13 @@ def cosines(measures: pd.DataFrame | None, one: str, other: str, scope: str = "a
 
 
 def both_sides(
-    measures: pd.DataFrame,
-    quantity: str,
-    k: int,
-    *,
-    recipes: Iterable[str] = ("opd",),
-    nulls: Iterable[str] = LEARNED_AND_NULLS,
+    measures: pd.DataFrame, quantity: str, k: int, *, recipes: Sequence[str] = ("opd",)
 ) -> dict[str, pd.DataFrame]:
-    """Curves of one quantity for right and for left spaces, by the title of their panel."""
-    recipes, nulls, words = list(recipes), list(nulls), metric_of(quantity).title
+    """Curves of runs and their nulls of one quantity, for right and for left spaces, by the title of their panel."""
+    words = metric_of(quantity).title
     return {
-        f"{words}, {side} (K = {k})": path_curves(measures, quantity, side=side, k=k, recipes=recipes, nulls=nulls)
+        f"{words}, {side} (K = {k})": path_curves(
+            measures, quantity, side=side, k=k, recipes=recipes, nulls=LEARNED_AND_NULLS
+        )
         for side in SIDES
     }

@@ -89,8 +89,8 @@ def paper_says(reported: pd.DataFrame, quantity: str) -> str:
     return f"{', '.join(said)} ({rows['where'].iloc[0]})"
 
 
-def null_ratios(ends: pd.DataFrame, metrics: Sequence[str], null: str = "shuffled") -> pd.DataFrame:
-    """Each metric divided by its own null, mean and 95% interval over seeds: 1 means that only size was seen.
+def null_ratios(ends: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    """Each metric divided by its own shuffled null, mean and 95% interval over seeds: 1 means that only size was seen.
 
     >>> ends = pd.DataFrame({"recipe": "opd", "seed": [0, 1], "x": [1.0, 3.0], "x_shuffled": [1.0, 3.0]})
     >>> null_ratios(ends, ["x"]).to_dict("records")
@@ -98,23 +98,23 @@ def null_ratios(ends: pd.DataFrame, metrics: Sequence[str], null: str = "shuffle
     """
     return pd.DataFrame([
         {"measure": metric_of(metric).words}
-        | {name: ratio.text(".3f") for name, ratio in ratios_to_null(ends, metric, null).items()}
+        | {name: ratio.text(".3f") for name, ratio in ratios_to_null(ends, metric).items()}
         for metric in metrics
     ])  # fmt: skip
 
 
-def ratios_to_null(ends: pd.DataFrame, metric: str, null: str = "shuffled") -> dict[str, Interval]:
-    """Return a metric over its own null for each recipe, by label: mean and 95% interval over seeds.
+def ratios_to_null(ends: pd.DataFrame, metric: str) -> dict[str, Interval]:
+    """Return a metric over its own shuffled null for each recipe, by label: mean and 95% interval over seeds.
 
     >>> ends = pd.DataFrame({"recipe": "opd", "seed": [0, 1], "x": [1.0, 3.0], "x_shuffled": [1.0, 2.0]})
     >>> ratios_to_null(ends, "x")["OPD"].mean
     1.25
     """
     own = {recipe: ends.loc[ends["recipe"] == recipe] for recipe in _ordered(ends)}
-    return {label(recipe): seed_interval(rows[metric] / rows[f"{metric}_{null}"]) for recipe, rows in own.items()}
+    return {label(recipe): seed_interval(rows[metric] / rows[f"{metric}_shuffled"]) for recipe, rows in own.items()}
 
 
-def say_null_ratios(ends: pd.DataFrame, metrics: Sequence[str], null: str = "shuffled") -> str:
+def say_null_ratios(ends: pd.DataFrame, metrics: Sequence[str]) -> str:
     """Say in which measures the runs' own ratios to their nulls differ, and what of it their null objectives explain.
 
     They differ where two intervals are disjoint and the largest mean is at least a tenth above the smallest.
@@ -128,7 +128,7 @@ def say_null_ratios(ends: pd.DataFrame, metrics: Sequence[str], null: str = "shu
     """
     unequal = []
     for metric in metrics:
-        found = ratios_to_null(ends, metric, null)
+        found = ratios_to_null(ends, metric)
         means = [interval.mean for interval in found.values()]
         if not any(starmap(_disjoint, combinations(found.values(), 2))) or max(means) < (1 + MARGIN) * min(means):
             continue

@@ -84,17 +84,17 @@ def among(own: pd.DataFrame, toy: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([toy, matching.final(own)], ignore_index=True)
 
 
-def path_of(own: pd.DataFrame, geometry: pd.DataFrame, example: str = "opd") -> tuple[pd.DataFrame, str]:
+def path_of(own: pd.DataFrame, geometry: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """Choose the checkpoints that a figure of the path can draw, and say which they are.
 
     ``own``: from :func:`along_run`.
-    ``geometry``: the toy runs, one row per (recipe, seed, step, matrix).
-    ``example``: recipe to draw where the run has one checkpoint only, which makes no path.
+    ``geometry``: the toy runs, one row per (recipe, seed, step, matrix). OPD's are drawn where the run has one
+    checkpoint only, which makes no path.
     One row per (run, checkpoint), and the choice in words.
     """
     if len(own) > 1:
         return own, f"{len(own)} checkpoints of the run"
-    rows = geometry.loc[geometry["recipe"] == example]
+    rows = geometry.loc[geometry["recipe"] == "opd"]
     return matching.summarise(rows), "one checkpoint only, so the toy OPD runs, as an example"
 
 
@@ -145,8 +145,8 @@ def by_kind(table: pd.DataFrame, metrics: Sequence[str] = (SPARSITY, "normalized
     return pd.DataFrame({"kind": list(order), "matrices": groups.size().reindex(order).tolist(), **text})
 
 
-def expected_beside_made(expected: pd.DataFrame, made: pd.DataFrame, null: str = "shuffled") -> pd.DataFrame:
-    """Set the expected values of a null beside one that was made and measured, for the matrices of a report.
+def expected_beside_made(expected: pd.DataFrame, made: pd.DataFrame) -> pd.DataFrame:
+    """Set the expected values of the shuffled null beside one that was made and measured, for the matrices of a report.
 
     ``expected``, ``made``: tables of the same pair, with ``nulls="expected"`` and ``nulls="exact"``.
     Returns ``metric`` in words, the mean of the ``expected`` and of the ``made`` null at the last checkpoint, and
@@ -158,7 +158,7 @@ def expected_beside_made(expected: pd.DataFrame, made: pd.DataFrame, null: str =
     >>> both["expected / made"].tolist() == [1.0] * len(compared())
     True
     """
-    columns = [f"{metric}_{null}" for metric in compared()]
+    columns = [f"{metric}_shuffled" for metric in compared()]
     first, second = (matrices_of(last_step(table))[columns].mean() for table in (expected, made))
     titles = [metric_of(metric).title for metric in compared()]
     return pd.DataFrame(

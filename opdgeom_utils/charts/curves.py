@@ -107,7 +107,7 @@ def run_trajectory(summary: pd.DataFrame, metrics: Sequence[str] = TRAJECTORY) -
 
 
 @figure
-def eta_sweep(table: pd.DataFrame, null: str = "shuffled") -> Figure:
+def eta_sweep(table: pd.DataFrame) -> Figure:
     """Draw update sparsity against the tolerance eta, with the paper's value and the one below which it is inert.
 
     ``table``: one row per (recipe, seed, eta): ``update_sparsity`` and, where it was measured, its null.
@@ -115,7 +115,7 @@ def eta_sweep(table: pd.DataFrame, null: str = "shuffled") -> Figure:
     etas = sorted(set(need(table, ["eta"]).loc[:, "eta"]))
     floor = min(eta for eta in [*etas, PAPER_ETA] if eta > 0) / 10
     shifted = table.assign(place=table.loc[:, "eta"].clip(lower=floor))
-    curves = along(shifted, "place", "update_sparsity", at=["eta"], nulls=[null])
+    curves = along(shifted, "place", "update_sparsity", at=["eta"], nulls=["shuffled"])
     marks = pd.DataFrame(
         {
             "eta": [PAPER_ETA, BF16_STEP],
@@ -144,17 +144,18 @@ def eta_sweep(table: pd.DataFrame, null: str = "shuffled") -> Figure:
 
 
 @figure
-def alpha_rank_sweep(table: pd.DataFrame, metric: str = "principal_overlap", null: str = "shuffled") -> Figure:
-    """Draw mask overlap, divided by chance, against the size alpha of the mask, a panel for each rank.
+def alpha_rank_sweep(table: pd.DataFrame) -> Figure:
+    """Draw the overlap with the principal mask, over chance, against the mask's size alpha, a panel for each rank.
 
-    ``table``: one row per (recipe, seed, alpha, rank), or without ``rank``: the metric and, where measured, its null.
-    ``metric``: ``principal_overlap`` or ``low_magnitude_overlap`` (which knows no rank).
+    ``table``: one row per (recipe, seed, alpha, rank), or without ``rank``: ``principal_overlap`` and, where
+    measured, its null.
     """
+    metric = "principal_overlap"
     need(table, ["recipe", "seed", "alpha", metric])
-    columns = [c for c in (metric, f"{metric}_{null}") if c in table]
+    columns = [c for c in (metric, f"{metric}_shuffled") if c in table]
     ratios = table.assign(**{f"over_chance{c.removeprefix(metric)}": table[c] / table["alpha"] for c in columns})
     at = ["rank", "alpha"] if "rank" in table and table.loc[:, "rank"].nunique() > 1 else ["alpha"]
-    curves = along(ratios, "alpha", "over_chance", at=at, nulls=[null])
+    curves = along(ratios, "alpha", "over_chance", at=at, nulls=["shuffled"])
     ranks = [f"{rank:g}" for rank in sorted(curves["rank"].unique())] if "rank" in curves else []
     if ranks:
         curves["panel"] = [f"rank {rank:g}" for rank in curves.loc[:, "rank"]]

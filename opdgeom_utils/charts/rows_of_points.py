@@ -64,16 +64,14 @@ def rotation_comparison(
     ends: pd.DataFrame,
     reported: pd.DataFrame | None = None,
     nulls: Sequence[str] = ("shuffled",),
-    metrics: Sequence[str] = ANGLES,
 ) -> Figure:
     """Draw how far the leading singular subspaces turned, left and right, on a logarithmic axis.
 
     ``ends``, ``reported``, ``nulls``: as for :func:`sparsity_comparison`, of this metric.
-    ``metrics``: angles to draw, one group of rows each; the paper prints bounds for two.
     """
-    table = _row_for_each_metric(ends, metrics, reported, nulls, "principal angle")
+    table = _row_for_each_metric(ends, ANGLES, reported, nulls, "principal angle")
     said = f"Principal angles in degrees, logarithmic axis. {_said(table)}"
-    return _strips(table, metrics[0], "principal angle (degrees)", said)
+    return _strips(table, ANGLES[0], "principal angle (degrees)", said)
 
 
 @figure
@@ -97,18 +95,17 @@ def mask_overlap(
 
 
 @figure
-def matched_controls(places: pd.DataFrame, metric: str, null: str = "shuffled") -> Figure:
+def matched_controls(places: pd.DataFrame, metric: str) -> Figure:
     """Draw one metric of each objective at every place where runs can be compared.
 
-    ``places``: one row per (place, run): ``place`` in words, ``recipe, seed``, the metric and its null. Places keep
-    their order.
-    ``null``: suffix of the null column to draw; it is left out where the table has none.
+    ``places``: one row per (place, run): ``place`` in words, ``recipe, seed``, the metric and, where the
+    table has one, its shuffled null. Places keep their order.
     """
     need(places, ["place", "recipe", "seed", metric])
     parts = []
     for place, rows in places.groupby("place", sort=False):
         if rows.loc[:, metric].notna().any():
-            parts.append(spread(rows, metric, nulls=[null]).assign(row=str(place)))
+            parts.append(spread(rows, metric, nulls=["shuffled"]).assign(row=str(place)))
     title = metric_of(metric).title
     if not parts:
         raise NothingToDraw(metric_of(metric).words)

@@ -16,21 +16,21 @@ from opdgeom_utils.vocabulary import NULLS, label
 SPARSITY = "update_sparsity"
 SIDES = ("left_angle_mean_deg", "right_angle_mean_deg")
 ANGLE = "both_sides_angle_mean_deg"
+NULL = "shuffled"
 ACROSS = "update sparsity: share of entries unchanged (log)"
 UPWARDS = "mean principal angle (degrees, log)"
 
 
 @figure
-def hero(ends: pd.DataFrame, reported: pd.DataFrame | None = None, null: str = "shuffled") -> Figure:
+def hero(ends: pd.DataFrame, reported: pd.DataFrame | None = None) -> Figure:
     """Draw the one picture: how many entries stay unchanged, and how far the leading subspaces turn.
 
     ``ends``: one row per run: ``recipe, seed, update_sparsity, left_angle_mean_deg, right_angle_mean_deg`` and their
-    nulls. The two sides' angles are averaged.
+    shuffled nulls; a grey line ties each run's mean to its null. The two sides' angles are averaged.
     ``reported``: from :func:`opdgeom_utils.claims.load_reported`; None draws no paper.
-    ``null``: suffix of the null; a grey line ties each run's mean to it.
     """
     need(ends, ["recipe", "seed", SPARSITY, *SIDES])
-    table = _points(ends, null, reported)
+    table = _points(ends, reported)
     said = "; ".join(
         f"{recipe}{'' if series == recipe else f', {series}'}: {bare(x)} unchanged, {bare(y)}"
         for role, recipe, series, x, y in table.filter(
@@ -47,23 +47,23 @@ def hero(ends: pd.DataFrame, reported: pd.DataFrame | None = None, null: str = "
         width="container",
         height=HEIGHT,
         description="Update sparsity across, mean principal angle up, both logarithmic; each objective, its "
-        f"{NULLS[null].label if null in NULLS else null} in grey, the paper's 8B model in pink. {said}.{lost}",
+        f"{NULLS[NULL].label} in grey, the paper's 8B model in pink. {said}.{lost}",
     )
 
 
-def _points(ends: pd.DataFrame, null: str, reported: pd.DataFrame | None) -> pd.DataFrame:
+def _points(ends: pd.DataFrame, reported: pd.DataFrame | None) -> pd.DataFrame:
     """Join the points of both axes: ``x`` and ``y`` with their intervals and words, and the name beside a mark."""
     both = ends.assign(**{ANGLE: ends.loc[:, list(SIDES)].mean(axis=1)})
-    nulls = [f"{side}_{null}" for side in SIDES]
+    nulls = [f"{side}_{NULL}" for side in SIDES]
     if set(nulls) <= set(ends.columns):
-        both[f"{ANGLE}_{null}"] = ends.loc[:, nulls].mean(axis=1)
+        both[f"{ANGLE}_{NULL}"] = ends.loc[:, nulls].mean(axis=1)
     both = both.loc[both.loc[:, [SPARSITY, ANGLE]].notna().all(axis=1)]  # a point has both
     if both.empty:
         raise NothingToDraw("update sparsity and mean principal angle together")
     named = None
     if reported is not None:
         named = reported.assign(metric=reported.loc[:, "metric"].replace(";".join(SIDES), ANGLE))
-    across, up = (spread(both, m, nulls=[null], reported=named) for m in (SPARSITY, ANGLE))
+    across, up = (spread(both, m, nulls=[NULL], reported=named) for m in (SPARSITY, ANGLE))
     joined = across.merge(up, on=["recipe", "series", "role", "seed"], suffixes=("_x", "_y"))
     table = joined.rename(columns={"value_x": "x", "value_y": "y"}).rename(
         columns={f"{c}_{a}": f"{a}_{c}" for c in ("low", "high", "text") for a in "xy"}

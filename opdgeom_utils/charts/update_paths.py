@@ -78,12 +78,11 @@ def shared_spaces(panels: Mapping[str, pd.DataFrame]) -> Figure:
 
 
 @figure
-def path_slider(spectrum: pd.DataFrame, panels: Mapping[str, pd.DataFrame], *, start: float = FIFTH) -> Figure:
+def path_slider(spectrum: pd.DataFrame, panels: Mapping[str, pd.DataFrame]) -> Figure:
     """Draw the spectrum of the update at one moment of training, the same moment on other curves, and a slider.
 
     ``spectrum``: curves with a column ``index``: singular value ``index`` (from 1) of the update at each checkpoint.
     ``panels``: other curves by title; the moment is a large point on them.
-    ``start``: where the slider stands at first, as a share of the run, 0 to 1.
     """
     spectrum = known(need(spectrum, [*COLUMNS, "index"]), "value", "singular value")
     spectrum = known(spectrum.assign(value=spectrum["value"].where(spectrum["value"] > 0)), "value", "singular value")
@@ -91,7 +90,7 @@ def path_slider(spectrum: pd.DataFrame, panels: Mapping[str, pd.DataFrame], *, s
     values = spectrum.groupby(["series", "index", "share"], sort=False).agg({"value": "mean"}).reset_index()
     means = {title: fold_seeds(rows, ["series", "step", "share"], "value") for title, rows in drawn.items()}
     moments = _moments([values, *means.values()])
-    start = max(start, moments[0])
+    start = max(FIFTH, moments[0])
     bind = alt.binding_range(min=moments[0], max=1, step=SLIDER_STEP, name="share of the run ")
     moment = alt.param(name="moment", value=start, bind=bind)
     now = f"abs(datum.share - moment) < {SLIDER_STEP / 2}"

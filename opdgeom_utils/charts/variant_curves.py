@@ -17,12 +17,13 @@ PANEL = (235, 150)  # width and height of one, in pixels
 
 
 @figure
-def variant_paths(table: pd.DataFrame, metric: str = "stable_rank") -> Figure:
-    """Draw the path of every variant in a panel of its own, with OPD's and RLVR's means and bands behind it.
+def variant_paths(table: pd.DataFrame) -> Figure:
+    """Draw the stable rank of every variant in a panel of its own, with OPD's and RLVR's means and bands behind it.
 
     ``table``: ``panel, recipe, seed, step, value``, from :func:`opdgeom_utils.chapters.control.path_table`.
     """
-    curves = fold_seeds(need(table, ["panel", "recipe", "seed", "step", "value"]), ["panel", "recipe", "step"], metric)
+    metric, keys = "stable_rank", ["panel", "recipe", "step"]
+    curves = fold_seeds(need(table, [*keys, "seed", "value"]), keys, metric)
     title = metric_of(metric).title
     x = alt.X("step:Q", title="updates (square-root scale)").scale(type="sqrt")
     x = x.axis(tickCount=4, format="d", labelOverlap=True)

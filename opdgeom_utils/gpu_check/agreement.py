@@ -27,13 +27,13 @@ DEGREES, SHARE, RELATIVE = 1e-4, 1e-4, 1e-6  # a share may differ where rounding
 TIMES = 4.0  # as far from float64 as the processor's rounding takes it
 
 
-def moved_pair(layer: Any, size: float, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Return a model in ``dtype`` and a copy whose every weight has moved by ``size`` times a standard normal."""
+def moved_pair(layer: Any, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Return a model in ``dtype`` and a copy whose every weight has moved by 1e-4 times a standard normal."""
     torch.nn.Module.to(layer, dtype)
     other, generator = copy.deepcopy(layer), torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in other.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator).to(dtype), alpha=size)
+            parameter.add_(torch.randn(parameter.shape, generator=generator).to(dtype), alpha=1e-4)
     return layer, other
 
 
@@ -42,7 +42,7 @@ def metrics_agree(place: Place) -> Found:
     config, largest, faults = config_of(TINY if place.tiny else SHAPES["0.6B"], layers=1), {}, []
     config.vocab_size = TINY.rows  # the matrices of the layer are what is measured
     for dtype in (torch.float32, torch.bfloat16):
-        before, after = moved_pair(random_model(config, "cpu", torch.float32), 1e-4, dtype)
+        before, after = moved_pair(random_model(config, "cpu", torch.float32), dtype)
         options = {"k": 16, "rank": 16, "modules": KINDS[:2] if place.tiny else [*KINDS[:2], "down_proj"]}
         here = diagnose_pair(before, after, device="cpu", **options)
         there = diagnose_pair(before, after, device=str(place.device), **options)

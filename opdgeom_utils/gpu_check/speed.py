@@ -22,7 +22,7 @@ def diagnostics(size: str) -> Part:
         shape = TINY if place.tiny else SHAPES[size]
         config = config_of(shape, layers=1)
         config.vocab_size = TINY.rows  # embeddings are left out
-        before, after = moved_pair(random_model(config, "cpu", torch.float32), 1e-4, torch.bfloat16)
+        before, after = moved_pair(random_model(config, "cpu", torch.float32), torch.bfloat16)
         began = time.perf_counter()
         table = diagnose_pair(before, after, modules=KINDS, k=K, device=str(place.device))
         each = seconds_since(began, place.device)

@@ -17,6 +17,7 @@ from opdgeom_utils.errors import NotebookFailedError
 
 #: Longest time, in seconds, that one cell may take.
 CELL_SECONDS = 1800
+LAST_LINES = 25  # of a traceback or a log
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 KERNEL = {"argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"], "language": "python"}
 
@@ -87,14 +88,14 @@ def run_papermill(
         raise NotebookFailedError(failure_report(out, log))
 
 
-def failure_report(out: Path, log: Path, lines: int = 25) -> str:
+def failure_report(out: Path, log: Path) -> str:
     """Say which cell failed and how; of our own errors the message, of others the end of the traceback or log."""
     cells = nbformat.read(out, as_version=4).cells if out.exists() else []
     for number, cell in enumerate((c for c in cells if c.cell_type == "code"), start=1):
         for output in cell.get("outputs", []):
             if output.output_type == "error":
-                trace = ANSI.sub("", "\n".join(output.traceback)).splitlines()[-lines:]
+                trace = ANSI.sub("", "\n".join(output.traceback)).splitlines()[-LAST_LINES:]
                 said = [output.evalue] if hasattr(errors, output.ename) else [cell.source, "", *trace]
                 return "\n".join([f"code cell {number} stopped:", *said, f"(whole log: {log})"])
-    tail = ANSI.sub("", log.read_text(encoding="utf-8", errors="replace")).splitlines()[-lines:]
+    tail = ANSI.sub("", log.read_text(encoding="utf-8", errors="replace")).splitlines()[-LAST_LINES:]
     return "\n".join(tail) + f"\n(whole log: {log})"
