@@ -154,17 +154,26 @@ def write_tables(
         storage.write_atomic(path, storage.parquet_bytes(tables[name]))
     sampled = [run for run in runs if run.is_large or load_world(run.recipe.profile).models]
     if sampled:
-        own, path = sample_of(sampled), folder / SAMPLE
-        held = storage.read_tensors(path) if add and path.is_file() else own
-        same = held["reference"].equal(own["reference"])
-        if same or held.keys() & own.keys() > {"reference"}:  # else the new runs start elsewhere, and are left out
-            storage.write_tensors(path, held | own if same else own)
+        _write_sample(folder / SAMPLE, sample_of(sampled), add=add)
     entries = [entry for entry in _entries(folder) if add and _entry_key(entry) not in fresh] + [
         {"recipe": run.recipe.as_dict(), "seed": run.seed, "weights": weights_of(run.recipe), **run.provenance}
         for run in runs
     ]
     storage.write_json(folder / "provenance.json", {"diagnose_options": DIAGNOSE_OPTIONS, "runs": entries})
     return Tables(**tables)
+
+
+def _write_sample(path: Path, own: dict[str, Tensor], *, add: bool) -> None:
+    """Write a sample, beside what the file has of other runs from the same start where it is to ``add``.
+
+    A file of another start is replaced if one of its runs is among the new ones, which now begins elsewhere. Else it
+    stays as it is, and the new runs are left out.
+    """
+    held = storage.read_tensors(path) if add and path.is_file() else own
+    if held["reference"].equal(own["reference"]):
+        storage.write_tensors(path, held | own)
+    elif held.keys() & own.keys() != {"reference"}:
+        storage.write_tensors(path, own)
 
 
 def _rows_to_keep(path: Path, fresh: pd.DataFrame) -> pd.DataFrame:

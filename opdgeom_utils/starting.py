@@ -91,23 +91,13 @@ def check_models(profile: str) -> None:
     --------
     >>> check_models("toy")
     """
-    models, sides = load_world(profile).models, dict[str, Side]()
-    recipes = [load_recipe(name, profile) for name in recipe_names(profile)]
+    recipes, models = [load_recipe(name, profile) for name in recipe_names(profile)], load_world(profile).models
     named: dict[str, tuple[Recipe, str]] = {}
     for recipe, key in product(recipes, MODELS):
         if source := getattr(recipe, key):
             named.setdefault(source, (recipe, key))
-    for source, (recipe, key) in named.items():
-        try:
-            if side := _side_of(source):
-                sides[source] = side
-        except OpdGeomError as error:
-            if not models and "/" not in source:
-                continue  # a shipped model that is not built: its runs are left out
-            own = [("world", "models", name) for name, its in models.items() if its == source]
-            known = "" if own or not models else f"; {choices(source, models)}"
-            place = place_of(profile, *(own or paths_of(recipe, key)))
-            raise type(error)(f"{place}: {key} of recipe {recipe.name!r}: {error}{known}") from error
+    found = {source: _side_named(source, recipe, key) for source, (recipe, key) in named.items()}
+    sides = {source: side for source, side in found.items() if side}
     if unused := [name for name, source in models.items() if source not in named]:
         place, used = place_of(profile, ("world", "models", unused[0])), [n for n in models if n not in unused]
         raise RecipeError(
@@ -122,6 +112,23 @@ def check_models(profile: str) -> None:
         _check_mixture(recipe)
         if student := sides.get(origin_of(recipe)):
             _check_problems(recipe, student, [sides[name] for name in models_of(recipe) if name in sides])
+
+
+def _side_named(source: str, recipe: Recipe, key: str) -> Side | None:
+    """Look at the model that a recipe names under ``key``, and say in an error where the profile names it.
+
+    None also where a shipped model is not built: its runs are left out.
+    """
+    models = load_world(recipe.profile).models
+    try:
+        return _side_of(source)
+    except OpdGeomError as error:
+        if not models and "/" not in source:
+            return None
+        own = [("world", "models", name) for name, its in models.items() if its == source]
+        known = "" if own or not models else f"; {choices(source, models)}"
+        place = place_of(recipe.profile, *(own or paths_of(recipe, key)))
+        raise type(error)(f"{place}: {key} of recipe {recipe.name!r}: {error}{known}") from error
 
 
 def _side_of(source: str) -> Side | None:
