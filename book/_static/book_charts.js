@@ -34,7 +34,7 @@
       axis: { labelColor: soft, titleColor: ink, domainColor: grid, tickColor: grid, gridColor: grid,
               labelFontSize: 12, titleFontSize: 13, titleFontWeight: 500 },
       legend: { symbolBaseFillColor: ink, symbolBaseStrokeColor: ink, labelColor: ink, titleColor: ink, labelFontSize: 12, titleFontSize: 12, titleFontWeight: 500 },
-      title: { color: ink, subtitleColor: soft, anchor: "start", fontSize: 14, fontWeight: 600 },
+      title: { color: ink, anchor: "start", fontSize: 14, fontWeight: 600 },
       header: { labelColor: ink, titleColor: ink, labelFontSize: 12, titleFontSize: 13, titleFontWeight: 500 },
       text: { color: ink }, rule: { color: soft }, view: { stroke: "transparent" },
     };
@@ -61,25 +61,17 @@
   /* One column of panels, legends below, titles in lines that fit. */
   function stack(spec, width) {
     walk(spec, (node) => {
-      if (Array.isArray(node.hconcat)) { node.vconcat = node.hconcat; delete node.hconcat; }
-      if (Array.isArray(node.concat) || ((node.facet || node.repeat) && node.spec)) {
-        if (node.facet && node.facet.column && !node.facet.row) node.facet = node.facet.column;
-        node.columns = 1;
-      }
-      const encoding = node.encoding;
-      if (encoding && encoding.column && !encoding.row) { encoding.facet = encoding.column; delete encoding.column; }
-      if (encoding && encoding.facet) encoding.facet.columns = 1;
-      for (const channel of Object.values(encoding || {})) {
+      if (node.concat || node.facet) node.columns = 1;
+      for (const channel of Object.values(node.encoding || {})) {
         if (isObject(channel) && isObject(channel.legend)) {
-          for (const key of ["orient", "columns", "direction", "offset"]) delete channel.legend[key];
+          for (const key of ["orient", "columns"]) delete channel.legend[key];
         }
       }
       if (typeof node.width === "number" && node.width > 120) node.width = width - 70;
-      if (node.title && typeof node.title !== "object" && (node.mark || node.layer || node.vconcat || node.spec)) {
+      if (typeof node.title === "string" && (node.mark || node.layer)) {
         node.title = { text: wrapped(node.title, width / 8) };
       } else if (isObject(node.title) && node.title.text) {
         node.title.text = wrapped(node.title.text, width / 8);
-        if (node.title.subtitle) node.title.subtitle = wrapped(node.title.subtitle, width / 7);
       }
     });
     const layout = { bottom: { direction: "vertical", anchor: "start" } }; // two legends stand one below the other

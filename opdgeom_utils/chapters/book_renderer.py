@@ -62,7 +62,7 @@ def static_spec(spec: dict[str, Any]) -> dict[str, Any]:
         if part.get("width") == "container":
             part["width"] = STATIC_WIDTH
         children = [part["spec"]] if isinstance(part.get("spec"), dict) else []
-        for key in ("layer", "concat", "hconcat", "vconcat"):
+        for key in ("layer", "concat"):
             children += part.get(key, [])
         for child in children:
             fix(child)

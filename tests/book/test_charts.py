@@ -28,16 +28,15 @@ LABEL = "document.querySelector('.opd-chart-live .role-axis-label text')"
 
 
 def charts() -> list[alt.TopLevelMixin]:
-    """One of each kind of layout: following its box, side by side, in a grid, by column."""
+    """One of each kind of layout that the book has: following its box, side by side, a grid of one chart."""
     lines = alt.Chart(ROWS).mark_line().encode(x="step:Q", y="value:Q", color="objective:N")
     rule = alt.Chart(pd.DataFrame({"y": [2.0]})).mark_rule(color="black").encode(y="y:Q")
     panel = (lines + rule).properties(width=420, height=90)
     said = {"description": "Value by step for two objectives, to try the layout of panels."}
     return [
         lines.properties(width="container", height=120, title="A title too long for the width of a phone", **said),
-        alt.hconcat(panel, panel).properties(**said),
-        lines.encode(facet=alt.Facet("objective:N", columns=2)).properties(width=420, height=90, **said),
-        lines.encode(column="objective:N").properties(width=420, height=90, **said),
+        alt.concat(panel, panel, columns=2).properties(**said),
+        lines.properties(width=420, height=90).facet(facet="objective:N", columns=2).properties(**said),
     ]
 
 
