@@ -104,19 +104,19 @@ def negatives(card: pd.DataFrame) -> pd.DataFrame:
     for row in card.loc[card["verdict"].isin(VERDICTS[1:4])].to_dict("records"):
         needed = f"{row['side'].replace('_', ' ')} {number(row['threshold'], unit=row['unit'])}"
         opposed = f"{row['n_opposite']} of {row['n_comparisons']}"
-        rows.append((row["id"], row["verdict"], value_of(row), needed, opposed))
+        rows.append((row["statement"], row["verdict"], value_of(row), needed, opposed))
     return pd.DataFrame(rows, columns=["claim", "verdict", "value (interval)", "needed", "opposite"])
 
 
 def too_weak(card: pd.DataFrame) -> list[str]:
-    """Name the claims whose rule could not have passed with 80% power at the paper's effect."""
-    return card.loc[card["power"] < power.ENOUGH, "id"].tolist()
+    """Return the statements whose rule could not have passed with 80% power at the paper's effect."""
+    return card.loc[card["power"] < power.ENOUGH, "statement"].tolist()
 
 
 def kinds_of_no(card: pd.DataFrame) -> str:
     """Count the kinds of "no" among the verdicts, and the rules that could not have passed at the paper's effect.
 
-    >>> rows = {"id": ["a", "b", "c"], "verdict": ["partly", "the opposite", "reproduced"]}
+    >>> rows = {"statement": ["a", "b", "c"], "verdict": ["partly", "the opposite", "reproduced"]}
     >>> rows |= {"power": [0.5, 0.9, float("nan")]}
     >>> for said in kinds_of_no(pd.DataFrame(rows)).split(". "):
     ...     print(said)
@@ -163,7 +163,7 @@ def power_table(card: pd.DataFrame) -> pd.DataFrame:
         chance = power.chance_words(row["power"])
         if row["side"] == "below" and row["detectable"] < 0 < row["threshold"]:
             smallest = "no distance"
-        rows.append((row["id"], f"{row['side']} {needed}", effect, chance, smallest))
+        rows.append((row["statement"], f"{row['side']} {needed}", effect, chance, smallest))
     return pd.DataFrame(rows, columns=["claim", "needed", "the paper's effect", "chance to pass", "80% from"])
 
 

@@ -17,14 +17,14 @@ _OF_OBJECTIVES |= {"opd_random_credit": "#B8860B", "rlvr_random_reward": "#6B8E2
 _OF_OBJECTIVES |= {"control_sft_64": "#4B6C9E"}
 _OF_NULLS = {
     "shuffled": ("#7F7F7F", [2, 3]), "random": ("#A6A6A6", [1, 3]), "random_walk": ("#8A8A8A", [2, 3]),
-    "random_walk_decaying": ("#A6A6A6", [6, 3]), "adam_random": ("#6F7F8F", [1, 3]),
+    "random_walk_decaying": ("#B07D62", [6, 3]), "adam_random": ("#6F7F8F", [1, 3]),
     "activations": ("#AA4499", [7, 2]), "shuffled_time": ("#999933", [3, 2]), "rounding": ("#8A8A8A", [1, 4]),
 }  # fmt: skip
 OF_OPD = "OPD, other batches"
 PALETTE = {
     **{OBJECTIVES[name].label: colour for name, colour in _OF_OBJECTIVES.items()},
     **{NULLS[name].label: _OF_NULLS[name][0] for name in ("shuffled", "random")},
-    ROUNDED: "#9C3587",
+    ROUNDED: "#E69F00",
     **{NULLS[name].label: colour for name, (colour, _) in _OF_NULLS.items()},
     RESCALED: "#AA4499",
     PAPER: "#CC79A7",
