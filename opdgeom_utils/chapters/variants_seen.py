@@ -75,8 +75,8 @@ def say_bends(swept: pd.DataFrame, levels: Mapping[str, float], order: Sequence[
     --------
     >>> rows = [("50%", 0.1), ("25%", 0.3), ("5%", 0.5)]
     >>> rows = pd.DataFrame(rows, columns=["setting", "value"]).assign(series="top", panel="distance from OPD's path")
-    >>> say_bends(rows, {"distance from OPD's path": 0.2}, ["50%", "25%", "5%"])
-    "Top passes another seed by distance from OPD's path at 25%."
+    >>> print(say_bends(rows, {"distance from OPD's path": 0.2}, ["50%", "25%", "5%"]))
+    The curve "top" goes beyond another seed of OPD first at 25% (distance from OPD's path).
     """
     said = []
     for series in swept["series"].unique():
@@ -86,9 +86,9 @@ def say_bends(swept: pd.DataFrame, levels: Mapping[str, float], order: Sequence[
             means, upwards = own.groupby("setting")["value"].agg("mean").to_dict(), panel.startswith("distance")
             past = [s for s in order if s in means and (means[s] > level if upwards else means[s] < level)]
             if means:
-                passed.setdefault(f"at {past[0]}" if past else "nowhere", []).append(panel)
-        places = [f"by {listed(panels)} {place}" for place, panels in passed.items()]
-        said += [f"{begun(str(series))} passes another seed {'; '.join(places)}"] if places else []
+                passed.setdefault(f"first at {past[0]}" if past else "nowhere", []).append(panel)
+        places = [f"{place} ({listed(panels)})" for place, panels in passed.items()]
+        said += [f'The curve "{series}" goes beyond another seed of OPD {"; ".join(places)}'] if places else []
     return ". ".join(said) + "." if said else "No sweep is in these tables."
 
 

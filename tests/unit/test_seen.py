@@ -196,7 +196,10 @@ def test_bends_go_up_for_distances_and_down_for_overlaps() -> None:
     rows = [("50%", "right space", 0.8), ("25%", "right space", 0.4), ("50%", "distance from OPD's path", 0.1)]
     swept = pd.DataFrame(rows, columns=["setting", "panel", "value"]).assign(series="top")
     said = variants_seen.say_bends(swept, {"right space": 0.5, "distance from OPD's path": 0.2}, ["50%", "25%"])
-    assert said == "Top passes another seed by right space at 25%; by distance from OPD's path nowhere."
+    assert said == (
+        'The curve "top" goes beyond another seed of OPD first at 25% (right space); '
+        "nowhere (distance from OPD's path)."
+    )
 
 
 def test_skill_says_extremes_and_whether_the_path_goes_with_it() -> None:
