@@ -15,6 +15,7 @@ from opdgeom_utils.intervals import number
 
 LITERAL = "steps as printed"
 GATED = "noise through bf16"
+WALKS_TALL = 0.42  # height over width of that figure, on a desktop
 NEXT = 0.01  # half of the distance between two points of the curve, in powers of ten
 
 
@@ -29,8 +30,10 @@ def walks(table: pd.DataFrame) -> Figure:
     rows = rows.assign(distance=(rows["x"] ** 2 + rows["y"] ** 2) ** 0.5)
     last = rows.sort_values("step").groupby("walker", sort=False).tail(1)
     rows, last = (part.assign(text=part["distance"].map(lambda d: number(d, ".3g"))) for part in (rows, last))
-    paces = alt.Axis(title=None, format="~r", tickCount=5)  # "~g" would write 20 as 2e+1 here
-    x, y = alt.X("x:Q", axis=paces), alt.Y("y:Q", axis=paces)
+    paces = alt.Axis(format="~r", tickCount=5)  # "~g" would write 20 as 2e+1 here
+    half = max(rows["y"].abs().max(), WALKS_TALL * (rows["x"].max() - rows["x"].min()) / 2)  # a metre is a metre
+    x, y = alt.X("x:Q", title="metres ahead", axis=paces), alt.Y("y:Q", title="metres aside", axis=paces)
+    y = y.scale(domain=[-half, half])
     base = alt.Chart(rows).encode(x=x, y=y, detail="walker:N", color=coloured("series", rows["series"]))
     lines = base.mark_line(strokeWidth=1.2, opacity=0.7).encode(order="step:Q")
     shown = tips("walker", "step", ("text", "distance from the start"))
