@@ -117,7 +117,7 @@ def say_noise(runs: pd.DataFrame) -> str:
 
 
 def say_map(ends: pd.DataFrame) -> str:
-    """Say where the runs from the anchor lie on the map, random credit among them or not, and where SFT lies.
+    """Say where the runs from the anchor lie on the map, whether random credit is within their span, and where SFT lies.
 
     >>> rows = {"recipe": ["opd", "rlvr", "opd_random_credit", "sft"], "update_sparsity": [0.5, 0.4, 0.45, 0.1]}
     >>> ends = pd.DataFrame(rows).assign(left_angle_mean_deg=[2.0, 1.0, 1.5, 9.0], right_angle_mean_deg=2.0)
@@ -134,7 +134,7 @@ def say_map(ends: pd.DataFrame) -> str:
     said = f"The runs from the anchor span {span}."
     if null is not None:
         inside = few <= null[0] <= many and low <= null[1] <= high
-        lies = "among those that have an objective" if inside else "beside those that have an objective"
+        lies = "among those that have an objective" if inside else "outside the span of those that have an objective"
         said = f"Random credit lies {lies}: {null[0]:.0%} unchanged and {null[1]:.2g} degrees; they span {span}."
     return said + (f" SFT: {sft[0]:.0%}, {sft[1]:.2g} degrees." if sft else "")
 
