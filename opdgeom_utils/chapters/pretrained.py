@@ -117,7 +117,7 @@ def say_noise(runs: pd.DataFrame) -> str:
 
 
 def say_map(ends: pd.DataFrame) -> str:
-    """Say where the runs from the anchor lie on the map, whether random credit is within their span, and where SFT lies.
+    """Say where the runs from the anchor lie on the map, random credit within their span or not, and where SFT lies.
 
     >>> rows = {"recipe": ["opd", "rlvr", "opd_random_credit", "sft"], "update_sparsity": [0.5, 0.4, 0.45, 0.1]}
     >>> ends = pd.DataFrame(rows).assign(left_angle_mean_deg=[2.0, 1.0, 1.5, 9.0], right_angle_mean_deg=2.0)
