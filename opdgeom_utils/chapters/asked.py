@@ -52,20 +52,20 @@ def chosen(card: pd.DataFrame, name: str, words: Mapping[str, str]) -> str:
 def _seeds(tables: Tables) -> str:
     """Say how large the spread of the seeds is by update sparsity."""
     ends = matching.final(matching.summarise(tables.geometry, None))
-    known = ends.loc[ends["recipe"].isin(THROUGHOUT)]
-    ends = known if len(known) else ends
     runs = [(str(r), own["update_sparsity"]) for r, own in ends.groupby("recipe") if len(own) > 1]
-    spread = {recipe: float(np.std(own, ddof=1)) for recipe, own in runs}
+    all_runs = {recipe: float(np.std(own, ddof=1)) for recipe, own in runs}
+    spread = {recipe: value for recipe, value in all_runs.items() if recipe in THROUGHOUT} or all_runs
     one = (
         "Sweeps have one seed each, and so no verdict; of the other settings, one seed each too, a rule counts the "
         "settings themselves."
     )
     if not spread:
         return one
-    widest = max(spread, key=lambda recipe: spread[recipe])
+    widest, of_all = (max(found, key=lambda recipe: found[recipe]) for found in (spread, all_runs))
+    more = f"; of the other runs at most {100 * all_runs[of_all]:.2f} ({label(of_all)})" if of_all != widest else ""
     return (
-        f"At a run's end their standard deviation of update sparsity is at most {100 * spread[widest]:.2f} points "
-        f"({label(widest)}). {one}"
+        f"At the end of the main runs their standard deviation of update sparsity is at most "
+        f"{100 * spread[widest]:.2f} points ({label(widest)}){more}. {one}"
     )
 
 
@@ -76,7 +76,7 @@ def _locking(card: pd.DataFrame) -> str:
     >>> rows |= {"later_steps_stay_right": "partly", "locking_early_k16": "partly"}
     >>> for said in _locking(pd.DataFrame({"id": list(rows), "verdict": list(rows.values())})).split(". "):
     ...     print(said)
-    OPD settles early: at a tenth of its updates it is ahead of RLVR and of a random walk
+    On the side of the inputs OPD settles early: at a tenth of its updates it is ahead of RLVR and of a random walk
     That OPD's update settles into its final space earlier than SFT's is not shown
     Its later steps stay in the early space beyond chance on the side of the outputs, in part on that of the inputs.
     """

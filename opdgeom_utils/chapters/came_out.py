@@ -251,8 +251,7 @@ def other_settings(rows: pd.DataFrame, ranges: pd.DataFrame, places: Mapping[str
     return (
         f"{_further(card, outside['run'].nunique(), settings)}\nBy the range of a single further seed of OPD "
         f"{len(outside)} of {len(mine)} numbers are outside; of OPD's own seeds, each held against the others, "
-        f"{seeds}. {_largest_shift(rows)}Between SFT and RLVR by sparsity lie {between} of {settings}, {order}. Each "
-        "setting has one seed: that can show a difference, and no likeness."
+        f"{seeds}. {_largest_shift(rows)}Between SFT and RLVR by sparsity lie {between} of {settings}, {order}."
     )
 
 
@@ -262,8 +261,9 @@ def _further(card: pd.DataFrame, away: int, settings: int) -> str:
     >>> rows = [("settings_sparsity_within_seeds_corrected_seen", "not decided", 0.75, 0, 1)]
     >>> rows += [("settings_others_within_seeds_corrected_seen", "reproduced", 1.0, 5, 5)]
     >>> _further(pd.DataFrame(rows, columns=["id", "verdict", "value", "n_hold", "n_comparisons"]), 3, 4)
-    'Another teacher, another student or other data take OPD hardly further than another seed would: with an allowance
-    for many comparisons, 1 of 4 settings lies outside by sparsity, and none by the 5 other diagnostics.'
+    'One seed of each setting can show that another teacher, another student or other data take OPD further than another
+    seed would, and not that they do not. With an allowance for many comparisons it shows so for 1 of 4 settings by
+    sparsity, and for none by the 5 other diagnostics.'
     """
     rows = card.set_index("id").filter(items=[WITHIN.format("sparsity"), WITHIN.format("others")], axis=0)
     if len(rows) < 2 or rows["value"].isna().to_numpy().any():
@@ -271,11 +271,10 @@ def _further(card: pd.DataFrame, away: int, settings: int) -> str:
     (sparsity, _, _), (_, hold, of) = rows[["value", "n_hold", "n_comparisons"]].to_numpy(float)
     out = round((1 - sparsity) * settings)
     rest = f"none by the {of:.0f} other diagnostics" if hold == of else f"some by {of - hold:.0f} of {of:.0f} others"
-    hardly = "hardly further" if 2 * out < settings and hold == of else "further"
     return (
-        f"Another teacher, another student or other data take OPD {hardly} than another seed would: with an allowance "
-        f"for many comparisons, {out} of {settings} settings {'lies' if out == 1 else 'lie'} outside by sparsity, and "
-        f"{rest}."
+        "One seed of each setting can show that another teacher, another student or other data take OPD further than "
+        "another seed would, and not that they do not. With an allowance for many comparisons it shows so for "
+        f"{out} of {settings} settings by sparsity, and for {rest}."
     )
 
 

@@ -11,10 +11,13 @@ import pandas as pd
 
 from opdgeom_utils.chapters import null_objectives
 from opdgeom_utils.chapters.verdicts import under
+from opdgeom_utils.chapters.where import at_place
 from opdgeom_utils.claims import BEARINGS, OPPOSITE, UNTESTABLE, VERDICTS, matching
 from opdgeom_utils.claims.look_up import Tables
+from opdgeom_utils.vocabulary import listed
 
 REPRODUCED, PARTLY, UNDECIDED = VERDICTS[:3]
+SPECTRAL = ("left_angle_mean_deg", "right_angle_mean_deg", "normalized_spectral_shift")  # the others look through bf16
 _MATCHES = {
     "equal_updates": "at equal updates",
     "equal_norm": "at equal norm of the update",
@@ -60,8 +63,16 @@ def where_sentence(card: pd.DataFrame, geometry: pd.DataFrame) -> str:
     return (
         f"At the end of each run, as the paper measures it, OPD has left {shares['opd']} of the weight entries "
         f"unchanged, SFT {shares['sft']} and RLVR {shares['rlvr']}.{between} The paper finds one order of the three on "
-        f"{len(orders)} diagnostics. Reproduced: {_tally(orders)}."
+        f"{len(orders)} diagnostics. Reproduced: {_tally(orders)}.{_opposed_clause(card)}"
     )
+
+
+def _opposed_clause(card: pd.DataFrame) -> str:
+    """Say in how many of the paper's orders one pair of neighbours stands the other way round; empty without counts."""
+    rows = card.loc[under(card, "paper_steps") & card["id"].str.endswith("_order")]
+    if "n_opposite" not in rows or not (rows["n_opposite"] > 0).any():
+        return ""
+    return f" In {int((rows['n_opposite'] > 0).sum())} of them one pair of neighbours at least is the other way round."
 
 
 def order_sentence(card: pd.DataFrame, tables: Tables | None = None) -> str:
@@ -72,15 +83,15 @@ def order_sentence(card: pd.DataFrame, tables: Tables | None = None) -> str:
     >>> rows = [("equal_updates", "reproduced"), ("equal_norm", "not decided"), ("equal_norm", "the opposite")]
     >>> print(order_sentence(pd.DataFrame(rows, columns=["condition", "verdict"])).replace(". ", "." + chr(10)))
     At one rate and after equally many updates the paper's order is there.
-    Between updates of equal size the order is not there.
+    Between updates of equal size the order is not there: 0 of 2 (1 not decided, 1 the opposite).
     """
     updates, norm = (_verdicts(card, condition) for condition in ("equal_updates", "equal_norm"))
     if not updates or not norm or UNTESTABLE in updates + norm:
         return ""
     length, size = (_how_many(found) for found in (updates, norm))
     return (
-        f"At one rate and after equally many updates the paper's order is {length}{_shuffled_clause(card)}."
-        f"{null_objectives.between_sentence(tables)} Between updates of equal size the order is {size}."
+        f"At one rate and after equally many updates the paper's order is {length}{_shuffled_clause(tables)}."
+        f"{null_objectives.between_sentence(tables)} Between updates of equal size the order is {size}: {_tally(norm)}."
     )
 
 
@@ -90,17 +101,23 @@ def came_out(card: pd.DataFrame, tables: Tables) -> str:
     return f"{beside} {where_sentence(card, tables.geometry)}".strip()
 
 
-def _shuffled_clause(card: pd.DataFrame) -> str:
-    """Say what part of the differences at equal updates the shuffled updates show too; empty where it is not known."""
-    if not {"value", "null_value"} <= set(card):
+def _shuffled_clause(tables: Tables | None) -> str:
+    """Say what part of each neighbouring difference at equal updates the shuffled updates show; empty where unknown."""
+    order = ["control_sft", "opd", "rlvr"]
+    if tables is None or not set(order) <= set(tables.geometry["recipe"]):
         return ""
-    rows = card.loc[under(card, "equal_updates") & (card["verdict"] == REPRODUCED)]
-    shares = (rows["null_value"] / rows["value"]).dropna().tolist()
-    if not shares or min(shares) < 0:
+    if not {f"{metric}_shuffled" for metric in matching.METRICS} <= set(tables.geometry):
         return ""
-    span = f"{min(shares):.0%} to {max(shares):.0%}"
-    most = ": size makes most of it" if min(shares) > 0.5 else ""
-    return f", and shuffled updates show {span} of the same differences{most}"
+    columns = [*matching.METRICS, *(f"{metric}_shuffled" for metric in matching.METRICS)]
+    means = at_place(tables, "equal_updates", order).groupby("recipe").agg(dict.fromkeys(columns, "mean"))
+    steps = means.loc[order].diff().dropna()
+    shares = {metric: (steps[f"{metric}_shuffled"] / steps[metric]).tolist() for metric in matching.METRICS}
+    said = []
+    rounded = tuple(metric for metric in matching.METRICS if metric not in SPECTRAL)
+    for names, words in ((rounded, "in sparsity and masks"), (SPECTRAL, "in angles and spectral shift")):
+        found = [share for metric in names for share in shares[metric]]
+        said.append(f"{min(found):.0%} to {max(found):.0%} of the same differences {words}")
+    return f"; updates shuffled, so that only their size is left, show {listed(said)}"
 
 
 def _how_many(verdicts: Sequence[str]) -> str:
@@ -174,7 +191,8 @@ def early_clause(card: pd.DataFrame) -> str:
     """Say whether OPD's update settles early at all; empty where it was not tested."""
     verdict = verdict_of(card, "locking_before_a_tenth")
     if verdict == REPRODUCED:
-        return "OPD settles early: at a tenth of its updates it is ahead of RLVR and of a random walk. "
+        early = "at a tenth of its updates it is ahead of RLVR and of a random walk"
+        return f"On the side of the inputs OPD settles early: {early}. "
     return "That it settles early is not shown. " if verdict not in ("", UNTESTABLE) else ""
 
 

@@ -86,11 +86,19 @@ def say_learned(runs: pd.DataFrame) -> str:
     off = (runs["sparsity"] - runs["predicted"]).abs().to_dict()["opd_random_credit"]
     others = [name for name in ("opd", "opd_full_vocab", "rlvr") if name in ratio]
     said = listed(f"{label(name)} {ratio[name]:.2f} times ({accuracy[name]:.0%} right)" for name in others)
+    near = [name for name in others if ratio[name] < 1.1 and gain[name] > 0]
+    nulls = [NULL_OBJECTIVES.get(name) for name in near]
+    beside = [f" ({label(null)}: {ratio[null]:.2f})" if null in ratio else "" for null in nulls]
+    went = [
+        f"{label(name)} gained {100 * gain[name]:.0f} points and went {ratio[name]:.2f} times as far{null}"
+        for name, null in zip(near, beside, strict=True)
+    ]
+    no_further = f" So a run can learn and go hardly further than noise: {listed(went)}." if went else ""
     return (
         f"Random credit moved {ratio['opd_random_credit']:.2f} times as far as noise, and noise predicts its sparsity "
         f"to {100 * off:.2f} points, though it ruined the model: {accuracy['opd_random_credit']:.0%} right, where it "
         f"began at {accuracy['opd'] - gain['opd']:.0%}. So the ruler holds on real text and real gradients. Of those "
-        f"that learn, {said}. So a run can learn a good deal and move hardly further than noise. Learning lies "
+        f"that learn, {said}.{no_further} Learning lies "
         "in the direction (chapter 5 compares seeds), and only where the signal is strong also in the length."
     )
 

@@ -14,7 +14,7 @@ from opdgeom_utils.chapters.where import NULL_OBJECTIVES, at_place, ratios_to_nu
 from opdgeom_utils.claims import matching
 from opdgeom_utils.claims.look_up import Tables
 from opdgeom_utils.intervals import number
-from opdgeom_utils.scopes import THROUGHOUT
+from opdgeom_utils.scopes import ATTENTION, MODULES, THROUGHOUT
 from opdgeom_utils.vocabulary import label, listed, metric_of
 
 FROM_ANCHOR = tuple(name for name in THROUGHOUT if name != "sft")
@@ -26,6 +26,12 @@ RULERS = {
 }  # fmt: skip
 ALIKE = 1.5  # a factor, as in chapter 2
 NOTHING = tuple(NULL_OBJECTIVES.values())
+MLP = tuple(module for module in MODULES if module not in ATTENTION)
+FURTHER = {  # what is said of OPD in the MLP: the measure, as a multiple of random credit's
+    "total_norm": "is {} times as long",
+    "left_angle_mean_deg": "turns the leading directions {} times as far",
+    "normalized_spectral_shift": "shifts the spectrum {} times as far",
+}  # fmt: skip
 
 
 def rulers_of(tables: Tables, place: str, recipes: Iterable[str]) -> pd.DataFrame:
@@ -61,10 +67,23 @@ def nothing_sentence(tables: Tables) -> str:
     like = "nearly what" if apart < ALIKE else "something else than"
     ruined = ", which its training ruins," if _fell(tables, pair[1]) else ""
     return (
-        f"By the paper's rulers random credit, a run with nothing to learn{ruined or ','} leaves, at this rate, {like} "
-        f"OPD leaves: they differ by a factor of {apart:.2f} at most.\n"
+        "By the paper's rulers (entries unchanged; on attention matrices the turn of the leading directions and the "
+        f"shift of the spectrum) random credit, a run with nothing to learn{ruined or ','} leaves, at this rate, "
+        f"{like} OPD leaves: they differ by a factor of {apart:.2f} at most.{_in_the_mlp(tables)}\n"
         f"Random credit reads the student's own text. It {said}."
     )
+
+
+def _in_the_mlp(tables: Tables) -> str:
+    """Say how many times as far as random credit OPD goes on the MLP's matrices; empty where they were not measured."""
+    rows = tables.geometry.loc[tables.geometry["recipe"].isin(["opd", "opd_random_credit"])]
+    if not set(MLP) & set(rows["module"]):
+        return ""
+    ends = matching.final(matching.summarise(rows, MLP))
+    means = ends.groupby("recipe").agg(dict.fromkeys(FURTHER, "mean"))
+    times = means.loc["opd"] / means.loc["opd_random_credit"]
+    said = listed(words.format(f"{times[metric]:.1f}") for metric, words in FURTHER.items())
+    return f" On the MLP's matrices OPD's update {said} (seeds: {ends.groupby('recipe')['seed'].nunique().min()})."
 
 
 def agreement_sentence(tables: Tables) -> str:
@@ -79,12 +98,14 @@ def agreement_sentence(tables: Tables) -> str:
     kin = ""
     if {"control_sft", "rlvr"} <= set(across):
         nearer = "SFT" if across["control_sft"] > across["rlvr"] else "RLVR"
+        nulls = [f"{label(name)} {across[name]:z.2f}" for name in NOTHING if name in across]
+        beside = f" ({listed(nulls)}; pairs of one seed)" if nulls else ""
         kin = (
             f" From one anchor OPD's update points more the way of {nearer}: its cosine is "
-            f"{across['control_sft']:z.2f} with control SFT and {across['rlvr']:z.2f} with RLVR."
+            f"{across['control_sft']:z.2f} with control SFT and {across['rlvr']:z.2f} with RLVR{beside}."
         )
     return (
-        f"What tells them apart is direction. Updates of two seeds of OPD have a cosine of "
+        f"What tells them apart most plainly is direction. Updates of two seeds of OPD have a cosine of "
         f"{cosines['opd']:z.2f}, those of two seeds of random credit one of {cosines['opd_random_credit']:z.2f}.\n"
         + (f"The same cosine of the others: {', '.join(rest)}." if rest else "")
         + kin
@@ -108,7 +129,7 @@ def between_sentence(tables: Tables | None) -> str:
     place = "a place in between needs nothing to learn" if all(2 * n > len(matching.METRICS) for _, n in within) else ""
     return (
         f" There {names} lie between control SFT and RLVR too, in {counts} of {len(matching.METRICS)} "
-        f"measures (means over {seeds} seeds){place and f': {place}'}."
+        f"measures (means over {seeds} seeds, attention matrices){place and f': {place}'}."
     )
 
 

@@ -127,7 +127,7 @@ def gaps_without_coherence(points: pd.DataFrame) -> pd.DataFrame:
     DataFrame
         ``statistic``, ``gap`` (OPD less random credit), ``verdict``: *not one curve* where the gap is larger than both
         ranges over seeds together and than a tenth of the curve's range, else *one curve*; and ``nearer``, the one of
-        the two that RLVR is nearer to. Without two seeds of both there is no row.
+        the two that RLVR is nearer to; ``seeds``, the fewer of the two. Without two seeds of both there is no row.
 
     Examples
     --------
@@ -148,15 +148,15 @@ def gaps_without_coherence(points: pd.DataFrame) -> pd.DataFrame:
         rlvr = float(own.loc[own["recipe"] == "rlvr", "value"].mean())
         nearer = WITH_SIGNAL if abs(rlvr - high) < abs(rlvr - low) else WITHOUT_SIGNAL
         rows.append({"statistic": statistic, "gap": gap, "verdict": "not one curve" if apart else "one curve"})
-        rows[-1]["nearer"] = nearer if np.isfinite(rlvr) else ""
-    return pd.DataFrame(rows, columns=["statistic", "gap", "verdict", "nearer"])
+        rows[-1] |= {"nearer": nearer if np.isfinite(rlvr) else "", "seeds": min(map(len, ends))}
+    return pd.DataFrame(rows, columns=["statistic", "gap", "verdict", "nearer", "seeds"])
 
 
 def say_gaps(gaps: pd.DataFrame) -> str:
     """Say whether the ladder is one curve, and what that takes from a verdict on RLVR; nothing without gaps.
 
-    >>> row = {"statistic": "x", "gap": 1.0, "verdict": "not one curve", "nearer": "opd_128"}
-    >>> for said in say_gaps(pd.DataFrame([row])).split(" statistics. ")[1].split(": "):
+    >>> row = {"statistic": "x", "gap": 1.0, "verdict": "not one curve", "nearer": "opd_128", "seeds": 2}
+    >>> for said in say_gaps(pd.DataFrame([row])).split(" (2 seeds each). ")[1].split(": "):
     ...     print(said)
     RLVR lies nearer to that OPD than to random credit in 1 of them
     beside OPD with as little coherence it is not shown to add anything.
@@ -165,9 +165,10 @@ def say_gaps(gaps: pd.DataFrame) -> str:
         return ""
     apart = gaps.loc[gaps["verdict"] == "not one curve"]
     both = f"\nOPD and random credit on as many prompts, both without coherence, differ in {len(apart)} of {len(gaps)}"
+    many = f"statistics ({gaps['seeds'].min()} seeds each)."
     if apart.empty:
-        return f"**{LADDERS[0].upper()}{LADDERS[1:]} is one curve at its lower end.**{both} statistics."
-    said = f"**Coherence is not all that a ruler sees: {LADDERS} is not one curve.**{both} statistics."
+        return f"**{LADDERS[0].upper()}{LADDERS[1:]} is one curve at its lower end.**{both} {many}"
+    said = f"**Coherence is not all that a ruler sees: {LADDERS} is not one curve.**{both} {many}"
     if not all(gaps["nearer"].tolist()):
         return said
     near = apart["nearer"].tolist().count(WITH_SIGNAL)

@@ -57,20 +57,21 @@ def at_a_fifth(measures: pd.DataFrame | None, k: int) -> str:
 
 
 def _at_a_tenth(measures: pd.DataFrame, k: int) -> str:
-    """Set OPD beside random credit at a tenth of the run, between two checkpoints as the claim on it has it."""
-    means: dict[tuple[str, str], float] = {}
+    """Set OPD beside its control and its null at a tenth of the run, between two checkpoints as the claim has it."""
+    recipes, means = ["opd", NOTHING[0], "control_sft", "rlvr"], {}
     for side in WHOSE:
-        curves = path_curves(measures, "sim_to_end", side=side, k=k, recipes=["opd", NOTHING[0]]).sort_values("share")
+        curves = path_curves(measures, "sim_to_end", side=side, k=k, recipes=recipes).sort_values("share")
         for run, own in curves.groupby("recipe", sort=False):
             seeds = [part[["share", "value"]].to_numpy(float).T for _, part in own.groupby("seed")]
             means[str(run), side] = float(np.mean([np.interp(TENTH, share, value) for share, value in seeds]))
-    names = [label("opd"), label(NOTHING[0])]
-    if not {(name, side) for name in names for side in WHOSE} <= set(means):
+    names = [name for name in map(label, recipes) if {(name, side) for side in WHOSE} <= set(means)]
+    if names[:2] != [label("opd"), label(NOTHING[0])]:
         return ""
-    own, null = ([f"{means[name, side]:.2f}" for side in ("right", "left")] for name in names)
+    own, *rest = ((name, *(f"{means[name, side]:.2f}" for side in ("right", "left"))) for name in names)
+    beside = listed(f"those of {name} by {right} and {left}" for name, right, left in rest)
     return (
-        f"A tenth into its run OPD's {k} leading directions are like its last ones by {own[0]} (inputs) and {own[1]} "
-        f"(outputs), those of random credit by {null[0]} and {null[1]}. "
+        f"A tenth into its run OPD's {k} leading directions are like its last ones by {own[1]} (inputs) and {own[2]} "
+        f"(outputs), {beside}. "
     )
 
 

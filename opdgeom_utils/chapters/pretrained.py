@@ -91,6 +91,9 @@ def say_found(tables: BookTables, toy: BookTables) -> str:
     )
     if math.isnan(pairs[0] + pairs[1]):
         direction = "Of direction nothing can be said: that takes two seeds of OPD and two of random credit."
+    kin = seed_interval(cosines(tables.measures, OPD, CONTROL)).mean
+    if kin >= pairs[0]:
+        direction += f" It does not tell OPD from control SFT: one seed of each has a cosine of {kin:z.2f}."
     no_sign = " So what OPD learned did not take it further." if noise[OPD] < 1 else ""
     return (
         f"**Random credit, which learns nothing, goes {noise[RANDOM]:.2f} times as far as noise; OPD {noise[OPD]:.2f} "

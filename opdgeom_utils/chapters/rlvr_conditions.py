@@ -28,38 +28,44 @@ def few_prompts(distances: pd.DataFrame) -> pd.DataFrame:
     """Ask, where RLVR leaves the curve, whether its control leaves it too, to the same side and half as far.
 
     ``distances``: from :func:`opdgeom_utils.chapters.one_curve.distances`.
-    Returns ``statistic``, ``share``, the control's distance as a part of RLVR's, and ``enough``, *yes* or *no*; no row
-    without the control.
+    Returns ``statistic``, ``share``, the control's distance as a part of RLVR's, ``leaves``, whether the control leaves
+    the curve to RLVR's side at all, and ``enough``, *yes* or *no*; no row without the control.
 
     >>> row = {"statistic": "x", "recipe": "rlvr", "mean": -0.4, "verdict": "leaves"}
     >>> few_prompts(pd.DataFrame([row, row | {"recipe": "control_sft_64", "mean": -0.3}])).round(9).values.tolist()
-    [['x', 0.75, 'yes']]
+    [['x', 0.75, True, 'yes']]
     """
     own, control = (distances.loc[distances["recipe"] == name].set_index("statistic") for name in (RLVR, CONTROL))
     rows = []
     for name in own.index[own["verdict"] == LEAVES].intersection(control.index):
         share = float(control.loc[name, "mean"]) / float(own.loc[name, "mean"])
-        enough = control.loc[name, "verdict"] == LEAVES and share >= ENOUGH
-        rows.append({"statistic": name, "share": share, "enough": YES if enough else NO})
-    return pd.DataFrame(rows, columns=["statistic", "share", "enough"])
+        leaves = control.loc[name, "verdict"] == LEAVES and share > 0
+        enough = YES if leaves and share >= ENOUGH else NO
+        rows.append({"statistic": name, "share": share, "leaves": leaves, "enough": enough})
+    return pd.DataFrame(rows, columns=["statistic", "share", "leaves", "enough"])
 
 
 def say_few_prompts(found: pd.DataFrame) -> str:
     """Say in how many statistics few prompts are enough; ``found``: from :func:`few_prompts`; empty without rows.
 
-    >>> say_few_prompts(pd.DataFrame({"statistic": ["x", "y"], "share": [0.75, 0.1], "enough": ["yes", "no"]}))
-    '**Few prompts do not explain all of it.** SFT on as many leaves the curve as RLVR does in 1 of 2 statistics (x).'
+    >>> found = {"statistic": ["x", "y"], "share": [0.75, 0.3], "leaves": True, "enough": ["yes", "no"]}
+    >>> print(say_few_prompts(pd.DataFrame(found)).replace(". ", "." + chr(10)))
+    **Few prompts do not explain all of it.** SFT on as many leaves the curve as RLVR does in 1 of 2 statistics (x).
+    It leaves it to the same side, 30% as far, in 1 more.
     """
     if found.empty:
         return ""
     alike = found.loc[found["enough"] == YES, "statistic"].tolist()
     lead = (
         "Few prompts explain it" if len(alike) == len(found) else
-        "Few prompts do not explain all of it" if alike else "Few prompts do not explain it"
+        "Few prompts do not explain all of it" if alike or found["leaves"].any() else "Few prompts do not explain it"
     )  # fmt: skip
     which = f" ({'; '.join(alike)})" if 0 < len(alike) < len(found) else ""
     many = f"{len(alike)} of {len(found)} statistics{which}"
-    return f"**{lead}.** SFT on as many leaves the curve as RLVR does in {many}."
+    part = found.loc[found["leaves"].astype(bool) & (found["enough"] == NO), "share"]
+    span = f"{part.min():.0%}" + (f" to {part.max():.0%}" if len(part) > 1 else "")
+    rest = f" It leaves it to the same side, {span} as far, in {len(part)} more." if len(part) else ""
+    return f"**{lead}.** SFT on as many leaves the curve as RLVR does in {many}.{rest}"
 
 
 def beside_control(tables: BookTables) -> str:

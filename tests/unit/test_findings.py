@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from opdgeom_utils.chapters import committed_tables, findings, null_objectives
-from opdgeom_utils.claims import bearing
+from opdgeom_utils.claims import bearing, matching
 from opdgeom_utils.measures.long_table import as_measures
 from opdgeom_utils.results import Tables
 
@@ -157,6 +157,36 @@ def test_the_null_objective_is_set_beside_opd(sparsity: float, words: str) -> No
     assert words in said
     assert f"leaves {sparsity:.1%} of the entries unchanged (OPD 4.0%)" in said
     assert null_objectives.nothing_sentence(Tables(frame[:1], frame, frame)) == ""
+    mlp = [row | {"module": "up_proj", "update_norm": norm} for row, norm in zip(rows, (3.0, 2.0), strict=True)]
+    frame = pd.DataFrame([*rows, *mlp])
+    assert (
+        "On the MLP's matrices OPD's update is 1.5 times as long, turns the leading directions 1.0 times as far and "
+        "shifts the spectrum 1.0 times as far (seeds: 1)."
+    ) in null_objectives.nothing_sentence(Tables(frame, frame, frame))
+
+
+def test_what_size_alone_shows_of_the_order_is_said_of_every_pair_of_neighbours() -> None:
+    """Angles of 4, 3 and 1: the shuffled ones fall by a half and by a quarter of that."""
+    keys = {"profile": "toy", "seed": 0, "step": 400, "module": "q_proj", "n_entries": 10, "update_norm": 1.0}
+    rows = []
+    for recipe, own, null in (("control_sft", 4.0, 2.0), ("opd", 3.0, 1.5), ("rlvr", 1.0, 1.0)):
+        metrics = dict.fromkeys(matching.METRICS, own) | dict.fromkeys(
+            [f"{m}_shuffled" for m in matching.METRICS], null
+        )
+        rows.append(keys | metrics | {"recipe": recipe})
+    frame = pd.DataFrame(rows)
+    orders = pd.DataFrame({"condition": ["equal_updates", "equal_norm"], "verdict": "reproduced"})
+    said = findings.order_sentence(orders, Tables(frame, frame, frame))
+    assert "show 25% to 50% of the same differences in sparsity and masks and 25% to 50% of" in said
+
+
+def test_a_pair_the_other_way_round_is_told_where_the_order_holds_in_part() -> None:
+    frame = pd.DataFrame(
+        [{"profile": "toy", "seed": 0, "step": 1, "module": "q_proj", "n_entries": 1, "recipe": "opd"}]
+    )
+    card_ = pd.DataFrame({"id": ["a_order", "b_order"], "condition": "paper_steps", "verdict": "partly"})
+    said = findings.where_sentence(card_.assign(n_opposite=[1, 0]), frame.assign(update_norm=1.0, update_sparsity=0.1))
+    assert said.endswith("In 1 of them one pair of neighbours at least is the other way round.")
 
 
 def test_agreement_needs_the_null_objective_beside_it() -> None:
@@ -176,11 +206,12 @@ def test_agreement_needs_the_null_objective_beside_it() -> None:
 
 def test_where_null_objectives_stand_in_the_order_is_counted_from_the_tables() -> None:
     tables = committed_tables.tables_for("toy", [0, 1, 2])
-    assert "in 6 and 6 of 6 measures (means over 3 seeds): a place in between" in null_objectives.between_sentence(
-        tables
+    assert (
+        "in 6 and 6 of 6 measures (means over 3 seeds, attention matrices): a place in between"
+        in null_objectives.between_sentence(tables)
     )
     others = tables.geometry.loc[tables.geometry["recipe"] != "opd_random_credit"]
     posed = others.loc[others["recipe"] == "control_sft"].assign(recipe="opd_random_credit")
     said = null_objectives.between_sentence(replace(tables, geometry=pd.concat([others, posed])))
-    assert "in 0 and 6 of 6 measures (means over 3 seeds)." in said
+    assert "in 0 and 6 of 6 measures (means over 3 seeds, attention matrices)." in said
     assert null_objectives.between_sentence(replace(tables, geometry=others)) == ""
