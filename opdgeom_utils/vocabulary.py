@@ -73,7 +73,7 @@ _OF_MATRICES = (
 )  # fmt: skip
 _OF_RUNS = (
     Metric("total_norm", "norm of the whole update", entry="norm of the update"),
-    Metric("relative_norm", "norm of the update / norm of the weights", entry="norm of the update"),
+    Metric("relative_norm", "norm of the update / of the weights", entry="norm of the update"),
     Metric(
         "walk_ratio", "walk ratio",
         "root mean square of an update's entries over that of Adam fed with noise along the same schedule. 1 is a "

@@ -111,7 +111,7 @@ def _row(row: Mapping[str, Any]) -> str:
         "Decided by": row["deciding"],
         f"Value ({100 * row['level']:.3g}% interval)": value_of(row),
         "Null": null,
-        "Rule": row["rule"],
+        "Rule": row["rule"].replace("not reproduced", "not reproduced (not decided, or the opposite)"),
         "Rests on": row["gate"] or "nothing else",
         "If reproduced, it speaks": POLARITIES[row["polarity"]],
         "Power": _power(row),

@@ -65,7 +65,7 @@ def metric_against_norm(
     """
     curves = along(summary, norm, metric, at=["step"], nulls=[null])
     title, across = metric_of(metric).title, metric_of(norm).title
-    axis = value_axis(alt.X("x:Q", title=f"{across} (logarithmic)"), norm, curves.loc[:, "x"], log=True)
+    axis = value_axis(alt.X("x:Q", title=f"{across} (log)"), norm, curves.loc[:, "x"], log=True)
     y = value_axis(alt.Y("value:Q", title=title), metric, heights(drawable(curves, metric)))
     nulls = [n.label for n in NULLS.values()]
     means = curves.loc[(curves.loc[:, "role"] == "mean") & curves.loc[:, "series"].isin(nulls)]
@@ -183,7 +183,7 @@ def _layers(
     y_title: str | None = None,
     level: float | None = None,
 ) -> list[alt.Chart]:
-    """Band, points of the seeds, line and points of the means, nulls in grey; a dashed line at ``level``."""
+    """Band, points of the seeds, line and points of the means, nulls in grey beneath; a dashed line at ``level``."""
     curves = curves.assign(curve=curves.loc[:, "recipe"] + ", " + curves.loc[:, "series"], ink=_ink(curves))
     names = in_order(curves.loc[:, "ink"])
     curves = drawable(curves, metric)
@@ -192,13 +192,15 @@ def _layers(
     data = alt.Chart(curves)
     base = data.encode(x=x, color=coloured("ink", names), detail="curve:N")
     means = base.transform_filter("datum.role == 'mean'")
+    of_runs, of_nulls = (means.transform_filter(f"datum.series {sign} datum.recipe") for sign in ("==", "!="))
     seeds = base.transform_filter("datum.role == 'seed'").mark_point(filled=True, size=12, opacity=0.35)
     return [
         *([] if level is None else [data.mark_rule(strokeDash=[4, 3]).encode(y=alt.datum(level))]),
-        means.transform_filter("datum.series == datum.recipe").mark_area(opacity=0.15).encode(y=low, y2="high:Q"),
+        of_runs.mark_area(opacity=0.15).encode(y=low, y2="high:Q"),
+        of_nulls.mark_point(filled=True, size=20, opacity=0.5).encode(y=y, shape=shape, tooltip=tip),
         seeds.encode(y=y, shape=shape, tooltip=tip),
         *dashed(means, curves.loc[:, "series"], y=y),
-        means.mark_point(filled=True, size=30, opacity=1).encode(y=y, shape=shape, tooltip=tip),
+        of_runs.mark_point(filled=True, size=30, opacity=1).encode(y=y, shape=shape, tooltip=tip),
     ]
 
 
