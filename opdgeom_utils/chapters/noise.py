@@ -87,7 +87,7 @@ def say_learned(runs: pd.DataFrame) -> str:
     others = [name for name in ("opd", "opd_full_vocab", "rlvr") if name in ratio]
     said = listed(f"{label(name)} {ratio[name]:.2f} times ({accuracy[name]:.0%} right)" for name in others)
     near = [name for name in others if ratio[name] < 1.1 and gain[name] > 0]
-    nulls = [NULL_OBJECTIVES.get(name) for name in near]
+    nulls = [NULL_OBJECTIVES.get(name, "") for name in near]
     beside = [f" ({label(null)}: {ratio[null]:.2f})" if null in ratio else "" for null in nulls]
     went = [
         f"{label(name)} gained {100 * gain[name]:.0f} points and went {ratio[name]:.2f} times as far{null}"

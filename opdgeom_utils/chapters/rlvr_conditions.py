@@ -56,15 +56,17 @@ def say_few_prompts(found: pd.DataFrame) -> str:
     if found.empty:
         return ""
     alike = found.loc[found["enough"] == YES, "statistic"].tolist()
+    part = found.loc[found["leaves"].astype(bool) & (found["enough"] == NO), "share"].tolist()
     lead = (
         "Few prompts explain it" if len(alike) == len(found) else
-        "Few prompts do not explain all of it" if alike or found["leaves"].any() else "Few prompts do not explain it"
+        "Few prompts do not explain all of it" if alike or part else "Few prompts do not explain it"
     )  # fmt: skip
     which = f" ({'; '.join(alike)})" if 0 < len(alike) < len(found) else ""
     many = f"{len(alike)} of {len(found)} statistics{which}"
-    part = found.loc[found["leaves"].astype(bool) & (found["enough"] == NO), "share"]
-    span = f"{part.min():.0%}" + (f" to {part.max():.0%}" if len(part) > 1 else "")
-    rest = f" It leaves it to the same side, {span} as far, in {len(part)} more." if len(part) else ""
+    rest = ""
+    if part:
+        span = f"{min(part):.0%}" + (f" to {max(part):.0%}" if len(part) > 1 else "")
+        rest = f" It leaves it to the same side, {span} as far, in {len(part)} more."
     return f"**{lead}.** SFT on as many leaves the curve as RLVR does in {many}.{rest}"
 
 

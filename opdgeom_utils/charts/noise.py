@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import altair as alt
+import numpy as np
 import pandas as pd
 
 from opdgeom_utils.charts.axes import QUARTERS, ends_of_log, value_axis
@@ -31,7 +32,8 @@ def walks(table: pd.DataFrame) -> Figure:
     last = rows.sort_values("step").groupby("walker", sort=False).tail(1)
     rows, last = (part.assign(text=part["distance"].map(lambda d: number(d, ".3g"))) for part in (rows, last))
     paces = alt.Axis(format="~r", tickCount=5)  # "~g" would write 20 as 2e+1 here
-    half = max(rows["y"].abs().max(), WALKS_TALL * (rows["x"].max() - rows["x"].min()) / 2)  # a metre is a metre
+    across, aside = (rows[name].to_numpy(float) for name in ("x", "y"))
+    half = float(max(np.abs(aside).max(), WALKS_TALL * np.ptp(across) / 2))  # a metre is a metre
     x, y = alt.X("x:Q", title="metres ahead", axis=paces), alt.Y("y:Q", title="metres aside", axis=paces)
     y = y.scale(domain=[-half, half])
     base = alt.Chart(rows).encode(x=x, y=y, detail="walker:N", color=coloured("series", rows["series"]))
