@@ -25,6 +25,7 @@ from opdgeom_utils.diagnose.settings import COLUMNS, NULL_COLUMNS
 from opdgeom_utils.errors import StaleResultsError
 from opdgeom_utils.models import PROJECT, is_given, load_model, resolve_model, stored_state
 from opdgeom_utils.recipes import Recipe, deciding_settings, load_recipe, recipe_names
+from opdgeom_utils.run_files import sha256_of
 from opdgeom_utils.runs import Run
 from opdgeom_utils.scopes import THROUGHOUT
 from opdgeom_utils.training import TRAINING_VERSION
@@ -149,8 +150,8 @@ def write_tables(
     tables |= {} if measures is None else {"measures": measures}
     for name, table in tables.items():
         path = folder / f"{name}.parquet"
-        kept = _rows_to_keep(path, table) if add and path.is_file() else table.head(0)
-        tables[name] = pd.concat([kept, table], ignore_index=True) if len(kept) else table
+        older = _rows_to_keep(path, table) if add and path.is_file() else table.head(0)
+        tables[name] = pd.concat([older, table], ignore_index=True) if len(older) else table
         storage.write_atomic(path, storage.parquet_bytes(tables[name]))
     sampled = [run for run in runs if run.is_large or load_world(run.recipe.profile).models]
     if sampled:
@@ -241,7 +242,7 @@ def _check_archived(folder: Path) -> None:
     archived = json.loads((folder / "provenance.json").read_text(encoding="utf-8")).get("archived")
     for name, digest in (archived or {"sha256": {}})["sha256"].items():
         path = folder / name
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        if not path.is_file() or sha256_of(path) != digest:
             raise StaleResultsError(
                 f"{path} is missing or is not the table that was archived; bring it back with `git checkout -- {path}`"
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -13,6 +12,7 @@ import pandas as pd
 from safetensors import safe_open
 
 from opdgeom_utils.models import resolve_model
+from opdgeom_utils.run_files import sha256_of
 
 
 def model_facts(names: Iterable[str]) -> pd.DataFrame:
@@ -41,7 +41,7 @@ def _facts(name: str) -> dict[str, object]:
         "vocabulary": config["vocab_size"],
         "megabytes": weights.stat().st_size / 1e6,
         "dtype": ", ".join(dtypes),
-        "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()[:12],
+        "sha256": sha256_of(weights)[:12],
     }
 
 

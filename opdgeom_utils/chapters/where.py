@@ -19,7 +19,6 @@ from opdgeom_utils.vocabulary import label, listed, metric_of
 
 NULLS = ("shuffled", "random")
 NULL_OBJECTIVES = {"opd": "opd_random_credit", "rlvr": "rlvr_random_reward"}  # trained alike, with nothing to learn
-KEYS = ["profile", "recipe", "seed"]
 MARGIN = 0.1  # a ratio nearer to 1 is no difference worth a sentence
 
 
@@ -39,7 +38,8 @@ def at_place(tables: Tables, place: str, recipes: Iterable[str], *, share: float
     summaries = [matching.summarise(geometry, modules) for modules in (ATTENTION, None)]
     distance = None if tables.measures is None else pick(tables.measures, quantity="teacher_distance", null="")
     attention, everything = (
-        matching.matched(s, place, tables.accuracy, share=share, distance=distance).set_index(KEYS) for s in summaries
+        matching.matched(summary, place, tables.accuracy, share=share, distance=distance).set_index(matching.RUN)
+        for summary in summaries
     )
     for column in [c for c in everything.columns if c.startswith("update_sparsity")]:
         attention[column] = everything[column]

@@ -13,11 +13,11 @@ import pandas as pd
 
 from opdgeom_utils.chapters.your_run_caveats import narrow_formats
 from opdgeom_utils.chapters.your_run_tables import SPARSITY, last_step, matrices_of
+from opdgeom_utils.chapters.your_run_text import POINT, TENTH
 from opdgeom_utils.intervals import number
 from opdgeom_utils.vocabulary import compared, metric_of
 
 NOISE = "noise, same schedule"
-TENTH, POINT = 1.1, 0.01
 PLACED = ("left_angle_mean_deg", "right_angle_mean_deg", "normalized_spectral_shift")
 
 

@@ -20,9 +20,9 @@ from opdgeom_utils.charts.seed_points import (
     known,
     need,
 )
+from opdgeom_utils.metrics.sparsity import INERT_ETA
 from opdgeom_utils.vocabulary import NULLS, ROUNDED, listed, metric_of
 
-BF16_STEP = 2.0**-8
 PAPER_ETA = 1e-3
 HEIGHT = 300
 PANEL = 170
@@ -118,7 +118,7 @@ def eta_sweep(table: pd.DataFrame) -> Figure:
     curves = along(shifted, "place", "update_sparsity", at=["eta"], nulls=["shuffled"])
     marks = pd.DataFrame(
         {
-            "eta": [PAPER_ETA, BF16_STEP],
+            "eta": [PAPER_ETA, INERT_ETA],
             "text": ["paper", "1/256"],
             "why": ["the paper's tolerance", "inert below this"],
         }
@@ -135,7 +135,7 @@ def eta_sweep(table: pd.DataFrame) -> Figure:
     off = curves.assign(off=(curves.loc[:, "x"] - PAPER_ETA).abs()).sort_values("off", ascending=False)
     said = (
         f"Update sparsity against the tolerance eta, logarithmic. Dashed lines: the paper's {PAPER_ETA:g}, and "
-        f"1/256 ({BF16_STEP:.4f}). At the paper's tolerance, or the nearest to it: {_ends(off)}; "
+        f"1/256 ({INERT_ETA:.4f}). At the paper's tolerance, or the nearest to it: {_ends(off)}; "
         f"at the largest: {_last(curves)}."
     )
     return alt.layer(lines, *words, *_layers(curves, axis, "update_sparsity", x_title="eta")).properties(

@@ -10,11 +10,11 @@ import pandas as pd
 from opdgeom_utils.charts.axes import ends_of_log, log_ticks, value_axis
 from opdgeom_utils.charts.names_on_a_map import HEIGHT, Point, Scale, name_layers
 from opdgeom_utils.charts.palette import PAPER, Figure, coloured, in_order, shaped, tips
+from opdgeom_utils.charts.rows_of_points import ANGLES
 from opdgeom_utils.charts.seed_points import NothingToDraw, bare, figure, floor_of, need, spread, without
 from opdgeom_utils.vocabulary import NULLS, label
 
 SPARSITY = "update_sparsity"
-SIDES = ("left_angle_mean_deg", "right_angle_mean_deg")
 ANGLE = "both_sides_angle_mean_deg"
 NULL = "shuffled"
 ACROSS = "update sparsity: share of entries unchanged (log)"
@@ -29,7 +29,7 @@ def hero(ends: pd.DataFrame, reported: pd.DataFrame | None = None) -> Figure:
     shuffled nulls; a grey line ties each run's mean to its null. The two sides' angles are averaged.
     ``reported``: from :func:`opdgeom_utils.claims.load_reported`; None draws no paper.
     """
-    need(ends, ["recipe", "seed", SPARSITY, *SIDES])
+    need(ends, ["recipe", "seed", SPARSITY, *ANGLES])
     table = _points(ends, reported)
     said = "; ".join(
         f"{recipe}{'' if series == recipe else f', {series}'}: {bare(x)} unchanged, {bare(y)}"
@@ -53,8 +53,8 @@ def hero(ends: pd.DataFrame, reported: pd.DataFrame | None = None) -> Figure:
 
 def _points(ends: pd.DataFrame, reported: pd.DataFrame | None) -> pd.DataFrame:
     """Join the points of both axes: ``x`` and ``y`` with their intervals and words, and the name beside a mark."""
-    both = ends.assign(**{ANGLE: ends.loc[:, list(SIDES)].mean(axis=1)})
-    nulls = [f"{side}_{NULL}" for side in SIDES]
+    both = ends.assign(**{ANGLE: ends.loc[:, list(ANGLES)].mean(axis=1)})
+    nulls = [f"{side}_{NULL}" for side in ANGLES]
     if set(nulls) <= set(ends.columns):
         both[f"{ANGLE}_{NULL}"] = ends.loc[:, nulls].mean(axis=1)
     both = both.loc[both.loc[:, [SPARSITY, ANGLE]].notna().all(axis=1)]  # a point has both
@@ -62,7 +62,7 @@ def _points(ends: pd.DataFrame, reported: pd.DataFrame | None) -> pd.DataFrame:
         raise NothingToDraw("update sparsity and mean principal angle together")
     named = None
     if reported is not None:
-        named = reported.assign(metric=reported.loc[:, "metric"].replace(";".join(SIDES), ANGLE))
+        named = reported.assign(metric=reported.loc[:, "metric"].replace(";".join(ANGLES), ANGLE))
     across, up = (spread(both, m, nulls=[NULL], reported=named) for m in (SPARSITY, ANGLE))
     joined = across.merge(up, on=["recipe", "series", "role", "seed"], suffixes=("_x", "_y"))
     table = joined.rename(columns={"value_x": "x", "value_y": "y"}).rename(

@@ -46,7 +46,7 @@ def variant_paths(table: pd.DataFrame) -> Figure:
         f"{begun(title)} against updates, a panel for each of {listed(panels)}, with OPD's and RLVR's "
         f"means and 95% intervals over seeds in each. At the last update: {by_panel(ends, 'recipe')}."
     )
-    return _side_by_side(drawn).resolve_scale(y="shared").properties(description=said)
+    return alt.concat(*drawn, columns=2).resolve_scale(y="shared").properties(description=said)
 
 
 @figure
@@ -89,13 +89,9 @@ def setting_sweep(
             base.mark_point(filled=True, size=40, opacity=1).encode(y=y, tooltip=tip),
         ]
         drawn.append(alt.layer(*layers).properties(width=PANEL[0], height=170))
-    return _side_by_side(drawn).properties(description=f"{begun(what)} over {setting}: {by_panel(ordered, 'row')}.")
+    said = f"{begun(what)} over {setting}: {by_panel(ordered, 'row')}."
+    return alt.concat(*drawn, columns=2).properties(description=said)
 
 
 def _heading(panel: str) -> alt.TitleParams:
     return alt.TitleParams(panel, anchor="middle", fontSize=12, fontWeight="normal")
-
-
-def _side_by_side(panels: Sequence[alt.LayerChart]) -> alt.ConcatChart:
-    """Stand panels in two columns, under one legend."""
-    return alt.concat(*panels, columns=2)
