@@ -7,6 +7,8 @@ that differs only in rows between the blocks, or only in matrices that the adapt
 vocabulary of which only rows between the blocks have moved.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,9 @@ from opdgeom_utils.checkpoints.stored_tensors import OpenCheckpoint, StoredTenso
 from opdgeom_utils.checkpoints.tied_embeddings import same_bits
 
 BLOCKS, ROWS = 4, 16  # of each matrix: 64 rows
-PIECE, NEAR, CHANCE = 0.01, 0.25, 6  # of a matrix's square; of the piece's own; standard deviations of a cosine
+PIECE, ALIKE, CHANCE = 0.1, 0.8, 6  # of a matrix's length; a cosine; standard deviations of one
+LOOKED = 4  # directions of an update
+NO_LENGTH = 1e-4  # of the longest image
 FAR, FIT, FEWEST = 0.5, 4, 3  # of a row's own length; times nearer elsewhere; rows that make a disorder
 
 
@@ -40,8 +44,9 @@ def other_values(reference: OpenCheckpoint, tuned: OpenCheckpoint) -> list[str]:
 def taken_from(base: OpenCheckpoint, adapted: OpenCheckpoint) -> str:
     """Name the first matrix that is adapted, if its update is a piece of the matrix itself, as where PiSSA took it out.
 
-    The product of such a piece and the matrix is the piece's own square, and that is more than chance and not small. Of
-    one matrix all values are read.
+    In the directions of outputs that a low-rank update ``D`` has, an orthonormal ``Q``, such a piece is the matrix
+    itself, times alpha / r under OLoRA: ``Q' D`` is ``c Q' W``, more alike than by chance and not small. A few mixtures
+    of the columns of ``D`` show enough of them. Of one matrix all values are read.
 
     >>> w = torch.diag(torch.arange(20.0, 0, -1))
     >>> def opened(values: Tensor, **fields: frozenset[str]) -> OpenCheckpoint:
@@ -57,9 +62,16 @@ def taken_from(base: OpenCheckpoint, adapted: OpenCheckpoint) -> str:
             continue
         w, update = one.read_unchecked().double(), other.read_unchecked().double()
         update -= w
-        squared = float(update.square().sum())
-        is_large = squared > max(PIECE, CHANCE**2 / w.numel()) * float(w.square().sum())
-        return name if is_large and abs(float((w * update).sum()) / squared - 1) < NEAR else ""
+        mix = torch.randn(update.shape[1], LOOKED, generator=torch.Generator().manual_seed(0), dtype=update.dtype)
+        q, lengths = torch.linalg.qr(update @ mix.to(update.device))
+        q = q[:, lengths.diagonal().abs() > NO_LENGTH * lengths.diagonal().abs().max()]
+        added, own = q.T @ update, q.T @ w
+        if not added.any():
+            continue
+        cosine = float((added * own).sum() / (added.norm() * own.norm()).clamp(min=torch.finfo(w.dtype).tiny))
+        by_chance = own.numel() * math.log(max(1 - cosine**2, torch.finfo(w.dtype).tiny)) > -(CHANCE**2)
+        is_piece = cosine > ALIKE and not by_chance and bool(added.norm() > PIECE * own.norm())
+        return name if is_piece else ""
     return ""
 
 

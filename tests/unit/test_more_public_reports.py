@@ -206,6 +206,37 @@ def test_an_adapter_that_took_a_piece_of_its_base_is_found_out(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("start", "alpha", "rs"), [(s, a, rs) for s in ("pissa", "olora") for a in (1, 4, 16) for rs in (False, True)]
+)
+def test_a_piece_is_found_out_whatever_its_scaling(tmp_path, start, alpha, rs):
+    """OLoRA takes alpha / r of its piece out of the base, so the update is another multiple of what the base has."""
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(Qwen2Config(**SIZES))
+    model.save_pretrained(tmp_path / "base")
+    options = {"r": 4, "lora_alpha": alpha, "use_rslora": rs, "target_modules": ["q_proj"], "init_lora_weights": start}
+    adapted = trained(model, LoraConfig(**options), tmp_path / "base")
+    adapted.peft_config["default"].init_lora_weights = True
+    adapted.save_pretrained(tmp_path / "tuned")
+    with pytest.raises(OpdGeomError, match=r"q_proj\.weight is a piece of the base's own matrix"):
+        diagnose_pair(tmp_path / "base", tmp_path / "tuned")
+
+
+@pytest.mark.parametrize("start", [True, "gaussian", "orthogonal"])
+@pytest.mark.parametrize("size", [0.02, 1.0])
+def test_what_training_added_is_no_piece(tmp_path, start, size):
+    model = Qwen2ForCausalLM(Qwen2Config(**SIZES))
+    model.save_pretrained(tmp_path / "base")
+    options = {"r": 4, "lora_alpha": 16, "target_modules": ["q_proj"], "init_lora_weights": start}
+    adapted = trained(model, LoraConfig(**options), tmp_path / "base")
+    with torch.no_grad():
+        for name, value in adapted.named_parameters():
+            if "lora_B" in name:
+                value.add_(size * torch.randn(value.shape, generator=torch.Generator().manual_seed(7)))
+    adapted.save_pretrained(tmp_path / "tuned")
+    assert norm_of(diagnose_pair(tmp_path / "base", tmp_path / "tuned", nulls=False), Q) > 0
+
+
 def test_an_adapter_of_mlx_is_named(base, tmp_path):
     """mlx-lm 1119: ``adapter_config.json`` has no ``peft_type``, and the factors lie turned."""
     folder = tmp_path / "t"
