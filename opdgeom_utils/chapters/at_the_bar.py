@@ -5,7 +5,6 @@ The bar and the rules stand in LOG.md, before these runs. A rule that the runs a
 
 from __future__ import annotations
 
-import re
 from itertools import pairwise
 
 import pandas as pd
@@ -130,12 +129,12 @@ def say_longer(found: pd.DataFrame) -> str:
 
     >>> says = {"what": ["gap: a third", "distance", "cosine: .3"], "400 updates": [".2", ".2", ".1"]}
     >>> says |= {"held": ["no", "no", "no"], "1,000 updates": "55%", "holds": ["yes", "yes", "no"]}
-    >>> say_longer(pd.DataFrame(says)).split("hold; ")[1]
-    'not: cosine (55%; after 400 updates .1, not either).'
+    >>> say_longer(pd.DataFrame(says)).split("updates. ")[1]
+    'Not: cosine (55%; after 400 updates .1, not either).'
     """
     short, long = (str(name) for name in found.columns if str(name).endswith(" updates"))
     bar, rest = found.iloc[:2], found.iloc[2:]
-    gap, distance = (re.sub(r" \(.*?\)", "", str(text)) for text in bar[long])
+    gap, distance = bar[long]
     met = "past" if (bar["holds"] == YES).all() else "not past"
     tested = rest.loc[rest["holds"] != UNTESTED]
     failed = [
@@ -144,7 +143,6 @@ def say_longer(found: pd.DataFrame) -> str:
         for row in tested.loc[tested["holds"] == NO].to_dict("records")
     ]
     learned = f"In {long} OPD closed {gap} of the gap in accuracy and, of the distance, {distance}"
-    held = f"Asked again after so many updates, {len(tested) - len(failed)} of {len(tested)} statements hold"
-    return f"**{learned}: {met} the bar of a third and a half.**\n{held}" + (
-        f"; not: {'; '.join(failed)}." if failed else "."
-    )
+    held = f"Of the other statements {len(tested) - len(failed)} of {len(tested)} hold after so many updates."
+    rest = f" Not: {'; '.join(failed)}." if failed else ""
+    return f"**{learned}: {met} the bar of a third and a half, by their means.**\n{held}{rest}"

@@ -44,15 +44,17 @@ def surviving(tables: BookTables, toy: BookTables) -> pd.DataFrame:
 
 
 def say(found: pd.DataFrame) -> str:
-    """Say how many findings survive.
+    """Say how many findings survive, and which.
 
     >>> say(pd.DataFrame({"finding": ["A", "B", "C"], "survives": ["yes", "no", "not testable"]}))
-    'Of 2 findings of the toy that can be tested here, 1 survives.'
+    'Of 2 findings of the toy that can be tested here, 1 survives: "A".'
     """
     verdicts = found["survives"].tolist()
     kept = verdicts.count(YES)
     tested = kept + verdicts.count(NO)
-    return f"Of {tested} findings of the toy that can be tested here, {kept} survive{'s' * (kept == 1)}."
+    named = "; ".join(f'"{name.split(" (")[0]}"' for name in found.loc[found["survives"] == YES, "finding"])
+    which = f": {named}" if named else ""
+    return f"Of {tested} findings of the toy that can be tested here, {kept} survive{'s' * (kept == 1)}{which}."
 
 
 def _held(tables: BookTables, *recipes: str) -> bool:

@@ -120,7 +120,8 @@ def kinds_of_no(card: pd.DataFrame) -> str:
     >>> rows |= {"power": [0.5, 0.9, float("nan")]}
     >>> for said in kinds_of_no(pd.DataFrame(rows)).split(". "):
     ...     print(said)
-    Of 3 claims that could be tested 1 came out in full
+    The ledger has 3 claims, of which 3 could be tested
+    Of these 1 came out in full
     1 holds in part, 0 are not decided, 1 came out the opposite
     Of the 2 rules that can be held against a number of the paper's, 1 could not have passed with 80% power if that
     number were true here: a "no" of these says nothing.
@@ -129,7 +130,8 @@ def kinds_of_no(card: pd.DataFrame) -> str:
     held, partly, undecided, opposite = (verdicts.count(word) for word in VERDICTS[:4])
     known = card["power"].dropna()
     return (
-        f"Of {held + partly + undecided + opposite} claims that could be tested {held} came out in full. "
+        f"The ledger has {len(card)} claims, of which {held + partly + undecided + opposite} could be tested. Of these "
+        f"{held} came out in full. "
         f"{partly} {'hold' if partly != 1 else 'holds'} in part, {undecided} "
         f"{'are' if undecided != 1 else 'is'} not decided, {opposite} came out the opposite. "
         f"Of the {len(known)} rules that can be held against a number of the paper's, {len(too_weak(card))} could not "
