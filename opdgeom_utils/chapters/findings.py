@@ -92,6 +92,7 @@ def order_sentence(card: pd.DataFrame, tables: Tables | None = None) -> str:
     return (
         f"At one rate and after equally many updates the paper's order is {length}{_shuffled_clause(tables)}."
         f"{null_objectives.between_sentence(tables)} Between updates of equal size the order is {size}: {_tally(norm)}."
+        f"{null_objectives.order_with_mlp(tables)}"
     )
 
 

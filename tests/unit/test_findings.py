@@ -1,5 +1,6 @@
 """The landing page's sentences: counts from the card, clauses that follow the counts."""
 
+import itertools
 from dataclasses import replace
 
 import pandas as pd
@@ -178,6 +179,24 @@ def test_what_size_alone_shows_of_the_order_is_said_of_every_pair_of_neighbours(
     orders = pd.DataFrame({"condition": ["equal_updates", "equal_norm"], "verdict": "reproduced"})
     said = findings.order_sentence(orders, Tables(frame, frame, frame))
     assert "show 25% to 50% of the same differences in sparsity and masks and 25% to 50% of" in said
+
+
+def test_the_order_with_the_mlp_is_counted_by_means_and_by_intervals() -> None:
+    """Two seeds at one update: sparsity rises for both, the left angle by its mean alone, and nothing else is told."""
+    rows = []
+    for (place, recipe), seed in itertools.product(enumerate(("control_sft", "opd", "rlvr")), (0, 1)):
+        row = {"profile": "toy", "recipe": recipe, "seed": seed, "step": 4, "module": "up_proj", "n_entries": 10}
+        row |= dict.fromkeys(matching.METRICS, 0.5) | {"update_norm": 1.0, "reference_norm": 10.0}
+        row |= {"update_sparsity": 0.1 * place, "left_angle_mean_deg": 3.0 - place * (1 if seed else -0.5)}
+        rows += [row, row | {"module": "q_proj", "update_sparsity": 0.5}]
+    geometry = pd.DataFrame(rows)
+    said = null_objectives.order_with_mlp(Tables(geometry, geometry, geometry))
+    assert (
+        "after as many updates in 1 of 6 measures, and at equal norm in 2 by their means (attention alone: 1), in 1"
+        in said
+    )
+    attention = geometry[geometry["module"] == "q_proj"]
+    assert null_objectives.order_with_mlp(Tables(attention, geometry, geometry)) == ""
 
 
 def test_a_pair_the_other_way_round_is_told_where_the_order_holds_in_part() -> None:
