@@ -77,27 +77,13 @@ def _at_a_tenth(measures: pd.DataFrame, k: int) -> str:
 
 def came_out(measures: pd.DataFrame, k: int) -> str:
     """Say whether locking tells OPD from other training and from its null objective, and what does."""
-    own, null = label("opd"), label("opd_random_credit")
-    not_above, nulls, late, ahead = set(), {}, {}, []
+    own, null, nulls = label("opd"), label("opd_random_credit"), {}
+    tells = _earlier_than_others(measures, k)
+    if not tells:
+        return "No run of OPD is in these tables."
     for side in SIDES:
-        at = early(measures, side, k, HEADLINE)
-        late |= at.loc[at["share"] > EARLY + 0.01].set_index("series")["share"].to_dict()
-        values = seen.by_seed(at, "series")
-        if own not in values:
-            return "No run of OPD is in these tables."
-        how = {str(name): seen.stands(values.loc[:, own], values.loc[:, name]) for name in values if name != own}
-        not_above |= {name for name, word in how.items() if word != seen.ABOVE}
-        ahead.append({name for name, word in how.items() if word == seen.BELOW})
         beside, names = _with_nulls(measures, "sim_to_end", side, k, "opd")
         nulls[side] = seen.leads(beside, own, names, "null")
-    tells = "locks earlier than every other"
-    later_than = set.intersection(*ahead)
-    if not_above:
-        parts = [f"locks later than {listed(in_order(later_than))}"] if later_than else []
-        rest = not_above - later_than
-        tells = "; ".join([*parts, *([f"is not shown to lock earlier than {listed(in_order(rest))}"] if rest else [])])
-    if late:
-        tells += f" ({listed(f'{name} is looked at after {share:.1%} of its run' for name, share in late.items())})"
     shown = agreement(measures, ["opd", "opd_random_credit"]).set_index("run")["cosine"].dropna().map("{:z.2f}".format)
     pairs = ", ".join(f"{name} {shown[name]}" for name in (own, null) if name in shown)
     direction = f"What seeds agree on is a direction (cosine of two seeds' updates: {pairs})." if own in shown else ""
@@ -105,6 +91,25 @@ def came_out(measures: pd.DataFrame, k: int) -> str:
         f"Among the runs that learned, OPD {tells}.\n{at_a_fifth(measures, k)} Beside made-up processes that learn "
         f"nothing it lies {seen.each_side(nulls)}. {direction}"
     ).strip()
+
+
+def _earlier_than_others(measures: pd.DataFrame, k: int) -> str:
+    """Say than which runs that learned OPD locks earlier, and than which later; empty where there is no OPD."""
+    own, not_above, late, ahead = label("opd"), set(), {}, []
+    for side in SIDES:
+        at = early(measures, side, k, HEADLINE)
+        late |= at.loc[at["share"] > EARLY + 0.01].set_index("series")["share"].to_dict()
+        values = seen.by_seed(at, "series")
+        if own not in values:
+            return ""
+        how = {str(name): seen.stands(values.loc[:, own], values.loc[:, name]) for name in values if name != own}
+        not_above |= {name for name, word in how.items() if word != seen.ABOVE}
+        ahead.append({name for name, word in how.items() if word == seen.BELOW})
+    later_than = set.intersection(*ahead)
+    groups = {"locks later than": later_than, "is not shown to lock earlier than": not_above - later_than}
+    said = "; ".join(f"{words} {listed(in_order(names))}" for words, names in groups.items() if names)
+    looked = listed(f"{name} is looked at after {share:.1%} of its run" for name, share in late.items())
+    return (said or "locks earlier than every other") + (f" ({looked})" if late else "")
 
 
 def hill_beside(measures: pd.DataFrame | None) -> str:
