@@ -3,7 +3,8 @@
 The paper holds a run in the leading singular space of its own early update by projecting gradients (arXiv 2606.07082,
 functional sufficiency); AdamW then divides every entry by a scale of its own and leaves the space again. Here the space
 is a factor of the update. ``V`` (in, k) has orthonormal columns and never moves. Trained is ``B`` (out, k), from zero.
-No optimiser can leave the space, and gradients, moments and the inputs kept for them have k columns.
+No optimiser can leave the space; only a merge into bf16 does, by rounding. Gradients, moments and the inputs kept for
+them have k columns.
 
 The result is an ordinary PEFT LoRA (scaling 1): PEFT saves, loads and merges it, and whatever reads LoRA reads it.
 Where the spaces come from: :mod:`opdgeom_utils.channel_spaces`.
