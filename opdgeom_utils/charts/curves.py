@@ -192,12 +192,13 @@ def _layers(
     data = alt.Chart(curves)
     base = data.encode(x=x, color=coloured("ink", names), detail="curve:N")
     means = base.transform_filter("datum.role == 'mean'")
+    beneath = bool((curves["series"] != curves["recipe"]).any())
     of_runs, of_nulls = (means.transform_filter(f"datum.series {sign} datum.recipe") for sign in ("==", "!="))
     seeds = base.transform_filter("datum.role == 'seed'").mark_point(filled=True, size=12, opacity=0.35)
     return [
         *([] if level is None else [data.mark_rule(strokeDash=[4, 3]).encode(y=alt.datum(level))]),
         of_runs.mark_area(opacity=0.15).encode(y=low, y2="high:Q"),
-        of_nulls.mark_point(filled=True, size=20, opacity=0.5).encode(y=y, shape=shape, tooltip=tip),
+        *([of_nulls.mark_point(filled=True, size=20, opacity=0.5).encode(y=y, shape=shape, tooltip=tip)] * beneath),
         seeds.encode(y=y, shape=shape, tooltip=tip),
         *dashed(means, curves.loc[:, "series"], y=y),
         of_runs.mark_point(filled=True, size=30, opacity=1).encode(y=y, shape=shape, tooltip=tip),

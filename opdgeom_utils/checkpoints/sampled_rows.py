@@ -19,6 +19,7 @@ from opdgeom_utils.checkpoints.tied_embeddings import same_bits
 BLOCKS, ROWS = 4, 16  # of each matrix: 64 rows
 PIECE, ALIKE, CHANCE = 0.1, 0.8, 6  # of a matrix's length; a cosine; standard deviations of one
 LOOKED = 4  # directions of an update
+MOST = 32  # alpha over r: what adds more than so many times the matrix itself is an update, not a piece
 NO_LENGTH = 1e-4  # of the longest image
 FAR, FIT, FEWEST = 0.5, 4, 3  # of a row's own length; times nearer elsewhere; rows that make a disorder
 
@@ -70,7 +71,8 @@ def taken_from(base: OpenCheckpoint, adapted: OpenCheckpoint) -> str:
             continue
         cosine = float((added * own).sum() / (added.norm() * own.norm()).clamp(min=torch.finfo(w.dtype).tiny))
         by_chance = own.numel() * math.log(max(1 - cosine**2, torch.finfo(w.dtype).tiny)) > -(CHANCE**2)
-        is_piece = cosine > ALIKE and not by_chance and bool(added.norm() > PIECE * own.norm())
+        times = float(added.norm() / own.norm().clamp(min=torch.finfo(w.dtype).tiny))
+        is_piece = cosine > ALIKE and not by_chance and PIECE < times < MOST
         return name if is_piece else ""
     return ""
 
