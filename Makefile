@@ -18,7 +18,7 @@ env:
 setup: env ## install exact versions into .venv, and find or install a browser for the tests
 	@$(VENV) -m tools.browser
 
-test: setup ## unit tests, doctests, invariants, notebooks under `smoke`, the built site in a browser (about 8 minutes on two cores)
+test: setup ## unit tests, doctests, invariants, notebooks under `smoke`, the built site in a browser (12 to 15 minutes on two cores)
 	@$(VENV) -m pytest --numprocesses $(JOBS) --dist loadgroup
 
 book: env ## execute the notebooks and build the static book into _build/site (opens from disk, needs no network)
