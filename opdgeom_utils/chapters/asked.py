@@ -7,8 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from opdgeom_utils.chapters.findings import early_clause, locking_clause, order_sentence, verdict_of
+from opdgeom_utils.chapters.findings import order_sentence
 from opdgeom_utils.chapters.null_objectives import spectral_clause
+from opdgeom_utils.chapters.path_findings import early_clause, locking_clause
+from opdgeom_utils.chapters.verdicts import verdict_of
 from opdgeom_utils.claims import OPPOSITE, UNTESTABLE, VERDICTS, matching
 from opdgeom_utils.claims.look_up import Tables
 from opdgeom_utils.scopes import THROUGHOUT

@@ -5,19 +5,23 @@ The words are fixed; the counts and the clauses that depend on them come from th
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
-from opdgeom_utils.chapters import null_objectives
-from opdgeom_utils.chapters.verdicts import under
+from opdgeom_utils.chapters import null_objectives, path_findings
+from opdgeom_utils.chapters.verdicts import tally, under, verdicts_of
 from opdgeom_utils.chapters.where import at_place
 from opdgeom_utils.claims import BEARINGS, OPPOSITE, UNTESTABLE, VERDICTS, matching
 from opdgeom_utils.claims.look_up import Tables
+from opdgeom_utils.intervals import seed_interval
+from opdgeom_utils.scopes import ATTENTION, MODULES
 from opdgeom_utils.vocabulary import listed
 
 REPRODUCED, PARTLY, UNDECIDED = VERDICTS[:3]
-SPECTRAL = ("left_angle_mean_deg", "right_angle_mean_deg", "normalized_spectral_shift")  # the others look through bf16
+RISES = ("update_sparsity", "low_magnitude_overlap")  # from SFT to RLVR, in the paper; the other measures fall
 _MATCHES = {
     "equal_updates": "at equal updates",
     "equal_norm": "at equal norm of the update",
@@ -35,8 +39,8 @@ def findings(card: pd.DataFrame, tables: Tables) -> dict[str, str]:
         "where": where_sentence(card, tables.geometry),
         "matched": matched_sentence(card),
         "null": null_sentence(card, tables),
-        "path": path_sentence(card),
-        "control": control_sentence(card),
+        "path": path_findings.path_sentence(card),
+        "control": path_findings.control_sentence(card),
     }
 
 
@@ -56,14 +60,14 @@ def where_sentence(card: pd.DataFrame, geometry: pd.DataFrame) -> str:
     """Update sparsity of the three objectives at their own ends, and how many of the paper's orders come out."""
     ends = matching.final(matching.summarise(geometry, None)).groupby("recipe")["update_sparsity"].agg("mean").to_dict()
     shares = {r: f"{100 * ends[r]:.1f}%" if r in ends else "an unknown share" for r in ("sft", "opd", "rlvr")}
-    orders = _verdicts(card.loc[card["id"].str.endswith("_order")], "paper_steps")
+    orders = verdicts_of(card.loc[card["id"].str.endswith("_order")], "paper_steps")
     known = [ends[r] for r in ("sft", "opd", "rlvr") if r in ends]
     lies = "lies" if len(known) == 3 and sorted(known)[1] == ends["opd"] else "does not lie"
     between = f" By this number OPD {lies} between the other two." if len(known) == 3 else ""
     return (
         f"At the end of each run, as the paper measures it, OPD has left {shares['opd']} of the weight entries "
         f"unchanged, SFT {shares['sft']} and RLVR {shares['rlvr']}.{between} The paper finds one order of the three on "
-        f"{len(orders)} diagnostics. Reproduced: {_tally(orders)}.{_opposed_clause(card)}"
+        f"{len(orders)} diagnostics. Reproduced: {tally(orders)}.{_opposed_clause(card)}"
     )
 
 
@@ -85,14 +89,14 @@ def order_sentence(card: pd.DataFrame, tables: Tables | None = None) -> str:
     At one rate and after equally many updates the paper's order is there.
     Between updates of equal size the order is not there: 0 of 2 (1 not decided, 1 the opposite).
     """
-    updates, norm = (_verdicts(card, condition) for condition in ("equal_updates", "equal_norm"))
+    updates, norm = (verdicts_of(card, condition) for condition in ("equal_updates", "equal_norm"))
     if not updates or not norm or UNTESTABLE in updates + norm:
         return ""
     length, size = (_how_many(found) for found in (updates, norm))
     return (
         f"At one rate and after equally many updates the paper's order is {length}{_shuffled_clause(tables)}."
-        f"{null_objectives.between_sentence(tables)} Between updates of equal size the order is {size}: {_tally(norm)}."
-        f"{null_objectives.order_with_mlp(tables)}"
+        f"{null_objectives.between_sentence(tables)} Between updates of equal size the order is {size}: {tally(norm)}."
+        f"{order_with_mlp(tables)}"
     )
 
 
@@ -114,11 +118,46 @@ def _shuffled_clause(tables: Tables | None) -> str:
     steps = means.loc[order].diff().dropna()
     shares = {metric: (steps[f"{metric}_shuffled"] / steps[metric]).tolist() for metric in matching.METRICS}
     said = []
-    rounded = tuple(metric for metric in matching.METRICS if metric not in SPECTRAL)
-    for names, words in ((rounded, "in sparsity and masks"), (SPECTRAL, "in angles and spectral shift")):
+    rounded = tuple(metric for metric in matching.METRICS if metric not in null_objectives.SPECTRAL)
+    for names, words in (
+        (rounded, "in sparsity and masks"),
+        (null_objectives.SPECTRAL, "in angles and spectral shift"),
+    ):
         found = [share for metric in names for share in shares[metric]]
         said.append(f"{min(found):.0%} to {max(found):.0%} of the same differences {words}")
     return f"; updates shuffled, so that only their size is left, show {listed(said)}"
+
+
+def order_with_mlp(tables: Tables | None) -> str:
+    """Say in how many measures the paper's order is there once the MLP's matrices count too, by means and by intervals.
+
+    With control SFT in SFT's place. An interval is that of a neighbouring difference, seed by seed; both must lie on
+    the paper's side. Begins with a space; empty where a run or the MLP is missing.
+    """
+    order = ["control_sft", "opd", "rlvr"]
+    if (
+        tables is None
+        or not {*order} <= set(tables.geometry["recipe"])
+        or not {*null_objectives.MLP} & set(tables.geometry["module"])
+    ):
+        return ""
+    rows = tables.geometry.loc[tables.geometry["recipe"].isin(order)]
+    means: dict[tuple[str, tuple[str, ...]], int] = {}
+    shown = dict(means)
+    for place, scope in itertools.product(("equal_updates", "equal_norm"), (MODULES, ATTENTION)):
+        runs = matching.matched(matching.summarise(rows, scope), place, tables.accuracy)
+        means[place, scope] = shown[place, scope] = 0
+        for metric in matching.METRICS:
+            values = runs.pivot(index="seed", columns="recipe", values=metric)[order].to_numpy(float)
+            steps = ((1 if metric in RISES else -1) * np.diff(values, axis=1)).T
+            means[place, scope] += bool((steps.mean(axis=1) > 0).all())
+            shown[place, scope] += all(seed_interval(step).low > 0 for step in steps)
+    updates, norm = (("equal_updates", MODULES), ("equal_norm", MODULES))
+    return (
+        f" With the MLP's matrices as well the order is there after as many updates in {shown[updates]} of "
+        f"{len(matching.METRICS)} measures, and at equal norm in {means[norm]} by their means (attention alone: "
+        f"{means['equal_norm', ATTENTION]}), in {shown[norm]} with the intervals of the seeds."
+    )
 
 
 def _how_many(verdicts: Sequence[str]) -> str:
@@ -137,9 +176,9 @@ def matched_sentence(card: pd.DataFrame) -> str:
     reproduced at equal updates 1 of 1, at equal norm of the update 0 of 1 (1 the opposite), at equal accuracy gained
     0 of 1 (1 not decided).
     """
-    found = {words: _verdicts(card, condition) for condition, words in _MATCHES.items()}
+    found = {words: verdicts_of(card, condition) for condition, words in _MATCHES.items()}
     hang = len({verdicts.count(REPRODUCED) for verdicts in found.values()}) > 1
-    left = ", ".join(f"{words} {_tally(verdicts)}" for words, verdicts in found.items())
+    left = ", ".join(f"{words} {tally(verdicts)}" for words, verdicts in found.items())
     return (
         "With SFT's start moved to that of the others, the same orders "
         f"{'depend on what is made equal' if hang else 'come out alike, whatever is made equal'}: reproduced {left}."
@@ -174,105 +213,6 @@ def null_sentence(card: pd.DataFrame, tables: Tables | None = None) -> str:
     return f"{opening}{'. '.join(filter(None, clauses))}."
 
 
-def path_sentence(card: pd.DataFrame) -> str:
-    """Say what came of the second question: the paper's path, its nulls, and training inside the early space."""
-    paper = card.loc[under(card, "paper_path")]
-    held = paper.loc[paper["verdict"] == REPRODUCED, "statement"].tolist()
-    right, left = (_tally(_verdicts(card, f"path_nulls_{side}")) for side in ("right", "left"))
-    inside = _by_verdict(card.loc[under(card, "projection", "projection_nulls")])
-    return (
-        f"{early_clause(card)}{locking_clause(card)}{_beyond_clause(card)}\n"
-        f"Of {len(paper)} statements of the paper on the path {len(held)} hold. Of the rules that OPD locks earlier "
-        f"than processes that learn nothing {right} hold on the side of the inputs, {left} on that of the outputs. "
-        f"{f'Reproduced{_listed_apart(held)}. ' if held else ''}On training inside the early space: {inside}"
-    )
-
-
-def early_clause(card: pd.DataFrame) -> str:
-    """Say whether OPD's update settles early at all; empty where it was not tested."""
-    verdict = verdict_of(card, "locking_before_a_tenth")
-    if verdict == REPRODUCED:
-        early = "at a tenth of its updates it is ahead of RLVR and of a random walk"
-        return f"On the side of the inputs OPD settles early: {early}. "
-    return "That it settles early is not shown. " if verdict not in ("", UNTESTABLE) else ""
-
-
-def _beyond_clause(card: pd.DataFrame) -> str:
-    """Say on which side OPD locks earlier than whatever learns nothing.
-
-    >>> rows = [("path_nulls_right", "partly"), ("path_nulls_left", "reproduced")]
-    >>> _beyond_clause(pd.DataFrame(rows, columns=["condition", "verdict"]))
-    'It locks more than every made-up process that learns nothing on the side of the outputs, not on that of the
-    inputs.'
-    """
-    sides = {"inputs": "path_nulls_right", "outputs": "path_nulls_left"}
-    found = {side: _verdicts(card, condition) for side, condition in sides.items()}
-    if not all(found.values()) or all(set(verdicts) <= {UNTESTABLE} for verdicts in found.values()):
-        return ""
-    more = [side for side, verdicts in found.items() if set(verdicts) == {REPRODUCED}]
-    if len(more) == 2:
-        return "It locks more than every made-up process that learns nothing, on both sides."
-    if not more:
-        return "On neither side does it lock more than every made-up process that learns nothing."
-    other = next(side for side in sides if side not in more)
-    where = f"on the side of the {more[0]}, not on that of the {other}"
-    return f"It locks more than every made-up process that learns nothing {where}."
-
-
-def _by_verdict(rows: pd.DataFrame) -> str:
-    """List statements under their verdicts.
-
-    >>> _by_verdict(pd.DataFrame({"verdict": ["partly", "reproduced"], "statement": ["A is B.", "C is D."]}))
-    'reproduced: "C is D". Partly: "A is B".'
-    """
-    found = {v: rows.loc[rows["verdict"] == v, "statement"].tolist() for v in VERDICTS}
-    parts = [f"{verdict}{_listed_apart(says)}" for verdict, says in found.items() if says]
-    return ". ".join(p if i == 0 else p[:1].upper() + p[1:] for i, p in enumerate(parts)) + "." * bool(parts)
-
-
-def _listed_apart(statements: Sequence[str]) -> str:
-    quoted = ['"' + says.rstrip(".") + '"' for says in statements]
-    return f": {'; '.join(quoted)}" if quoted else ""
-
-
-def locking_clause(card: pd.DataFrame) -> str:
-    """Say whether OPD's update settles into its final space earlier than SFT's; empty where it was not tested."""
-    verdicts = [verdict_of(card, name) for name in ("locking_early_k16", "locking_at_matched_steps")]
-    if verdicts[0] in (PARTLY, UNDECIDED) and verdicts[1] == OPPOSITE:
-        return "OPD's update settles into its final space no earlier than SFT's; after as many updates SFT's is ahead. "
-    said = {
-        REPRODUCED: "OPD's update settles into its final space earlier than SFT's. ",
-        OPPOSITE: "OPD's update settles into its final space no earlier than SFT's: SFT's is ahead. ",
-        PARTLY: "That OPD's update settles into its final space earlier than SFT's is not shown. ",
-        UNDECIDED: "That OPD's update settles into its final space earlier than SFT's is not shown. ",
-    }
-    return said.get(verdicts[0], "")
-
-
-def control_sentence(card: pd.DataFrame) -> str:
-    """Say what came of the third question: tokens, writers, mixing, and whether the measure can tell objectives apart.
-
-    >>> rows = [("tokens", "not testable"), ("mixing", "not testable"), ("power_seen", "not decided")]
-    >>> control_sentence(pd.DataFrame(rows, columns=["condition", "verdict"])).splitlines()[0]
-    "RLVR itself is not shown to leave OPD's path by more than the rule asks, so no claim on a path can be tested here."
-    """
-    kept, mixed = (_tally(_verdicts(card, *names)) for names in (("tokens", "writers"), ("mixing",)))
-    power = _verdicts(card, "power_seen")
-    first = "The path of RLVR is apart from OPD's, so the measure can tell objectives apart."
-    if {PARTLY, UNDECIDED, OPPOSITE} & set(power):
-        first = (
-            "RLVR itself is not shown to leave OPD's path by more than the rule asks, so no claim on a path can be "
-            "tested here."
-        )
-    elif UNTESTABLE in power or not power:
-        first = "Whether the measure can tell RLVR's path from OPD's is not known."
-    return (
-        f"{first}\n"
-        f"Reproduced of the statements that OPD's path stays with fewer tokens or another writer: {kept}. That mixing "
-        f"in RLVR moves it as the paper says: {mixed}."
-    )
-
-
 def counts_sentence(card: pd.DataFrame) -> str:
     """Count which way the verdicts speak: a control that is reproduced can speak against the paper's reading.
 
@@ -289,22 +229,6 @@ def counts_sentence(card: pd.DataFrame) -> str:
         f"Of {len(bears)} claims that bear on the paper's reading {pro} speak for it, {contra} against it; {rest}. "
         f"{more} more {'speaks' if more == 1 else 'speak'} for neither side."
     )
-
-
-def verdict_of(card: pd.DataFrame, name: str) -> str:
-    """Look up the verdict on one claim; empty where the card has not got it."""
-    verdicts = card.loc[card["id"] == name, "verdict"].tolist() if "id" in card else []
-    return verdicts[0] if verdicts else ""
-
-
-def _verdicts(card: pd.DataFrame, *conditions: str) -> list[str]:
-    return card.loc[under(card, *conditions), "verdict"].tolist()
-
-
-def _tally(verdicts: Sequence[str]) -> str:
-    """Say how many of the verdicts are "reproduced", and what became of the others."""
-    rest = ", ".join(f"{verdicts.count(word)} {word}" for word in VERDICTS[1:] if word in verdicts)
-    return f"{verdicts.count(REPRODUCED)} of {len(verdicts)}" + (f" ({rest})" if rest else "")
 
 
 def _grid_clause(verdicts: Sequence[str]) -> str:

@@ -5,17 +5,15 @@ The words are fixed; every number in them comes from the tables.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable
 
-import numpy as np
 import pandas as pd
 
 from opdgeom_utils.chapters.update_path import agreement
 from opdgeom_utils.chapters.where import NULL_OBJECTIVES, at_place, ratios_to_null
 from opdgeom_utils.claims import matching
 from opdgeom_utils.claims.look_up import Tables
-from opdgeom_utils.intervals import number, seed_interval
+from opdgeom_utils.intervals import number
 from opdgeom_utils.scopes import ATTENTION, MODULES, THROUGHOUT
 from opdgeom_utils.vocabulary import label, listed, metric_of
 
@@ -26,9 +24,9 @@ RULERS = {
     "right_angle_mean_deg": "by {} on the input side (OPD {})",
     "normalized_spectral_shift": "shifts the spectrum by {} (OPD {})",
 }  # fmt: skip
+SPECTRAL = tuple(RULERS)[1:]  # of them, what looks at singular values and not through bf16
 ALIKE = 1.5  # a factor, as in chapter 2
 NOTHING = tuple(NULL_OBJECTIVES.values())
-RISES = ("update_sparsity", "low_magnitude_overlap")  # from SFT to RLVR, in the paper; the other measures fall
 MLP = tuple(module for module in MODULES if module not in ATTENTION)
 FURTHER = {  # what is said of OPD in the MLP: the measure, as a multiple of random credit's
     "total_norm": "is {} times as long",
@@ -136,34 +134,6 @@ def between_sentence(tables: Tables | None) -> str:
     )
 
 
-def order_with_mlp(tables: Tables | None) -> str:
-    """Say in how many measures the paper's order is there once the MLP's matrices count too, by means and by intervals.
-
-    With control SFT in SFT's place. An interval is that of a neighbouring difference, seed by seed; both must lie on
-    the paper's side. Begins with a space; empty where a run or the MLP is missing.
-    """
-    order = ["control_sft", "opd", "rlvr"]
-    if tables is None or not {*order} <= set(tables.geometry["recipe"]) or not {*MLP} & set(tables.geometry["module"]):
-        return ""
-    rows = tables.geometry.loc[tables.geometry["recipe"].isin(order)]
-    means: dict[tuple[str, tuple[str, ...]], int] = {}
-    shown = dict(means)
-    for place, scope in itertools.product(("equal_updates", "equal_norm"), (MODULES, ATTENTION)):
-        runs = matching.matched(matching.summarise(rows, scope), place, tables.accuracy)
-        means[place, scope] = shown[place, scope] = 0
-        for metric in matching.METRICS:
-            values = runs.pivot(index="seed", columns="recipe", values=metric)[order].to_numpy(float)
-            steps = ((1 if metric in RISES else -1) * np.diff(values, axis=1)).T
-            means[place, scope] += bool((steps.mean(axis=1) > 0).all())
-            shown[place, scope] += all(seed_interval(step).low > 0 for step in steps)
-    updates, norm = (("equal_updates", MODULES), ("equal_norm", MODULES))
-    return (
-        f" With the MLP's matrices as well the order is there after as many updates in {shown[updates]} of "
-        f"{len(matching.METRICS)} measures, and at equal norm in {means[norm]} by their means (attention alone: "
-        f"{means['equal_norm', ATTENTION]}), in {shown[norm]} with the intervals of the seeds."
-    )
-
-
 def spectral_clause(tables: Tables | None) -> str:
     """Say how many times their shuffled ones the rotation and drift of the null objectives are; empty without them."""
     if tables is None or "left_angle_mean_deg_shuffled" not in tables.geometry:
@@ -172,7 +142,7 @@ def spectral_clause(tables: Tables | None) -> str:
     if not held:
         return ""
     ends = at_place(tables, "final", held)
-    means = [interval.mean for m in [*RULERS][1:] for interval in ratios_to_null(ends, m).values()]
+    means = [interval.mean for m in SPECTRAL for interval in ratios_to_null(ends, m).values()]
     return (
         f"With nothing to learn they are {min(means):.1f} to {max(means):.1f} times the shuffled ones "
         f"({listed(map(label, held))})"

@@ -242,3 +242,20 @@ def value_of(row: Mapping[str, Any]) -> str:
     if row.get("question") == "variants" and row["n_seeds"] > 0 and pd.notna(row["value"]):
         return f"{number(row['value'], unit=row['unit'])} ({row['n_seeds']:.0f} settings, one seed each)"
     return Interval(row["value"], row["low"], row["high"], row["n_seeds"]).text(unit=row["unit"])
+
+
+def verdict_of(card: pd.DataFrame, name: str) -> str:
+    """Look up the verdict on one claim; empty where the card has not got it."""
+    verdicts = card.loc[card["id"] == name, "verdict"].tolist() if "id" in card else []
+    return verdicts[0] if verdicts else ""
+
+
+def verdicts_of(card: pd.DataFrame, *conditions: str) -> list[str]:
+    """List the verdicts of the claims under some conditions."""
+    return card.loc[under(card, *conditions), "verdict"].tolist()
+
+
+def tally(verdicts: Sequence[str]) -> str:
+    """Say how many of the verdicts are "reproduced", and what became of the others."""
+    rest = ", ".join(f"{verdicts.count(word)} {word}" for word in VERDICTS[1:] if word in verdicts)
+    return f"{verdicts.count(VERDICTS[0])} of {len(verdicts)}" + (f" ({rest})" if rest else "")

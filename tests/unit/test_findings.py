@@ -6,7 +6,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from opdgeom_utils.chapters import committed_tables, findings, null_objectives
+from opdgeom_utils.chapters import committed_tables, findings, null_objectives, path_findings
 from opdgeom_utils.claims import bearing, matching
 from opdgeom_utils.measures.long_table import as_measures
 from opdgeom_utils.results import Tables
@@ -28,7 +28,7 @@ def card(*rows: tuple[str, str, str]) -> pd.DataFrame:
 )
 def test_a_control_that_shows_the_opposite_is_heard(whole: str, matched: str, words: str) -> None:
     rows = card(("locking_early_k16", "paper_path", whole), ("locking_at_matched_steps", "path_matched", matched))
-    assert findings.locking_clause(rows).strip().endswith(words)
+    assert path_findings.locking_clause(rows).strip().endswith(words)
 
 
 def beside_null(verdict: str, diagnostic: str, value: float = 1.0, opposed: int = 1) -> dict[str, object]:
@@ -111,7 +111,7 @@ def test_the_path_in_words_counts_the_paper_apart_from_nulls() -> None:
         ("c", "path_nulls_right", "not decided"), ("d", "path_nulls_left", "partly"),
         ("e", "projection", "reproduced"), ("f", "projection_nulls", "not testable"),
     )  # fmt: skip
-    sentence = findings.path_sentence(rows)
+    sentence = path_findings.path_sentence(rows)
     assert "Of 2 statements of the paper on the path 1 hold. " in sentence
     cut = findings.for_landing("path", sentence)
     assert cut["lead_path"] == "On neither side does it lock more than every made-up process that learns nothing."
@@ -130,7 +130,7 @@ def test_the_path_in_words_counts_the_paper_apart_from_nulls() -> None:
     ],
 )
 def test_control_in_words_says_whether_the_measure_can_tell(verdict: str, words: str) -> None:
-    assert words in findings.control_sentence(card(("a", "tokens", "partly"), ("b", "power_seen", verdict)))
+    assert words in path_findings.control_sentence(card(("a", "tokens", "partly"), ("b", "power_seen", verdict)))
 
 
 def test_counts_go_by_what_a_verdict_means_and_not_by_its_word() -> None:
@@ -190,13 +190,13 @@ def test_the_order_with_the_mlp_is_counted_by_means_and_by_intervals() -> None:
         row |= {"update_sparsity": 0.1 * place, "left_angle_mean_deg": 3.0 - place * (1 if seed else -0.5)}
         rows += [row, row | {"module": "q_proj", "update_sparsity": 0.5}]
     geometry = pd.DataFrame(rows)
-    said = null_objectives.order_with_mlp(Tables(geometry, geometry, geometry))
+    said = findings.order_with_mlp(Tables(geometry, geometry, geometry))
     assert (
         "after as many updates in 1 of 6 measures, and at equal norm in 2 by their means (attention alone: 1), in 1"
         in said
     )
     attention = geometry[geometry["module"] == "q_proj"]
-    assert null_objectives.order_with_mlp(Tables(attention, geometry, geometry)) == ""
+    assert findings.order_with_mlp(Tables(attention, geometry, geometry)) == ""
 
 
 def test_a_pair_the_other_way_round_is_told_where_the_order_holds_in_part() -> None:
