@@ -261,9 +261,9 @@ def _further(card: pd.DataFrame, away: int, settings: int) -> str:
     >>> rows = [("settings_sparsity_within_seeds_corrected_seen", "not decided", 0.75, 0, 1)]
     >>> rows += [("settings_others_within_seeds_corrected_seen", "reproduced", 1.0, 5, 5)]
     >>> _further(pd.DataFrame(rows, columns=["id", "verdict", "value", "n_hold", "n_comparisons"]), 3, 4)
-    'One seed of each setting can show that another teacher, another student or other data take OPD further than another
-    seed would, and not that they do not. With an allowance for many comparisons it shows so for 1 of 4 settings by
-    sparsity, and for none by the 5 other diagnostics.'
+    'Of 4 other teachers, students and data 1 takes OPD further than another seed would by sparsity, and none by the 5
+    other diagnostics, with an allowance for many comparisons. (One seed of each can show a difference, not its
+    absence.)'
     """
     rows = card.set_index("id").filter(items=[WITHIN.format("sparsity"), WITHIN.format("others")], axis=0)
     if len(rows) < 2 or rows["value"].isna().to_numpy().any():
@@ -272,9 +272,9 @@ def _further(card: pd.DataFrame, away: int, settings: int) -> str:
     out = round((1 - sparsity) * settings)
     rest = f"none by the {of:.0f} other diagnostics" if hold == of else f"some by {of - hold:.0f} of {of:.0f} others"
     return (
-        "One seed of each setting can show that another teacher, another student or other data take OPD further than "
-        "another seed would, and not that they do not. With an allowance for many comparisons it shows so for "
-        f"{out} of {settings} settings by sparsity, and for {rest}."
+        f"Of {settings} other teachers, students and data {out} {'takes' if out == 1 else 'take'} OPD further than "
+        f"another seed would by sparsity, and {rest}, with an allowance for many comparisons. (One seed of each can "
+        "show a difference, not its absence.)"
     )
 
 

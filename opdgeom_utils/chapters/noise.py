@@ -23,6 +23,7 @@ from opdgeom_utils.vocabulary import label, listed
 VISIBLE, SMALL = "visible share", "of it on small weights"
 RATES = ("opd_128", "opd_rate_1e5", "opd_rate_3e6")
 SHORT = 0.9  # times as far as noise, below which a kind of matrix is named
+HARDLY = 1.1  # times as far as noise: no further, for what a sentence says
 NULL_RATES = ("opd_random_credit_128", "opd_random_credit_1e5", "opd_random_credit_3e6")
 
 
@@ -86,7 +87,7 @@ def say_learned(runs: pd.DataFrame) -> str:
     off = (runs["sparsity"] - runs["predicted"]).abs().to_dict()["opd_random_credit"]
     others = [name for name in ("opd", "opd_full_vocab", "rlvr") if name in ratio]
     said = listed(f"{label(name)} {ratio[name]:.2f} times ({accuracy[name]:.0%} right)" for name in others)
-    near = [name for name in others if ratio[name] < 1.1 and gain[name] > 0]
+    near = [name for name in others if ratio[name] < HARDLY and gain[name] > 0]
     nulls = [NULL_OBJECTIVES.get(name, "") for name in near]
     beside = [f" ({label(null)}: {ratio[null]:.2f})" if null in ratio else "" for null in nulls]
     went = [
