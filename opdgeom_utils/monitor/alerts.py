@@ -45,7 +45,7 @@ class Alerts:
         sides = [
             latest[f"geometry/step_inside_{side}"] / latest[f"geometry/step_inside_{side}_random"]
             for side in ("left", "right")
-            if f"geometry/step_inside_{side}" in latest
+            if {f"geometry/step_inside_{side}", f"geometry/step_inside_{side}_random"} <= latest.keys()
         ]
         if not sides:
             return

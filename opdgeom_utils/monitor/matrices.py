@@ -18,6 +18,8 @@ from opdgeom_utils.checkpoints.weight_files import opened
 from opdgeom_utils.errors import MonitorError
 from opdgeom_utils.linalg.bf16_bits import MAGNITUDE
 from opdgeom_utils.metrics.noise_sparsity import N_MAGNITUDES, visible_by_size
+from opdgeom_utils.monitor.factor_walk import FactorWalk, share_of_noisy_step
+from opdgeom_utils.monitor.spaces import LeadingSpaces, stable_rank_of_noise, walk_similarity
 
 SIZES = 2**18  # of a matrix's weights, so many tell how large they are: the share of noise is then within 0.003
 ETA = 1e-3  # as for `metrics.update_sparsity`
@@ -130,6 +132,26 @@ class WatchedWeight:
         codes, counts = self.counted
         return 1 - float(shown_by_noise(rms)[codes] @ counts.double()) / int(counts.sum())
 
+    def directions(self, k: int) -> int:
+        """Return how many of ``k`` leading directions an update can have."""
+        return k
+
+    def found_early(self, parts: Parts) -> None:
+        """Remember how far training had come where the early spaces are taken."""
+
+    def noise_stable_rank(self, parts: Parts) -> float:
+        """Stable rank of an update of noise."""
+        return stable_rank_of_noise(self.shape)
+
+    def noise_similarity(self, parts: Parts, kept: float, *, k: int) -> tuple[float, float]:
+        """Similarity, left and right, of a random walk's spaces to the early ones, of which it kept a part."""
+        return walk_similarity(self.shape, kept, k=k)
+
+    def noise_inside(self, early: LeadingSpaces, rates: list[float]) -> tuple[float, float]:
+        """Share, left and right, of a step of noise that lies inside the early spaces; to ask before :meth:`step`."""
+        k, (out, in_) = early.left.shape[1], self.shape
+        return k / out, k / in_
+
     def keep(self, parts: Parts, step: int) -> None:
         """Keep a few rows and columns before a step, others each time."""
         self._lines = [some_lines(n, step).to(parts[0].device) for n in parts[0].shape]
@@ -192,6 +214,31 @@ class WatchedAdapter(WatchedWeight):
         a, b = (float(f.square().mean()) for f in self._factors)
         da, db = (walks[id(p)] ** 2 if t else 0.0 for p, t in zip(self.parameters, self.trained, strict=True))
         return abs(self.scale) * math.sqrt(self._factors[0].shape[0] * (b * da + db * a + da * db))
+
+    def directions(self, k: int) -> int:
+        """Return no more than the rank: what follows is arbitrary."""
+        return min(k, len(self._factors[0]))
+
+    def found_early(self, parts: Parts) -> None:
+        """Remember how far the factors had come."""
+        self._far_early = self._far(parts)
+
+    def noise_stable_rank(self, parts: Parts) -> float:
+        """Stable rank of an update whose factors went as far, in directions of noise."""
+        return FactorWalk(*self._factors).stable_rank(self._far(parts))
+
+    def noise_similarity(self, parts: Parts, kept: float, *, k: int) -> tuple[float, float]:
+        """Similarity, left and right, of such an update's spaces to those it had early."""
+        return FactorWalk(*self._factors).similarity(self._far_early, self._far(parts), k=self.directions(k))
+
+    def noise_inside(self, early: LeadingSpaces, rates: list[float]) -> tuple[float, float]:
+        """Share, left and right, of a step that is noise in both factors inside the early spaces."""
+        a, b = (rate if trained else 0.0 for rate, trained in zip(rates, self.trained, strict=True))
+        return share_of_noisy_step(self.before[0].float(), self.before[1].float(), (a, b), early)
+
+    def _far(self, parts: Parts) -> tuple[float, float]:
+        a, b = (float((now - then).square().mean().sqrt()) for now, then in zip(parts, self._factors, strict=True))
+        return a, b
 
     def keep(self, parts: Parts, step: int) -> None:
         """Keep both factors before a step."""

@@ -26,8 +26,6 @@ from opdgeom_utils.monitor.spaces import (
     leading_spaces,
     share_inside,
     similarity,
-    stable_rank_of_noise,
-    walk_similarity,
 )
 from opdgeom_utils.monitor.table import WatchedTable, summary
 
@@ -208,12 +206,13 @@ class GeometryMonitor:
         if not math.isfinite(norm):
             warnings.warn(f"{m.name} holds NaN or infinite values at step {row['step']}.", stacklevel=2)
             return row
-        spaces = leading_spaces(update, k=self.k)
-        row |= {"stable_rank": spaces.stable_rank, "stable_rank_noise": stable_rank_of_noise(m.shape)}
+        spaces = leading_spaces(update, k=m.directions(self.k))
+        row |= {"stable_rank": spaces.stable_rank, "stable_rank_noise": m.noise_stable_rank(parts)}
         if m.name in self._early:
             row |= self._beside_early(m, parts, spaces)
         elif spaces.largest > 0:
             self._early[m.name] = spaces
+            m.found_early(parts)
         return row
 
     def _sizes(self, m: WatchedWeight, parts: Parts, start: Tensor | None, update: Tensor, norm: float) -> Row:
@@ -246,8 +245,8 @@ class GeometryMonitor:
     def _beside_early(self, m: WatchedWeight, parts: Parts, spaces: LeadingSpaces) -> Row:
         """Say what the update, and the step just taken, share with the early spaces."""
         early = self._early[m.name]
-        k, (out, in_) = early.left.shape[1], m.shape
-        walk = walk_similarity(m.shape, min(1.0, early.norm / spaces.norm) if spaces.norm else 1.0, k=self.k)
+        kept = min(1.0, early.norm / spaces.norm) if spaces.norm else 1.0
+        walk = m.noise_similarity(parts, kept, k=self.k)
         row: Row = {
             "similarity_left": similarity(early.left, spaces.left) if spaces.largest > 0 else math.nan,
             "similarity_right": similarity(early.right, spaces.right) if spaces.largest > 0 else math.nan,
@@ -255,13 +254,14 @@ class GeometryMonitor:
             "similarity_right_random_walk": walk[1],
         }
         if m.before:
+            noise = m.noise_inside(early, [self.rates.last(p) if self.rates.trains(p) else 0.0 for p in m.parameters])
             rows, columns = m.step(parts)
             row |= {
                 "step_changed": float((rows != 0).float().mean()),
                 "step_inside_left": share_inside(columns.T, early.left),
                 "step_inside_right": share_inside(rows, early.right),
-                "step_inside_left_random": k / out,
-                "step_inside_right_random": k / in_,
+                "step_inside_left_random": noise[0],
+                "step_inside_right_random": noise[1],
             }
         if m.name in self._inputs:
             inside, whole = self._inputs[m.name]

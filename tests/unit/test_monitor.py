@@ -289,17 +289,19 @@ def test_lora_is_measured_as_the_merged_matrix(tmp_path: Path) -> None:
         assert 0 < row["walk_ratio"] < 4
 
 
+@pytest.mark.parametrize("pissa", [False, True])
 @pytest.mark.parametrize("frozen", [None, "lora_A"])
-def test_what_noise_does_to_a_lora(frozen: str | None) -> None:
-    """A and B, or B alone, driven by Adam on white noise: the merged matrix moves as far as stated."""
+def test_what_noise_does_to_a_lora(frozen: str | None, pissa: bool) -> None:
+    """A and B, or B alone, driven by Adam on white noise: the merged matrix moves as stated, and where."""
     peft = pytest.importorskip("peft")
     torch.manual_seed(0)
-    config = peft.LoraConfig(r=8, lora_alpha=16, target_modules=["0"])
+    start = {"init_lora_weights": "pissa"} if pissa else {}
+    config = peft.LoraConfig(r=8, lora_alpha=16, target_modules=["0"], **start)
     model = peft.get_peft_model(nn.Sequential(nn.Linear(96, 64)), config)
     factors = [p for name, p in model.named_parameters() if p.requires_grad and (not frozen or frozen not in name)]
-    optimizer = torch.optim.AdamW(factors, lr=1e-2, weight_decay=0.0)
-    with GeometryMonitor(model, optimizer, every=60, k=2) as monitor:
-        for _ in range(60):
+    optimizer = torch.optim.AdamW(factors, lr=5e-3, weight_decay=0.0)
+    with GeometryMonitor(model, optimizer, every=100, k=16) as monitor:
+        for _ in range(300):
             for p in factors:
                 p.grad = torch.randn_like(p)
             optimizer.step()
@@ -307,6 +309,13 @@ def test_what_noise_does_to_a_lora(frozen: str | None) -> None:
     assert found["walk_ratio"] == pytest.approx(1, abs=0.06)
     assert found["update_norm"] == pytest.approx(found["update_norm_noise"], rel=0.1)
     assert found["visible_share"] == pytest.approx(found["visible_share_noise"], abs=0.03)
+    assert found["stable_rank"] == pytest.approx(found["stable_rank_noise"], rel=0.15)  # of a whole matrix: 19
+    for side in ("left", "right"):
+        assert found[f"similarity_{side}"] == pytest.approx(found[f"similarity_{side}_random_walk"], abs=0.06)
+        assert found[f"step_inside_{side}"] == pytest.approx(found[f"step_inside_{side}_random"], abs=0.05)
+    if frozen:  # all that B can do lies in the span of A's rows: noise too is inside
+        assert found["similarity_right"] == pytest.approx(1, abs=1e-5)
+        assert found["step_inside_right"] == pytest.approx(1, abs=1e-5)
 
 
 OTHER_ADAPTERS = {

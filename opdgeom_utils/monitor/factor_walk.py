@@ -1,0 +1,108 @@
+"""What a LoRA shows whose factors walk at random. It has few directions: a whole matrix's nulls say nothing of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from opdgeom_utils.monitor.spaces import DRAWS, LeadingSpaces, similarity
+
+Distances = tuple[float, float]  # root mean squares of what A, and B, moved by
+
+
+@dataclass(frozen=True)
+class FactorWalk:
+    """The update ``B A - B0 A0`` when both factors go as far as they did, in directions of noise.
+
+    ``a``, ``b``: the factors before training, (rank, in) and (out, rank).
+    """
+
+    a: Float[Tensor, "r in"]
+    b: Float[Tensor, "out r"]
+
+    def stable_rank(self, moved: Distances) -> float:
+        """Stable rank of such an update, a mean of six draws; nan where neither factor moved.
+
+        >>> walk = FactorWalk(torch.eye(2, 50), torch.zeros(50, 2))
+        >>> 1.5 < walk.stable_rank((0.0, 1.0)) < 2
+        True
+        """
+        if not any(moved):
+            return math.nan
+        found = [self._spaces(step, 1).stable_rank for (step,) in self._walks(moved)]
+        return sum(found) / len(found)
+
+    def similarity(self, moved_then: Distances, moved: Distances, *, k: int) -> tuple[float, float]:
+        """Similarity, left and right, of its leading spaces to those that it had earlier, a mean of six draws.
+
+        >>> walk = FactorWalk(torch.eye(2, 50), torch.zeros(50, 2))
+        >>> [round(side, 2) for side in walk.similarity((0.0, 1.0), (0.0, 1.0), k=2)]
+        [1.0, 1.0]
+        """
+        if not any(moved) or not any(moved_then):
+            return math.nan, math.nan
+        total = torch.zeros(2, dtype=torch.float64)
+        for steps in self._walks(moved_then, moved):
+            then, now = (self._spaces(step, k) for step in steps)
+            total += torch.tensor([similarity(then.left, now.left), similarity(then.right, now.right)])
+        left, right = (total / DRAWS).tolist()
+        return left, right
+
+    def _walks(self, *moved: Distances) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """Draw walks of both factors through the given distances."""
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(DRAWS):
+            of_a, of_b = (
+                _walk(factor, [far[side] for far in moved], generator) for side, factor in enumerate((self.a, self.b))
+            )
+            yield list(zip(of_a, of_b, strict=True))
+
+    def _spaces(self, step: tuple[Tensor, Tensor], k: int) -> LeadingSpaces:
+        """Leading spaces of ``dB (A0 + dA) + B0 dA``, from its factors alone."""
+        a, b = step
+        left, right = b, (self.a + a).T
+        if bool(self.b.any()):
+            left, right = torch.cat([b, self.b], dim=1), torch.cat([right, a.T], dim=1)
+        (turn_left, upper_left), (turn_right, upper_right) = torch.linalg.qr(left), torch.linalg.qr(right)
+        u, s, vh = torch.linalg.svd(upper_left @ upper_right.T, full_matrices=False)
+        return LeadingSpaces(turn_left @ u[:, :k], turn_right @ vh[:k].T, float(s[0]), float(s.norm()))
+
+
+def _walk(factor: Tensor, distances: Sequence[float], generator: torch.Generator) -> list[Tensor]:
+    """Displacements at which noise has come so far; one that went further has its beginning in it."""
+    place, before, found = torch.zeros_like(factor), 0.0, []
+    for distance in distances:
+        kept = min(1.0, before / distance) if distance else 0.0
+        fresh = torch.randn(factor.shape, generator=generator).to(factor.device)
+        place, before = kept * place + math.sqrt(1 - kept**2) * fresh, distance
+        found.append(distance * place)
+    return found
+
+
+def share_of_noisy_step(
+    a: Float[Tensor, "r in"], b: Float[Tensor, "out r"], rates: Distances, spaces: LeadingSpaces
+) -> tuple[float, float]:
+    """Return the share, left and right, of ``dB A + B dA`` expected inside two spaces when both steps are noise.
+
+    ``a``, ``b``: the factors where the step begins.
+    ``rates``: root mean square of an entry's step in A, and in B.
+
+    A step of B alone has all its rows in the span of A's:
+
+    >>> axis = LeadingSpaces(torch.eye(4, 1), torch.eye(3, 1), 1.0, 1.0)
+    >>> share_of_noisy_step(torch.eye(1, 3), torch.zeros(4, 1), (0.0, 1.0), axis)
+    (0.25, 1.0)
+    """
+    k, out, in_ = spaces.left.shape[1], b.shape[0], a.shape[1]
+    of_a, of_b = rates[0] ** 2, rates[1] ** 2
+    whole = of_b * out * float(a.square().sum()) + of_a * in_ * float(b.square().sum())
+    if not whole > 0:
+        return math.nan, math.nan
+    left = of_b * k * float(a.square().sum()) + of_a * in_ * float((spaces.left.T @ b).square().sum())
+    right = of_b * out * float((a @ spaces.right).square().sum()) + of_a * k * float(b.square().sum())
+    return left / whole, right / whole
