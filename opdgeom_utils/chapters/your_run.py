@@ -28,6 +28,11 @@ SWAPPED = (
     "training: if it is the trained one, exchange the two."
 )
 
+ADAPTED = (
+    "Noise's ruler is left out. What was opened is an adapter: Adam moved its factors, not the matrices that they "
+    "make. Watched in training, the factors are set beside noise (`GeometryCallback`)."
+)
+
 
 @dataclass(frozen=True)
 class OpenedRun:
@@ -49,6 +54,11 @@ class OpenedRun:
     remarks: tuple[str, ...] = ()
     last_name: str = ""
     counted: bool = False
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether an adapter is among the checkpoints."""
+        return any(checkpoint.adapted is not None for _, checkpoint in self.checkpoints)
 
 
 def open_run(
@@ -111,9 +121,9 @@ def noise_options(run: OpenedRun, **given: Any) -> tuple[dict[str, Any], list[st
     ``run``: from :func:`open_run`.
     ``**given``: of :data:`opdgeom_utils.diagnose.schedule.OPTIONS`; None where nothing was said. Without a learning
     rate, a ``trainer_state.json`` beside the last checkpoint is read.
-    Returns ``learning_rates, betas, weight_decay``, or nothing where no schedule is known. Then what a reader should
-    know: first where the rates come from. Raises MetricInputError for numbers out of range, or words that make no
-    schedule.
+    Returns ``learning_rates, betas, weight_decay``, or nothing where no schedule is known or an adapter was opened.
+    Then what a reader should know: first where the rates come from. Raises MetricInputError for numbers out of range,
+    or words that make no schedule.
 
     >>> options, said = noise_options(open_run("base", "anchor", modules=["q_proj"]), learning_rate=1e-6, updates=2)
     >>> options["learning_rates"], said[0]
@@ -123,6 +133,8 @@ def noise_options(run: OpenedRun, **given: Any) -> tuple[dict[str, Any], list[st
     schedule, remark = schedule_of(given, _found(run.last_name), updates=steps[-1] if run.counted else None)
     if schedule is None:
         return {}, [remark] if remark else []
+    if run.has_adapter:
+        return {}, [ADAPTED]
     said = [f"Noise was given {schedule.said}.", *([remark] if remark else [])]
     rates: dict[int, tuple[float, ...]] = {steps[-1]: schedule.rates}
     if run.counted:

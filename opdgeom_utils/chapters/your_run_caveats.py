@@ -22,6 +22,10 @@ ALWAYS = (
     "rate and number of steps before it is one about the objective.",
     "The toy points are models of 1.6 million weights. They show what a null explains, not where a large model lies.",
 )
+LOW_RANK = (
+    "What was opened is an adapter. Its update has no more directions than its rank, whatever was learned, and the "
+    "nulls have as many as the matrix: rotation, drift and stable rank may differ from them by the rank alone."
+)
 
 
 def caveats(table: pd.DataFrame, run: OpenedRun, k: int) -> list[str]:
@@ -29,6 +33,7 @@ def caveats(table: pd.DataFrame, run: OpenedRun, k: int) -> list[str]:
     last = last_step(table)
     return [
         *_stored(last),
+        *([LOW_RANK] if run.has_adapter else []),
         *_nulls(last),
         *_about_k(last, k),
         *_odd_rows(table),

@@ -198,6 +198,12 @@ def _table(
     """Check every checkpoint before computing anything, then measure each matrix at all steps."""
     opened = open_checkpoint(reference)
     before, after, reports = aligned(opened, [open_checkpoint(source) for _, source in steps], strict=strict)
+    if settings.walks and (adapters := [one.label for one in after if one.adapted is not None]):
+        raise MetricInputError(
+            f"learning_rates are given and {adapters[0]} is an adapter: Adam moved its factors, not the matrices that "
+            "are measured, so noise along these rates says nothing of them. Leave learning_rates out; "
+            "GeometryCallback sets the factors beside noise during training."
+        )
     numbers = tuple(step for step, _ in steps)
     jobs = [
         Job(

@@ -2,17 +2,22 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from opdgeom_utils import cli, diagnose_pair, diagnose_trajectory
-from opdgeom_utils.chapters.your_run import noise_options, open_run
+from opdgeom_utils.chapters.your_run import ADAPTED, noise_options, open_run
+from opdgeom_utils.chapters.your_run_caveats import LOW_RANK, caveats
+from opdgeom_utils.checkpoints import open_checkpoint
 from opdgeom_utils.diagnose.schedule import STATE, rates_of_state, schedule_of, state_beside, walks_at
 from opdgeom_utils.errors import MetricInputError, TrainerStateError
+from tests.random_adapter import random_adapter
 
 W = "model.layers.0.self_attn.q_proj.weight"
 NORM = "model.norm.weight"
@@ -78,8 +83,6 @@ def test_a_trainers_run_stands_beside_noise_without_a_word(
     printed = capsys.readouterr().out
     assert "40 updates, their learning rates read from trainer_state.json" in printed
     assert "are assumed" in printed
-    import pandas as pd
-
     table = pd.read_csv(out)
     assert sorted(set(table["step"])) == [20, 40]
     ratios = table.loc[table["module"] == "q_proj"].set_index("step")["walk_ratio"]
@@ -89,6 +92,27 @@ def test_a_trainers_run_stands_beside_noise_without_a_word(
         by_hand, rel=0.15
     )  # forty updates of Adam walk a tenth further than the root
     assert table["noise_sparsity"].between(0, 1).all()
+
+
+def test_an_adapter_is_not_set_beside_noise_for_matrices_that_adam_never_stepped(
+    trained: tuple[Path, list[float]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A Trainer leaves its rates beside an adapter too; Adam moved the factors along them, not their product."""
+    from transformers import AutoModelForCausalLM
+
+    before = trained[0].parent / "before"
+    adapter = random_adapter(AutoModelForCausalLM.from_pretrained(before), tmp_path / "checkpoint-40")
+    shutil.copy(trained[0] / "checkpoint-40" / STATE, adapter)
+    run = open_run(str(before), str(adapter), base=str(before))
+    assert noise_options(run) == noise_options(run, learning_rate=1e-3) == ({}, [ADAPTED])
+    assert cli.main(["diagnose", str(before), str(adapter), "--base", str(before), "-o", str(tmp_path / "t.csv")]) == 0
+    assert "Adam moved its factors" in capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "t.csv")
+    assert "walk_ratio" not in table
+    assert LOW_RANK in caveats(table.assign(step=40), run, 4)
+    assert LOW_RANK not in caveats(table.assign(step=40), open_run(str(before), str(before)), 4)
+    with pytest.raises(MetricInputError, match="is an adapter: Adam moved its factors"):
+        diagnose_pair(open_checkpoint(before), run.checkpoints[0][1], learning_rates=[1e-3])
 
 
 def test_every_logged_rate_is_kept_and_the_others_are_on_straight_lines(tmp_path: Path) -> None:
