@@ -61,12 +61,17 @@ def scorecard(card: pd.DataFrame) -> Figure:
         )
     cell = card.groupby(["diagnostic", "condition"])
     place, among = cell.cumcount(), cell["id"].transform("count")
-    column = card.loc[:, "diagnostic"].map(across.index)
+    column, row = card.loc[:, "diagnostic"].map(across.index), card.loc[:, "condition"].map(down.index)
+    high = among.gt(2).add(1)  # three and more share their cell in two rows: slivers cannot be told apart
+    wide = (among + high - 1) // high
     rows = card.filter(items=["id", "statement", "verdict", "deciding", "reason"]).assign(
-        left=column + place / among + 0.03,
-        right=column + (place + 1) / among - 0.03,
-        middle=column + (place + 0.5) / among,
-        size=among.rtruediv(MARK),
+        left=column + place % wide / wide + 0.03,
+        right=column + (place % wide + 1) / wide - 0.03,
+        middle=column + (place % wide + 0.5) / wide,
+        top=row + place // wide / high + 0.04,
+        bottom=row + (place // wide + 1) / high - 0.04,
+        centre=row + (place // wide + 0.5) / high,
+        size=MARK / (wide * high),
         condition=card.loc[:, "condition"].map(_words),
         ink=[INK[VERDICT_COLOURS[v]] for v in card.loc[:, "verdict"]],
     )
@@ -91,7 +96,15 @@ def _matrix(rows: pd.DataFrame, across: Sequence[str], down: Sequence[str]) -> F
             labelPadding=7, orient="top", grid=False, ticks=False, domain=False, labelOverlap=False,
         )
     )  # fmt: skip
-    y = alt.Y("condition:N", sort=list(down), title=None).axis(ticks=False, domain=False)
+    y = (
+        alt.Y("top:Q", title=None)
+        .scale(domain=[len(down), 0], nice=False)
+        .axis(
+            values=[i + 0.5 for i in range(len(down))],
+            labelExpr=f"{json.dumps(list(down))}[floor(datum.value)]",
+            grid=False, ticks=False, domain=False, labelOverlap=False, labelBaseline="middle",
+        )
+    )  # fmt: skip
     bar = alt.Legend(orient="top", columns=2, symbolOpacity=1, symbolStrokeWidth=0)
     colours, shapes = (
         alt.Scale(domain=known, range=[kind[v] for v in known]) for kind in (VERDICT_COLOURS, VERDICT_SHAPES)
@@ -99,13 +112,13 @@ def _matrix(rows: pd.DataFrame, across: Sequence[str], down: Sequence[str]) -> F
     colour = alt.Color("verdict:N", title=None, scale=colours, legend=bar)
     shape = alt.Shape("verdict:N", title=None, scale=shapes, legend=bar)
     tip = ["id:N", "verdict:N", "statement:N", "reason:N"]
-    base = alt.Chart(rows).encode(y=y, tooltip=tip)
-    cells = base.mark_rect(cornerRadius=3).encode(x=x, x2="right:Q", color=colour)
-    middle = x.copy()
-    middle["shorthand"] = "middle:Q"
+    base = alt.Chart(rows).encode(tooltip=tip)
+    cells = base.mark_rect(cornerRadius=3).encode(x=x, x2="right:Q", y=y, y2="bottom:Q", color=colour)
+    middle, centre = x.copy(), y.copy()
+    middle["shorthand"], centre["shorthand"] = "middle:Q", "centre:Q"
     ink = alt.Fill("ink:N", scale=None, legend=None)
     size = alt.Size("size:Q", scale=None, legend=None)
-    marks = base.mark_point(opacity=1, strokeWidth=0).encode(x=middle, shape=shape, fill=ink, size=size)
+    marks = base.mark_point(opacity=1, strokeWidth=0).encode(x=middle, y=centre, shape=shape, fill=ink, size=size)
     return alt.layer(cells, marks).properties(
         width="container",
         height=CELL * len(down),
