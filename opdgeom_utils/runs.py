@@ -14,7 +14,7 @@ import torch
 import yaml
 from tqdm.auto import tqdm
 
-from opdgeom_utils import storage, training
+from opdgeom_utils import bf16_products, storage, training
 from opdgeom_utils.errors import CheckpointDamagedError, CheckpointNotFoundError, RecipeError
 from opdgeom_utils.evaluation import accuracy_table
 from opdgeom_utils.learner import Learner
@@ -68,7 +68,8 @@ def load_or_train(
                 if (run.path / "DONE").is_file():
                     print(f"{run.path.name}: {fault}; training the run again from its last good state")
                     (run.path / "DONE").unlink()
-                _train(run, device)
+                with bf16_products.made_fast():
+                    _train(run, device)
     return run
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
+from opdgeom_utils import bf16_products
 from opdgeom_utils.errors import OpdGeomError
 from opdgeom_utils.measures.of_runs import measures_of_run
 from opdgeom_utils.project_files import runs_folder
@@ -97,7 +98,8 @@ def main() -> None:
         return
     geometry_of(run)
     if more == ["measures"]:
-        measures_of_run(run)
+        with bf16_products.made_fast():
+            measures_of_run(run)
 
 
 if __name__ == "__main__":
