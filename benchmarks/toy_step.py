@@ -29,7 +29,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel, TrainerCallback
 
-from opdgeom_utils import batches, training
+from opdgeom_utils import batches, bf16_products, training
 from opdgeom_utils.errors import CheckpointNotFoundError
 from opdgeom_utils.learner import Learner
 from opdgeom_utils.models import keep_freed_memory, load_model, load_tokenizer, resolve_model
@@ -138,7 +138,7 @@ class Ours:
     def turn(self, keep: bool) -> None:
         """Do one round of rollouts and its updates; note the time of one update."""
         began = read_clocks()
-        with (self.phases if keep else PhaseClock()).watching(self.learner):
+        with (self.phases if keep else PhaseClock()).watching(self.learner), bf16_products.made_fast():
             with computing(self.learner.recipe.compute, self.learner.device):
                 made = training.make_batches(self.learner)
             logs = [training.apply_update(self.learner, batch) for batch in made]
