@@ -236,7 +236,7 @@ def check(
     with _plain_errors("nothing was checked"):
         from opdgeom_utils.fit import Setting, check_fit
 
-        together = sequences if micro_batch is None else min(micro_batch, sequences)
+        together = None if micro_batch is None else min(micro_batch, sequences)
         setting = Setting(
             sequences, together, prompt_tokens, completion_tokens, lora_rank, full_logits, checkpointing
         )  # fmt: skip

@@ -13,9 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from opdgeom_utils.checkpoints.opening import open_checkpoint
 from opdgeom_utils.errors import CheckpointNotFoundError, OpdGeomError, RecipeError
-from opdgeom_utils.fit.findings import NO_PADDING, Finding, length_finding, rows_finding
+from opdgeom_utils.fit.findings import Finding, length_finding
 from opdgeom_utils.fit.memory import Setting
 from opdgeom_utils.fit.sides import Side, open_side
+from opdgeom_utils.fit.token_findings import NO_PADDING, rows_finding
 from opdgeom_utils.learner import Learner
 from opdgeom_utils.models import (
     PACKAGED,

@@ -130,7 +130,7 @@ def plan_of(recipe: Recipe, sides: dict[str, Side], lengths: tuple[int, int], de
         **{f"{name}, fixed": (2 if half else 4) * side.n_parameters for name, side in fixed.items()},
         KV: parts[KV] * (1 if half else 2),
         ACTIVATIONS: parts[ACTIVATIONS] * (1 if half else 2),
-        LOGITS: LOGIT_BYTES * min(student.rows * setting.micro_batch * lengths[1], LOGITS_AT_ONCE),
+        LOGITS: LOGIT_BYTES * min(student.rows * setting.together * lengths[1], LOGITS_AT_ONCE),
         **({"libraries": LIBRARIES} if cuda else _on_a_cpu(recipe, student, setting)),
     }
     tokens, phases = prompts * recipe.group_size * sum(lengths), ((GRADIENTS, ACTIVATIONS, LOGITS), (KV,))
@@ -140,10 +140,10 @@ def plan_of(recipe: Recipe, sides: dict[str, Side], lengths: tuple[int, int], de
 def _on_a_cpu(recipe: Recipe, student: Side, setting: Setting) -> dict[str, int]:
     """Count the parts that a CPU has beside those of a card."""
     half, config, parts = recipe.compute == "bfloat16", student.config, memory_parts(student, student, setting)
-    width, layers, tokens = (2 if half else 4), config.num_hidden_layers, setting.micro_batch * setting.tokens
+    width, layers, tokens = (2 if half else 4), config.num_hidden_layers, setting.together * setting.tokens
     attention = tokens * attention_bytes(config) * (1 if recipe.gradient_checkpointing else layers)
     padding = (PADDING - 1) * (parts[ACTIVATIONS] + attention) if recipe.micro_tokens else 0
-    passes = recipe.steps * -(-recipe.prompts_per_update * recipe.group_size // setting.micro_batch)
+    passes = recipe.steps * -(-recipe.prompts_per_update * recipe.group_size // setting.together)
     return {
         "libraries": LIBRARIES_CPU,
         COPIES: parts[KV] * 2,

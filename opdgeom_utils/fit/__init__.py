@@ -5,12 +5,14 @@ Only configurations and tokenizers are read. No weights are loaded, and nothing 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from opdgeom_utils.errors import MetricInputError
 from opdgeom_utils.fit import findings as _look
+from opdgeom_utils.fit import token_findings as _tokens
 from opdgeom_utils.fit.findings import Finding
 from opdgeom_utils.fit.memory import CARD_GB, CHUNKED, FULL, GB, Setting, memory_parts, peak, smaller
 from opdgeom_utils.fit.sides import Side, open_side
@@ -88,15 +90,16 @@ def check_fit(
     >>> fit.fits, [finding.topic for finding in fit.findings if finding.level != "note"]
     (True, ['tokens', 'vocabulary', 'end tokens', 'chat template', 'thinking mode', 'lengths', 'teacher', 'memory'])
     """
-    if gpu_gb is not None and not gpu_gb > 0:
+    if gpu_gb is not None and not 0 < gpu_gb < math.inf:
         raise MetricInputError(f"the card's memory is {gpu_gb} GB, expected a positive number.")
     setting, ours, theirs = setting or Setting(), open_side(student), open_side(teacher)
     parts = memory_parts(ours, theirs, setting)
     needed = peak(parts, setting)
     found = [
-        _look.tokens_finding(ours, theirs),
-        _look.rows_finding(ours, theirs),
-        *_look.end_findings(ours, theirs),
+        *_look.name_findings(student, teacher),
+        _tokens.tokens_finding(ours, theirs),
+        _tokens.rows_finding(ours, theirs),
+        *_tokens.end_findings(ours, theirs),
         _look.template_finding(ours, theirs),
         _look.thinking_finding(ours, theirs, setting),
         _look.length_finding(ours, theirs, setting),

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from opdgeom_utils.fit.memory import RANK, Setting, one_copy
 from opdgeom_utils.fit.sides import NO_LIMIT, Side
+from opdgeom_utils.models import MODELS
 
 Level = Literal["stop", "change", "note", "fine"]
-SHOWN = 4  # of what differs
 TOO_LARGE = 10  # times the student
-NO_PADDING = (
-    "has no padding token, and texts of one batch are padded",
-    "set tokenizer.pad_token to tokenizer.eos_token or to a token of its own, save the tokenizer, and mask the loss by "
-    "the attention mask",
-)
-PROBE = 'The sum of 1234 and 56.7 is:\n\n  x² = naïve\t{"a": [1]}'
+SMALLER = 0.9  # of the student, from which on a teacher is said to be the smaller one
 
 
 @dataclass(frozen=True)
@@ -36,107 +31,19 @@ class Finding:
     advice: str = ""
 
 
-def tokens_finding(student: Side, teacher: Side) -> Finding:
-    """Say whether an entry of the logits means the same token on both sides."""
-    ours, theirs = student.tokens, teacher.tokens
-    common = ours.keys() & theirs.keys()
-    other = sorted(i for i in common if ours[i] != theirs[i])
-    moved = {ours[i] for i in ours.keys() - theirs.keys()} & {theirs[i] for i in theirs.keys() - ours.keys()}
-    if other or moved:
-        named = [f"{i} is {ours[i]!r} and {theirs[i]!r}" for i in other] or sorted(map(repr, moved))
-        return Finding(
-            "stop",
-            "tokens",
-            f"{len(other):,} of {len(common):,} ids mean different tokens, in student and teacher: {_few(named)}",
-            "their logits cannot be compared; take a teacher with the student's tokenizer, or a trainer that aligns "
-            "texts instead of logits (TRL's GOLD)",
-        )
-    for side, more, less in ((student, ours, theirs), (teacher, theirs, ours)):
-        if only := sorted(more.keys() - less.keys()):
-            return Finding(
-                "change",
-                "tokens",
-                f"{len(common):,} tokens agree; {side.name} has {len(only):,} more: "
-                f"{_few([f'{i} {more[i]!r}' for i in only])}",
-                "compare the logits of the tokens that both have, and give the others no probability on either side",
-            )
-    cut = [side.tokenizer(PROBE, add_special_tokens=False)["input_ids"] for side in (student, teacher)]
-    if cut[0] != cut[1]:
-        return Finding(
+def name_findings(*names: str | Path) -> list[Finding]:
+    """Say where a name is a shipped model's, and a folder here has it too."""
+    return [
+        Finding(
             "change",
-            "tokens",
-            f"the {len(ours):,} tokens agree, but texts are cut differently: {PROBE!r} into {len(cut[0])} and "
-            f"{len(cut[1])} tokens",
-            "encode prompts once, with the student's tokenizer, and let the teacher score these tokens",
+            "name",
+            f"{name} is taken for the model that comes with the book, and a folder here has that name too",
+            f"write ./{name} for the folder",
         )
-    return Finding("fine", "tokens", f"the same {len(ours):,} tokens on both sides, and texts are cut alike")
-
-
-def rows_finding(student: Side, teacher: Side) -> Finding:
-    """Compare the lengths of the logits with each other and with the tokens that there are."""
-    for side in (student, teacher):
-        if (last := max(side.tokens)) >= side.rows:
-            return Finding(
-                "stop",
-                "vocabulary",
-                f"{side.name}: its tokenizer has id {last:,}, its embedding only {side.rows:,} rows",
-                "tokenizer and model are not of one training; take the tokenizer that belongs to the weights, or "
-                f"resize_token_embeddings({last + 1})",
-            )
-    used = max(max(student.tokens), max(teacher.tokens)) + 1
-    if student.rows != teacher.rows:
-        largest = max(student.rows, teacher.rows)
-        smaller = "student" if student.rows < teacher.rows else "teacher"
-        return Finding(
-            "change",
-            "vocabulary",
-            f"logits of {student.rows:,} and {teacher.rows:,} entries (student, teacher) for {used:,} tokens; the rest "
-            "is padding",
-            f"compare the first {used:,} entries only. TRL's DistillationTrainer refuses such a pair: call "
-            f"{smaller}.resize_token_embeddings({largest}) first",
-        )
-    return Finding("fine", "vocabulary", f"logits of {student.rows:,} entries on both sides for {used:,} tokens")
-
-
-def end_findings(student: Side, teacher: Side) -> list[Finding]:
-    """Say which token ends a text on each side, and whether the student's padding hides it."""
-    ends = [{*side.stops} | ({side.end} if side.end is not None else set()) for side in (student, teacher)]
-    said = [f"stops at {_named(side, side.stops)}, its tokenizer writes {_named(side, [side.end])}" for side in
-            (student, teacher)]  # fmt: skip
-    both = sorted(set.union(*ends))
-    if not all(ends):
-        side = student if not ends[0] else teacher
-        found = Finding(
-            "change",
-            "end tokens",
-            f"{side.name} declares no end token; completions run to the limit",
-            "set eos_token in its tokenizer and eos_token_id in its generation_config.json",
-        )
-    elif ends[0] != ends[1] or student.end != teacher.end:
-        found = Finding(
-            "change",
-            "end tokens",
-            f"the student {said[0]}; the teacher {said[1]}",
-            "what one side takes for the end the other reads on from, and lengths explode: stop the student's rollouts "
-            f"at all of them (generation_config.eos_token_id = {both}), let the loss cover the token that ends a "
-            f"completion, and give the student the teacher's end by a short SFT (TRL: eos_token in SFTConfig)",
-        )
-    else:
-        found = Finding("fine", "end tokens", f"both sides end at {_named(student, both)}")
-    if student.tokenizer.pad_token_id is None:
-        return [found, Finding("change", "padding token", f"the student's tokenizer {NO_PADDING[0]}", NO_PADDING[1])]
-    if student.end is not None and student.tokenizer.pad_token_id == student.end:
-        return [
-            found,
-            Finding(
-                "change",
-                "padding token",
-                f"the student pads with its end token, {_named(student, [student.end])}",
-                "mask the loss by the attention mask and never by this id, or it does not learn to end; or pad with a "
-                "token of its own",
-            ),
-        ]
-    return [found]
+        for name in names
+        if isinstance(name, str) and "/" not in name and Path(name).is_dir() and (MODELS / name).is_dir()
+        and not Path(name).samefile(MODELS / name)
+    ]  # fmt: skip
 
 
 def template_finding(student: Side, teacher: Side) -> Finding:
@@ -169,15 +76,25 @@ def template_finding(student: Side, teacher: Side) -> Finding:
 
 def thinking_finding(student: Side, teacher: Side, setting: Setting) -> Finding:
     """Say who thinks before the answer."""
-    words = {"no": "does not think", "switch": "thinks unless told otherwise", "always": "always thinks"}
+    words = {
+        "no": "does not think",
+        "told": "thinks only when told to",
+        "switch": "thinks unless told otherwise",
+        "always": "always thinks",
+    }
     modes = student.thinking, teacher.thinking
     found = f"the student {words[modes[0]]}, the teacher {words[modes[1]]} (by the chat templates)"
     if modes == ("no", "no"):
         return Finding("fine", "thinking mode", found)
+    switch = f"{student.switch or teacher.switch}=False"
+    if student.switch and teacher.switch not in (None, student.switch):
+        switch += f" (student) and {teacher.switch}=False (teacher)"
+    if not {"always", "switch"} & {*modes}:
+        return Finding("note", "thinking mode", found, f"leave thoughts off on both sides: {switch}")
     if "always" in modes:
         advice = "take a teacher that answers at once, or a student with the same template, and leave room for thoughts"
     else:
-        advice = "render prompts with enable_thinking=False on both sides (TRL: chat_template_kwargs), or leave room"
+        advice = f"render prompts with {switch} on both sides (TRL: chat_template_kwargs), or leave room"
     level: Level = "note" if modes[0] == modes[1] else "change"
     return Finding(level, "thinking mode", found, f"{advice}: completions may have {setting.completion_tokens} tokens")
 
@@ -196,8 +113,18 @@ def length_finding(student: Side, teacher: Side, setting: Setting) -> Finding:
 
 def size_finding(student: Side, teacher: Side) -> Finding:
     """Compare the numbers of parameters."""
+    if student.folder and student.folder == teacher.folder:
+        return Finding(
+            "change",
+            "teacher",
+            "student and teacher are the same files",
+            "a model agrees with itself, and nothing is learned; give another teacher, unless it will read more than "
+            "the student does, such as a solution",
+        )
     ratio = teacher.n_parameters / student.n_parameters
-    found = f"the teacher has {ratio:.1f} times the student's parameters"
+    found = f"the teacher has {ratio:.{1 if ratio >= 1 else 2}f} times the student's parameters"
+    if ratio < SMALLER:
+        return Finding("note", "teacher", found, "the order is STUDENT TEACHER; are the two exchanged?")
     if ratio > TOO_LARGE:
         return Finding(
             "change",
@@ -226,23 +153,24 @@ def notes(student: Side, teacher: Side, setting: Setting) -> list[Finding]:
         found.insert(0, logits)
     for side in (student, teacher):
         if side.quantised:
+            stops = side is student and setting.lora_rank is None
             found.append(
                 Finding(
-                    "note",
+                    "stop" if stops else "note",
                     "quantised weights",
                     f"{side.name} is stored in fewer than 16 bits and counted here as if it were not",
-                    "take the original weights of a student: what is quantised cannot be trained in full",
+                    "what is quantised cannot be trained in full: take a student's original weights, give them 16 bits "
+                    "as they are loaded, or train a LoRA",
                 )
             )
+    if student.stacked and setting.lora_rank:
+        found.append(
+            Finding(
+                "note",
+                "experts",
+                f"the LoRA is counted on {student.name}'s linear maps; its experts lie in stacks, and none is counted",
+                "PEFT's all-linear adapts them too in some families, which takes many times more: name the modules "
+                "(target_modules)",
+            )
+        )
     return found
-
-
-def _few(words: Collection[str]) -> str:
-    """Return the first few, and how many more there are."""
-    more = f", and {len(words) - SHOWN:,} more" if len(words) > SHOWN else ""
-    return ", ".join(list(words)[:SHOWN]) + more
-
-
-def _named(side: Side, ids: Collection[int | None]) -> str:
-    """Return tokens with their ids."""
-    return ", ".join(f"{side.tokens.get(i, '?')} ({i})" for i in ids if i is not None) or "nothing"

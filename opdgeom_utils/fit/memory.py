@@ -10,7 +10,6 @@ and the keys and values of a rollout, an upper bound for models with a sliding w
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -34,7 +33,7 @@ class Setting:
     """How the training is run.
 
     ``sequences``, ``micro_batch``: completions that are sampled at once; completions in one forward and backward pass,
-    at most ``sequences``.
+    None for all that are sampled.
     ``prompt_tokens``, ``completion_tokens``: longest prompt and longest completion.
     ``lora_rank``: None trains every weight.
     ``full_logits``: whether all logits of a micro-batch exist at once; else ``CHUNK`` tokens' at a time.
@@ -42,7 +41,7 @@ class Setting:
     """
 
     sequences: int = 16
-    micro_batch: int = 16
+    micro_batch: int | None = None
     prompt_tokens: int = 256
     completion_tokens: int = 256
     lora_rank: int | None = None
@@ -50,9 +49,18 @@ class Setting:
     checkpointing: bool = True
 
     def __post_init__(self) -> None:
-        counts = (self.sequences, self.micro_batch, self.prompt_tokens, self.completion_tokens, self.lora_rank or 1)
-        if min(counts) < 1 or self.lora_rank == 0:
+        counts = [self.sequences, self.prompt_tokens, self.completion_tokens, self.micro_batch, self.lora_rank]
+        if min(count for count in counts if count is not None) < 1:
             raise MetricInputError(f"{self}: expected counts of at least 1; without a LoRA leave its rank out.")
+
+    @property
+    def together(self) -> int:
+        """Completions in one forward and backward pass.
+
+        >>> Setting(sequences=8).together
+        8
+        """
+        return self.sequences if self.micro_batch is None else self.micro_batch
 
     @property
     def tokens(self) -> int:
@@ -68,7 +76,7 @@ def memory_parts(student: Side, teacher: Side, setting: Setting) -> dict[str, in
     >>> parts["gradients, fp32"] / parts["teacher, bf16"]
     2.0
     """
-    n, completions = student.n_parameters, setting.micro_batch * setting.completion_tokens
+    n, completions = student.n_parameters, setting.together * setting.completion_tokens
     if setting.lora_rank is None:
         trained = {"weights, fp32": 4 * n, "their bf16 copy under autocast": 2 * n}
     else:
@@ -81,7 +89,7 @@ def memory_parts(student: Side, teacher: Side, setting: Setting) -> dict[str, in
         "AdamW, two moments in fp32": 8 * n,
         "teacher, bf16": 2 * teacher.n_parameters,
         "libraries": LIBRARIES,
-        KV: 4 * _kv_width(student.config) * student.config.num_hidden_layers * setting.sequences * setting.tokens,
+        KV: 4 * widths(student.config)[1] * student.config.num_hidden_layers * setting.sequences * setting.tokens,
         ACTIVATIONS: _activations(student.config, setting),
         FULL: copies * completions,
         CHUNKED: copies * min(CHUNK, completions),
@@ -104,11 +112,12 @@ def smaller(setting: Setting) -> Iterator[tuple[str, Setting]]:
     changes = [
         ("take the loss in chunks of tokens", {"full_logits": False}),
         ("turn on gradient checkpointing", {"checkpointing": True}),
-        ("4 completions in a micro-batch, and accumulate", {"micro_batch": min(4, setting.micro_batch)}),
+        ("4 completions in a micro-batch, and accumulate", {"micro_batch": min(4, setting.together)}),
         ("1 completion in a micro-batch, and accumulate", {"micro_batch": 1}),
         (f"train a LoRA of rank {RANK} over bf16 weights", {"lora_rank": setting.lora_rank or RANK}),
         ("sample 4 completions at once", {"sequences": min(4, setting.sequences)}),
     ]
+    setting = replace(setting, micro_batch=setting.together)
     useful = [change for change in changes if replace(setting, **change[1]) != setting]
     for count in range(1, len(useful) + 1):
         for chosen in combinations(useful, count):
@@ -117,16 +126,46 @@ def smaller(setting: Setting) -> Iterator[tuple[str, Setting]]:
 
 
 def widths(config: Any) -> tuple[int, int, int]:
-    """Entries of a token in one layer: of its queries, of its keys (its values have as many), inside the MLP."""
-    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    return math.prod(_heads(config)), _kv_width(config), inner
+    """Entries of a token in one layer: of its queries, of its keys (its values have as many), inside a dense MLP.
+
+    Where layers differ, the most of each.
+    """
+    try:
+        heads, width = _heads(config)
+        keys = (getattr(config, "num_key_value_heads", None) or heads) * width
+        if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
+            keys = width  # Falcon's word for one head of keys
+        dense = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+        inner = max(dense) if isinstance(dense, list | tuple) else dense
+    except RuntimeError:  # transformers refuses to name one number where layers have several
+        layers = [widths(layer) for layer in config.per_layer_config]
+        heads, keys, inner = (max(sizes) for sizes in zip(*layers, strict=True))
+        return heads, keys, inner
+    return heads * width, keys, inner
+
+
+def _mlp_bytes(config: Any) -> int:
+    """Bytes of a token that one layer's MLP keeps for the backward pass, the layer's norms and residuals left out.
+
+    Experts are chosen copies of a token that autocast leaves in fp32: input and output, both inner projections, the
+    activation and their product.
+    """
+    try:
+        chosen = getattr(config, "num_experts_per_tok", None) or getattr(config, "top_k_experts", None) or 0
+        inner = widths(config)[2]
+        expert = getattr(config, "moe_intermediate_size", None) or inner
+        return max(8 * inner, chosen * (16 * expert + 8 * config.hidden_size))
+    except RuntimeError:
+        return max(map(_mlp_bytes, config.per_layer_config))
 
 
 def _activations(config: Any, setting: Setting) -> int:
     """Count what the backward pass needs of the layers: all of it, or the layers' inputs and one layer's."""
-    tokens, hidden = setting.micro_batch * setting.tokens, config.hidden_size
-    heads, keys, inner = widths(config)
-    layer = 26 * hidden + 10 * (heads + keys) + 8 * inner  # bytes a token; saved tensors of Llama and Qwen3, counted
+    tokens, hidden = setting.together * setting.tokens, config.hidden_size
+    heads, keys, _ = widths(config)
+    layer = (
+        26 * hidden + 10 * (heads + keys) + _mlp_bytes(config)
+    )  # bytes a token; of Llama, Qwen3 and Mixtral, counted
     layers = config.num_hidden_layers
     return tokens * (4 * hidden * layers + layer if setting.checkpointing else layer * layers)
 
@@ -135,9 +174,3 @@ def _heads(config: Any) -> tuple[int, int]:
     """Attention heads and the width of one; none where there is no attention."""
     heads = getattr(config, "num_attention_heads", None) or 0
     return heads, getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1)
-
-
-def _kv_width(config: Any) -> int:
-    """Entries of a token's keys in one layer; its values have as many."""
-    heads, width = _heads(config)
-    return (getattr(config, "num_key_value_heads", None) or heads) * width

@@ -1,6 +1,7 @@
 """Will they fit: each trouble that users meet, in a folder that has it; the bytes against real modules and losses."""
 
 import json
+import math
 import weakref
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatch
@@ -10,22 +11,27 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     BertConfig,
+    FalconConfig,
     Gemma3Config,
     Gemma3TextConfig,
+    Gemma4TextConfig,
     GPT2Config,
     LlamaConfig,
     MambaConfig,
+    MixtralConfig,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 from opdgeom_utils import cli
@@ -251,6 +257,35 @@ def test_texts_that_are_cut_differently_are_told(save: Save) -> None:
     assert (level, counts[1], counts[0] < 4, "cut differently" in said) == ("change", 4, True, True)
 
 
+@pytest.mark.parametrize("normalizer", [normalizers.NFC(), normalizers.NFD(), normalizers.Strip()], ids=str)
+def test_normalizers_that_change_texts_are_told(save: Save, normalizer: normalizers.Normalizer) -> None:
+    core = bpe(300, (END, TURN, ANSWER, THOUGHT))
+    core.normalizer = normalizer
+    level, said, _ = found(check_fit(save("student"), save("teacher", core=core)), "tokens")
+    assert (level, "the 304 tokens agree, but texts are cut differently" in said) == ("change", True)
+
+
+def test_a_token_that_one_side_never_reads_as_one_is_told(save: Save) -> None:
+    content = json.loads(bpe(300, (END, TURN, ANSWER, THOUGHT)).to_str())
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] != THOUGHT]
+    content["model"]["vocab"] |= {END: 300, TURN: 301, ANSWER: 302, THOUGHT: 303}
+    teacher = save("teacher", core=Tokenizer.from_str(json.dumps(content)))
+    level, said, _ = found(check_fit(save("student"), teacher), "tokens")
+    assert (level, "'a <think> b' into 5 and 11 tokens" in said) == ("change", True)  # its seven letters and signs
+
+
+def test_a_mark_before_every_text_is_told(save: Save) -> None:
+    core = bpe(300, (END, TURN, ANSWER, THOUGHT))
+    core.post_processor = processors.TemplateProcessing(single=f"{TURN} $A", special_tokens=[(TURN, 301)])
+    marked, plain = save("marked", core=core), save("plain")
+    assert found(check_fit(plain, marked), "tokens")[:2] == (
+        "change",
+        "the 304 tokens agree, but around a text the student's tokenizer puts nothing, the teacher's "
+        "<|im_start|> (301)",
+    )
+    assert levels(check_fit(marked, save("marked too", core=core))) == {}
+
+
 # --- ends, templates, lengths, sizes ----------------------------------------------------------------------------------
 
 
@@ -274,6 +309,23 @@ def test_no_end_and_an_end_that_is_padding(save: Save) -> None:
     )  # fmt: skip
 
 
+def test_an_end_that_generate_reads_over_is_told_where_both_sides_have_it(save: Save) -> None:
+    fit = check_fit(save("student", stops=300), save("teacher", stops=300))  # Llama 3 as it came out: ends in a turn's
+    level, said, advice = found(fit, "end tokens")
+    assert (level, said.count("stops at <|endoftext|> (300), its tokenizer writes <|im_end|> (302)")) == ("change", 2)
+    assert "to [300, 302]" in advice
+    config = Qwen3Config(**TINY, vocab_size=320, eos_token_id=None)
+    endless = check_fit(save("a", stops=None, config=config), save("b", stops=None, config=config))
+    assert "stops at nothing, its tokenizer writes <|im_end|> (302)" in found(endless, "end tokens")[1]
+
+
+@pytest.mark.parametrize("said", ['"302"', "[[302]]", "302.0", "true"])
+def test_an_end_that_is_no_id_is_refused(save: Save, said: str) -> None:
+    (folder := save("side")).joinpath("generation_config.json").write_text(f'{{"eos_token_id": {said}}}')
+    with pytest.raises(CheckpointDamagedError, match=r"expected a token's id .*; mend generation_config\.json"):
+        open_side(folder)
+
+
 def test_templates_are_compared_by_what_they_write(save: Save, tmp_path: Path) -> None:
     plain = CHAT.replace("{{ m.role }}", "{{ m['role'] }}")
     assert levels(check_fit(save("student"), save("teacher", template=plain))) == {}
@@ -291,9 +343,22 @@ def test_thinking_is_seen_in_what_the_template_writes(save: Save) -> None:
     always = save("always", template=CHAT + "<think>\n")
     assert [open_side(side).thinking for side in (plain, switch, always)] == ["no", "switch", "always"]
     assert levels(check_fit(plain, switch)) == {"thinking mode": "change"}
-    assert levels(check_fit(switch, switch)) == {"thinking mode": "note"}
+    assert levels(check_fit(switch, save("as well", template=CHAT + QUIET))) == {"thinking mode": "note"}
     level, _, advice = found(check_fit(plain, always), "thinking mode")
     assert (level, "answers at once" in advice, "256 tokens" in advice) == ("change", True, True)
+
+
+@pytest.mark.parametrize("word", ["enable_thinking", "thinking"])
+def test_thoughts_that_come_only_when_told_to(save: Save, word: str) -> None:
+    told = save("told", template=CHAT + f"{{% if {word} is defined and {word} %}}<think>\n{{% endif %}}")
+    assert open_side(told).thinking == "told"
+    level, said, advice = found(check_fit(save("plain"), told), "thinking mode")
+    assert (level, "the teacher thinks only when told to" in said) == ("note", True)
+    assert advice == f"leave thoughts off on both sides: {word}=False"
+    other = save("other", template=CHAT + QUIET)
+    both = "thinking=False (student) and enable_thinking=False (teacher)"
+    advice = found(check_fit(told, other), "thinking mode")[2]
+    assert (both if word == "thinking" else "prompts with enable_thinking=False on both sides") in advice
 
 
 def test_lengths_count_prompt_and_completion_on_both_sides(save: Save) -> None:
@@ -318,6 +383,25 @@ def test_a_teacher_can_be_too_large(save: Save) -> None:
         )
 
 
+def test_a_model_is_no_teacher_of_itself_and_a_smaller_one_is_asked_after(save: Save) -> None:
+    student = save("student")
+    level, said, _ = found(check_fit(student, student / ".." / "student"), "teacher")
+    assert (level, said) == ("change", "student and teacher are the same files")
+    large = save("large", config=Qwen3Config(**{**TINY, "hidden_size": 512}, vocab_size=320))
+    ratio = open_side(student).n_parameters / open_side(large).n_parameters
+    level, said, advice = found(check_fit(large, student), "teacher")
+    assert (level, f"{ratio:.2f} times" in said, "exchanged" in advice) == ("note", True, True)
+
+
+def test_a_quantised_student_is_not_trained_in_full(save: Save) -> None:
+    student, teacher = save("student"), save("teacher")
+    content = json.loads((student / "config.json").read_text())
+    content["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (student / "config.json").write_text(json.dumps(content))
+    assert levels(check_fit(student, teacher)) == {"quantised weights": "stop"}
+    assert levels(check_fit(student, teacher, setting=Setting(lora_rank=8))) == {"quantised weights": "note"}
+
+
 def test_quantised_weights_are_said(save: Save) -> None:
     teacher = save("teacher")
     content = json.loads((teacher / "config.json").read_text())
@@ -329,14 +413,22 @@ def test_quantised_weights_are_said(save: Save) -> None:
 # --- bytes against what torch holds -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [LlamaConfig, Qwen3Config])
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        (LlamaConfig, {}),
+        (Qwen3Config, {}),
+        (MixtralConfig, {"num_local_experts": 4, "num_experts_per_tok": 3}),
+        (Qwen3MoeConfig, {"num_experts": 8, "num_experts_per_tok": 4, "moe_intermediate_size": 64}),
+    ],
+)
 @pytest.mark.parametrize(("inner", "kv_heads", "layers"), [(384, 2, 2), (640, 4, 6)])
 def test_activations_are_near_what_autograd_saves(
-    save: Save, kind: type[PreTrainedConfig], inner: int, kv_heads: int, layers: int
+    save: Save, kind: type[PreTrainedConfig], more: dict[str, int], inner: int, kv_heads: int, layers: int
 ) -> None:
     config = kind(
         vocab_size=320, hidden_size=128, num_hidden_layers=layers, num_attention_heads=4, head_dim=32,
-        num_key_value_heads=kv_heads, intermediate_size=inner,
+        num_key_value_heads=kv_heads, intermediate_size=inner, **more,
     )  # fmt: skip
     side = open_side(save("side", config=config))
     setting = Setting(4, 4, 20, 30, checkpointing=False)
@@ -363,6 +455,35 @@ def test_keys_and_values_are_those_of_a_real_cache(save: Save) -> None:
     cache = model(input_ids=torch.zeros(3, 12, dtype=torch.long), use_cache=True).past_key_values
     real = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     assert memory_parts(side, side, Setting(3, 3, 5, 7))[KV] == real
+
+
+def test_a_falcon_has_one_head_of_keys(save: Save) -> None:
+    config = FalconConfig(vocab_size=320, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+    side = open_side(save("side", config=config))
+    assert memory_parts(side, side, Setting())[KV] == 2 * 2 * 8 * 2 * 16 * 512  # bf16, keys and values, two layers
+
+
+def test_layers_that_differ_are_counted_by_the_largest(save: Save) -> None:
+    sizes = {"num_hidden_layers": 6, "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 8, "global_head_dim": 16}
+    config = Gemma4TextConfig(**{**TINY, **sizes}, vocab_size=320, vocab_size_per_layer_input=320)
+    side = open_side(save("side", config=config))
+    assert check_fit(side.folder or "", save("student"), setting=Setting(4)).memory[KV] == 2 * 2 * 2 * 16 * 6 * 4 * 512
+
+
+def test_all_that_is_sampled_is_learned_from_at_once_unless_told_otherwise(save: Save) -> None:
+    side = open_side(save("side"))
+    said = [memory_parts(side, side, Setting(8, micro)) for micro in (None, 8, 4)]
+    assert said[0] == said[1] != said[2]
+
+
+def test_experts_are_counted_and_their_lora_is_said_to_be_left_out(save: Save) -> None:
+    config = MixtralConfig(**TINY, vocab_size=320, num_local_experts=4)
+    side, model = open_side(save("side", config=config)), AutoModelForCausalLM.from_config(config)
+    assert side.n_parameters == sum(p.numel() for p in model.parameters())
+    assert side.n_parameters > 2 * 4 * 3 * 32 * 48  # two layers, four experts, three matrices
+    other = save("other", config=config)
+    assert levels(check_fit(side.folder or "", other, setting=Setting(lora_rank=4))) == {"experts": "note"}
+    assert levels(check_fit(side.folder or "", other)) == {}
 
 
 @pytest.mark.parametrize("config", [Qwen3Config(**TINY, vocab_size=320), GPT2_CONFIG], ids=["qwen3", "gpt2"])
@@ -426,12 +547,63 @@ def test_what_is_missing_is_said_with_what_to_do(save: Save, tmp_path: Path) -> 
     broken = save("broken", template=CHAT + "{{ raise_exception('no such role') }}")
     with pytest.raises(CheckpointDamagedError, match=r"broken: its chat template .*no such role"):
         check_fit(side, broken)
-    for wrong in ({"gpu_gb": 0.0}, {"gpu_gb": float("nan")}):
+    for wrong in ({"gpu_gb": 0.0}, {"gpu_gb": -24}, {"gpu_gb": float("nan")}, {"gpu_gb": math.inf}):
         with pytest.raises(MetricInputError, match="expected a positive number"):
             check_fit(side, side, **wrong)
     for counts in ({"sequences": 0}, {"lora_rank": 0}, {"micro_batch": -1}):
         with pytest.raises(MetricInputError, match="expected counts of at least 1"):
             Setting(**counts)
+
+
+def test_a_folder_is_not_taken_for_a_shipped_model_of_its_name(
+    save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save("teacher")
+    monkeypatch.chdir(tmp_path)
+    for source in ("./teacher", "teacher/", Path("teacher"), str(tmp_path / "teacher")):
+        assert (open_side(source).rows, open_side(source).folder) == (320, tmp_path / "teacher")
+    shipped = check_fit("anchor", "teacher")
+    assert shipped.teacher.rows == 53
+    level, said, advice = found(shipped, "name")
+    assert (level, advice) == ("change", "write ./teacher for the folder")
+    assert "teacher is taken for the model that comes with the book" in said
+
+
+def test_a_tokenizer_that_transformers_makes_up_is_refused(save: Save) -> None:
+    folder = save("side", config=LlamaConfig(**TINY, vocab_size=320))
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "Qwen2Tokenizer"}')
+    assert len(AutoTokenizer.from_pretrained(folder)) == 1  # no error, and a vocabulary of one token
+    with pytest.raises(CheckpointNotFoundError, match=r"side has a tokenizer_config\.json and no vocabulary beside it"):
+        open_side(folder)
+
+
+def test_what_cannot_be_read_ends_in_plain_words(save: Save, tmp_path: Path) -> None:
+    def changed(name: str, **fields: Any) -> Path:
+        content = json.loads(((folder := save(name)) / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(content | fields))
+        return folder
+
+    for folder, reason in (
+        (changed("text", hidden_size="32"), "Field 'hidden_size' expected int, got str"),
+        (changed("heads", num_attention_heads=0), "modulo by zero"),
+        (changed("padding", pad_token_id=999), "Padding_idx must be within num_embeddings"),
+    ):
+        with pytest.raises(CheckpointDamagedError, match=f"no causal language model .*{reason}"):
+            open_side(folder)
+    for content in ("[]", "{", ""):
+        (folder := save("broken")).joinpath("generation_config.json").write_text(content)
+        with pytest.raises(CheckpointDamagedError, match=r"its generation_config\.json is no block of settings"):
+            open_side(folder)
+    with pytest.raises(CheckpointDamagedError, match=r"cannot write a plain question \(division by zero"):
+        check_fit(save("zero", template="{{ 1 / 0 }}"), save("side"))
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(CheckpointNotFoundError, match=r"model\.gguf is a file; give the folder"):
+        open_side(tmp_path / "model.gguf")
+    with pytest.raises(CheckpointNotFoundError, match="a model's name is empty"):
+        open_side(" ")
+    with pytest.raises(CheckpointNotFoundError, match="no such home folder"):
+        open_side("~nobody-of-this-name/model")
 
 
 def test_other_families_are_read_too(save: Save) -> None:
