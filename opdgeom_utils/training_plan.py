@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from opdgeom_utils import bf16_products
 from opdgeom_utils.errors import TrainingMemoryError
 from opdgeom_utils.evaluation import BATCH
 from opdgeom_utils.fit.memory import ACTIVATIONS, GB, GRADIENTS, KV, LIBRARIES, LOGIT_BYTES, Setting, memory_parts
@@ -121,15 +122,17 @@ def plan_of(recipe: Recipe, sides: dict[str, Side], lengths: tuple[int, int], de
     )  # fmt: skip
     parts, cuda = memory_parts(student, student, setting), device.type == "cuda"
     fixed = {name: sides[name] for name in (recipe.teacher, recipe.anchor, recipe.writer) if name}
+    short = half and (cuda or not bf16_products.are_slow())  # else what a product keeps is rounded, and in float32
+    copies = {"bf16 copy under autocast": 2 * n} if short else {"rounded weights, in fp32": 4 * n}
     memory = {
         "weights, fp32": 4 * n,
         "the weights it starts from, fp32": 4 * n,
         "AdamW, two moments in fp32": 8 * n,
         GRADIENTS: 4 * n,
-        **({"bf16 copy under autocast": 2 * n} if half else {}),
+        **(copies if half else {}),
         **{f"{name}, fixed": (2 if half else 4) * side.n_parameters for name, side in fixed.items()},
         KV: parts[KV] * (1 if half else 2),
-        ACTIVATIONS: parts[ACTIVATIONS] * (1 if half else 2),
+        ACTIVATIONS: parts[ACTIVATIONS] * (1 if short else 2),
         LOGITS: LOGIT_BYTES * min(student.rows * setting.together * lengths[1], LOGITS_AT_ONCE),
         **({"libraries": LIBRARIES} if cuda else _on_a_cpu(recipe, student, setting)),
     }

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from opdgeom_utils import load_or_train, training_plan
+from opdgeom_utils import bf16_products, load_or_train, training_plan
 from opdgeom_utils.errors import TrainingMemoryError
 from opdgeom_utils.fit.memory import ACTIVATIONS, KV, Setting
 from opdgeom_utils.fit.processor import compiled_bytes, products
@@ -26,7 +26,8 @@ def large(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
     return world
 
 
-def test_memory_is_counted_by_hand(world: World) -> None:
+def test_memory_is_counted_by_hand(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bf16_products, "are_slow", lambda: False)
     recipe = dataclasses.replace(load_recipe("opd", "tiny"), compute="bfloat16")
     sides = {name: open_side(name) for name in ("anchor", "teacher")}
     n = sides["anchor"].n_parameters
@@ -48,6 +49,10 @@ def test_memory_is_counted_by_hand(world: World) -> None:
     rows = max(4, 1 * len(recipe.held_out))
     assert plan.memory[KV] + plan.memory[COPIES] == 2 * 2 * rows * 15 * (16 * 4 + 16 * 2)
     assert plan.peak == sum(plan.memory.values())  # what one phase frees is not given to the next
+    monkeypatch.setattr(bf16_products, "are_slow", lambda: True)  # what products keep is then in float32
+    wider = plan_of(recipe, sides, (10, 5), CPU)
+    assert wider.memory["rounded weights, in fp32"] == 4 * n
+    assert wider.memory[ACTIVATIONS] == 2 * plan.memory[ACTIVATIONS]
 
 
 def test_what_is_true_on_a_cpu_only_is_not_asked_of_a_card(world: World) -> None:
