@@ -77,7 +77,8 @@ class WatchedAdapter(WatchedWeight):
         if not all(self.trained):
             return {id(p): rates.distances(p) for p in self.stepped}
         a, b = (float(factor.square().mean().sqrt()) for factor in self._factors)
-        return dict(zip(map(id, self.parameters), rates.distances_of_factors(*self.parameters, (a, b)), strict=True))
+        of_a, of_b = self.parameters
+        return dict(zip((id(of_a), id(of_b)), rates.distances_of_factors(of_a, of_b, (a, b)), strict=True))
 
     def noise_rms(self, walks: dict[int, float]) -> float:
         """Root mean square of ``scale (B A - B0 A0)`` when each factor walks by itself."""

@@ -45,7 +45,7 @@ class RatesTaken:
         self._exact: dict[tuple[Any, ...], tuple[int, float, float]] = {}
         self._missed: set[int] = set()
         self._warm: dict[int, int] = {}  # steps before, of a group or a parameter
-        self._begun = self._told = False
+        self._begun, self._told, self._groups = False, False, len(optimizer.param_groups)
         name = type(optimizer).__name__.lower()
         self.is_adam = "adam" in name and not OTHER_STEPS.search(name) and "betas" in optimizer.defaults
 
@@ -63,7 +63,7 @@ class RatesTaken:
             for p in watched:
                 if len(own := self._earlier(p)) != self._warm[self._group[id(p)]]:
                     self._own[id(p)], self._warm[id(p)] = own, len(own)
-        if len(groups) > len(self.taken) and not self._told:
+        if len(groups) > self._groups and not self._told:
             self._told = True
             warnings.warn(
                 "the optimizer was given more parameters after the monitor was made; they are not watched. Make the "

@@ -722,3 +722,15 @@ def test_two_adapters_of_one_matrix_at_once() -> None:
         optimizer.step()
     sparsity = metrics.update_sparsity(before, merged().detach())
     assert monitor.latest["geometry/visible_share"] == pytest.approx(1 - sparsity, abs=2e-3)
+
+
+def test_the_page_of_a_run_without_a_walk_says_so(tmp_path: Path) -> None:
+    layers, table = nn.Sequential(nn.Linear(8, 8)), tmp_path / "g.parquet"
+    optimizer = torch.optim.SGD(layers.parameters(), lr=0.1)
+    with GeometryMonitor(layers, optimizer, every=1, k=2, out=table):
+        layers(torch.ones(1, 8)).sum().backward()
+        optimizer.step()
+    assert cli.main(["report", str(table)]) == 0
+    page = (tmp_path / "g.html").read_text()
+    assert "nan times" not in page
+    assert "How far noise would go by step 1 is not known" in page
