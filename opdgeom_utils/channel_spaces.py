@@ -100,8 +100,9 @@ def spaces_of_activations(
     Raises
     ------
     MetricInputError
-        When there are no batches, or something else; when what a map reads is not finite or has fewer than ``rank``
-        directions, as of a few tokens; when the model has an adapter; when the rank is no count.
+        When there are no batches, or something that the model cannot be called with; when what a map reads is not
+        finite or has fewer than ``rank`` directions, as of a few tokens; when the model has an adapter; when the rank
+        is no count.
     """
     check_rank_and_side(rank)
     moments = _Moments()
@@ -111,7 +112,7 @@ def spaces_of_activations(
         model.eval()
         for batch in batches:
             moments.mask = _mask_of(batch)
-            model(**batch)
+            _call(model, batch)
     finally:
         for hook in hooks:
             hook.remove()
@@ -128,9 +129,12 @@ def random_spaces(
 ) -> dict[str, Float[Tensor, "dim k"]]:
     """Spaces without any direction of their own, one for each linear map of the layers: the null of the others.
 
-    Raises MetricInputError when the model has an adapter or no linear map, the rank is no count, or the side no side.
+    Raises MetricInputError when the model has an adapter or no linear map, the rank is no count, the side no side, or
+    the seed no whole number below 2**32 in size.
     """
     check_rank_and_side(rank, side)
+    if type(seed) is not int or abs(seed) >= 2**32:
+        raise MetricInputError(f"seed {seed!r}; expected a whole number below 2**32 in size.")
     spaces = {}
     for number, (name, layer) in enumerate(_linear_maps(model)):
         dim = layer.in_features if side == "right" else layer.out_features
@@ -176,9 +180,32 @@ def _mask_of(batch: Mapping[str, Tensor]) -> Tensor | None:
     mask = batch.get("attention_mask")
     if mask is not None and mask.ndim != 2:
         raise MetricInputError(f"attention_mask of shape {tuple(mask.shape)}; expected (sequences, tokens).")
+    ids = batch.get("input_ids")
+    if mask is not None and isinstance(ids, Tensor) and mask.shape != ids.shape:
+        raise MetricInputError(
+            f"attention_mask of shape {tuple(mask.shape)} beside input_ids of shape {tuple(ids.shape)}; expected one."
+        )
     if empty := [name for name, value in batch.items() if isinstance(value, Tensor) and not value.numel()]:
         raise MetricInputError(f"a batch is empty: {', '.join(empty)}; expected sequences with tokens.")
     return mask
+
+
+def _call(model: nn.Module, batch: Mapping[str, Tensor]) -> None:
+    """Call a model with a batch, and say what the batch is where the model will not have it."""
+    try:
+        model(**batch)
+    except (MetricInputError, torch.OutOfMemoryError):
+        raise
+    except (TypeError, ValueError, IndexError, RuntimeError) as error:
+        held = ", ".join(
+            f"{name} ({value.dtype if isinstance(value, Tensor) else type(value).__name__})"
+            for name, value in batch.items()
+        )
+        raise MetricInputError(
+            f"{type(model).__name__} cannot be called with a batch of {held or 'nothing'} "
+            f"({(str(error) or type(error).__name__).splitlines()[0]}); expected what a tokenizer of this model "
+            "returns: {'input_ids': ids, 'attention_mask': mask}, whole numbers (sequences, tokens)."
+        ) from error
 
 
 def _linear_maps(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:

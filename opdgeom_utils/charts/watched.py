@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import altair as alt
 import pandas as pd
 
@@ -36,11 +38,14 @@ def watched_run(numbers: pd.DataFrame) -> Figure:
     for column, null, words in PANELS:
         if column not in numbers or not numbers[column].notna().to_numpy().any():
             continue
-        against = numbers[null] if isinstance(null, str) else pd.Series(null, index=numbers.index)
+        known = null if not isinstance(null, str) else numbers.get(null, math.nan)
+        against = pd.Series(known, index=numbers.index, dtype=float)
         parts = [("measured", numbers[column]), ("its null", against)]
         rows = pd.concat([pd.DataFrame({"step": numbers["step"], "value": v, "series": name}) for name, v in parts])
         panels.append(_panel(rows.dropna(), words))
-        said.append(f"{words} {numbers[column].iloc[-1]:.3g} (null {against.iloc[-1]:.3g})")
+        said.append(
+            f"{words} {numbers[column].iloc[-1]:.3g} (null {against.iloc[-1]:.3g})".replace("null nan", "no null")
+        )
     chart = alt.concat(*panels, columns=2)
     return chart.properties(
         description=f"Along the steps, a panel for each number with its null. At step {numbers['step'].iloc[-1]}: "

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from opdgeom_utils.checkpoints import module_of
 from opdgeom_utils.checkpoints.layouts import unwrapped
 from opdgeom_utils.errors import MonitorError
-from opdgeom_utils.monitor.matrices import WatchedAdapter, WatchedWeight
+from opdgeom_utils.monitor.adapters import WatchedAdapter
+from opdgeom_utils.monitor.matrices import WatchedWeight
 from opdgeom_utils.monitor.rates import RatesTaken
 
 SAVED_WHOLE = re.compile(r"\.modules_to_save\.[^.]+")  # peft's place for a layer that is trained whole
@@ -104,5 +105,17 @@ def _lora(name: str, layer: Any, rates: RatesTaken) -> list[WatchedWeight]:
         if plain and any(trained):
             own = unwrapped(f"{name}.weight")
             scale, turned = float(layer.scaling[adapter]), bool(getattr(layer, "fan_in_fan_out", False))
-            found.append(WatchedAdapter(own, factors, layer, turned=turned, scale=scale, trained=trained))
+            others = [
+                (layer.lora_A[name].weight, layer.lora_B[name].weight, float(layer.scaling[name]))
+                for name in layer.active_adapters
+                if name != adapter and name in layer.lora_A
+            ]
+            found.append(
+                WatchedAdapter(own, factors, layer, turned=turned, scale=scale, trained=trained, others=others)
+            )
+    if len(found) > 1:
+        raise MonitorError(
+            f"{found[0].name} has {len(found)} adapters that are trained at once; expected one. Activate one of them, "
+            "model.set_adapter(name), or watch kinds without them: matrices=[...]."
+        )
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -54,13 +54,22 @@ class FactorWalk:
         return left, right
 
     def _walks(self, *moved: Distances) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        """Draw walks of both factors through the given distances."""
+        """Draw walks of both factors through the given distances, each with what went before in it.
+
+        The gradient of B is ``G A'``, that of A ``B' G``: with noise in G, directions of one factor are alike as far as
+        those of the other are. Adam makes them equally long.
+        """
         generator = torch.Generator().manual_seed(0)
         for _ in range(DRAWS):
-            of_a, of_b = (
-                _walk(factor, [far[side] for far in moved], generator) for side, factor in enumerate((self.a, self.b))
-            )
-            yield list(zip(of_a, of_b, strict=True))
+            of_a, of_b, before, found = torch.zeros_like(self.a), torch.zeros_like(self.b), (0.0, 0.0), []
+            for far in moved:
+                fresh = torch.randn(self.b.shape, generator=generator).to(self.b.device)
+                of_b = _further(of_b, before[1], far[1], fresh @ _likeness(self.a + of_a))
+                fresh = torch.randn(self.a.shape, generator=generator).to(self.a.device)
+                of_a = _further(of_a, before[0], far[0], _likeness((self.b + of_b).T) @ fresh)
+                before = far
+                found.append((of_a, of_b))
+            yield found
 
     def _spaces(self, step: tuple[Tensor, Tensor], k: int) -> LeadingSpaces:
         """Leading spaces of ``dB (A0 + dA) + B0 dA``, from its factors alone."""
@@ -73,15 +82,20 @@ class FactorWalk:
         return LeadingSpaces(turn_left @ u[:, :k], turn_right @ vh[:k].T, float(s[0]), float(s.norm()))
 
 
-def _walk(factor: Tensor, distances: Sequence[float], generator: torch.Generator) -> list[Tensor]:
-    """Displacements at which noise has come so far; one that went further has its beginning in it."""
-    place, before, found = torch.zeros_like(factor), 0.0, []
-    for distance in distances:
-        kept = min(1.0, before / distance) if distance else 0.0
-        fresh = torch.randn(factor.shape, generator=generator).to(factor.device)
-        place, before = kept * place + math.sqrt(1 - kept**2) * fresh, distance
-        found.append(distance * place)
-    return found
+def _further(place: Tensor, before: float, distance: float, fresh: Tensor) -> Tensor:
+    """Displacement at which noise has come so far; what it went before is in it."""
+    kept = min(1.0, before / distance) if distance else 0.0
+    there = kept * place / before if before else 0.0
+    return distance * (there + math.sqrt(1 - kept**2) * fresh)
+
+
+def _likeness(rows: Float[Tensor, "r n"]) -> Float[Tensor, "r r"]:
+    """Root of the matrix of cosines between rows; a row of zeros is like no other."""
+    norms = rows.norm(dim=1, keepdim=True)
+    cosines = (rows / norms.where(norms > 0, 1.0)).double()
+    cosines = cosines @ cosines.T
+    values, vectors = torch.linalg.eigh(cosines.fill_diagonal_(1.0))
+    return (vectors * values.clamp(min=0).sqrt() @ vectors.T).to(rows.dtype)
 
 
 def share_of_noisy_step(

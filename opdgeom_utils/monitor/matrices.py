@@ -1,4 +1,4 @@
-"""A watched matrix: a weight, or what a LoRA adds to it, whole or sharded; and where it began."""
+"""A watched matrix, whole or sharded: where it began, how far it went, and what noise would have done to it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from opdgeom_utils import metrics
 from opdgeom_utils.checkpoints import StoredTensor
 from opdgeom_utils.checkpoints.weight_files import opened
 from opdgeom_utils.errors import MonitorError
-from opdgeom_utils.linalg.bf16_bits import MAGNITUDE
+from opdgeom_utils.linalg.bf16_bits import MAGNITUDE, count_true
 from opdgeom_utils.metrics.noise_sparsity import N_MAGNITUDES, visible_by_size
-from opdgeom_utils.monitor.factor_walk import FactorWalk, share_of_noisy_step
+from opdgeom_utils.metrics.noise_walk import coherence_of
+from opdgeom_utils.metrics.sparsity import visible_changes
+from opdgeom_utils.monitor.rates import RatesTaken
 from opdgeom_utils.monitor.spaces import LeadingSpaces, stable_rank_of_noise, walk_similarity
 
 SIZES = 2**18  # of a matrix's weights, so many tell how large they are: the share of noise is then within 0.003
@@ -67,6 +69,7 @@ class WatchedWeight:
     reference: Tensor | StoredTensor | None = None
     before: Parts = field(default_factory=list)
     counted: Tensor | None = None
+    is_weight = True
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -86,20 +89,28 @@ class WatchedWeight:
 
     def begin(self, parts: Parts) -> None:
         """Keep where training starts, unless a file has it: then refuse a file that holds something else."""
+        self._began_as = parts[0].dtype
         if not isinstance(self.reference, StoredTensor):
             self.reference = kept_reference(parts[0])
             return
-        if self.reference.shape != tuple(parts[0].shape) or not torch.equal(
-            self.reference.read_part((slice(0, ROWS),)).to(parts[0].dtype), parts[0][:ROWS].cpu()
-        ):
+        if self.reference.shape != tuple(parts[0].shape) or not self.is_at_start(parts):
             raise MonitorError(
                 f"{self.name} is not what {self.reference.where} holds; expected the weights that training starts "
                 "from. Give that folder as reference, or none: then they are copied when training starts."
             )
 
+    def is_at_start(self, parts: Parts) -> bool:
+        """Whether the first rows are those, and of the type, that were kept; a file's as the model holds them."""
+        kept = self.reference
+        rows = kept.read_part((slice(0, ROWS),)) if isinstance(kept, StoredTensor) else kept
+        same = rows is not None and torch.equal(rows[:ROWS].to(parts[0].dtype), parts[0][:ROWS].cpu())
+        return same and parts[0].dtype == self._began_as
+
     def start(self, files: ReferenceFiles) -> Tensor | None:
-        """Return the matrix before training, where it lies; None where it is quantised."""
-        return files.read(self.reference) if isinstance(self.reference, StoredTensor) else self.reference
+        """Return the matrix before training, where it lies, as the model held it; None where it is quantised."""
+        values = files.read(self.reference) if isinstance(self.reference, StoredTensor) else self.reference
+        rounds = values is not None and torch.promote_types(values.dtype, self._began_as) != self._began_as
+        return values.to(self._began_as) if values is not None and rounds else values
 
     def update(self, parts: Parts, start: Tensor | None) -> Tensor:
         """Return what training has added, float32."""
@@ -113,6 +124,15 @@ class WatchedWeight:
     def moved(self, parts: Parts, norm: float) -> list[tuple[nn.Parameter, float, int]]:
         """Return each stepped parameter, the squared norm of its displacement, and its entries, given the update's."""
         return [(self.parameters[0], norm**2, self.parameters[0].numel())]
+
+    @property
+    def stepped(self) -> list[nn.Parameter]:
+        """What the optimizer steps."""
+        return self.parameters
+
+    def distances(self, rates: RatesTaken) -> dict[int, tuple[float, float]]:
+        """How far noise, and a constant gradient, carry an entry of each stepped parameter."""
+        return {id(self.parameters[0]): rates.distances(self.parameters[0])}
 
     def noise_rms(self, walks: dict[int, float]) -> float:
         """Displacement of an entry, given that of each parameter on noise."""
@@ -152,6 +172,10 @@ class WatchedWeight:
         k, (out, in_) = early.left.shape[1], self.shape
         return k / out, k / in_
 
+    def changed(self, parts: Parts) -> float:
+        """Share of the stored entries that the step since :meth:`keep` changed; to ask before :meth:`step`."""
+        return float((self._cut(parts[0])[0] != self.before[0]).float().mean())
+
     def keep(self, parts: Parts, step: int) -> None:
         """Keep a few rows and columns before a step, others each time."""
         self._lines = [some_lines(n, step).to(parts[0].device) for n in parts[0].shape]
@@ -167,91 +191,34 @@ class WatchedWeight:
         return [w.index_select(0, self._lines[0]), w.index_select(1, self._lines[1])]
 
 
-@dataclass
-class WatchedAdapter(WatchedWeight):
-    """A matrix with a LoRA: its update is ``scale (B A - B0 A0)``; A is (rank, in), B is (out, rank)."""
-
-    scale: float = 1.0
-    trained: tuple[bool, bool] = (True, True)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(out, in) of the matrix that is adapted."""
-        return (self.parameters[1].shape[0], self.parameters[0].shape[1])
-
-    def gather(self, *, with_start: bool = False) -> Parts:
-        """Return both factors; ``with_start`` holds the frozen matrix below until :meth:`start` takes it."""
-        below: Any = self.layer.base_layer
-        self._below = [whole(below.weight)] if with_start else []
-        return [whole(parameter) for parameter in self.parameters]
-
-    def begin(self, parts: Parts) -> None:
-        """Keep the factors; the matrix below is frozen."""
-        self._factors = [part.float().clone() for part in parts]
-
-    def start(self, files: ReferenceFiles) -> Tensor | None:
-        """Return the matrix below with the adapter as it began."""
-        values = self._below.pop()
-        if not values.is_floating_point():
-            return None
-        return (values.T if self.turned else values).float() + self._product(self._factors)
-
-    def update(self, parts: Parts, start: Tensor | None) -> Tensor:
-        """Return what training has added to the merged matrix, float32."""
-        return self._product(parts) - self._product(self._factors)
-
-    def now(self, parts: Parts, start: Tensor, update: Tensor) -> Tensor:
-        """Return the merged matrix as it is."""
-        return start + update
-
-    def moved(self, parts: Parts, norm: float) -> list[tuple[nn.Parameter, float, int]]:
-        """Adam moves the factors, so they are what a walk is compared with."""
-        pairs = zip(self.parameters, parts, self._factors, self.trained, strict=True)
-        return [(p, float((now - then).norm()) ** 2, now.numel()) for p, now, then, trained in pairs if trained]
-
-    def noise_rms(self, walks: dict[int, float]) -> float:
-        """Root mean square of ``scale (B A - B0 A0)`` when each factor walks by itself."""
-        a, b = (float(f.square().mean()) for f in self._factors)
-        da, db = (walks[id(p)] ** 2 if t else 0.0 for p, t in zip(self.parameters, self.trained, strict=True))
-        return abs(self.scale) * math.sqrt(self._factors[0].shape[0] * (b * da + db * a + da * db))
-
-    def directions(self, k: int) -> int:
-        """Return no more than the rank: what follows is arbitrary."""
-        return min(k, len(self._factors[0]))
-
-    def found_early(self, parts: Parts) -> None:
-        """Remember how far the factors had come."""
-        self._far_early = self._far(parts)
-
-    def noise_stable_rank(self, parts: Parts) -> float:
-        """Stable rank of an update whose factors went as far, in directions of noise."""
-        return FactorWalk(*self._factors).stable_rank(self._far(parts))
-
-    def noise_similarity(self, parts: Parts, kept: float, *, k: int) -> tuple[float, float]:
-        """Similarity, left and right, of such an update's spaces to those it had early."""
-        return FactorWalk(*self._factors).similarity(self._far_early, self._far(parts), k=self.directions(k))
-
-    def noise_inside(self, early: LeadingSpaces, rates: list[float]) -> tuple[float, float]:
-        """Share, left and right, of a step that is noise in both factors inside the early spaces."""
-        a, b = (rate if trained else 0.0 for rate, trained in zip(rates, self.trained, strict=True))
-        return share_of_noisy_step(self.before[0].float(), self.before[1].float(), (a, b), early)
-
-    def _far(self, parts: Parts) -> tuple[float, float]:
-        a, b = (float((now - then).square().mean().sqrt()) for now, then in zip(parts, self._factors, strict=True))
-        return a, b
-
-    def keep(self, parts: Parts, step: int) -> None:
-        """Keep both factors before a step."""
-        self.before = [part.clone() for part in parts]
-
-    def step(self, parts: Parts) -> tuple[Tensor, Tensor]:
-        """Return the step of the merged matrix, twice: all its rows, all its columns."""
-        change = self._product(parts) - self._product(self.before)
-        self.before = []
-        return change, change
-
-    def _product(self, parts: Parts) -> Tensor:
-        return self.scale * (parts[1].float() @ parts[0].float())
+def sizes(
+    m: WatchedWeight, rates: RatesTaken, parts: Parts, start: Tensor | None, update: Tensor, norm: float
+) -> dict[str, float]:
+    """How far the matrix went, beside noise at the rates that were taken, and how much of it bf16 shows."""
+    far = m.distances(rates)
+    moved = m.moved(parts, norm)
+    n = sum(entries for _, _, entries in moved)
+    squares = (
+        sum(square for _, square, _ in moved),
+        *(sum(entries * far[id(p)][i] ** 2 for p, _, entries in moved) for i in (0, 1)),
+    )
+    rms, walk, ballistic = (math.sqrt(square / n) for square in squares)
+    noise = m.noise_rms({key: value[0] for key, value in far.items()})
+    row = {
+        "update_norm": norm,
+        "update_norm_noise": noise * math.sqrt(update.numel()),
+        "rms": rms,
+        "walk": walk,
+        "ballistic": ballistic,
+        "walk_ratio": rms / walk if walk > 0 else math.nan,
+        "coherence": coherence_of(rms, walk, ballistic),
+    }
+    if start is not None and math.isfinite(norm):
+        start = start.to(update.device)
+        shown = count_true(visible_changes(start, m.now(parts, start, update), eta=ETA))
+        row["update_sparsity"] = (update.numel() - shown) / update.numel()
+        row["update_sparsity_noise"] = m.hidden_by_noise(start, noise) if math.isfinite(noise) else math.nan
+    return row
 
 
 def some_lines(n: int, seed: int) -> Tensor:

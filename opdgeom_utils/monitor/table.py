@@ -25,6 +25,13 @@ MEANS = (
     *(f"similarity_{side}{null}" for side in ("left", "right") for null in ("", "_random_walk")),
     *(f"step_inside_{side}{null}" for side in ("left", "right") for null in ("", "_random")),
 )
+PAIRS = (
+    ("update_sparsity", "update_sparsity_noise"),
+    ("stable_rank", "stable_rank_noise"),
+    *((f"similarity_{side}", f"similarity_{side}_random_walk") for side in ("left", "right")),
+    *((f"step_inside_{side}", f"step_inside_{side}_random") for side in ("left", "right")),
+    ("step_inside_right", "step_inside_right_activations"),
+)
 
 
 class WatchedTable:
@@ -57,7 +64,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Return one number of each kind over the watched matrices, without those that are not defined.
 
     Norms add in squares. Walk ratio, coherence and shares of entries are over all entries together; the rest are means
-    over matrices.
+    over matrices. A null is of the same matrices as its number, and left out where one of them has none. Walk ratio and
+    coherence are of the matrices that have a walk.
 
     >>> row = {"entries": 4, "update_norm": 2.0, "update_norm_noise": 1.0, "rms": 1.0, "walk": 0.5, "ballistic": 2.0}
     >>> numbers = summary([row, row])
@@ -66,10 +74,16 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """
     found = {name: np.array([row.get(name, math.nan) for row in rows], dtype=float) for name in (*SUMS, *MEANS)}
     entries = found["entries"]
-    rms, walk, ballistic = (math.sqrt(_mean(found[name] ** 2, entries)) for name in ("rms", "walk", "ballistic"))
+    walked = np.where(np.isfinite(found["walk"]), entries, math.nan)
+    rms, walk, ballistic = (math.sqrt(_mean(found[name] ** 2, walked)) for name in ("rms", "walk", "ballistic"))
     numbers = {name: math.sqrt((found[name] ** 2).sum()) for name in ("update_norm", "update_norm_noise")}
     numbers["walk_ratio"] = rms / walk if walk > 0 else math.nan
     numbers["coherence"] = coherence_of(rms, walk, ballistic)
+    for name, null in PAIRS:
+        unknown = np.isnan(found[name])
+        found[null] = np.where(unknown, math.nan, found[null])
+        if (np.isnan(found[null]) & ~unknown).any():
+            found[null] = np.full(len(rows), math.nan)
     for null in ("", "_noise"):
         numbers[f"visible_share{null}"] = 1 - _mean(found[f"update_sparsity{null}"], entries)
     numbers |= {name: _mean(found[name], np.ones(len(rows))) for name in MEANS}
@@ -78,5 +92,5 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 def _mean(values: np.ndarray, weights: np.ndarray) -> float:
     """Weighted mean of what is known."""
-    known = np.isfinite(values)
+    known = np.isfinite(values) & np.isfinite(weights)
     return float(np.average(values[known], weights=weights[known])) if known.any() else math.nan

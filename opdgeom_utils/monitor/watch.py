@@ -13,13 +13,10 @@ from torch import Tensor, nn
 
 from opdgeom_utils.checkpoints import CheckpointSource, layer_of, module_of, open_checkpoint
 from opdgeom_utils.errors import MonitorError
-from opdgeom_utils.linalg.bf16_bits import count_true
 from opdgeom_utils.metrics.inputs import check_count
-from opdgeom_utils.metrics.noise_walk import coherence_of
-from opdgeom_utils.metrics.sparsity import visible_changes
 from opdgeom_utils.monitor.alerts import Alerts
 from opdgeom_utils.monitor.chosen import watched_matrices
-from opdgeom_utils.monitor.matrices import ETA, Parts, ReferenceFiles, WatchedWeight
+from opdgeom_utils.monitor.matrices import Parts, ReferenceFiles, WatchedWeight, sizes
 from opdgeom_utils.monitor.rates import RatesTaken
 from opdgeom_utils.monitor.spaces import (
     LeadingSpaces,
@@ -54,7 +51,8 @@ class GeometryMonitor:
     k : int
         Dimension of the spaces.
     activations : bool
-        Whether to hook the watched layers' inputs, for one more null of the share inside the early right space.
+        Whether to hook the watched layers' inputs, for one more null of the share inside the early right space. Not of
+        a LoRA, whose steps are not made of its inputs alone.
     first_step : int
         Steps that were taken before; added to the steps in table and log.
     on_measured : callable, optional
@@ -115,6 +113,7 @@ class GeometryMonitor:
             optimizer = optimizer.optimizer  # pyright: ignore[reportAttributeAccessIssue]
         self.rates = RatesTaken(optimizer)
         self.matrices = watched_matrices(model, self.rates, matrices)
+        self._stepped = [p for m in self.matrices for p in m.stepped]
         self._updates, self._on_measured, self._table = 0, on_measured, WatchedTable(out)
         self._alerts = Alerts(alert)
         self._early: dict[str, LeadingSpaces] = {}
@@ -125,7 +124,8 @@ class GeometryMonitor:
             optimizer.register_step_post_hook(self._after_step),
         ]
         if activations:
-            self._handles += [m.layer.register_forward_pre_hook(self._input_hook(m)) for m in self.matrices]
+            weights = [m for m in self.matrices if m.is_weight]
+            self._handles += [m.layer.register_forward_pre_hook(self._input_hook(m)) for m in weights]
 
     def __enter__(self) -> GeometryMonitor:
         return self
@@ -137,6 +137,12 @@ class GeometryMonitor:
         """Take the hooks off and write what is not yet in the table."""
         for handle in self._handles:
             handle.remove()
+        if self._handles and not self.latest and self.is_main:
+            warnings.warn(
+                f"nothing was measured: {self._updates} steps of the optimizer were seen, and every is {self.every}. "
+                "Give a smaller every, and the optimizer that steps the model.",
+                stacklevel=2,
+            )
         self._handles = []
         self._table.write()
 
@@ -155,13 +161,31 @@ class GeometryMonitor:
             if self.is_main:
                 m.begin(parts)
 
+    def _begin_again(self) -> None:
+        """Start from the weights before the first step where they are not those that the monitor was made with."""
+        moved = []
+        for m in self.matrices:
+            parts = m.gather()
+            if self.is_main and not m.is_at_start(parts):
+                moved.append(m.name)
+                m.reference = None
+                m.begin(parts)
+        if moved:
+            warnings.warn(
+                f"{moved[0]} and {len(moved) - 1} more changed, or changed type, between the making of the monitor and "
+                "the first step: the update is measured from the first step. Make the monitor last.",
+                stacklevel=2,
+            )
+
     def _due(self, updates: int) -> bool:
         return updates % self.every == 0
 
     @torch.no_grad()
     def _before_step(self, *_: object) -> None:
-        self.rates.record()
+        self.rates.record(self._stepped)
         self._updates += 1
+        if self._updates == 1:
+            self._begin_again()
         if self._due(self._updates) and self._updates > self.every:
             for m in self.matrices:
                 parts = m.gather()
@@ -170,6 +194,7 @@ class GeometryMonitor:
 
     @torch.no_grad()
     def _after_step(self, *_: object) -> None:
+        self.rates.stepped(self._stepped)
         if not self._due(self._updates):
             return
         rows = []
@@ -199,10 +224,10 @@ class GeometryMonitor:
             "shape": "x".join(map(str, m.shape)),
             "dtype": str(m.dtype).removeprefix("torch."),
             "entries": update.numel(),
-            "learning_rate": self.rates.last(next(p for p in m.parameters if self.rates.trains(p))),
+            "learning_rate": self.rates.last(m.stepped[0]),
         }
         norm = float(update.norm())
-        row |= self._sizes(m, parts, start, update, norm)
+        row |= sizes(m, self.rates, parts, start, update, norm)
         if not math.isfinite(norm):
             warnings.warn(f"{m.name} holds NaN or infinite values at step {row['step']}.", stacklevel=2)
             return row
@@ -213,33 +238,6 @@ class GeometryMonitor:
         elif spaces.largest > 0:
             self._early[m.name] = spaces
             m.found_early(parts)
-        return row
-
-    def _sizes(self, m: WatchedWeight, parts: Parts, start: Tensor | None, update: Tensor, norm: float) -> Row:
-        """How far the matrix went, beside noise at the rates that were taken, and how much of it bf16 shows."""
-        far = {id(p): self.rates.distances(p) for p in m.parameters if self.rates.trains(p)}
-        moved = m.moved(parts, norm)
-        n = sum(entries for _, _, entries in moved)
-        squares = (
-            sum(square for _, square, _ in moved),
-            *(sum(entries * far[id(p)][i] ** 2 for p, _, entries in moved) for i in (0, 1)),
-        )
-        rms, walk, ballistic = (math.sqrt(square / n) for square in squares)
-        noise = m.noise_rms({key: value[0] for key, value in far.items()})
-        row = {
-            "update_norm": norm,
-            "update_norm_noise": noise * math.sqrt(update.numel()),
-            "rms": rms,
-            "walk": walk,
-            "ballistic": ballistic,
-            "walk_ratio": rms / walk if walk > 0 else math.nan,
-            "coherence": coherence_of(rms, walk, ballistic),
-        }
-        if start is not None and math.isfinite(norm):
-            start = start.to(update.device)
-            shown = count_true(visible_changes(start, m.now(parts, start, update), eta=ETA))
-            row["update_sparsity"] = (update.numel() - shown) / update.numel()
-            row["update_sparsity_noise"] = m.hidden_by_noise(start, noise) if math.isfinite(noise) else math.nan
         return row
 
     def _beside_early(self, m: WatchedWeight, parts: Parts, spaces: LeadingSpaces) -> Row:
@@ -254,10 +252,13 @@ class GeometryMonitor:
             "similarity_right_random_walk": walk[1],
         }
         if m.before:
-            noise = m.noise_inside(early, [self.rates.last(p) if self.rates.trains(p) else 0.0 for p in m.parameters])
+            far = m.distances(self.rates)
+            rates = {id(p): self.rates.last_on_noise(p, far[id(p)][0]) for p in m.stepped}
+            noise = m.noise_inside(early, [rates.get(id(p), 0.0) for p in m.parameters])
+            changed = m.changed(parts) if any(rates.values()) else math.nan  # there was no step to change anything
             rows, columns = m.step(parts)
             row |= {
-                "step_changed": float((rows != 0).float().mean()),
+                "step_changed": changed,
                 "step_inside_left": share_inside(columns.T, early.left),
                 "step_inside_right": share_inside(rows, early.right),
                 "step_inside_left_random": noise[0],

@@ -47,9 +47,15 @@ def write_watched(table: Path, out: Path | None = None) -> Path:
     """
     numbers = watched_numbers(table)
     step, ratio = numbers["step"].iloc[-1], numbers["walk_ratio"].iloc[-1] if "walk_ratio" in numbers else math.nan
+    went = (
+        f"At step {step} the watched matrices went {ratio:.2f} times as far as Adam carries them on gradients that are "
+        "pure noise."
+        if math.isfinite(ratio)
+        else f"How far noise would go by step {step} is not known: the optimizer's steps are not Adam's own, or its "
+        "rates were 0 (the page on watching a run lists which have a walk)."
+    )
     words = (
-        f"# A watched run\n\nAt step {step} the watched matrices went {ratio:.2f} times as far as Adam carries them on "
-        "gradients that are pure noise. Grey and dashed is what noise, or a random walk, of the same size shows; a "
+        f"# A watched run\n\n{went} Grey and dashed is what noise, or a random walk, of the same size shows; a "
         "number that equals its null says nothing about the objective."
     )
     chart, shown = render_chart(watched_run(numbers).to_dict()), numbers.round(4).to_html(index=False)

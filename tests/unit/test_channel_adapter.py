@@ -460,6 +460,30 @@ def test_what_is_no_batch_is_refused(base: Path) -> None:
     assert not any(layer._forward_pre_hooks for layer in model.modules())
 
 
+@pytest.mark.usefixtures("without_type_checks")
+@pytest.mark.parametrize(
+    ("batch", "said"),
+    [
+        ({"ids": some_ids()}, r"batch of ids \(torch.int64\) .*expected what a tokenizer of this model returns"),
+        ({}, "batch of nothing"),
+        ({"input_ids": some_ids().tolist()}, r"batch of input_ids \(list\)"),
+        ({"input_ids": some_ids().float()}, r"batch of input_ids \(torch.float32\)"),
+        ({"input_ids": some_ids() + 10**6}, "index out of range"),
+        ({"input_ids": some_ids(), "attention_mask": some_ids()[:1] * 0 + 1}, "attention_mask of shape"),
+    ],
+)
+def test_a_batch_that_the_model_cannot_be_called_with_is_named(base: Path, batch: Any, said: str) -> None:
+    with pytest.raises(MetricInputError, match=said):
+        spaces_of_activations(load(base), [batch], 4)
+
+
+@pytest.mark.usefixtures("without_type_checks")
+@pytest.mark.parametrize("seed", [1.5, "a", None, 2**80])
+def test_a_seed_is_a_whole_number(base: Path, seed: Any) -> None:
+    with pytest.raises(MetricInputError, match=r"seed .*; expected a whole number"):
+        random_spaces(load(base), 2, seed=seed)
+
+
 def test_padding_is_left_out_where_tokens_stand_in_one_row() -> None:
     class Flat(nn.Module):
         def __init__(self) -> None:
