@@ -48,7 +48,8 @@ def learned_sentence(tables: Tables) -> str:
     trained = [recipe for recipe in FROM_ANCHOR if recipe in reached]
     if not trained:
         return ""
-    said = listed(f"{label(recipe)} to {reached[recipe]:.0%}" for recipe in trained)
+    names = {recipe: label(recipe).replace(", full", " with the full") for recipe in trained}
+    said = listed(f"{names[recipe]} to {reached[recipe]:.0%}" for recipe in trained)
     start, most = reached[trained[0]] - gained[trained[0]], max(seeds[recipe] for recipe in trained)
     few = [f"{label(recipe)}: {seeds[recipe]}" for recipe in trained if seeds[recipe] < most]
     rest = f" ({', '.join(few)})" if few else ""
@@ -63,7 +64,8 @@ def nothing_sentence(tables: Tables) -> str:
     if not opd or not null or ends.isna().to_numpy().any():
         return ""
     both = {metric: (float(null[0][metric]), float(opd[0][metric])) for metric in RULERS}
-    said = listed(RULERS[m].format(*(number(v, metric_of(m).shown) for v in values)) for m, values in both.items())
+    shown = {metric: metric_of(metric).shown.replace(".3g", "#.3g") for metric in RULERS}  # 3.00 beside 2.96
+    said = listed(RULERS[m].format(*(number(v, shown[m]) for v in values)) for m, values in both.items())
     apart = max(max(a / b, b / a) for a, b in both.values())
     like = "nearly what" if apart < ALIKE else "something else than"
     ruined = ", which its training ruins," if _fell(tables, pair[1]) else ""
