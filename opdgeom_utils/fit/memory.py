@@ -163,9 +163,8 @@ def _activations(config: Any, setting: Setting) -> int:
     """Count what the backward pass needs of the layers: all of it, or the layers' inputs and one layer's."""
     tokens, hidden = setting.together * setting.tokens, config.hidden_size
     heads, keys, _ = widths(config)
-    layer = (
-        26 * hidden + 10 * (heads + keys) + _mlp_bytes(config)
-    )  # bytes a token; of Llama, Qwen3 and Mixtral, counted
+    # Bytes a token, counted from what layers of Llama, Qwen3 and Mixtral save.
+    layer = 26 * hidden + 10 * (heads + keys) + _mlp_bytes(config)
     layers = config.num_hidden_layers
     return tokens * (4 * hidden * layers + layer if setting.checkpointing else layer * layers)
 
