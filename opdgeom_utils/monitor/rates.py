@@ -18,7 +18,7 @@ from opdgeom_utils.metrics import ballistic_rms, noise_walk_rms
 GROWTH = 1.25
 EXACT_UNTIL = 64
 WARM = 1000  # of the steps that Adam took before it is watched, so many tell what its moments hold
-SEEN, FELT = 2**18, 0.99  # entries that tell what epsilon takes; less than a percent is nothing
+SEEN, FELT = 2**15, 0.99  # entries that tell what epsilon takes; less than a percent is nothing
 # Of another length than Adam's on the same gradients; GaLore and APOLLO call themselves AdamW and have a rank.
 OTHER_STEPS = re.compile("adamax|radam|nadam|schedulefree|adamp|grok|muon|dadapt|cautious|cadam|sparseadam")
 
@@ -221,7 +221,7 @@ def _beside_epsilon(state: dict[str, Any], group: dict[str, Any]) -> float:
     second = second.to_local() if hasattr(second, "to_local") else second  # pyright: ignore[reportOptionalMemberAccess]
     if type(second) is not Tensor or not second.is_floating_point() or not second.numel() or not step:
         return 1.0
-    few = second[:: math.ceil(second.numel() / SEEN)].double()
+    few = second.reshape(-1)[:: math.ceil(second.numel() / SEEN) | 1].double()  # an odd stride, so that all rows count
     size = (few / (1 - float(group["betas"][1]) ** step)).sqrt()
     share = math.sqrt(float((size / (size + float(group.get("eps", 0.0)))).nan_to_num(0.0).square().mean()))
     return 1.0 if share > FELT else share
