@@ -44,8 +44,10 @@ def caveats(table: pd.DataFrame, run: OpenedRun, k: int) -> list[str]:
 
 
 def narrow_formats(rows: pd.DataFrame) -> list[str]:
-    """Name the formats below 32 bits in which tuned weights were stored."""
-    return sorted(set(rows["dtype"].str.partition("->")[2]) - set(WIDE))
+    """Name the formats below 32 bits in which tuned weights were stored, but for those that are as in the reference."""
+    if "note" in rows:
+        rows = rows.loc[~rows["note"].fillna("").str.contains(IDENTICAL, regex=False)]
+    return sorted({str(dtype).partition("->")[2] for dtype in rows["dtype"]} - set(WIDE))
 
 
 def without_path(note: str) -> str:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from opdgeom_utils import cli, diagnose_pair, diagnose_trajectory
 from opdgeom_utils.chapters.your_run import ADAPTED, noise_options, open_run
-from opdgeom_utils.chapters.your_run_caveats import LOW_RANK, caveats
+from opdgeom_utils.chapters.your_run_caveats import LOW_RANK, caveats, narrow_formats
 from opdgeom_utils.checkpoints import open_checkpoint
 from opdgeom_utils.diagnose.schedule import STATE, rates_of_state, schedule_of, state_beside, walks_at
 from opdgeom_utils.errors import MetricInputError, TrainerStateError
@@ -110,6 +110,10 @@ def test_an_adapter_is_not_set_beside_noise_for_matrices_that_adam_never_stepped
     table = pd.read_csv(tmp_path / "t.csv")
     assert "walk_ratio" not in table
     assert LOW_RANK in caveats(table.assign(step=40), run, 4)
+    assert table["dtype"].str.endswith("float32").all()
+    half = table.assign(dtype=table["dtype"].where(table["note"].isna(), "bfloat16->bfloat16"))  # a base in bf16
+    assert not narrow_formats(half)
+    assert narrow_formats(half.assign(note="")) == ["bfloat16"]
     assert LOW_RANK not in caveats(table.assign(step=40), open_run(str(before), str(before)), 4)
     with pytest.raises(MetricInputError, match="is an adapter: Adam moved its factors"):
         diagnose_pair(open_checkpoint(before), run.checkpoints[0][1], learning_rates=[1e-3])
