@@ -134,16 +134,16 @@ def plan_of(recipe: Recipe, sides: dict[str, Side], lengths: tuple[int, int], de
         KV: parts[KV] * (1 if half else 2),
         ACTIVATIONS: parts[ACTIVATIONS] * (1 if short else 2),
         LOGITS: LOGIT_BYTES * min(student.rows * setting.together * lengths[1], LOGITS_AT_ONCE),
-        **({"libraries": LIBRARIES} if cuda else _on_a_cpu(recipe, student, setting)),
+        **({"libraries": LIBRARIES} if cuda else _on_a_cpu(recipe, student, setting, short)),
     }
     tokens, phases = prompts * recipe.group_size * sum(lengths), ((GRADIENTS, ACTIVATIONS, LOGITS), (KV,))
     return Plan(n, memory, free_bytes(device), tokens, recipe.steps, phases if cuda else ())
 
 
-def _on_a_cpu(recipe: Recipe, student: Side, setting: Setting) -> dict[str, int]:
-    """Count the parts that a CPU has beside those of a card."""
+def _on_a_cpu(recipe: Recipe, student: Side, setting: Setting, short: bool) -> dict[str, int]:
+    """Count the parts that a CPU has beside those of a card; ``short`` where its products are in bf16."""
     half, config, parts = recipe.compute == "bfloat16", student.config, memory_parts(student, student, setting)
-    width, layers, tokens = (2 if half else 4), config.num_hidden_layers, setting.together * setting.tokens
+    width, layers, tokens = (2 if short else 4), config.num_hidden_layers, setting.together * setting.tokens
     attention = tokens * attention_bytes(config) * (1 if recipe.gradient_checkpointing else layers)
     padding = (PADDING - 1) * (parts[ACTIVATIONS] + attention) if recipe.micro_tokens else 0
     passes = recipe.steps * -(-recipe.prompts_per_update * recipe.group_size // setting.together)
@@ -156,7 +156,7 @@ def _on_a_cpu(recipe: Recipe, student: Side, setting: Setting) -> dict[str, int]
         "padding of micro-batches": int(padding * width / 2),
         "gradient of the head": 4 * student.rows * config.hidden_size,
         "a checkpoint being written": 2 * (4 if len(recipe.checkpoints) == 1 else 8) * student.n_parameters,
-        "compiled products": compiled_bytes(products(config, setting, passes)) if half else 0,
+        "compiled products": compiled_bytes(products(config, setting, passes)) if short else 0,
     }
 
 

@@ -43,9 +43,9 @@ def watched_run(numbers: pd.DataFrame) -> Figure:
         parts = [("measured", numbers[column]), ("its null", against)]
         rows = pd.concat([pd.DataFrame({"step": numbers["step"], "value": v, "series": name}) for name, v in parts])
         panels.append(_panel(rows.dropna(), words))
-        said.append(
-            f"{words} {numbers[column].iloc[-1]:.3g} (null {against.iloc[-1]:.3g})".replace("null nan", "no null")
-        )
+        last = against.iloc[-1]
+        beside = "no null" if math.isnan(last) else f"null {last:.3g}"
+        said.append(f"{words} {numbers[column].iloc[-1]:.3g} ({beside})")
     chart = alt.concat(*panels, columns=2)
     return chart.properties(
         description=f"Along the steps, a panel for each number with its null. At step {numbers['step'].iloc[-1]}: "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from opdgeom_utils.monitor.factor_walk import FactorWalk, share_of_noisy_step
-from opdgeom_utils.monitor.matrices import Parts, ReferenceFiles, WatchedWeight, whole
+from opdgeom_utils.monitor.matrices import Parts, ReferenceFiles, Walks, WatchedWeight, whole
 from opdgeom_utils.monitor.rates import RatesTaken
 from opdgeom_utils.monitor.spaces import LeadingSpaces
 
@@ -72,7 +72,7 @@ class WatchedAdapter(WatchedWeight):
         """One factor, or both."""
         return [p for p, trained in zip(self.parameters, self.trained, strict=True) if trained]
 
-    def distances(self, rates: RatesTaken) -> dict[int, tuple[float, float]]:
+    def distances(self, rates: RatesTaken) -> Walks:
         """Of both factors together, each of which sets the size of the other's gradient."""
         if not all(self.trained):
             return {id(p): rates.distances(p) for p in self.stepped}
@@ -111,20 +111,17 @@ class WatchedAdapter(WatchedWeight):
         a, b = (float((now - then).square().mean().sqrt()) for now, then in zip(parts, self._factors, strict=True))
         return a, b
 
-    def changed(self, parts: Parts) -> float:
-        """Share of the trained factors' entries."""
-        pairs = [pair for *pair, trained in zip(parts, self.before, self.trained, strict=True) if trained]
-        return sum(int((now != then).sum()) for now, then in pairs) / sum(now.numel() for now, _ in pairs)
-
     def keep(self, parts: Parts, step: int) -> None:
         """Keep both factors before a step."""
         self.before = [part.clone() for part in parts]
 
-    def step(self, parts: Parts) -> tuple[Tensor, Tensor]:
-        """Return the step of the merged matrix, twice: all its rows, all its columns."""
+    def step(self, parts: Parts) -> tuple[Tensor, Tensor, float]:
+        """Return the step of the merged matrix, twice: all its rows, all its columns; the share is of the factors'."""
         change = self._product(parts) - self._product(self.before)
+        pairs = [pair for *pair, trained in zip(parts, self.before, self.trained, strict=True) if trained]
+        share = sum(int((now != then).sum()) for now, then in pairs) / sum(now.numel() for now, _ in pairs)
         self.before = []
-        return change, change
+        return change, change, share
 
     def _product(self, parts: Parts) -> Tensor:
         return self.scale * (parts[1].float() @ parts[0].float())

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from opdgeom_utils.monitor.spaces import DRAWS, LeadingSpaces, similarity
+from opdgeom_utils.monitor.spaces import LeadingSpaces, similarity
 
+DRAWS = 2  # of matrices as wide as a model's: six move a similarity by less than .02, a stable rank by 3%
 Distances = tuple[float, float]  # root mean squares of what A, and B, moved by
 
 
@@ -26,7 +27,7 @@ class FactorWalk:
     b: Float[Tensor, "out r"]
 
     def stable_rank(self, moved: Distances) -> float:
-        """Stable rank of such an update, a mean of six draws; nan where neither factor moved.
+        """Stable rank of such an update, a mean of two draws; nan where neither factor moved.
 
         >>> walk = FactorWalk(torch.eye(2, 50), torch.zeros(50, 2))
         >>> 1.5 < walk.stable_rank((0.0, 1.0)) < 2
@@ -38,7 +39,7 @@ class FactorWalk:
         return sum(found) / len(found)
 
     def similarity(self, moved_then: Distances, moved: Distances, *, k: int) -> tuple[float, float]:
-        """Similarity, left and right, of its leading spaces to those that it had earlier, a mean of six draws.
+        """Similarity, left and right, of its leading spaces to those that it had earlier, a mean of two draws.
 
         >>> walk = FactorWalk(torch.eye(2, 50), torch.zeros(50, 2))
         >>> [round(side, 2) for side in walk.similarity((0.0, 1.0), (0.0, 1.0), k=2)]

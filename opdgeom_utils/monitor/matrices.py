@@ -27,6 +27,7 @@ SIZES = 2**18  # of a matrix's weights, so many tell how large they are: the sha
 ETA = 1e-3  # as for `metrics.update_sparsity`
 ROWS, TOGETHER = 32, 8  # rows, and columns, of a weight that are kept over a step; neighbours cost little more than one
 Parts = list[Tensor]
+Walks = dict[int, tuple[float, float]]  # by the id of a parameter: how far noise, and a constant gradient, carry it
 
 
 def whole(parameter: Tensor) -> Tensor:
@@ -130,7 +131,7 @@ class WatchedWeight:
         """What the optimizer steps."""
         return self.parameters
 
-    def distances(self, rates: RatesTaken) -> dict[int, tuple[float, float]]:
+    def distances(self, rates: RatesTaken) -> Walks:
         """How far noise, and a constant gradient, carry an entry of each stepped parameter."""
         return {id(self.parameters[0]): rates.distances(self.parameters[0])}
 
@@ -172,30 +173,25 @@ class WatchedWeight:
         k, (out, in_) = early.left.shape[1], self.shape
         return k / out, k / in_
 
-    def changed(self, parts: Parts) -> float:
-        """Share of the stored entries that the step since :meth:`keep` changed; to ask before :meth:`step`."""
-        return float((self._cut(parts[0])[0] != self.before[0]).float().mean())
-
     def keep(self, parts: Parts, step: int) -> None:
         """Keep a few rows and columns before a step, others each time."""
         self._lines = [some_lines(n, step).to(parts[0].device) for n in parts[0].shape]
         self.before = self._cut(parts[0])
 
-    def step(self, parts: Parts) -> tuple[Tensor, Tensor]:
-        """Return rows, then columns, of the step since :meth:`keep`, float32."""
+    def step(self, parts: Parts) -> tuple[Tensor, Tensor, float]:
+        """Return rows, then columns, of the step since :meth:`keep`, float32, and the share of entries it changed."""
         rows, columns = (a.float() - b.float() for a, b in zip(self._cut(parts[0]), self.before, strict=True))
         self.before = []
-        return rows, columns
+        return rows, columns, float((rows != 0).float().mean())
 
     def _cut(self, w: Tensor) -> Parts:
         return [w.index_select(0, self._lines[0]), w.index_select(1, self._lines[1])]
 
 
 def sizes(
-    m: WatchedWeight, rates: RatesTaken, parts: Parts, start: Tensor | None, update: Tensor, norm: float
+    m: WatchedWeight, far: Walks, parts: Parts, start: Tensor | None, update: Tensor, norm: float
 ) -> dict[str, float]:
     """How far the matrix went, beside noise at the rates that were taken, and how much of it bf16 shows."""
-    far = m.distances(rates)
     moved = m.moved(parts, norm)
     n = sum(entries for _, _, entries in moved)
     squares = (

@@ -16,7 +16,7 @@ from opdgeom_utils.errors import MonitorError
 from opdgeom_utils.metrics.inputs import check_count
 from opdgeom_utils.monitor.alerts import Alerts
 from opdgeom_utils.monitor.chosen import watched_matrices
-from opdgeom_utils.monitor.matrices import Parts, ReferenceFiles, WatchedWeight, sizes
+from opdgeom_utils.monitor.matrices import Parts, ReferenceFiles, Walks, WatchedWeight, sizes
 from opdgeom_utils.monitor.rates import RatesTaken
 from opdgeom_utils.monitor.spaces import (
     LeadingSpaces,
@@ -227,20 +227,21 @@ class GeometryMonitor:
             "learning_rate": self.rates.last(m.stepped[0]),
         }
         norm = float(update.norm())
-        row |= sizes(m, self.rates, parts, start, update, norm)
+        far = m.distances(self.rates)
+        row |= sizes(m, far, parts, start, update, norm)
         if not math.isfinite(norm):
             warnings.warn(f"{m.name} holds NaN or infinite values at step {row['step']}.", stacklevel=2)
             return row
         spaces = leading_spaces(update, k=m.directions(self.k))
         row |= {"stable_rank": spaces.stable_rank, "stable_rank_noise": m.noise_stable_rank(parts)}
         if m.name in self._early:
-            row |= self._beside_early(m, parts, spaces)
+            row |= self._beside_early(m, far, parts, spaces)
         elif spaces.largest > 0:
             self._early[m.name] = spaces
             m.found_early(parts)
         return row
 
-    def _beside_early(self, m: WatchedWeight, parts: Parts, spaces: LeadingSpaces) -> Row:
+    def _beside_early(self, m: WatchedWeight, far: Walks, parts: Parts, spaces: LeadingSpaces) -> Row:
         """Say what the update, and the step just taken, share with the early spaces."""
         early = self._early[m.name]
         kept = min(1.0, early.norm / spaces.norm) if spaces.norm else 1.0
@@ -252,13 +253,11 @@ class GeometryMonitor:
             "similarity_right_random_walk": walk[1],
         }
         if m.before:
-            far = m.distances(self.rates)
             rates = {id(p): self.rates.last_on_noise(p, far[id(p)][0]) for p in m.stepped}
             noise = m.noise_inside(early, [rates.get(id(p), 0.0) for p in m.parameters])
-            changed = m.changed(parts) if any(rates.values()) else math.nan  # there was no step to change anything
-            rows, columns = m.step(parts)
+            rows, columns, changed = m.step(parts)
             row |= {
-                "step_changed": changed,
+                "step_changed": changed if any(rates.values()) else math.nan,  # a rate of 0 changes nothing
                 "step_inside_left": share_inside(columns.T, early.left),
                 "step_inside_right": share_inside(rows, early.right),
                 "step_inside_left_random": noise[0],

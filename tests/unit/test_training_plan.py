@@ -53,6 +53,7 @@ def test_memory_is_counted_by_hand(world: World, monkeypatch: pytest.MonkeyPatch
     wider = plan_of(recipe, sides, (10, 5), CPU)
     assert wider.memory["rounded weights, in fp32"] == 4 * n
     assert wider.memory[ACTIVATIONS] == 2 * plan.memory[ACTIVATIONS]
+    assert wider.memory["compiled products"] == 0  # float32's are not
 
 
 def test_what_is_true_on_a_cpu_only_is_not_asked_of_a_card(world: World) -> None:
