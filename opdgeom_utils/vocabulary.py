@@ -222,7 +222,7 @@ OBJECTIVES: dict[str, Objective] = {
             "permuted over all completions of the update.",
         ),
         Objective(
-            "opd_full_vocab", "OPD, full vocabulary",
+            "opd_full_vocab", "full-vocabulary OPD",
             "On-policy distillation whose loss is the exact divergence over all next tokens at each place of the "
             "student's text, where OPD has one sampled token for it.",
         ),

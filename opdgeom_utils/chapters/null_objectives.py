@@ -48,8 +48,7 @@ def learned_sentence(tables: Tables) -> str:
     trained = [recipe for recipe in FROM_ANCHOR if recipe in reached]
     if not trained:
         return ""
-    names = {recipe: label(recipe).replace(", full", " with the full") for recipe in trained}
-    said = listed(f"{names[recipe]} to {reached[recipe]:.0%}" for recipe in trained)
+    said = listed(f"{label(recipe)} to {reached[recipe]:.0%}" for recipe in trained)
     start, most = reached[trained[0]] - gained[trained[0]], max(seeds[recipe] for recipe in trained)
     few = [f"{label(recipe)}: {seeds[recipe]}" for recipe in trained if seeds[recipe] < most]
     rest = f" ({', '.join(few)})" if few else ""
@@ -109,7 +108,8 @@ def agreement_sentence(tables: Tables) -> str:
         )
     return (
         f"What tells them apart most plainly is direction. Updates of two seeds of OPD have a cosine of "
-        f"{cosines['opd']:z.2f}, those of two seeds of random credit one of {cosines['opd_random_credit']:z.2f}.\n"
+        f"{cosines['opd']:z.2f}, those of two seeds of random credit one of {cosines['opd_random_credit']:z.2f} "
+        f"({shared.set_index('recipe').loc[['opd', 'opd_random_credit'], 'pairs'].min()} pairs of seeds).\n"
         + (f"The same cosine of the others: {', '.join(rest)}." if rest else "")
         + kin
     )

@@ -118,7 +118,7 @@ def agreement(measures: pd.DataFrame, recipes: Iterable[str] = THROUGHOUT) -> pd
     -------
     DataFrame
         ``recipe, run`` (label), ``cosine``, mean over the pairs of seeds, ``seeds``, the same as text with its 95%
-        interval over pairs, and ``with_opd``, the mean cosine with OPD's update; -1 to 1.
+        interval over pairs, ``with_opd``, the mean cosine with OPD's update; -1 to 1; and ``pairs``, how many of seeds.
 
     Examples
     --------
@@ -132,8 +132,8 @@ def agreement(measures: pd.DataFrame, recipes: Iterable[str] = THROUGHOUT) -> pd
     for recipe in (name for name in recipes if name in held):
         found = [seed_interval(cosines(measures, recipe, other)) for other in (recipe, "opd")]
         row = {"recipe": recipe, "run": label(recipe), "cosine": found[0].mean, "with_opd": found[1].mean}
-        rows.append(row | {"seeds": found[0].text(".2f") if found[0].n else "-"})
-    return pd.DataFrame(rows, columns=["recipe", "run", "cosine", "seeds", "with_opd"])
+        rows.append(row | {"seeds": found[0].text(".2f") if found[0].n else "-", "pairs": found[0].n})
+    return pd.DataFrame(rows, columns=["recipe", "run", "cosine", "seeds", "with_opd", "pairs"])
 
 
 def cosines(measures: pd.DataFrame | None, one: str, other: str) -> list[float]:

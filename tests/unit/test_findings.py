@@ -217,7 +217,7 @@ def test_agreement_needs_the_null_objective_beside_it() -> None:
     ]
     frame = pd.DataFrame()
     said = null_objectives.agreement_sentence(Tables(frame, frame, frame, as_measures(rows)))
-    assert "OPD have a cosine of 0.80, those of two seeds of random credit one of 0.01.\n" in said
+    assert "OPD have a cosine of 0.80, those of two seeds of random credit one of 0.01 (2 pairs of seeds).\n" in said
     assert "The same cosine of the others: RLVR 0.40." in said
     assert null_objectives.agreement_sentence(Tables(frame, frame, frame, as_measures(rows[:2]))) == ""
     assert null_objectives.agreement_sentence(Tables(frame, frame, frame)) == ""
