@@ -238,7 +238,7 @@ NULLS: dict[str, Null] = {
         Null("random_walk_decaying", "decaying walk", "Gaussian steps whose sizes fall", True),
         Null("adam_random", "Adam on noise", "the run's optimiser on Gaussian gradients", True),
         Null(
-            "activations", "real inputs, random signals",
+            "activations", "noise on real inputs",
             "the same on gradients made of real inputs and random output-side signals", True,
         ),
         Null("shuffled_time", "own steps shuffled", "the run's own windows in another order", True),

@@ -71,7 +71,7 @@ def beside(values: pd.DataFrame, own: str, others: Iterable[str]) -> str:
     """
     found = _standing(values, own, others)
     words = [how for how in (ABOVE, APART, BELOW) if how in found] or [how for how in (LONE,) if how in found]
-    return "; ".join(f"{how} {listed(map(plain, found[how]))}" for how in words) or "compared with nothing"
+    return "; ".join(f"{how} {listed(found[how])}" for how in words) or "compared with nothing"
 
 
 def leads(values: pd.DataFrame, own: str, others: Iterable[str], what: str) -> str:
@@ -85,7 +85,7 @@ def leads(values: pd.DataFrame, own: str, others: Iterable[str], what: str) -> s
     rest = [name for how in (APART, BELOW) for name in found.get(how, [])]
     if not rest or ABOVE not in found:
         return f"above every {what}" if ABOVE in found else f"{'above' if rest else 'compared with'} no {what}"
-    return f"above every {what} but {listed(map(plain, rest))}"
+    return f"above every {what} but {listed(rest)}"
 
 
 def place(values: pd.DataFrame, own: str) -> str:
@@ -159,13 +159,3 @@ def first_and_last(curves: pd.DataFrame) -> dict[str, tuple[pd.Series, pd.Series
         values = curves.loc[curves["series"] == name].sort_values(by="step").groupby("seed")["value"]
         ends[name] = (values.first(), values.last())
     return ends
-
-
-def plain(name: str) -> str:
-    """Write a name with a comma so that it can stand in a list.
-
-    >>> plain("real inputs, random signals"), plain("OPD")
-    ('real inputs (random signals)', 'OPD')
-    """
-    head, _, rest = name.partition(", ")
-    return f"{head} ({rest})" if rest else head

@@ -16,16 +16,21 @@ _OF_OBJECTIVES = {"sft": "#0072B2", "opd": "#D55E00", "rlvr": "#009E73", "contro
 _OF_OBJECTIVES |= {"opd_random_credit": "#B8860B", "rlvr_random_reward": "#6B8E23", "opd_full_vocab": "#8C3A00"}
 _OF_OBJECTIVES |= {"control_sft_64": "#4B6C9E"}
 _OF_NULLS = {
-    "shuffled": ("#7F7F7F", [2, 3]), "random": ("#A6A6A6", [1, 3]), "random_walk": ("#8A8A8A", [2, 3]),
-    "random_walk_decaying": ("#B07D62", [6, 3]), "adam_random": ("#6F7F8F", [1, 3]),
-    "activations": ("#AA4499", [7, 2]), "shuffled_time": ("#999933", [3, 2]), "rounding": ("#8A8A8A", [1, 4]),
-}  # fmt: skip
+    "shuffled": ("#7F7F7F", [2, 3], "square"),
+    "random": ("#A6A6A6", [1, 3], "triangle-up"),
+    "random_walk": ("#8A8A8A", [2, 3], "square"),
+    "random_walk_decaying": ("#B07D62", [6, 3], "diamond"),
+    "adam_random": ("#4F5D75", [1, 3], "triangle-up"),
+    "activations": ("#AA4499", [7, 2], "diamond"),
+    "shuffled_time": ("#999933", [3, 2], "triangle-down"),
+    "rounding": ("#8A8A8A", [1, 4], "square"),
+}
 OF_OPD = "OPD, other batches"
 PALETTE = {
     **{OBJECTIVES[name].label: colour for name, colour in _OF_OBJECTIVES.items()},
     **{NULLS[name].label: _OF_NULLS[name][0] for name in ("shuffled", "random")},
     ROUNDED: "#E69F00",
-    **{NULLS[name].label: colour for name, (colour, _) in _OF_NULLS.items()},
+    **{NULLS[name].label: colour for name, (colour, _, _) in _OF_NULLS.items()},
     RESCALED: "#AA4499",
     PAPER: "#CC79A7",
     OF_OPD: "#F0A080",
@@ -58,12 +63,12 @@ PALETTE = {
     "row of the update": "#0072B2",
     "its shadow": "#D55E00",
 }
-DASHES = {NULLS[name].label: dash for name, (_, dash) in _OF_NULLS.items()}
+DASHES = {NULLS[name].label: dash for name, (_, dash, _) in _OF_NULLS.items()}
 DASHES |= {OBJECTIVES[name].label: [1, 3] for name in ("opd_random_credit", "rlvr_random_reward")}
 DASHES |= {RESCALED: [7, 2], ROUNDED: [2, 3], OBJECTIVES["control_sft"].label: [5, 3]}
 SHAPES = {"comparison": "square", PAPER: "diamond", "anchor": "square", "teacher": "triangle-up"}
 SHAPES |= {"noise through bf16": "square", "chance": "triangle-up", "this book": "square", "steps as printed": "cross"}
-SHAPES |= {NULLS["shuffled"].label: "square", NULLS["random"].label: "triangle-up"}
+SHAPES |= {NULLS[name].label: shape for name, (_, _, shape) in _OF_NULLS.items()}
 SHAPES |= {OBJECTIVES[name].label: "cross" for name in ("opd_random_credit", "rlvr_random_reward")}
 SHAPES |= {"exact step": "triangle-up", "after rounding": "diamond"}
 OTHER = ("#E69F00", "#8F6BB3", "#56777A", "#B5651D")

@@ -211,7 +211,7 @@ NUMBERS: dict[str, Callable[[], str]] = {
     "kept_along": lambda: f"seed 2 at 4: {held_mean('opd_early space', 'kept', 2):.0%}",
     "kept_along_share": lambda: f"seed 1 at 10%: {held_mean('opd_random space', 'kept', 1):.0%}",
     "update_paths": lambda: f"OPD {path_mean('stable_rank', 100):.3g} (95% interval",
-    "against_nulls": lambda: f"random signals {path_mean('sim_to_end', 10, 'activations', 'left'):.3g} (95% interval",
+    "against_nulls": lambda: f"real inputs {path_mean('sim_to_end', 10, 'activations', 'left'):.3g} (95% interval",
     "rounding_floor": lambda: f"as bf16 shows it {path_mean('stable_rank_bf16', 2):.3g} (95% interval",
     "shared_spaces": lambda: "other seeds 0.52 (95% interval",
     "walks": lambda: "drunkards 2.5, straight 4",  # 5 and 0 from the start

@@ -99,7 +99,7 @@ def test_a_run_below_one_null_is_not_above_every_one() -> None:
 def test_nulls_say_the_exceptions_and_how_far_the_highest_is() -> None:
     without = long_table().query("null != 'shuffled_time'")
     right, left = path_seen.say_nulls(without, "sim_to_end", 4).split("; ")
-    assert right == "OPD lies on the right above every null but real inputs (random signals), 0.05 short of the highest"
+    assert right == "OPD lies on the right above every null but noise on real inputs, 0.05 short of the highest"
     assert left == "on the left above every null, by 0.05 at the least."
 
 

@@ -16,7 +16,7 @@ def test_curves_of_a_null_carry_its_name_and_their_runs_share() -> None:
         long_table(), "sim_to_end", side="left", k=4, recipes=["rlvr"], nulls=["activations"]
     )
     assert set(rows["recipe"]) == {"RLVR"}
-    assert set(rows["series"]) == {"real inputs, random signals"}
+    assert set(rows["series"]) == {"noise on real inputs"}
     assert sorted(rows["share"].unique()) == [0.02, 0.1, 0.4, 1.0]
 
 
@@ -24,10 +24,8 @@ def test_the_sentence_sorts_the_nulls_by_the_sign_of_paired_differences() -> Non
     """In the table the walks lie far below, the real inputs 0.05 above on the right and 0.05 below on the left."""
     right, left = (path_seen.beside_nulls(long_table(), "sim_to_end", side, 4) for side in ("right", "left"))
     assert "OPD is above random walk, decaying walk and Adam on noise;" in right
-    assert right.endswith("below real inputs (random signals) and own steps shuffled.") or right.endswith(
-        "below real inputs (random signals)."
-    )
-    assert "above random walk, decaying walk, Adam on noise and real inputs (random signals)" in left
+    assert right.endswith(("below noise on real inputs and own steps shuffled.", "below noise on real inputs."))
+    assert "above random walk, decaying walk, Adam on noise and noise on real inputs" in left
 
 
 def test_one_seed_says_nothing_about_above_or_below() -> None:
