@@ -6,6 +6,7 @@ Whoever finds a slip in it says where that is written (:func:`place_of`), what w
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,8 +61,12 @@ def read_profile(profile: str, children: tuple[str, ...] = ()) -> dict[str, Any]
     Raises UnknownProfileError if there is no such file. Raises RecipeError if it is not readable YAML, has other blocks
     than ``like``, ``world``, ``defaults`` and ``recipes``, says a thing twice, lacks a block, or is like itself.
     """
-    content = _read(profile)
-    parent = content.pop("like", None)
+    path = profile_path(profile)
+    try:
+        content = _read(profile, path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"data/recipes/{path.name} is not UTF-8 text ({error}); save it as UTF-8") from error
+    parent = content.get("like")
     if parent in (profile, *children):
         raise RecipeError(
             f"{place_of(profile, ('like',))}: {profile} is like {parent}, which is like {profile}; expected another "
@@ -117,17 +122,15 @@ def choices(word: object, known: Iterable[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}"
 
 
-def _read(profile: str) -> dict[str, Any]:
-    """Return what one file says, each block of it a dictionary."""
-    path = profile_path(profile)
-    file = f"data/recipes/{path.name}"
+@functools.lru_cache(maxsize=8)  # a table of a hundred runs asks for one file two hundred times
+def _read(profile: str, text: str) -> dict[str, Any]:
+    """Return what one file says, each block of it a dictionary; whoever reads it copies before changing anything."""
+    file = f"data/recipes/{profile}.yaml"
     try:
-        loader = LOADER(path.read_text(encoding="utf-8"))
+        loader = LOADER(text)
         root = loader.get_single_node()
         _check_keys(file, root)
         content = loader.construct_document(root) if root else None
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{file} is not UTF-8 text ({error}); save it as UTF-8") from error
     except yaml.YAMLError as error:
         mark, said = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
         raise RecipeError(

@@ -8,9 +8,10 @@ version than today's.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -109,12 +110,13 @@ def weights_of(recipe: Recipe) -> dict[str, str]:
     """Sha256 of the weights that a recipe starts from and is compared with, where they are files of the project."""
     named = {name for name in (recipe.start, recipe.teacher, recipe.anchor) if name}
     folders = {name: Path(resolve_model(name)) for name in sorted(filter(is_given, named))}
-    files = {name: sorted(folder.glob("*.safetensors")) for name, folder in folders.items()}
-    return {name: _sha256_of(found) for name, found in files.items() if found}
+    files = {name: tuple(sorted(folder.glob("*.safetensors"))) for name, folder in folders.items()}
+    return {name: _sha256_of(f, tuple(one.stat().st_mtime_ns for one in f)) for name, f in files.items() if f}
 
 
-def _sha256_of(files: Sequence[Path]) -> str:
-    """Return the checksum of one file; of several, that of their checksums."""
+@functools.lru_cache(maxsize=64)
+def _sha256_of(files: tuple[Path, ...], written: tuple[int, ...]) -> str:
+    """Return the checksum of one file; of several, that of their checksums. Read once, while ``written`` stays."""
     digests = [hashlib.sha256(file.read_bytes()) for file in files]
     whole = hashlib.sha256(b"".join(digest.digest() for digest in digests))
     return (digests[0] if len(digests) == 1 else whole).hexdigest()

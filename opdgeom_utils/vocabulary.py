@@ -145,7 +145,7 @@ _OF_PATHS = (
     Metric(
         "update_cosine", "cosine of two updates",
         "inner product of two updates over the product of their norms, all entries together. 1 where they point the "
-        "same way, 0 where they have nothing in common. What seeds share is what the objective writes.",
+        "same way, 0 where they have nothing in common. What seeds share comes of objective, data and start.",
     ),
     Metric("singular_value", "singular value"),
     Metric(

@@ -1,4 +1,4 @@
-"""What came out, at the top of the chapters on the early space, on tokens, on mixing and on settings.
+"""What came out, at the top of the chapters on the early space, on tokens and on mixing.
 
 Each answer has the finding first, then what it has to be held against, then how sure it is. Numbers, counts and the
 words that depend on them come from the tables.
@@ -6,23 +6,22 @@ words that depend on them come from the tables.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
 import pandas as pd
 
 from opdgeom_utils.chapters import seen
 from opdgeom_utils.chapters.committed_tables import BookTables
 from opdgeom_utils.chapters.control import GATE, OTHER_SEED
-from opdgeom_utils.chapters.moments import CHANCE, beside_chance
+from opdgeom_utils.chapters.moments import CHANCE, OWN_BATCHES, beside_chance
 from opdgeom_utils.chapters.regime import LEARNED, gap_closed
-from opdgeom_utils.chapters.settings import SETTINGS
 from opdgeom_utils.chapters.sufficiency import ENOUGH
 from opdgeom_utils.intervals import number, seed_interval
-from opdgeom_utils.vocabulary import listed, metric_of
+from opdgeom_utils.vocabulary import listed
 
-WITHIN = "settings_{}_within_seeds_corrected_seen"  # the claims on the range of the furthest of many seeds
-EARLY, RANDOM, INPUTS = "early space", "random space", "input activations"
+EARLY, RANDOM, INPUTS, REST = "early space", "random space", "input activations", "all but the early space"
 
 
 def how_sure(tables: BookTables, until: int | None = None) -> str:
@@ -73,6 +72,12 @@ def early_space(kept: pd.DataFrame, inside: pd.DataFrame) -> str:
         said += f"{'But ' if alike else ''}{listed(levels)}. "
         if alike:
             said += f"These seeds do not tell the early space from {listed(alike)}: it is not shown to be needed. "
+    if ("opd", REST) in by:
+        rest, there = by["opd", REST], own.reindex(by["opd", REST].index)
+        said += (
+            f"All but the early space keeps {rest.mean():.0%}, where the early space keeps {there.mean():.0%} "
+            f"({len(rest)} seed{'s' * (len(rest) != 1)}). "
+        )
     by_accuracy, sft = _kept_by(kept, "accuracy"), ("sft", EARLY)
     if sft in by_accuracy:
         part = seed_interval(by_accuracy[sft].dropna().to_numpy(float))
@@ -164,10 +169,19 @@ def _seeds(gaps: pd.DataFrame) -> str:
 
 def _power(card: pd.DataFrame, so: str) -> str:
     """Say whether the path can tell objectives apart, and what it means where it is not shown to."""
-    verdicts = card.loc[card["id"] == GATE, "verdict"].tolist()
-    if verdicts == ["reproduced"]:
+    gate = card.loc[card["id"] == GATE].to_dict("records")
+    if [row["verdict"] for row in gate] == ["reproduced"]:
         return "RLVR does leave OPD's path, so the ruler can tell objectives apart."
-    return f"But RLVR itself is not shown to leave OPD's path{f' ({verdicts[0]})' if verdicts else ''}, so {so}."
+    bar = [row["verdict"] + _beside_the_bar(row) for row in gate]
+    return f"But RLVR itself is not shown to leave OPD's path{f' ({bar[0]})' if bar else ''}, so {so}."
+
+
+def _beside_the_bar(row: Mapping[Hashable, Any]) -> str:
+    """Say how far a claim's number is from its threshold; nothing where it has none."""
+    if "value" not in row:
+        return ""
+    value, low, high, threshold = (number(float(row[name])) for name in ("value", "low", "high", "threshold"))
+    return f": {value}, {low} to {high}; its rule asks for more than {threshold}"
 
 
 def mixing(gaps: pd.DataFrame, aligned: pd.DataFrame, masks: Sequence[str], card: pd.DataFrame) -> str:
@@ -223,78 +237,12 @@ def _beyond_random_credit(aligned: pd.DataFrame, masks: Sequence[str]) -> str:
     if not here:
         return ""
     count = f"{len(nearer)} of {len(here)} masks"
+    means, most = aligned.pivot_table(index="panel", columns="row", values="value"), ""
+    if OWN_BATCHES in means:
+        near = means[OWN_BATCHES] / means[CHANCE]
+        most = f" (at most {near.min():.2f} to {near.max():.2f} times as near could be: OPD's own other batches are)"
     return (
         f" As to the mechanism, on other batches {count} are shown to come nearer to OPD's gradient directions than "
-        f"random credit's gradient does; by means {len(set.intersection(*by_means))} of {len(here)} do on every side."
-    )
-
-
-def other_settings(rows: pd.DataFrame, ranges: pd.DataFrame, places: Mapping[str, float], card: pd.DataFrame) -> str:
-    """Say whether another teacher, student or domain moves OPD further than a seed does, and where the settings lie.
-
-    Parameters
-    ----------
-    rows, ranges
-        From :func:`opdgeom_utils.chapters.settings.setting_rows` and ``in_seed_ranges``.
-    places
-        Place of each run on the way from SFT, at 0, to RLVR, at 1, by sparsity.
-    card
-        The verdicts on settings.
-    """
-    mine = ranges.loc[ranges["run"].isin(list(SETTINGS.values()))]
-    if mine.empty:
-        return "No setting is in these tables."
-    outside = mine.loc[~mine["inside"].astype(bool)]
-    seeds, settings = _cells_of_seeds(ranges), mine["run"].nunique()
-    between = sum(0 <= place <= 1 for run, place in places.items() if run in SETTINGS.values())
-    order = "as the paper says" if between == settings else "against the paper's order"
-    return (
-        f"{_further(card, outside['run'].nunique(), settings)}\nBy the range of a single further seed of OPD "
-        f"{len(outside)} of {len(mine)} numbers are outside; of OPD's own seeds, each held against the others, "
-        f"{seeds}. {_largest_shift(rows)}Between SFT and RLVR by sparsity lie {between} of {settings}, {order}."
-    )
-
-
-def _further(card: pd.DataFrame, away: int, settings: int) -> str:
-    """Say how many settings take OPD further than another seed would, with an allowance for many comparisons.
-
-    >>> rows = [("settings_sparsity_within_seeds_corrected_seen", "not decided", 0.75, 0, 1)]
-    >>> rows += [("settings_others_within_seeds_corrected_seen", "reproduced", 1.0, 5, 5)]
-    >>> _further(pd.DataFrame(rows, columns=["id", "verdict", "value", "n_hold", "n_comparisons"]), 3, 4)
-    'Of 4 other teachers, students and data 1 takes OPD further than another seed would by sparsity, and none by the 5
-    other diagnostics, with an allowance for many comparisons. (One seed of each can show a difference, not its
-    absence.)'
-    """
-    rows = card.set_index("id").filter(items=[WITHIN.format("sparsity"), WITHIN.format("others")], axis=0)
-    if len(rows) < 2 or rows["value"].isna().to_numpy().any():
-        return f"{away} of {settings} settings take OPD further than another seed would, in some diagnostic."
-    (sparsity, _, _), (_, hold, of) = rows[["value", "n_hold", "n_comparisons"]].to_numpy(float)
-    out = round((1 - sparsity) * settings)
-    rest = f"none by the {of:.0f} other diagnostics" if hold == of else f"some by {of - hold:.0f} of {of:.0f} others"
-    return (
-        f"Of {settings} other teachers, students and data {out} {'takes' if out == 1 else 'take'} OPD further than "
-        f"another seed would by sparsity, and {rest}, with an allowance for many comparisons. (One seed of each can "
-        "show a difference, not its absence.)"
-    )
-
-
-def _cells_of_seeds(ranges: pd.DataFrame) -> str:
-    own = ranges.loc[~ranges["run"].isin(list(SETTINGS.values()))]
-    return f"{own['inside'].astype(bool).tolist().count(False)} of {len(own)}"
-
-
-def _largest_shift(rows: pd.DataFrame) -> str:
-    """Say how far a setting moves sparsity at most, and how much of that a shuffle moves."""
-    means = rows.groupby("recipe")["update_sparsity"].agg("mean").to_dict()
-    own = [name for name in SETTINGS if name in means]
-    if not own or "opd" not in means:
-        return ""
-    furthest = max(own, key=lambda name: abs(float(means[name] - means["opd"])))
-    gap = abs(float(means[furthest] - means["opd"]))
-    both = rows[["update_sparsity", "update_sparsity_shuffled"]].to_numpy(float)
-    most = float(abs(both[:, 0] - both[:, 1]).max())
-    size = ": what differs is the size of the update, not its place" if most < gap / 2 else ""
-    return (
-        f"By {metric_of('update_sparsity').words} the largest move is {number(gap, unit='points')} "
-        f"({SETTINGS[furthest]}); shuffling moves no run by more than {number(most, unit='points')}{size}. "
+        f"random credit's gradient does{most}; by means {len(set.intersection(*by_means))} of {len(here)} do on every "
+        "side."
     )

@@ -30,8 +30,9 @@ _MATCHES = {
 
 
 def findings(card: pd.DataFrame, tables: Tables) -> dict[str, str]:
-    """Write the landing page's answers: ``learned, nothing, agreement, order, where, ...``; see :func:`for_landing`."""
+    """Write the landing page's answers: ``short, learned, nothing, ...``; see :func:`for_landing`."""
     return {
+        "short": short_sentence(card, tables),
         "learned": null_objectives.learned_sentence(tables),
         "nothing": null_objectives.nothing_sentence(tables),
         "agreement": null_objectives.agreement_sentence(tables),
@@ -54,6 +55,20 @@ def for_landing(name: str, said: str) -> dict[str, str]:
     """
     lead, _, rest = said.replace("**", "").partition("\n")
     return {f"lead_{name}": lead, f"answer_{name}": rest}
+
+
+def short_sentence(card: pd.DataFrame, tables: Tables) -> str:
+    """Answer the book's question in three sentences: the order, its null objective, and what learning adds."""
+    updates, norm = (verdicts_of(card, condition) for condition in ("equal_updates", "equal_norm"))
+    if not updates or not norm or UNTESTABLE in updates + norm:
+        return ""
+    said = (
+        f"After equally many updates the paper's order of the three is {_how_many(updates)}; between updates of equal "
+        f"size it is {_how_many(norm)}."
+    )
+    if null_objectives.lie_between(tables):
+        said += " Runs that have nothing to learn lie in between too."
+    return f"{said}{null_objectives.common_direction(tables)}"
 
 
 def where_sentence(card: pd.DataFrame, geometry: pd.DataFrame) -> str:
@@ -124,8 +139,8 @@ def _shuffled_clause(tables: Tables | None) -> str:
         (null_objectives.SPECTRAL, "in angles and spectral shift"),
     ):
         found = [share for metric in names for share in shares[metric]]
-        said.append(f"{min(found):.0%} to {max(found):.0%} of the same differences {words}")
-    return f"; updates shuffled, so that only their size is left, show {listed(said)}"
+        said.append(f"{min(found):.0%} to {max(found):.0%} as much {words}")
+    return f"; updates shuffled, which keep their size and nothing else, differ from each other by {listed(said)}"
 
 
 def order_with_mlp(tables: Tables | None) -> str:

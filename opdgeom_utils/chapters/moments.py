@@ -13,7 +13,7 @@ from opdgeom_utils.chapters.control import STRIP, variant_label
 from opdgeom_utils.measures.long_table import pick
 from opdgeom_utils.vocabulary import listed
 
-CHANCE = "random credit"
+CHANCE, OWN_BATCHES = "random credit", "other batches of OPD"
 
 
 def moment_table(
@@ -26,7 +26,7 @@ def moment_table(
     plain = quantity.removesuffix("_independent").removesuffix("_noise")
     cell: dict[str, Any] = {"other_recipe": "opd", "k": k, "step": step, "side": ["right", "left"]}
     own = pick(measures, recipe=list(recipes), quantity=quantity, null="", **cell)
-    names = {"half_batches": "other batches of OPD", "random_credit": "random credit", "random": "chance"}
+    names = {"half_batches": OWN_BATCHES, "random_credit": CHANCE, "random": "chance"}
     nulls = pd.concat(
         [
             pick(measures, recipe="opd", quantity=quantity if null == "random_credit" else plain, null=null, **cell)

@@ -159,7 +159,7 @@ def say_gaps(gaps: pd.DataFrame) -> str:
     >>> for said in say_gaps(pd.DataFrame([row])).split(" (2 seeds each). ")[1].split(": "):
     ...     print(said)
     RLVR lies nearer to that OPD than to random credit in 1 of them
-    beside OPD with as little coherence it is not shown to add anything.
+    how far it is from the curve may be how far any run is that learns.
     """
     if gaps.empty:
         return ""
@@ -172,7 +172,7 @@ def say_gaps(gaps: pd.DataFrame) -> str:
     if not all(gaps["nearer"].tolist()):
         return said
     near = apart["nearer"].tolist().count(WITH_SIGNAL)
-    alone = ": beside OPD with as little coherence it is not shown to add anything" if 2 * near > len(apart) else ""
+    alone = ": how far it is from the curve may be how far any run is that learns" if 2 * near > len(apart) else ""
     return f"{said} RLVR lies nearer to that OPD than to random credit in {near} of them{alone}."
 
 

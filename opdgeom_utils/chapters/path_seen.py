@@ -22,10 +22,11 @@ from opdgeom_utils.charts.palette import in_order
 from opdgeom_utils.measures.long_table import pick
 from opdgeom_utils.measures.paths import EARLY, HILL_K, SIDES
 from opdgeom_utils.scopes import HEADLINE, MAIN
-from opdgeom_utils.vocabulary import RESCALED, ROUNDED, label, listed, metric_of
+from opdgeom_utils.vocabulary import NULLS, RESCALED, ROUNDED, label, listed, metric_of
 
 WHOSE = {"right": "inputs", "left": "outputs"}
 TENTH = 0.1  # of a run, where the book's own claim on early locking looks
+TRAINED_NULL = (label("opd_random_credit"), NULLS["activations"].label)
 STEPWISE = ("captured_share", "sim_consecutive")  # of single windows, so taken over all later ones
 
 
@@ -72,6 +73,25 @@ def _at_a_tenth(measures: pd.DataFrame, k: int) -> str:
     return (
         f"A tenth into its run OPD's {k} leading directions are like its last ones by {own[1]} (inputs) and {own[2]} "
         f"(outputs), {beside}. "
+    )
+
+
+def say_trained_null(measures: pd.DataFrame | None, k: int) -> str:
+    """Hold the made-up null of real inputs against random credit, which was trained; empty where one is missing."""
+    numbers, words = [], []
+    for side in SIDES if measures is not None else ():
+        rows = early(measures, side, k, ["opd_random_credit"], ["", "activations"])
+        values, own = seen.by_seed(rows, "series"), seen.by_seed(early(measures, side, k), "series")
+        if not {*TRAINED_NULL} <= set(values) or label("opd") not in own:
+            return ""
+        trained, made = (float(values[name].mean()) for name in TRAINED_NULL)
+        numbers.append(f"{trained:.2f} where its made-up null has {made:.2f} (OPD {own[label('opd')].mean():.2f})")
+        words.append(f"too {'hard' if made > trained else 'easy'} on the side of the {WHOSE[side]}")
+    if not numbers:
+        return ""
+    return (
+        f"Random credit is a run with real inputs and nothing to learn. At a fifth it has {listed(numbers)}, so that "
+        f"null is {listed(words)}."
     )
 
 

@@ -93,11 +93,15 @@ def say_found(tables: BookTables, toy: BookTables) -> str:
         direction = "Of direction nothing can be said: that takes two seeds of OPD and two of random credit."
     kin = seed_interval(cosines(tables.measures, OPD, CONTROL)).mean
     if kin >= pairs[0]:
-        direction += f" It does not tell OPD from control SFT: one seed of each has a cosine of {kin:z.2f}."
+        direction += (
+            f" OPD and control SFT of one seed have {kin:z.2f}, but on the same prompts; seeds of OPD have different "
+            "ones. So whether it tells these two apart is open."
+        )
     no_sign = " So what OPD learned did not take it further." if noise[OPD] < 1 else ""
     return (
         f"**Random credit, which learns nothing, goes {noise[RANDOM]:.2f} times as far as noise; OPD {noise[OPD]:.2f} "
-        f"times.**{no_sign} By the paper's angles the two {near}: {angles[0]:.2f} degrees (OPD) and {angles[1]:.2f}. "
+        f"times.**{no_sign} By the paper's angles the two {near}: {angles[0]:.2f} degrees (OPD) and {angles[1]:.2f}, "
+        f"{angles[1] / angles[0]:.2f} times as many. "
         f"{direction} Runs have {many} here at most."
     )
 

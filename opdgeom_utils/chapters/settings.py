@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
@@ -38,6 +38,8 @@ COUNTERPARTS = {
     "opd_code": "OPD-8B-T32B-Code",
     "rlvr": "RLVR-8B",
 }
+WITHIN = "settings_{}_within_seeds_corrected_seen"  # the claims on the range of the furthest of many seeds
+EQUAL_UPDATES = "settings_sparsity_order_equal_updates"
 
 
 def setting_label(recipe: str) -> str:
@@ -169,3 +171,87 @@ def say_places(places: pd.Series) -> str:
     named = f" ({listed(inside)})" if inside else ""
     opd = f"; OPD is at {others['OPD']:.2f}" if "OPD" in others else ""
     return f"Between SFT and RLVR lie {len(inside)} of the {len(others)} others{named}{opd}."
+
+
+def came_out(rows: pd.DataFrame, ranges: pd.DataFrame, places: Mapping[str, float], card: pd.DataFrame) -> str:
+    """Say whether another teacher, student or domain moves OPD further than a seed does, and where the settings lie.
+
+    Parameters
+    ----------
+    rows, ranges
+        From :func:`opdgeom_utils.chapters.settings.setting_rows` and ``in_seed_ranges``.
+    places
+        Place of each run on the way from SFT, at 0, to RLVR, at 1, by sparsity.
+    card
+        The verdicts on settings.
+    """
+    mine = ranges.loc[ranges["run"].isin(list(SETTINGS.values()))]
+    if mine.empty:
+        return "No setting is in these tables."
+    outside = mine.loc[~mine["inside"].astype(bool)]
+    seeds, settings = _cells_of_seeds(ranges), mine["run"].nunique()
+    between = sum(0 <= place <= 1 for run, place in places.items() if run in SETTINGS.values())
+    order = "as the paper says" if between == settings else "against the paper's order"
+    return (
+        f"{_further(card, outside['run'].nunique(), settings)}\nBy the range of a single further seed of OPD "
+        f"{len(outside)} of {len(mine)} numbers are outside; of OPD's own seeds, each held against the others, "
+        f"{seeds}. {_largest_shift(rows)}Between SFT and RLVR by sparsity lie {between} of {settings}, {order}"
+        f"{_at_equal_updates(card, settings)}."
+    )
+
+
+def _further(card: pd.DataFrame, away: int, settings: int) -> str:
+    """Say how many settings take OPD further than another seed would, with an allowance for many comparisons.
+
+    >>> rows = [("settings_sparsity_within_seeds_corrected_seen", "not decided", 0.75, 0, 1)]
+    >>> rows += [("settings_others_within_seeds_corrected_seen", "reproduced", 1.0, 5, 5)]
+    >>> _further(pd.DataFrame(rows, columns=["id", "verdict", "value", "n_hold", "n_comparisons"]), 3, 4)
+    'Of 4 other teachers, students and data 1 takes OPD further than another seed would by sparsity, and none by the 5
+    other diagnostics, with an allowance for many comparisons. (One seed of each can show a difference, not its
+    absence.)'
+    """
+    rows = card.set_index("id").filter(items=[WITHIN.format("sparsity"), WITHIN.format("others")], axis=0)
+    if len(rows) < 2 or rows["value"].isna().to_numpy().any():
+        return f"{away} of {settings} settings take OPD further than another seed would, in some diagnostic."
+    (sparsity, _, _), (_, hold, of) = rows[["value", "n_hold", "n_comparisons"]].to_numpy(float)
+    out = round((1 - sparsity) * settings)
+    rest = f"none by the {of:.0f} other diagnostics" if hold == of else f"some by {of - hold:.0f} of {of:.0f} others"
+    return (
+        f"Of {settings} other teachers, students and data {out} {'takes' if out == 1 else 'take'} OPD further than "
+        f"another seed would by sparsity, and {rest}, with an allowance for many comparisons. (One seed of each can "
+        "show a difference, not its absence.)"
+    )
+
+
+def _at_equal_updates(card: pd.DataFrame, settings: int) -> str:
+    """Say how many settings lie between control SFT and RLVR after as many updates; nothing where that is not judged.
+
+    >>> card = pd.DataFrame({"id": [EQUAL_UPDATES], "value": [0.75]})
+    >>> _at_equal_updates(card, 4), _at_equal_updates(card.assign(value=float("nan")), 4)
+    ('; after as many updates 3 of 4 lie between control SFT and RLVR', '')
+    """
+    (share, *_) = [*card.loc[card["id"].eq(EQUAL_UPDATES) & card["value"].notna(), "value"], None]
+    between = "" if share is None else f"{round(share * settings)} of {settings}"
+    return between and f"; after as many updates {between} lie between control SFT and RLVR"
+
+
+def _cells_of_seeds(ranges: pd.DataFrame) -> str:
+    own = ranges.loc[~ranges["run"].isin(list(SETTINGS.values()))]
+    return f"{own['inside'].astype(bool).tolist().count(False)} of {len(own)}"
+
+
+def _largest_shift(rows: pd.DataFrame) -> str:
+    """Say how far a setting moves sparsity at most, and how much of that a shuffle moves."""
+    means = rows.groupby("recipe")["update_sparsity"].agg("mean").to_dict()
+    own = [name for name in SETTINGS if name in means]
+    if not own or "opd" not in means:
+        return ""
+    furthest = max(own, key=lambda name: abs(float(means[name] - means["opd"])))
+    gap = abs(float(means[furthest] - means["opd"]))
+    both = rows[["update_sparsity", "update_sparsity_shuffled"]].to_numpy(float)
+    most = float(abs(both[:, 0] - both[:, 1]).max())
+    size = ": what differs is the size of the update, not its place" if most < gap / 2 else ""
+    return (
+        f"By {metric_of('update_sparsity').words} the largest move is {number(gap, unit='points')} "
+        f"({SETTINGS[furthest]}); shuffling moves no run by more than {number(most, unit='points')}{size}. "
+    )

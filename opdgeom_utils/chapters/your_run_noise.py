@@ -119,7 +119,11 @@ def noise_caveats(table: pd.DataFrame) -> list[str]:
     """Say what to mind about the ruler itself, where it was used."""
     if not noise_of(table):
         return []
-    said = ["Noise's ruler knows amounts and no directions: a run may go as far as noise and still go somewhere."]
+    said = [
+        "Noise's ruler knows amounts and no directions: a run may go as far as noise and still go somewhere.",
+        "Noise's ruler is of weights that the optimiser moved one by one. If these were merged from a LoRA, which "
+        "moves two thin factors instead, its walk ratio, coherence and predicted sparsity do not hold.",
+    ]
     if narrow_formats(last_step(table)):
         said.append(
             "The walk ratio and coherence are of weights as they were stored, rounded: what did not show counts as no "

@@ -89,10 +89,17 @@ def names_on_a_map(
     3
     """
     placed: list[Place] = []
+    at_marks, on_lines = np.array(marks, float).reshape(1, -1, 2), _along(lines)
     for i, (name, x, y) in enumerate(names):
         others = [(names[j][0], placed[j], names[j][1:]) for j in range(i)]
-        costs = [(_cost(name, (x, y), place, others, marks, lines), place) for place in _candidates(x, y)]
-        placed.append(min(costs, key=lambda pair: pair[0])[1])
+        lowest, best = math.inf, None
+        for place in _candidates(x, y):
+            cost = _distance((x, y), place)
+            if cost < lowest:  # fines only add to it
+                cost += _fines(name, (x, y), place, others, at_marks, on_lines)
+            if cost < lowest:
+                lowest, best = cost, place
+        placed += [best] if best else []
     return placed
 
 
@@ -144,43 +151,46 @@ def _candidates(x: float, y: float) -> Iterator[Place]:
                     yield Place("right", -3, 0, (x - aside, at), apart=True)
 
 
-def _cost(
+def _distance(mark: Point, place: Place) -> float:
+    """How far a place is from its mark; one apart is further than any beside it."""
+    if not place.apart:
+        return float(NEAR.index((place.align, place.dx, place.dy)))
+    return APART + math.hypot((place.at[0] - mark[0]) * WIDTHS[1], (place.at[1] - mark[1]) * HEIGHT)
+
+
+def _fines(
     name: str,
     mark: Point,
     place: Place,
     others: Sequence[tuple[str, Place, Point]],
-    marks: Sequence[Point],
-    lines: Sequence[tuple[Point, Point]],
+    marks: np.ndarray,
+    lines: np.ndarray,
 ) -> float:
-    """Distance from the mark, and a fine for everything that the name or its line would touch."""
-    near = NEAR.index((place.align, place.dx, place.dy)) if not place.apart else 0.0
-    far = math.hypot((place.at[0] - mark[0]) * WIDTHS[1], (place.at[1] - mark[1]) * HEIGHT)
-    cost = APART + far if place.apart else float(near)
+    """Fine for everything that the name or its line would touch."""
     own = [(mark, place.at)] if place.apart else []
     leads = [(other_mark, other.at) for _, other, other_mark in others if other.apart]
-    cost += CROSSING * sum(_cross(line, other) for line in own for other in leads)
+    fines = CROSSING * sum(_cross(line, other) for line in own for other in leads)
+    lines, own_line = np.concatenate([lines, _along(leads)], axis=1), _along(own)
     for width in WIDTHS:
         box = place.box(name, width)
-        cost += CLASH * (box[0] < 2 or box[1] > width + 8 or box[2] < 2 or box[3] > HEIGHT - 2)
-        cost += CLASH * _inside(box, [(m, m) for m in marks], width, 7.0)
-        cost += CLASH * _inside(box, [*lines, *leads], width, 2.0)
+        fines += CLASH * (box[0] < 2 or box[1] > width + 8 or box[2] < 2 or box[3] > HEIGHT - 2)
+        fines += CLASH * (_inside(box, marks, width, 7.0) + _inside(box, lines, width, 2.0))
         for other, stands, _ in others:
             its = stands.box(other, width)
-            cost += CLASH * (box[0] < its[1] + 4 and its[0] < box[1] + 4 and box[2] < its[3] and its[2] < box[3])
-            cost += CLASH * _inside(its, own, width, 2.0)
-    return cost
+            fines += CLASH * (box[0] < its[1] + 4 and its[0] < box[1] + 4 and box[2] < its[3] and its[2] < box[3])
+            fines += CLASH * _inside(its, own_line, width, 2.0)
+    return fines
 
 
-def _inside(
-    box: tuple[float, float, float, float], lines: Sequence[tuple[Point, Point]], width: float, margin: float
-) -> int:
-    """Count the lines that touch a box."""
-    if not lines:
-        return 0
-    ends = np.array(lines, float)  # line, end, across and up
-    along = np.linspace(0, 1, 40)[:, None]
-    x, y = (ends[:, 0, i] * (1 - along) + ends[:, 1, i] * along for i in (0, 1))
-    x, y = x * width, (1 - y) * HEIGHT
+def _along(lines: Sequence[tuple[Point, Point]]) -> np.ndarray:
+    """Forty places on each line: place, line, across and up."""
+    ends, share = np.array(lines, float).reshape(-1, 2, 2), np.linspace(0, 1, 40)[:, None, None]
+    return ends[:, 0] * (1 - share) + ends[:, 1] * share
+
+
+def _inside(box: tuple[float, float, float, float], places: np.ndarray, width: float, margin: float) -> int:
+    """Count the lines that have a place in a box."""
+    x, y = places[..., 0] * width, (1 - places[..., 1]) * HEIGHT
     touched = (x > box[0] - margin) & (x < box[1] + margin) & (y > box[2] - margin) & (y < box[3] + margin)
     return int(touched.any(axis=0).sum())
 

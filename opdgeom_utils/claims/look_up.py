@@ -20,11 +20,13 @@ from opdgeom_utils.measures.long_table import nearest_step, pick
 from opdgeom_utils.scopes import SCOPES
 
 CELL_KEYS = frozenset(("recipe", "quantity", "at", "side", "k", "scope", "null", "other", "seed", "from"))
+PLACE_KEYS = ("recipe", "quantity", "null", "side", "k", "other")  # with the scope, they say where a path stands
 OWN_SEED, OTHER_SEEDS = "{seed}", "{rest}"
 SAME_STEP = "same"  # as many updates as the run itself
 Cell = Mapping[str, Any]
 Path = dict[int, float]
 Runs = Mapping[tuple[str, int], pd.DataFrame]
+PathsOfSeeds = Mapping[int, tuple[Path, str]]  # with what is wrong where there is no path
 
 
 @runtime_checkable
@@ -55,6 +57,7 @@ class Sources:
         self._summaries: dict[str, pd.DataFrame] = {}
         self._runs: dict[str, Runs] = {}
         self._matched: dict[tuple[object, ...], pd.DataFrame] = {}
+        self._paths: dict[tuple[object, ...], PathsOfSeeds] = {}
 
     def summary(self, scope: str) -> pd.DataFrame:
         """One row per checkpoint, over the matrices of the scope."""
@@ -85,6 +88,28 @@ class Sources:
             return None
         groups = self.tables.measures.groupby(["recipe", "quantity", "null"], sort=False)
         return {cast("tuple[str, str, str]", key): rows for key, rows in groups}
+
+    def paths(self, cell: Cell, scope: str) -> PathsOfSeeds:
+        """Every step of a cell, by seed. ``scope``: of a cell that names none."""
+        key = (cell.get("scope", scope), *(cell.get(name) for name in PLACE_KEYS))
+        if key not in self._paths:
+            by_seed = self._rows(cell, key[0]).groupby("seed")
+            self._paths[key] = {cast("int", seed): _path(cell, rows) for seed, rows in by_seed}
+        return self._paths[key]
+
+    def _rows(self, cell: Cell, scope: str) -> pd.DataFrame:
+        rows = (self.cells or {}).get((cell["recipe"], cell["quantity"], cell.get("null", "")))
+        if rows is None:
+            return pd.DataFrame(columns=["seed"])
+        recipe, _, place = cell.get("other", "").partition(":")
+        named = {key: cell[key] for key in ("side", "k") if key in cell}
+        rows = pick(rows, scope=[scope, ""], other_recipe=recipe, **named)
+        if not place:
+            return rows
+        seed, _, step = place.partition("@")
+        same = rows["other_seed"] == rows["seed"]
+        then = rows["step"] if step == SAME_STEP else int(step)
+        return rows.loc[(rows["other_step"] == then) & (same if seed == OWN_SEED else ~same)]
 
 
 @dataclass
@@ -143,10 +168,14 @@ class LookUp:
         if self.sources.cells is None:
             self.note("the table of measures (measures.parquet) has not been made")
             return [{} for _ in self.seeds]
-        rows = self._rows(cell)
         turn = 1 if cell.get("seed") == "next" else 0
-        turned = self.seeds[turn:] + self.seeds[:turn]
-        return [self._path(cell, rows.loc[rows["seed"] == seed]) for seed in turned]
+        nothing, found = ({}, f"measures has nothing for {_named(cell)}"), []
+        known = self.sources.paths(cell, self.scope)
+        for seed in self.seeds[turn:] + self.seeds[:turn]:
+            path, problem = known.get(seed, nothing)
+            self.note(problem)
+            found.append(path)
+        return found
 
     def undefined(self) -> np.ndarray:
         """No number for any seed."""
@@ -156,36 +185,6 @@ class LookUp:
         """Note a problem once."""
         if problem and problem not in self.problems:
             self.problems.append(problem)
-
-    def _rows(self, cell: Cell) -> pd.DataFrame:
-        assert self.sources.cells is not None
-        rows = self.sources.cells.get((cell["recipe"], cell["quantity"], cell.get("null", "")), pd.DataFrame())
-        if rows.empty:
-            return pd.DataFrame(columns=["seed"])
-        recipe, _, place = cell.get("other", "").partition(":")
-        named = {key: cell[key] for key in ("side", "k") if key in cell}
-        rows = pick(rows, scope=[cell.get("scope", self.scope), ""], other_recipe=recipe, **named)
-        if not place:
-            return rows
-        seed, _, step = place.partition("@")
-        same = rows["other_seed"] == rows["seed"]
-        then = rows["step"] if step == SAME_STEP else int(step)
-        return rows.loc[(rows["other_step"] == then) & (same if seed == OWN_SEED else ~same)]
-
-    def _path(self, cell: Cell, rows: pd.DataFrame) -> Path:
-        if rows.empty:
-            self.note(f"measures has nothing for {_named(cell)}")
-            return {}
-        found: dict[int, list[float]] = {}
-        for step, value in zip(rows["step"].to_list(), rows["value"].to_list(), strict=True):
-            found.setdefault(step, []).append(value)
-        if len(found) < len(rows) and len(rows.drop_duplicates(["step", "scope", "side", "k"])) > len(found):
-            self.note(f"measures has more than one number for {_named(cell)}: name its side, k or scope")
-            return {}
-        if len(found) < len(rows) and OTHER_SEEDS not in cell.get("other", ""):
-            self.note(f"measures says {_named(cell)} twice")
-            return {}
-        return {step: float(np.mean(values)) for step, values in sorted(found.items())}
 
     def _at(self, path: Path, cell: Cell) -> float:
         at = cell.get("at", "end")
@@ -234,6 +233,18 @@ def value_at(runs: Runs, recipe: str, seed: int, step: float | None, metric: str
         return float("nan")
     steps, values = rows["step"].to_numpy(float), rows[metric].to_numpy(float)
     return float(np.interp(steps[-1] if step is None else step, steps, values, left=np.nan, right=np.nan))
+
+
+def _path(cell: Cell, rows: pd.DataFrame) -> tuple[Path, str]:
+    """One number for each step of one seed, the mean over other seeds; what is wrong where a step has several."""
+    found: dict[int, list[float]] = {}
+    for step, value in zip(rows["step"].to_list(), rows["value"].to_list(), strict=True):
+        found.setdefault(step, []).append(value)
+    if len(found) < len(rows) and len(rows.drop_duplicates(["step", "scope", "side", "k"])) > len(found):
+        return {}, f"measures has more than one number for {_named(cell)}: name its side, k or scope"
+    if len(found) < len(rows) and OTHER_SEEDS not in cell.get("other", ""):
+        return {}, f"measures says {_named(cell)} twice"
+    return {step: float(np.mean(values)) for step, values in sorted(found.items())}, ""
 
 
 def _named(cell: Cell) -> str:

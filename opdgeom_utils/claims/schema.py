@@ -13,6 +13,7 @@ import yaml
 
 from opdgeom_utils.claims import geometry_statistics, noise_statistics, path_statistics, setting_statistics
 from opdgeom_utils.errors import OpdGeomError
+from opdgeom_utils.profile_files import LOADER
 from opdgeom_utils.project_files import PROJECT
 from opdgeom_utils.scopes import SCOPES
 
@@ -171,7 +172,7 @@ def reported_of(reported: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def _read(path: Path, question: str) -> list[Claim]:
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content = yaml.load(path.read_text(encoding="utf-8"), Loader=LOADER)
     if not isinstance(content, dict) or set(content) - {"profile"} != {"schema_version", "claims"}:
         raise ClaimError(f"{path.name} must hold schema_version, claims and, where it names one for all, profile")
     given = {"profile": content["profile"]} if "profile" in content else {}
