@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,18 @@ GYM = {"chain_sum": [{"min_terms": 2, "max_terms": 3}, 1], "spell_backward": [{}
         ("####", ["hashes"], None),
         (r"\boxed{3} #### 4", ["hashes", "boxed"], "4"),
         ("from 3 to -4.5.", ["last_number"], "-4.5"),
+        (r"an escaped brace opens nothing: \boxed{\left\{x, y\right.}", ["boxed"], r"\left\{x, y\right."),
+        (r"one in another: \boxed{\boxed{7}}, \\boxed{8}", ["boxed"], "8"),
+        (r"as some write it: $\boxed 72$", ["boxed"], "72"),
+        ("#### **72**", ["hashes"], "72"),
+        ("a difference is no sign: 10-3", ["last_number"], "3"),
+        ("a true minus: x = \u22125", ["last_number"], "\u22125"),
+        ("no leading zero: x=-.5.", ["last_number"], "-.5"),
+        (r"$-\frac{1}{2}$", ["last_number"], r"-\frac{1}{2}"),
+        (r"\dfrac12", ["last_number"], r"\dfrac12"),
+        ("12,500 cm^2", ["last_number"], "12,500"),
+        ("1{,}000", ["last_number"], "1{,}000"),
+        ("10^6", ["last_number"], "10^6"),
         ("no number", ["boxed", "hashes", "last_number"], None),
         ("", ["last_number"], None),
     ],
@@ -50,10 +63,22 @@ def test_the_final_answer_of_a_text(text: str, marks: list[str], answer: str | N
         ("x+3", "x+2", False),
         ("12", "21", False),
         ("", "0", False),
+        ("\u2212.5", r"-\frac12", True),
+        ("1{,}000", "1000", True),
+        ("10^6", "1,000,000", True),
+        ("[0, 1)", "[0, 1]", False),
+        (r"\{2, 1\}", r"\{1, 2\}", True),
+        ("(2, 1)", "(1, 2)", False),
     ],
 )
 def test_answers_that_mean_the_same(found: str, expected: str, same: bool) -> None:
     assert same_answer(found, expected) == same
+
+
+def test_boxes_without_end_take_no_time() -> None:
+    began = time.perf_counter()
+    assert final_answer(r"\boxed{" * 20_000, ["boxed"]) is None  # looked through from every box it took minutes
+    assert time.perf_counter() - began < 2
 
 
 def test_parsed_is_told_apart_from_right() -> None:
@@ -61,6 +86,15 @@ def test_parsed_is_told_apart_from_right() -> None:
     assert grade_mathematics("72", Written(r"\boxed{72}", False), marks) == Grade(1.0, True)
     assert grade_mathematics("72", Written(r"\boxed{27}", True), marks) == Grade(0.0, True)
     assert grade_mathematics("72", Written("it is 72", True), marks) == Grade(0.0, False)
+
+
+def test_an_answer_that_may_have_lost_its_end_does_not_count() -> None:
+    marks = ["boxed", "hashes"]
+    assert grade_mathematics("7", Written("#### 7", False), marks) == Grade(0.0, False)  # cut from #### 72, perhaps
+    assert grade_mathematics("7", Written("#### 7", True), marks) == Grade(1.0, True)
+    assert grade_mathematics("7", Written("#### 7\nNow", False), marks) == Grade(1.0, True)
+    assert grade_mathematics("7", Written(r"#### \boxed{7}", False), marks) == Grade(1.0, True)
+    assert grade_mathematics("7", Written(r"\boxed 7", False), marks) == Grade(0.0, False)
 
 
 def test_without_its_packages_a_world_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
