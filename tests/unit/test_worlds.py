@@ -173,6 +173,12 @@ def test_another_file_has_another_digest(tmp_path: Path) -> None:
         ([[1]], "line 1"),
         ([{"prompt": "1", "answer": "2"}, {"prompt": "1", "answer": None}], "line 2 .* empty answer"),
         ([{"prompt": " ", "answer": 2}], "line 1 .* empty prompt"),
+        ([{"prompt": "1", "answer": [1, 2]}], r"line 1 .* answer \[1, 2\]; expected a text or a number"),
+        ([{"prompt": "1", "answer": True}], "line 1 .* answer True"),
+        ([{"prompt": "1", "answer": float("nan")}], "line 1 .* answer nan"),
+        ([{"prompt": [{"role": "user", "content": "1"}], "answer": 1}], "line 1 .* prompt .*role"),
+        ([{"prompt": "1", "answer": 1, "family": ""}], "line 1 .* empty family"),
+        (['{"prompt": "1", "answer": ' + "[" * 100_000], "line 1 .* is not JSON"),
     ],
 )
 def test_a_file_that_cannot_be_read_says_where(rows: list[Any], message: str, tmp_path: Path) -> None:
@@ -214,6 +220,9 @@ def test_slips_of_a_file_s_world_are_told(tmp_path: Path) -> None:
         tasks.check({"f0": ["all"]}, {"f0": 0})
     with pytest.raises(RecipeError, match="has the levels 0, 1, 2"):
         tasks.draw({"f0": [7]}, 1, 0)
+    write_lines(tmp_path / "p.jsonl", [row | {"level": str(row["level"])} for row in sums(60)])
+    with pytest.raises(RecipeError, match="of level 1; it has the levels '0', '1', '2'"):
+        jsonl.Tasks(path).draw({"f0": [1]}, 1, 0)
 
 
 # --- datasets --------------------------------------------------------------------------------------------------------
@@ -276,7 +285,7 @@ def test_levels_and_dotted_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_test_set_alone_cannot_be_trained_on() -> None:
     tasks = hub_dataset.Tasks({"math500": {}})
     tasks._loaded["math500"] = []
-    with pytest.raises(RecipeError, match="no train problem"):
+    with pytest.raises(RecipeError, match=r"no train problem .*its splits say so \(train, held_out\)"):
         tasks.draw({"math500": ["all"]}, 1, 0)
 
 
@@ -286,6 +295,7 @@ def test_a_test_set_alone_cannot_be_trained_on() -> None:
         ({"gsm8k": {"pathh": "x"}}, "pathh"),
         ({"mine": {"path": "x"}}, r"\['answer', 'prompt'\]"),
         ({"gsm8k": {"path": 3}}, "path"),
+        ({"gsm8k": {"path": ""}}, "path of a dataset is empty"),
         ({"gsm8k": {"template": "no place"}}, "template"),
         ({}, "datasets is"),
         ({"gsm8k": "openai/gsm8k"}, "block"),
@@ -296,10 +306,71 @@ def test_slips_of_a_dataset_are_told(said: dict[str, Any], message: str) -> None
         hub_dataset.Tasks(said)
 
 
-def test_a_dataset_that_is_not_there_says_how_to_bring_it(tmp_path: Path) -> None:
-    tasks = hub_dataset.Tasks({"gsm8k": {"path": str(tmp_path)}})
-    with pytest.raises(CheckpointNotFoundError, match="--local-dir FOLDER"):
-        tasks.draw({"gsm8k": ["all"]}, 1, 0)
+def test_a_dataset_that_is_not_there_says_how_to_bring_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("no network")
+
+    with pytest.raises(CheckpointNotFoundError, match="to be a folder with a file of each split"):
+        hub_dataset.Tasks({"gsm8k": {"path": str(tmp_path)}}).draw({"gsm8k": ["all"]}, 1, 0)
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    with pytest.raises(CheckpointNotFoundError, match="dataset openai/gsm8k --local-dir FOLDER"):
+        hub_dataset.Tasks({"gsm8k": {}}).draw({"gsm8k": ["all"]}, 1, 0)
+
+
+@pytest.mark.parametrize("form", ["flat", "one", "both"])
+def test_a_preset_is_read_from_a_copy_in_another_form(form: str, gsm8k: Path, tmp_path: Path) -> None:
+    import datasets
+
+    train, copy, said = gsm8k / "main" / "train-00000-of-00001.parquet", tmp_path / "copy", {}
+    if form == "flat":
+        copy = gsm8k / "main"
+    else:
+        saved = datasets.Dataset.from_pandas(pd.read_parquet(train))
+        (saved if form == "one" else datasets.DatasetDict(train=saved, test=saved.select([0]))).save_to_disk(copy)
+        said = {"held_out": ""}
+    tasks = hub_dataset.Tasks({"gsm8k": {"path": str(copy), "template": "{prompt}", **said}})
+    assert {f"train {i}?" for i in range(600, 640)} <= {q.prompt for q in tasks.questions("gsm8k")}
+    if form == "one":
+        with pytest.raises(CheckpointNotFoundError, match=r"split .test. .* train and held_out which splits it has"):
+            hub_dataset.Tasks({"gsm8k": {"path": str(copy)}}).questions("gsm8k")
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"answer": "list"}, r"row 1 of split 'train' .* has list \['0'\]; expected a text or a number.*column\.0"),
+        ({"answer": "some"}, "row 4 .* an empty some"),
+        ({"prompt": "some"}, "row 4 .* an empty some"),
+        ({"demonstration": "list"}, "row 1 .* has list"),
+    ],
+)
+def test_a_row_that_has_no_text_is_no_question(
+    said: dict[str, str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = [{"q": f"q{i}", "a": i, "list": [str(i)], "some": None if i % 4 == 3 else "x"} for i in range(40)]
+    write_lines(tmp_path / "d.jsonl", rows)
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d.jsonl").rename(tmp_path / "d" / "train.jsonl")
+    source = {"path": str(tmp_path / "d"), "prompt": "q", "answer": "a"}
+    with pytest.raises(RecipeError, match=message):
+        hub_dataset.Tasks({"mine": source | said}).questions("mine")
+    shown = hub_dataset.Tasks({"mine": source | {"demonstration": "some"}}).questions("mine")
+    assert [q.completion for q in shown] == ["" if i % 4 == 3 else "x" for i in range(40)]
+    assert [q.answer for q in shown] == [str(i) for i in range(40)]
+
+
+def test_a_relative_folder_is_the_project_s(gsm8k: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_dataset, "PROJECT", tmp_path)
+    monkeypatch.chdir(gsm8k)  # chapters run in another folder than make
+    tasks = hub_dataset.Tasks({"gsm8k": {"path": "gsm8k"}})
+    assert len(tasks.questions("gsm8k")) == 49
+    before = tasks.digest
+    (gsm8k / ".cache").mkdir()
+    (gsm8k / ".cache" / "fetched-at").write_text("now")
+    assert hub_dataset.Tasks({"gsm8k": {"path": "gsm8k"}}).digest == before
+    (gsm8k / "more.txt").write_text("now")
+    assert hub_dataset.Tasks({"gsm8k": {"path": "gsm8k"}}).digest != before
 
 
 # --- reasoning-gym ---------------------------------------------------------------------------------------------------
