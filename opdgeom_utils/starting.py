@@ -31,10 +31,12 @@ from opdgeom_utils.models import (
 )
 from opdgeom_utils.packaged_models import packaged
 from opdgeom_utils.precision import prepare
+from opdgeom_utils.problems import Written
 from opdgeom_utils.profile_files import choices, place_of, written_at
 from opdgeom_utils.recipes import MODELS, Recipe, load_recipe, paths_of, recipe_names
 from opdgeom_utils.rollouts import decode_completions, encode_pairs
 from opdgeom_utils.scoring import check_head
+from opdgeom_utils.tasks import END
 from opdgeom_utils.trained_models import models_of, needed_run, origin_of
 from opdgeom_utils.training_plan import longest_texts
 from opdgeom_utils.world import load_world, tasks_of
@@ -208,14 +210,21 @@ def _check_device(recipe: Recipe, device: torch.device) -> None:
 
 
 def _check_demonstrations(recipe: Recipe) -> None:
-    """Refuse SFT on problems that come without a demonstration."""
+    """Refuse SFT on problems that come without a demonstration, or with ones of which none would be graded right."""
     if recipe.on_policy:
         return
-    problems = tasks_of(recipe.profile).draw(recipe.mixture, 64, "demonstrations", weights=recipe.weights)
+    tasks = tasks_of(recipe.profile)
+    problems = tasks.draw(recipe.mixture, 64, "demonstrations", weights=recipe.weights)
     if without := sorted({p.family for p in problems if not p.completion}):
         raise RecipeError(
             f"recipe {recipe.name!r} is SFT, and problems of {', '.join(without)} have no demonstration; name the "
             "column that has it, add completion to each line of a file, or leave them to opd and rlvr"
+        )
+    if not any(tasks.grade(p, Written(p.completion.removesuffix(END), ended=True)).reward for p in problems):
+        raise RecipeError(
+            f"recipe {recipe.name!r} is SFT, and of {len(problems)} demonstrations none would be graded right, such as "
+            f"{problems[0].completion!r:.100}. Where answers stand in longer texts, say "
+            "grade: mathematics beside kind: jsonl; or mend answer, completion or answer_in"
         )
 
 

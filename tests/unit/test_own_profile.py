@@ -222,6 +222,22 @@ def sums(mine: Folders, world: World, tmp_path: Path) -> list[str]:
     return [row["prompt"] for row in rows]
 
 
+def test_demonstrations_that_their_own_verifier_calls_wrong_are_refused(
+    sums: list[str], world: World, tmp_path: Path
+) -> None:
+    """The text of the page's example with a worked way to the answer: the whole of it is no answer."""
+    rows = [{"prompt": p, "answer": "4", "completion": "it is 4"} for p in sums]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    tasks_of.cache_clear()
+    for start in (lambda: check_models("mine"), lambda: load_or_train("sft", profile="mine")):
+        with pytest.raises(RecipeError, match=r"none would be graded right, such as 'it is 4': .*grade: mathematics"):
+            start()
+    said = (world.recipes / "mine.yaml").read_text()
+    (world.recipes / "mine.yaml").write_text(said.replace("kind: jsonl", "kind: jsonl\n    grade: mathematics"))
+    tasks_of.cache_clear()
+    check_models("mine")
+
+
 def test_problems_of_a_file_are_trained_on_and_measured(sums: list[str]) -> None:
     check_models("mine")
     run = load_or_train("opd", profile="mine")
