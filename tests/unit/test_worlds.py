@@ -401,6 +401,49 @@ def test_reasoning_gym_grades_by_its_own_score() -> None:
     assert text.grade(problem, Written(answer, False)) == Grade(0.0, False)
 
 
+def test_an_answer_that_its_dataset_cannot_read_is_wrong() -> None:
+    tasks = reasoning_gym.Tasks()
+    problem = tasks.draw({"prime_factorization": [{}]}, 1, 0)[0]
+    with pytest.raises(ValueError, match="invalid literal"):  # so it would stop a run
+        tasks._dataset(problem.family, problem.settings).score_answer("seven", problem.entry)
+    assert tasks.grade(problem, Written("<answer>seven</answer>", True)) == Grade(0.0, True)
+    assert tasks.grade(problem, Written(problem.completion, True)) == Grade(1.0, True)
+
+
+def test_the_last_answer_that_closes_counts() -> None:
+    tasks = reasoning_gym.Tasks()
+    problem = tasks.draw({"chain_sum": [0]}, 1, 0)[0]
+    right, wrong = problem.completion, "<answer>x</answer>"
+    for text, reward in (
+        (wrong + right, 1.0),
+        (right + wrong, 0.0),
+        (right + "<answer>x", 1.0),
+        ("<answer>" + right, 1.0),
+    ):
+        assert tasks.grade(problem, Written(text, True)) == Grade(reward, True)
+    began = time.perf_counter()
+    assert tasks.grade(problem, Written("<answer>" * 20_000, True)) == Grade(0.0, False)
+    assert time.perf_counter() - began < 2  # looked through from every mark it took half a minute
+
+
+def test_a_held_out_problem_comes_once() -> None:
+    few = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}  # 200 sums and differences of two digits
+    held_out = reasoning_gym.Tasks().held_out({"chain_sum": [few]}, 256)
+    assert 10 < len(held_out) == len({p.prompt for p in held_out}) < 200
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"), [("game_of_life_halting", "neither"), ("coin_flip", "0"), ("puzzle24", "6*4*1*1")]
+)
+def test_a_dataset_that_calls_wrong_answers_right_is_refused(name: str, wrong: str) -> None:
+    import reasoning_gym as gym
+
+    dataset = gym.create_dataset(name, seed=0, size=5)
+    assert any(wrong != entry["answer"] and dataset.score_answer(wrong, entry) == 1 for entry in dataset)
+    with pytest.raises(RecipeError, match="leave it out"):
+        reasoning_gym.Tasks().check({name: [{}]})
+
+
 @pytest.mark.parametrize(
     ("mixture", "message"),
     [
