@@ -112,6 +112,7 @@ def check_models(profile: str) -> None:
             _check_tokens(first.tokenizer.get_vocab(), side.tokenizer.get_vocab(), f"{first.name} and of {side.name}")
             _refuse(rows_finding(side, side))
     for recipe in recipes:
+        _check_order(recipe)
         _check_mixture(recipe)
         if student := sides.get(origin_of(recipe)):
             _check_problems(recipe, student, [sides[name] for name in models_of(recipe) if name in sides])
@@ -150,6 +151,19 @@ def _side_of(source: str) -> Side | None:
     open_checkpoint(folder)
     _check_texts(source, side.tokenizer)
     return side
+
+
+def _check_order(recipe: Recipe, above: tuple[Recipe, ...] = ()) -> None:
+    """Refuse a recipe that needs, in the end, a model that it makes itself."""
+    chain = (*above, recipe)
+    if recipe in above:
+        raise RecipeError(
+            f"{place_of(recipe.profile, ('world', 'models'))}: no recipe of {' -> '.join(r.name for r in chain)} can "
+            "be trained first: each needs the next one's model. Name one that is there before"
+        )
+    for name in models_of(recipe):
+        if needed := needed_run(name):
+            _check_order(needed.recipe, chain)
 
 
 def _check_problems(recipe: Recipe, student: Side, others: Sequence[Side]) -> None:

@@ -128,7 +128,7 @@ class Table(ABC):
 
     def _side(self, family: str, level: Any, side: Split) -> list[Question]:
         """Return the questions of one level and side."""
-        key = json.dumps([family, level, side])
+        key = json.dumps([family, level, side], default=str)
         rows = self.questions(family)
         if key not in self._kept:
             self._kept[key] = [q for q in rows if level in (ALL, q.level) and q.split == side]

@@ -68,7 +68,7 @@ class Tasks:
         check_weights(mixture, weights)
         for name, levels in mixture.items():
             for level in levels:
-                self._dataset(name, json.dumps(level, sort_keys=True))
+                self._dataset(name, json.dumps(level, sort_keys=True, default=str))  # YAML knows dates
 
     def draw(self, mixture: Mixture, n: int, seed: int | str, weights: Mapping[str, int] | None = None) -> list[Puzzle]:
         """Draw ``n`` problems of the training side: dataset, then level, then problem."""

