@@ -28,7 +28,7 @@ from opdgeom_utils.project_files import PROJECT
 from opdgeom_utils.worlds.math_answers import MARKS, final_answer
 from opdgeom_utils.worlds.questions import Question, Table, text_of
 
-CALCULATOR = re.compile(r"<<[^>]*>>")  # GSM8K writes each computation twice, the second time for a tool
+CALCULATOR = re.compile(r"<<[^<>\n]*>>")  # GSM8K writes each computation twice, the second time for a tool
 
 ADVICE = ". Name another column, or one place of a list or a block (column.0, column.name), or a copy without such rows"
 

@@ -8,6 +8,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import nlargest
 from numbers import Number
 from typing import Any
 
@@ -119,6 +120,11 @@ class Table(ABC):
             pool = {q.prompt: q for level in mixture[name] for q in self._side(name, level, "held_out")}
             chosen += rng.sample(sorted(pool.values(), key=lambda q: q.prompt), min(per_family, len(pool)))
         return chosen
+
+    def longest(self, mixture: Mixture, n: int) -> list[Question]:
+        """Return the questions of a mixture, of both sides, with the ``n`` longest prompts and completions."""
+        rows = [q for name, has in mixture.items() for q in self.questions(name) if ALL in has or q.level in has]
+        return [q for text in ("prompt", "completion") for q in nlargest(n, rows, key=lambda q: len(getattr(q, text)))]
 
     def grade(self, problem: Question, written: Written) -> Grade:
         """Judge one completion: the whole text, or the final answer in it by math-verify."""

@@ -240,6 +240,18 @@ def test_demonstrations_that_their_own_verifier_calls_wrong_are_refused(
     check_models("mine")
 
 
+@pytest.mark.parametrize("side", ["train", "held_out"])
+def test_one_prompt_of_many_that_is_too_long_is_told(side: str, sums: list[str], tmp_path: Path) -> None:
+    """Of 500 problems a sample of 64 would hardly have it."""
+    number = next(n for n in range(10**30, 10**30 + 99) if split_of(f"{n}+" * 5 + "0=") == side)
+    texts = [f"{i}+{i}=" for i in range(500)] + [f"{number}+" * 5 + "0="]
+    rows = [{"prompt": text, "answer": "1", "completion": "1"} for text in texts]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    tasks_of.cache_clear()
+    with pytest.raises(RecipeError, match=r"lengths: .* read 128 and 128 tokens; .* up to 167; shorten the prompts"):
+        check_models("mine")
+
+
 def test_problems_of_a_file_are_trained_on_and_measured(sums: list[str]) -> None:
     check_models("mine")
     run = load_or_train("opd", profile="mine")

@@ -255,6 +255,11 @@ def test_a_dataset_from_a_folder_has_its_own_test_side(gsm8k: Path) -> None:
     assert tasks.grade(problem, Written(r"\boxed{1210}", False)) == Grade(1.0, True)
 
 
+def test_only_a_calculator_s_own_marks_are_taken_out() -> None:
+    assert hub_dataset.CALCULATOR.sub("", "6*7=<<6*7=42>>42") == "6*7=42"
+    assert hub_dataset.CALCULATOR.sub("", "a << b,\nc >> d") == "a << b,\nc >> d"
+
+
 def test_a_dataset_without_a_test_side_is_split_by_checksum(gsm8k: Path) -> None:
     said = {"path": str(gsm8k), "config": "main", "prompt": "question", "answer": "answer"}
     tasks = hub_dataset.Tasks({"mine": said})
