@@ -31,10 +31,12 @@ from opdgeom_utils.models import (
 )
 from opdgeom_utils.packaged_models import packaged
 from opdgeom_utils.precision import prepare
+from opdgeom_utils.problems import Written
 from opdgeom_utils.profile_files import choices, place_of, written_at
 from opdgeom_utils.recipes import MODELS, Recipe, load_recipe, paths_of, recipe_names
 from opdgeom_utils.rollouts import decode_completions, encode_pairs
 from opdgeom_utils.scoring import check_head
+from opdgeom_utils.tasks import END
 from opdgeom_utils.trained_models import models_of, needed_run, origin_of
 from opdgeom_utils.training_plan import longest_texts
 from opdgeom_utils.world import load_world, tasks_of
@@ -110,6 +112,7 @@ def check_models(profile: str) -> None:
             _check_tokens(first.tokenizer.get_vocab(), side.tokenizer.get_vocab(), f"{first.name} and of {side.name}")
             _refuse(rows_finding(side, side))
     for recipe in recipes:
+        _check_order(recipe)
         _check_mixture(recipe)
         if student := sides.get(origin_of(recipe)):
             _check_problems(recipe, student, [sides[name] for name in models_of(recipe) if name in sides])
@@ -148,6 +151,19 @@ def _side_of(source: str) -> Side | None:
     open_checkpoint(folder)
     _check_texts(source, side.tokenizer)
     return side
+
+
+def _check_order(recipe: Recipe, above: tuple[Recipe, ...] = ()) -> None:
+    """Refuse a recipe that needs, in the end, a model that it makes itself."""
+    chain = (*above, recipe)
+    if recipe in above:
+        raise RecipeError(
+            f"{place_of(recipe.profile, ('world', 'models'))}: no recipe of {' -> '.join(r.name for r in chain)} can "
+            "be trained first: each needs the next one's model. Name one that is there before"
+        )
+    for name in models_of(recipe):
+        if needed := needed_run(name):
+            _check_order(needed.recipe, chain)
 
 
 def _check_problems(recipe: Recipe, student: Side, others: Sequence[Side]) -> None:
@@ -208,14 +224,21 @@ def _check_device(recipe: Recipe, device: torch.device) -> None:
 
 
 def _check_demonstrations(recipe: Recipe) -> None:
-    """Refuse SFT on problems that come without a demonstration."""
+    """Refuse SFT on problems that come without a demonstration, or with ones of which none would be graded right."""
     if recipe.on_policy:
         return
-    problems = tasks_of(recipe.profile).draw(recipe.mixture, 64, "demonstrations", weights=recipe.weights)
+    tasks = tasks_of(recipe.profile)
+    problems = tasks.draw(recipe.mixture, 64, "demonstrations", weights=recipe.weights)
     if without := sorted({p.family for p in problems if not p.completion}):
         raise RecipeError(
             f"recipe {recipe.name!r} is SFT, and problems of {', '.join(without)} have no demonstration; name the "
             "column that has it, add completion to each line of a file, or leave them to opd and rlvr"
+        )
+    if not any(tasks.grade(p, Written(p.completion.removesuffix(END), ended=True)).reward for p in problems):
+        raise RecipeError(
+            f"recipe {recipe.name!r} is SFT, and of {len(problems)} demonstrations none would be graded right, such as "
+            f"{problems[0].completion!r:.100}. Where answers stand in longer texts, say "
+            "grade: mathematics beside kind: jsonl; or mend answer, completion or answer_in"
         )
 
 

@@ -35,6 +35,7 @@ from opdgeom_utils.recipes import Recipe
 from opdgeom_utils.scoring import LOGITS_AT_ONCE
 from opdgeom_utils.trained_models import LARGE, models_of
 from opdgeom_utils.world import load_world, tasks_of
+from opdgeom_utils.worlds.questions import Table
 
 SAMPLE = 64  # problems whose lengths are looked at
 LOGITS = "logits, a piece at a time"
@@ -202,9 +203,11 @@ def _is_small(folder: str) -> bool:
 
 
 def longest_texts(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
-    """Return how many tokens the longest prompt and completion have among some problems."""
-    world = load_world(recipe.profile)
-    problems = tasks_of(recipe.profile).draw(recipe.mixture, SAMPLE, "plan", weights=recipe.weights)
+    """Return how many tokens the longest prompt and completion have among some problems; of a table, the longest."""
+    world, tasks = load_world(recipe.profile), tasks_of(recipe.profile)
+    problems = list(tasks.draw(recipe.mixture, SAMPLE, "plan", weights=recipe.weights))
+    if isinstance(tasks, Table):
+        problems += [*tasks.longest(recipe.mixture, SAMPLE), *tasks.longest(recipe.held_out, SAMPLE)]
     prompts = tokenizer([world.put(tokenizer, p.prompt) for p in problems])["input_ids"]
     shown: Any = [] if recipe.on_policy else tokenizer([p.completion for p in problems])["input_ids"]
     return max(map(len, prompts)), max(map(len, shown), default=0) or recipe.max_new_tokens

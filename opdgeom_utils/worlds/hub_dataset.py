@@ -24,17 +24,20 @@ from typing import Any
 
 from opdgeom_utils.errors import CheckpointNotFoundError, MissingPackageError, RecipeError
 from opdgeom_utils.problems import Split
+from opdgeom_utils.project_files import PROJECT
 from opdgeom_utils.worlds.math_answers import MARKS, final_answer
-from opdgeom_utils.worlds.questions import Question, Table
+from opdgeom_utils.worlds.questions import Question, Table, text_of
 
-CALCULATOR = re.compile(r"<<[^>]*>>")  # GSM8K writes each computation twice, the second time for a tool
+CALCULATOR = re.compile(r"<<[^<>\n]*>>")  # GSM8K writes each computation twice, the second time for a tool
+
+ADVICE = ". Name another column, or one place of a list or a block (column.0, column.name), or a copy without such rows"
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
     """Where the questions of one family lie. Columns may be dotted: ``prompt.0.content`` of a list of messages.
 
-    ``path``: hub id or local folder.
+    ``path``: hub id or local folder; a relative one is one from the project's folder.
     ``prompt``, ``answer``: columns. Where the answer is a whole solution, its box or what follows ``####`` is the
     answer.
     ``config``, ``revision``: of the dataset on the hub.
@@ -65,6 +68,13 @@ class Source:
                 raise RecipeError(f"{name} of dataset {self.path!r} is {value!r}; expected a text")
         if "{prompt}" not in self.template:
             raise RecipeError(f"template of dataset {self.path!r} is {self.template!r}; expected {{prompt}} in it")
+        if not self.path:
+            raise RecipeError("path of a dataset is empty; expected a hub id or a folder")
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies, if it is no hub id."""
+        return PROJECT / Path(self.path).expanduser()
 
 
 HASHED = "Question: {prompt}\nReason step by step, and end with #### and the number.\nAnswer:\n"
@@ -143,8 +153,9 @@ class Tasks(Table):
             for split, side in sides:
                 if split:
                     side = side if source.held_out else None
-                    for row in _rows(source, split):
-                        question = _question(family, source, row, side)
+                    for number, row in enumerate(_rows(source, split), 1):
+                        where = f"row {number} of split {split!r} of dataset {source.path}"
+                        question = _question(family, source, row, side, where)
                         rows.setdefault(question.prompt, question)
             self._loaded[family] = list(rows.values())
         return self._loaded[family]
@@ -156,32 +167,41 @@ def _rows(source: Source, split: str) -> Any:
         import datasets
     except ImportError as error:
         raise MissingPackageError("datasets are read with datasets: pip install 'opdgeom-utils[tasks]'") from error
-    folder, name = Path(source.path).expanduser(), source.config or None
+    folder, name = source.folder, source.config or None
+    local = folder.exists() or source.path.startswith(("/", ".", "~"))
     try:
-        if (folder / "dataset_dict.json").is_file():
-            return datasets.DatasetDict.load_from_disk(str(folder))[split]
-        if folder.is_dir():
-            inside: dict[str, Any] = {"data_dir": name} if name and (folder / name).is_dir() else {"name": name}
+        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():  # by save_to_disk
+            found = datasets.load_from_disk(str(folder))
+            return (found if isinstance(found, dict) else {"train": found})[split]
+        if local:
+            inside: dict[str, Any] = {"data_dir": name} if name and (folder / name).is_dir() else {}
+            inside |= {"name": name} if not inside and (folder / "README.md").is_file() else {}  # which has its configs
             return datasets.load_dataset(str(folder), split=split, **inside)
         return datasets.load_dataset(source.path, name, split=split, revision=source.revision or None)
     except Exception as error:  # the hub's client lets its network library's own errors through
         raise CheckpointNotFoundError(
             f"split {split!r} of dataset {source.path} could not be opened ({type(error).__name__}: "
-            f"{str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}). Without a network, "
-            f"copy it from where there is one (hf download --repo-type dataset {source.path} --local-dir FOLDER) and "
-            "set path: FOLDER"
-        ) from error
+            f"{str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}). " + (
+            f"Expected {folder} to be a folder with a file of each split, such as train.parquet and test.jsonl, or "
+            "one that save_to_disk wrote. Say as train and held_out which splits it has, \"\" for none" if local else
+            f"Without a network, copy it from where there is one (hf download --repo-type dataset {source.path} "
+            "--local-dir FOLDER) and set path: FOLDER")
+        ) from error  # fmt: skip
 
 
-def _question(family: str, source: Source, row: Mapping[str, Any], side: Split | None) -> Question:
+def _question(family: str, source: Source, row: Mapping[str, Any], side: Split | None, where: str) -> Question:
     """Make a question of a row."""
-    answer = str(_column(source, row, source.answer))
-    shown = str(_column(source, row, source.demonstration)) if source.demonstration else ""
+
+    def text(column: str, *, needed: bool = True) -> str:
+        return text_of(_column(source, row, column), column, where, needed=needed, advice=ADVICE)
+
+    answer = text(source.answer)
+    shown = text(source.demonstration, needed=False) if source.demonstration else ""
     level = _column(source, row, source.level) if source.level else None
-    if isinstance(level, str) and level.removeprefix("Level ").isdigit():
+    if isinstance(level, str) and level.removeprefix("Level ").isdecimal():
         level = int(level.removeprefix("Level "))
     return Question(
-        prompt=source.template.replace("{prompt}", str(_column(source, row, source.prompt)).strip()),
+        prompt=source.template.replace("{prompt}", text(source.prompt).strip()),
         answer=final_answer(answer, ("boxed", "hashes")) or answer,
         completion=CALCULATOR.sub("", shown).strip(),
         family=family, domain=source.domain, level=level, side=side,
@@ -201,8 +221,9 @@ def _column(source: Source, row: Any, column: str) -> Any:
 
 
 def _source_digest(name: str, source: Source) -> str:
-    folder = Path(source.path).expanduser()
     content = hashlib.sha256()
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []:
-        content.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
+    for file in sorted(source.folder.rglob("*")) if source.folder.is_dir() else []:
+        below = file.relative_to(source.folder)
+        if file.is_file() and not any(part.startswith(".") for part in below.parts):  # what tools leave there
+            content.update(below.as_posix().encode() + file.read_bytes())
     return f"{name}:{source}:{content.hexdigest()}"

@@ -12,7 +12,7 @@ from typing import Any
 from opdgeom_utils.errors import RecipeError
 from opdgeom_utils.project_files import PROJECT
 from opdgeom_utils.worlds.math_answers import MARKS
-from opdgeom_utils.worlds.questions import Question, Table
+from opdgeom_utils.worlds.questions import Question, Table, text_of
 
 COLUMNS = ("prompt", "answer", "completion", "family", "level")
 
@@ -64,12 +64,14 @@ class Tasks(Table):
         where = f"line {number} of {self.path}"
         try:
             row: Any = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RecipeError(f"{where} is not JSON: {error}") from error
         if not isinstance(row, dict) or set(row) - set(COLUMNS) or {"prompt", "answer"} - set(row):
             found = sorted(row) if isinstance(row, dict) else row
             raise RecipeError(f"{where} has {found}; expected prompt and answer, and of {', '.join(COLUMNS[2:])} any")
-        texts = {key: str(value) for key, value in row.items() if key != "level" and value is not None}
-        if empty := [key for key in ("prompt", "answer") if not texts.get(key, "").strip()]:
-            raise RecipeError(f"{where} has an empty {' and '.join(empty)}; expected a text or a number")
+        texts = {
+            key: text_of(value, key, where, needed=key != "completion")
+            for key, value in row.items()
+            if key != "level" and (value is not None or key in ("prompt", "answer"))
+        }
         return Question(**texts, domain=self.domain, level=row.get("level"))  # pyright: ignore[reportArgumentType]

@@ -10,9 +10,13 @@ from opdgeom_utils.errors import MissingPackageError, RecipeError
 from opdgeom_utils.problems import Grade, Written
 
 MARKS = ("boxed", "hashes", "last_number")
-BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+BRACE = re.compile(r"\\+(?:boxed|fbox)(?:\s*\{| +([^\s{}$\\]+)(?=[\s$]))|\\.|[{}]", re.DOTALL)
 HASHES = re.compile(r"####[ \t]*(\S[^\n]*)")
-NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?")
+NUMBER = re.compile(
+    r"(?:(?<![\w)}\]])[-\u2212])?"  # a sign, where nothing stands before it that it takes away from
+    r"(?:\\[dt]?frac\s*(?:\{\d+\}|\d){2}|(?<!\w)\.\d+|"
+    r"(?<![\d^_])(?<!\^\{)\d+(?:(?:,|\{,\})\d{3})*(?:\.\d+)?(?:\^\{?\d+\}?)?(?:/\d+)?)"  # no exponent, no index
+)
 SECONDS = 5  # for one comparison: sympy can be made to think for hours
 
 
@@ -42,18 +46,22 @@ def final_answer(text: str, marks: Sequence[str] = MARKS) -> str | None:
 
 
 def _boxed(text: str) -> str | None:
-    """Return what stands in the last box whose braces close."""
-    for start in reversed([match.end() for match in BOX.finditer(text)]):
-        depth = 1
-        for i, letter in enumerate(text[start:], start):
-            depth += (letter == "{") - (letter == "}")
-            if depth == 0:
-                return text[start:i].strip()
-    return None
+    """Return what stands in the last box whose braces close; one pass, as a model may write boxes without end."""
+    opened: list[tuple[int, bool]] = []
+    last = (-1, -1)
+    for mark in BRACE.finditer(text):
+        if mark[1]:
+            last = max(last, mark.span(1))
+        elif mark[0].endswith("{") and mark[0] != "\\{":
+            opened.append((mark.end(), mark[0] != "{"))
+        elif mark[0] == "}" and opened:
+            start, is_box = opened.pop()
+            last = max(last, (start, mark.start())) if is_box else last
+    return text[slice(*last)].strip() if last[0] >= 0 else None
 
 
 def _behind_hashes(text: str) -> str | None:
-    return found[-1].strip() if (found := HASHES.findall(text)) else None
+    return found[-1].strip("* \t\r") if (found := HASHES.findall(text)) else None
 
 
 def _last_number(text: str) -> str | None:
@@ -62,6 +70,9 @@ def _last_number(text: str) -> str | None:
 
 def same_answer(found: str, expected: str) -> bool:
     r"""Whether two answers mean the same, by math-verify; the same text always does.
+
+    It is lenient: in a bare list neither order nor repeats count, the index of a base does not, ``18%`` is 18 and 0.18,
+    and of an equation the right side will do. It is strict where words are not marked: ``42 dollars`` is not 42.
 
     Raises MissingPackageError if math-verify is not installed.
 
@@ -80,12 +91,16 @@ def same_answer(found: str, expected: str) -> bool:
 
 
 def grade_mathematics(expected: str, written: Written, marks: Sequence[str]) -> Grade:
-    """Judge a solution by its final answer. A last number counts only in a text that came to its end by itself.
+    """Judge a solution by its final answer. Of a text that was cut off, what may have lost its end does not count.
+
+    That is a last number, and what stands behind ``####`` in the last line.
 
     >>> grade_mathematics("18", Written("2 * 9 = 18", ended=True), MARKS)
     Grade(reward=1.0, parsed=True)
     >>> grade_mathematics("18", Written("2 * 9 = 18", ended=False), MARKS)
     Grade(reward=0.0, parsed=False)
     """
-    answer = final_answer(written.text, [m for m in marks if written.ended or m != "last_number"])
+    *whole, last = written.text.split("\n")
+    text = written.text if written.ended else "\n".join([*whole, last.replace("####", "")])
+    answer = final_answer(text, [m for m in marks if written.ended or m != "last_number"])
     return Grade(0.0, False) if answer is None else Grade(float(same_answer(answer, expected)), True)

