@@ -8,6 +8,7 @@ A recipe holds everything that decides the result except the seed and the profil
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field
@@ -20,8 +21,13 @@ from opdgeom_utils.world import load_world, tasks_of
 
 OBJECTIVES = ("sft", "opd", "rlvr", "mixed")
 COUNTS = ("steps", "prompts_per_update", "group_size", "updates_per_rollout", "micro_batches", "max_new_tokens",
-          "eval_per_family", "final_eval_per_family")  # fmt: skip
-KEEP_BY = ("top", "random")
+          "probe_prompts", "eval_per_family", "final_eval_per_family")  # fmt: skip
+POSITIVE, SHARES = ("learning_rate", "eps", "grad_clip"), ("alpha", "warmup_fraction")
+CHOICES = {
+    "objective": OBJECTIVES, "schedule": ("constant", "cosine"), "estimator": ("sampled", "full_vocab"),
+    "keep_by": ("top", "random"), "compute": tuple(COMPUTE), "projection_side": ("right", "left"),
+    "projection_of": ("gradient", "update"),
+}  # fmt: skip
 SPACES = ("early", "complement", "random", "activations")
 MODELS = ("start", "teacher", "anchor", "writer")  # fields that name a model, in the world's words
 RUN_SPACE = re.compile(r"run:(?P<recipe>\w+)@(?P<step>\d+)")
@@ -93,12 +99,16 @@ class Recipe:
     def __post_init__(self) -> None:
         """Check the values, so that a typing slip stops before any training does."""
         problems = [
-            (self.objective not in OBJECTIVES, f"objective {self.objective!r} is not one of {OBJECTIVES}"),
-            (self.schedule not in ("constant", "cosine"), f"schedule {self.schedule!r} is neither constant nor cosine"),
-            (self.estimator not in ("sampled", "full_vocab"), f"estimator {self.estimator!r}: sampled or full_vocab"),
+            *((getattr(self, n) not in known, f"{n} is {getattr(self, n)!r}; expected {' or '.join(known)}")
+              for n, known in CHOICES.items()),
             *((getattr(self, n) < 1, f"{n} is {getattr(self, n)}; expected 1 or more") for n in COUNTS),
-            (not self.learning_rate > 0, f"learning_rate is {self.learning_rate}; expected a positive number"),
-            (not 0 <= self.alpha <= 1, f"alpha is {self.alpha}; expected 0 to 1"),
+            *((not 0 < getattr(self, n) < math.inf, f"{n} is {getattr(self, n)}; expected a positive number")
+              for n in POSITIVE),
+            (not 0 <= self.weight_decay < math.inf, f"weight_decay is {self.weight_decay}; expected 0 or more"),
+            *((not 0 <= getattr(self, n) <= 1, f"{n} is {getattr(self, n)}; expected 0 to 1") for n in SHARES),
+            (not all(0 <= beta < 1 for beta in self.betas), f"betas are {self.betas}; expected two from 0 to below 1"),
+            (self.objective == "rlvr" and self.group_size < 2,
+             "group_size is 1; RLVR compares the answers to one prompt, so it needs 2 or more"),
             (self.checkpoints[-1:] != (self.steps,),
              f"steps is {self.steps}, checkpoints {list(self.checkpoints)}; expected the last at the last step"),
             (list(self.checkpoints) != sorted(set(self.checkpoints)), "checkpoints must rise without repeats"),
@@ -117,12 +127,10 @@ class Recipe:
         space = self.projection_space
         return [
             (not 0 < self.keep_fraction <= 1, f"keep_fraction is {self.keep_fraction}; expected above 0, at most 1"),
-            (self.keep_by not in KEEP_BY, f"keep_by {self.keep_by!r} is not one of {KEEP_BY}"),
             (self.keep_fraction < 1 and not sampled_opd, "keep_fraction is for OPD with the sampled estimator"),
             (self.equal_gradients and self.objective != "mixed", "equal_gradients is for the mixed objective"),
             (self.random_credit and not sampled_opd, "random_credit is for OPD with the sampled estimator"),
             (self.random_reward and self.objective != "rlvr", "random_reward is for RLVR"),
-            (self.compute not in COMPUTE, f"compute {self.compute!r} is not one of {tuple(COMPUTE)}"),
             (self.micro_tokens < 0, f"micro_tokens is {self.micro_tokens}; expected 0 or more"),
             (self.writer is not None and not self.on_policy, "writer is for objectives that sample completions"),
             (bool(space) and space not in SPACES and not RUN_SPACE.fullmatch(space),
@@ -135,10 +143,7 @@ class Recipe:
              "the early space needs at least one update before it: set projection_from"),
             (space in ("early", "complement") and self.projection_from not in self.checkpoints,
              f"a stopped run finds the early space again in its checkpoint: add {self.projection_from} to checkpoints"),
-            (self.projection_side not in ("right", "left"), f"projection_side {self.projection_side!r}: right or left"),
             (self.projection_side == "left" and space == "activations", "activations span a right space only"),
-            (self.projection_of not in ("gradient", "update"),
-             f"projection_of {self.projection_of!r} is neither gradient nor update"),
         ]  # fmt: skip
 
     @property

@@ -26,7 +26,8 @@ from opdgeom_utils.vocabulary import NULLS, RESCALED, ROUNDED, label, listed, me
 
 WHOSE = {"right": "inputs", "left": "outputs"}
 TENTH = 0.1  # of a run, where the book's own claim on early locking looks
-TRAINED_NULL = (label("opd_random_credit"), NULLS["activations"].label)
+TRAINED = (("opd_random_credit", ("", "activations")), ("opd", ("",)))
+TRAINED_NAMES = [label("opd_random_credit"), NULLS["activations"].label, label("opd")]
 STEPWISE = ("captured_share", "sim_consecutive")  # of single windows, so taken over all later ones
 
 
@@ -79,16 +80,16 @@ def _at_a_tenth(measures: pd.DataFrame, k: int) -> str:
 def say_trained_null(measures: pd.DataFrame | None, k: int) -> str:
     """Hold the made-up null of real inputs against random credit, which was trained; empty where one is missing."""
     numbers, words = [], []
-    for side in SIDES if measures is not None else ():
-        rows = early(measures, side, k, ["opd_random_credit"], ["", "activations"])
-        values, own = seen.by_seed(rows, "series"), seen.by_seed(early(measures, side, k), "series")
-        if not {*TRAINED_NULL} <= set(values) or label("opd") not in own:
-            return ""
-        trained, made = (float(values[name].mean()) for name in TRAINED_NULL)
-        numbers.append(f"{trained:.2f} where its made-up null has {made:.2f} (OPD {own[label('opd')].mean():.2f})")
-        words.append(f"too {'hard' if made > trained else 'easy'} on the side of the {WHOSE[side]}")
-    if not numbers:
+    if measures is None:
         return ""
+    for side in SIDES:
+        rows = pd.concat([early(measures, side, k, [name], nulls) for name, nulls in TRAINED])
+        values = seen.by_seed(rows, "series")
+        if len(values.columns) < 3:
+            return ""
+        trained, made, own = (float(mean) for mean in values[TRAINED_NAMES].to_numpy(float).mean(axis=0))
+        numbers.append(f"{trained:.2f} where its made-up null has {made:.2f} (OPD {own:.2f})")
+        words.append(f"too {'hard' if made > trained else 'easy'} on the side of the {WHOSE[side]}")
     return (
         f"Random credit is a run with real inputs and nothing to learn. At a fifth it has {listed(numbers)}, so that "
         f"null is {listed(words)}."

@@ -178,7 +178,7 @@ def test_what_size_alone_shows_of_the_order_is_said_of_every_pair_of_neighbours(
     frame = pd.DataFrame(rows)
     orders = pd.DataFrame({"condition": ["equal_updates", "equal_norm"], "verdict": "reproduced"})
     said = findings.order_sentence(orders, Tables(frame, frame, frame))
-    assert "show 25% to 50% of the same differences in sparsity and masks and 25% to 50% of" in said
+    assert "differ from each other by 25% to 50% as much in sparsity and masks and 25% to 50% as much" in said
 
 
 def test_the_order_with_the_mlp_is_counted_by_means_and_by_intervals() -> None:
@@ -217,7 +217,7 @@ def test_agreement_needs_the_null_objective_beside_it() -> None:
     ]
     frame = pd.DataFrame()
     said = null_objectives.agreement_sentence(Tables(frame, frame, frame, as_measures(rows)))
-    assert "OPD have a cosine of 0.80, those of two seeds of random credit one of 0.01 (2 pairs of seeds).\n" in said
+    assert "OPD have a cosine of 0.80, those of two seeds of random credit one of 0.01 (2 pairs of seeds)." in said
     assert "The same cosine of the others: RLVR 0.40." in said
     assert null_objectives.agreement_sentence(Tables(frame, frame, frame, as_measures(rows[:2]))) == ""
     assert null_objectives.agreement_sentence(Tables(frame, frame, frame)) == ""
