@@ -71,6 +71,7 @@ SHAPES |= {"noise through bf16": "square", "chance": "triangle-up", "this book":
 SHAPES |= {NULLS[name].label: shape for name, (_, _, shape) in _OF_NULLS.items()}
 SHAPES |= {OBJECTIVES[name].label: "cross" for name in ("opd_random_credit", "rlvr_random_reward")}
 SHAPES |= {"exact step": "triangle-up", "after rounding": "diamond"}
+ACROSS = 35  # letters of a legend that stand beside each other on a phone
 OTHER = ("#E69F00", "#8F6BB3", "#56777A", "#B5651D")
 VERDICT_COLOURS = {
     "reproduced": "#1B7837",
@@ -117,12 +118,14 @@ def colour_scale(names: Iterable[str]) -> alt.Scale:
 
 
 def legend(names: Iterable[str]) -> alt.Legend:
-    """Legend above the plot; more than four entries share rows of three, so that it fits a phone.
+    """Legend above the plot; more than four entries share rows of three, or of two long ones, so that it fits a phone.
 
     >>> legend(["SFT", "OPD"]).to_dict()
     {'columns': 0, 'orient': 'top', 'symbolOpacity': 1, 'symbolStrokeWidth': 0}
     """
-    return alt.Legend(orient="top", columns=3 if len(set(names)) > 4 else 0, symbolOpacity=1, symbolStrokeWidth=0)
+    letters = sorted(map(len, set(names)))
+    columns = 0 if len(letters) <= 4 else 3 if sum(letters[-3:]) <= ACROSS else 2
+    return alt.Legend(orient="top", columns=columns, symbolOpacity=1, symbolStrokeWidth=0)
 
 
 def coloured(field: str, names: Iterable[str]) -> alt.Color:

@@ -75,7 +75,7 @@ def write(world: World, text: str | bytes, name: str = "slip") -> None:
         ("like: tiny\ndefaults:\n  weights: {sort: 0}\n", ", line 3: weight of 'sort' is 0"),
         ("like: tiny\ndefaults:\n  group_size: 0\n", ", line 3: recipe 'opd' of profile 'slip': group_size is 0"),
         ("like: tiny\ndefaults:\n  updates_per_rollout: 0\n", ", line 3: recipe 'opd' of profile 'slip': updates_per"),
-        ("like: tiny\ndefaults:\n  schedule: cosin\n", ", line 3: recipe 'opd' of profile 'slip': schedule is 'cosin'; exp"),
+        ("like: tiny\ndefaults:\n  schedule: cosin\n", ", line 3: recipe 'opd' of profile 'slip': schedule is 'cosin'"),
         ("like: tiny\nrecipes:\n  opd:\n    steps: 9\n", ", line 4: recipe 'opd' of profile 'slip': steps is 9"),
         ("like: tiny\nrecipes:\n  opd: {like: rlrv}\n", ", line 3: recipe 'opd' is like 'rlrv', which is not another "
          "recipe of the profile; did you mean 'rlvr'?"),

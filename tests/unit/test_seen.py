@@ -96,6 +96,16 @@ def test_a_run_below_one_null_is_not_above_every_one() -> None:
     assert said.startswith("Runs that lie above every one of their nulls: on the right none; on the left SFT, OPD")
 
 
+def test_the_made_up_null_is_held_against_a_trained_one() -> None:
+    table = long_table()
+    own = table.loc[table["recipe"].eq("opd") & table["null"].isin(["", "activations"])]
+    lower = own.assign(recipe="opd_random_credit", value=own["value"].where(own["null"] != "", 0.01))
+    said = path_seen.say_trained_null(pd.concat([own, lower]), 4)
+    assert said.count("0.01 where its made-up null has") == 2
+    assert said.endswith("too hard on the side of the inputs and too hard on the side of the outputs.")
+    assert path_seen.say_trained_null(own, 4) == path_seen.say_trained_null(None, 4) == ""
+
+
 def test_nulls_say_the_exceptions_and_how_far_the_highest_is() -> None:
     without = long_table().query("null != 'shuffled_time'")
     right, left = path_seen.say_nulls(without, "sim_to_end", 4).split("; ")

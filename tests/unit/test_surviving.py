@@ -25,9 +25,8 @@ def broken(toy: BookTables, rule: int) -> BookTables:
         geometry.loc[null, "update_norm"] *= 1.2
     elif rule == 2:
         geometry.loc[opd, "normalized_spectral_shift"] *= 2
-    elif rule in (3, 4):
-        within = measures["recipe"] == measures["other_recipe"]
-        measures.loc[cosine & (within if rule == 3 else ~within), "value"] = 0.05
+    elif rule == 3:
+        measures.loc[cosine & (measures["recipe"] == measures["other_recipe"]), "value"] = 0.05
     elif rule == 5:
         geometry.loc[opd, "update_sparsity"] = 0.9
     elif rule == 6:
@@ -37,11 +36,20 @@ def broken(toy: BookTables, rule: int) -> BookTables:
     return replace(toy, geometry=geometry, measures=measures)
 
 
-@pytest.mark.parametrize("rule", range(len(surviving.RULES)))
+LOPSIDED = 4  # runs of one seed on the same prompts, beside seeds on different ones
+
+
+@pytest.mark.parametrize("rule", set(range(len(surviving.RULES))) - {LOPSIDED})
 def test_a_finding_is_there_in_the_toy_and_can_be_lost(toy: BookTables, rule: int) -> None:
     says, ask = list(surviving.RULES.items())[rule]
     assert ask(toy)[1] is True, says
     assert ask(broken(toy, rule))[1] is False
+
+
+def test_a_lopsided_rule_shows_its_numbers_and_judges_nothing(toy: BookTables) -> None:
+    row = surviving.surviving(toy, toy).iloc[LOPSIDED]
+    assert row["survives"] == surviving.UNTESTED
+    assert "on the same prompts; own seeds, on others, 0.8" in row["toy"]
 
 
 def test_what_was_not_run_is_not_testable(toy: BookTables) -> None:
