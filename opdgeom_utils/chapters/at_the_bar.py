@@ -143,6 +143,6 @@ def say_longer(found: pd.DataFrame) -> str:
         for row in tested.loc[tested["holds"] == NO].to_dict("records")
     ]
     learned = f"In {long} OPD closed {gap} of the gap in accuracy and, of the distance, {distance}"
-    held = f"Of the other rules of chapter 2 {len(tested) - len(failed)} of {len(tested)} hold after so many updates."
+    held = f"Of the other rules of chapter 2, {len(tested) - len(failed)} of {len(tested)} hold after so many updates."
     rest = f" Not: {'; '.join(failed)}." if failed else ""
     return f"**{learned}: {met} this book's bar, a third and a half, by their means.**\n{held}{rest}"

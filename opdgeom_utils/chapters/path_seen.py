@@ -88,11 +88,11 @@ def say_trained_null(measures: pd.DataFrame | None, k: int) -> str:
         if len(values.columns) < 3:
             return ""
         trained, made, own = (float(mean) for mean in values[TRAINED_NAMES].to_numpy(float).mean(axis=0))
-        numbers.append(f"{trained:.2f} where its made-up null has {made:.2f} (OPD {own:.2f})")
+        numbers.append(f"{trained:.2f} on the {side}, its made-up null {made:.2f} (OPD {own:.2f})")
         words.append(f"too {'hard' if made > trained else 'easy'} on the side of the {WHOSE[side]}")
     return (
-        f"Random credit is a run with real inputs and nothing to learn. At a fifth it has {listed(numbers)}, so that "
-        f"null is {listed(words)}."
+        f"Random credit is a run with real inputs and nothing to learn. At a fifth it has {'; '.join(numbers)}. So "
+        f"that null is {listed(words)}."
     )
 
 

@@ -67,7 +67,7 @@ def beside_noise(runs: pd.DataFrame) -> Figure:
     x = alt.X("predicted:Q", title="unchanged, as noise gives it").scale(domain=[0, 1])
     y = alt.Y("sparsity:Q", title="unchanged, measured").scale(domain=[0, 1])
     x, y = x.axis(format=".0%", values=QUARTERS), y.axis(format=".0%", values=QUARTERS)
-    colour = coloured("kind", rows["kind"]).legend(orient="top", columns=2)
+    colour = coloured("kind", rows["kind"]).legend(orient="top", columns=2, symbolOpacity=1)
     shape = shaped("source", rows["source"]).legend(orient="top", columns=1)
     diagonal = alt.Chart(pd.DataFrame({"at": [0.0, 1.0]})).mark_line(color="#7F7F7F", strokeDash=[2, 3], strokeWidth=1)
     base = alt.Chart(rows).encode(y=y, color=colour)

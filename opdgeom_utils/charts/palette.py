@@ -44,7 +44,7 @@ PALETTE = {
     "raw": "#8F6BB3",
     "equal norms": "#E69F00",
     "another seed of OPD": "#D55E00",
-    "preferences": "#E69F00",
+    "preferences": "#8F6BB3",
     "straight": "#D55E00",
     "drunkards": "#6F7F8F",
     "measured": "#D55E00",

@@ -101,7 +101,8 @@ def test_the_made_up_null_is_held_against_a_trained_one() -> None:
     own = table.loc[table["recipe"].eq("opd") & table["null"].isin(["", "activations"])]
     lower = own.assign(recipe="opd_random_credit", value=own["value"].where(own["null"] != "", 0.01))
     said = path_seen.say_trained_null(pd.concat([own, lower]), 4)
-    assert said.count("0.01 where its made-up null has") == 2
+    assert "0.01 on the right, its made-up null" in said
+    assert "0.01 on the left, its made-up null" in said
     assert said.endswith("too hard on the side of the inputs and too hard on the side of the outputs.")
     assert path_seen.say_trained_null(own, 4) == path_seen.say_trained_null(None, 4) == ""
 
