@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from opdgeom_utils import kept, storage
-from opdgeom_utils.errors import NoCardError
+from opdgeom_utils.errors import NoCardError, StorageError
 from opdgeom_utils.gpu_check.agreement import metrics_agree, student_agrees
 from opdgeom_utils.gpu_check.parts import Part, Place, run_part
 from opdgeom_utils.gpu_check.presets import card_found
@@ -31,7 +31,7 @@ PARTS: dict[str, Part] = {
     "update_opd": one_update("opd"),
     "update_rlvr": one_update("rlvr"),
     "toy_opd": toy_run("opd"),
-    "toy_rlvr": toy_run("rlvr", "first_regime"),  # the toy of the archived runs: profile toy has no RLVR
+    "toy_rlvr": toy_run("rlvr", "first_regime"),  # of the archived runs: profile toy's takes 800 updates
     "toy_sft": toy_run("control_sft"),
     "diagnostics_8b": diagnostics("8B"),
 }
@@ -52,9 +52,14 @@ def check_card(
     ``minutes``: after so many no part begins; those left are recorded as not run.
     Returns what the file holds: ``schema, device, tiny, card, machine, versions, started, parts, seconds, passed``.
     Each part has ``passed, seconds, peak_bytes, result, faults``. Raises NoCardError if there is no CUDA card and no
-    processor was asked for. Raises StorageError if the file cannot be written.
+    processor was asked for. Raises StorageError if the file cannot be written, or holds a check of true shapes that
+    ``tiny`` would overwrite.
     """
     place = _place(device, tiny)
+    if tiny and out.is_file() and '"tiny": false' in out.read_text(encoding="utf-8"):
+        raise StorageError(
+            f"{out} holds a check of true shapes; expected another file for a tiny one (--out tiny.json)"
+        )
     began, record = time.monotonic(), {**_described(place), "parts": {}, "seconds": 0.0, "passed": False}
     storage.write_json(out, record)
     chosen = PARTS if parts is None else parts

@@ -11,7 +11,7 @@ from transformers import Qwen3Config
 
 from opdgeom_utils import cli
 from opdgeom_utils.chapters.one_gpu import WORDS, with_cards
-from opdgeom_utils.errors import NoCardError, StaleResultsError
+from opdgeom_utils.errors import NoCardError, StaleResultsError, StorageError
 from opdgeom_utils.gpu_check import PARTS, SCHEMA, agreement, check_card, presets, toy_runs
 from opdgeom_utils.gpu_check.agreement import compared
 from opdgeom_utils.gpu_check.parts import Found, Place
@@ -64,6 +64,17 @@ def test_a_part_that_fails_is_kept_and_the_rest_goes_on(tmp_path: Path) -> None:
     assert not found["passed"]
     late = check_card(out, device="cpu", tiny=True, parts=parts, minutes=0.0)["parts"]["good"]
     assert late["faults"] == ["not run: the check had taken 0 minutes"]
+
+
+def test_a_tiny_check_leaves_one_of_true_shapes_alone(tmp_path: Path) -> None:
+    out = tmp_path / "check.json"
+    check_card(out, device="cpu", tiny=True, parts={})
+    check_card(out, device="cpu", tiny=True, parts={})
+    out.write_text(out.read_text().replace('"tiny": true', '"tiny": false'))
+    whole = out.read_bytes()
+    with pytest.raises(StorageError, match=r"holds a check of true shapes.*--out tiny\.json"):
+        check_card(out, device="cpu", tiny=True, parts={})
+    assert out.read_bytes() == whole
 
 
 def test_the_exit_status_tells_of_a_fault(
