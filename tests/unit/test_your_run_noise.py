@@ -80,7 +80,9 @@ def test_without_a_schedule_nothing_is_said() -> None:
 
 
 def test_rounded_weights_are_a_caveat() -> None:
-    assert len(noise_caveats(table())) == 1
+    amounts, merged = noise_caveats(table())
+    assert "amounts and no directions" in amounts
+    assert "merged from a LoRA" in merged
     assert any("as they were stored, rounded" in said for said in noise_caveats(table(dtype="bfloat16")))
 
 
