@@ -49,8 +49,9 @@ def say_few_prompts(found: pd.DataFrame) -> str:
     """Say in how many statistics few prompts are enough; ``found``: from :func:`few_prompts`; empty without rows.
 
     >>> found = {"statistic": ["x", "y"], "share": [0.75, 0.3], "leaves": True, "enough": ["yes", "no"]}
-    >>> print(say_few_prompts(pd.DataFrame(found)).replace(". ", "." + chr(10)))
-    **Few prompts do not explain all of it.** SFT on as many leaves the curve half as far or more in 1 of 2 (x).
+    >>> print(say_few_prompts(pd.DataFrame(found)).replace(". ", "." + chr(10)).replace("** ", "**" + chr(10)))
+    **Few prompts do not explain all of it.**
+    SFT on as many leaves the curve half as far or more in 1 of 2 statistics (x).
     It leaves it to the same side, but only 30% as far, in 1 more.
     """
     if found.empty:
@@ -62,7 +63,7 @@ def say_few_prompts(found: pd.DataFrame) -> str:
         "Few prompts do not explain all of it" if alike or part else "Few prompts do not explain it"
     )  # fmt: skip
     which = f" ({'; '.join(alike)})" if 0 < len(alike) < len(found) else ""
-    many = f"{len(alike)} of {len(found)}{which}"
+    many = f"{len(alike)} of {len(found)} statistics{which}"
     rest = ""
     if part:
         span = f"{min(part):.0%}" + (f" to {max(part):.0%}" if len(part) > 1 else "")
