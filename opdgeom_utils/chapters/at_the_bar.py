@@ -11,7 +11,7 @@ import pandas as pd
 
 from opdgeom_utils.chapters.committed_tables import BookTables
 from opdgeom_utils.chapters.noise import own_runs
-from opdgeom_utils.chapters.null_objectives import rulers_of
+from opdgeom_utils.chapters.null_objectives import ASKED, rulers_of
 from opdgeom_utils.chapters.regime import distance_closed, gap_closed
 from opdgeom_utils.chapters.surviving import NO, NOTHING, UNTESTED, YES, Found
 from opdgeom_utils.chapters.update_path import cosines
@@ -22,7 +22,7 @@ from opdgeom_utils.vocabulary import label, listed
 
 OPD, NULL = ("opd", "opd_long"), ("opd_random_credit", "opd_random_credit_long")  # short and long
 HALF, THIRD = 1 / 2, 1 / 3  # of the distance to the teacher, of the gap in accuracy
-ALIKE, FURTHER, AGREE = 1.2, 1.5, 0.3
+FURTHER, AGREE = 1.5, 0.3
 
 
 def longer(tables: BookTables) -> pd.DataFrame:
@@ -87,7 +87,7 @@ def _rulers(tables: BookTables, opd: str, null: str) -> Found:
     ends = rulers_of(tables, "final", [opd, null])
     ratios = (ends.loc[opd] / ends.loc[null]).to_list()
     said = "sparsity {:.2f}, angles {:.2f} and {:.2f}, shift {:.2f}".format(*ratios)
-    return said, all(1 / ALIKE < r < ALIKE for r in ratios)
+    return said, all(1 / ASKED < r < ASKED for r in ratios)
 
 
 def _directions(tables: BookTables, opd: str, null: str) -> Found:
@@ -117,7 +117,7 @@ RULES = {
     "gap in accuracy closed: a third or more": _accuracy,
     "distance to the teacher closed: half or more on the anchor's text": _distance,
     "the curve flattens: nats closed by the last fifth of the updates, fewer than by the fifth before": _flattening,
-    f"within {ALIKE} times of random credit by the paper's rulers": _rulers,
+    f"within {ASKED} times of random credit by the paper's rulers": _rulers,
     f"two seeds' updates point alike: a cosine of {AGREE} or more": _directions,
     f"OPD goes further beside noise than random credit: by less than {FURTHER} times": _length_beside_noise,
     "the ruler holds for random credit: 3 points of sparsity, .9 to 1.1 times the length": _noise,

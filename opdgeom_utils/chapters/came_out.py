@@ -6,9 +6,8 @@ words that depend on them come from the tables.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from statistics import fmean
-from typing import Any
 
 import pandas as pd
 
@@ -17,11 +16,11 @@ from opdgeom_utils.chapters.committed_tables import BookTables
 from opdgeom_utils.chapters.control import GATE, OTHER_SEED
 from opdgeom_utils.chapters.moments import CHANCE, OWN_BATCHES, beside_chance
 from opdgeom_utils.chapters.regime import LEARNED, gap_closed
-from opdgeom_utils.chapters.sufficiency import ENOUGH
+from opdgeom_utils.chapters.sufficiency import ENOUGH, SPACES
 from opdgeom_utils.intervals import number, seed_interval
 from opdgeom_utils.vocabulary import listed
 
-EARLY, RANDOM, INPUTS, REST = "early space", "random space", "input activations", "all but the early space"
+EARLY, REST, RANDOM, INPUTS = SPACES.values()
 
 
 def how_sure(tables: BookTables, until: int | None = None) -> str:
@@ -111,13 +110,15 @@ def tokens(gaps: pd.DataFrame, fewer: Sequence[str], others: Sequence[str], card
     --------
     >>> rows = [("top 50%", 0.01), ("anchor writes", 0.4), (OTHER_SEED, 0.1), ("RLVR", 0.2)]
     >>> gaps = pd.DataFrame(rows, columns=["row", "value"]).assign(seed=0)
-    >>> card = pd.DataFrame({"id": [GATE], "verdict": ["not decided"]})
+    >>> row = {"id": GATE, "verdict": "not decided", "value": 0.08, "low": 0.06, "high": 0.1, "threshold": 0.1}
+    >>> card = pd.DataFrame([row])
     >>> for said in tokens(gaps, ["top 50%"], ["anchor writes"], card).split(". "):
     ...     print(said)
     By means, runs with half or a quarter of the tokens lie at most 0.010 from OPD's path (mean absolute log ratio of
     stable ranks), those of another writer 0.400 to 0.400
     The yardsticks: another seed of OPD is 0.100 away, RLVR 0.200
-    But RLVR itself is not shown to leave OPD's path (not decided), so a path that stays says little of the objective.
+    But RLVR itself is not shown to leave OPD's path (not decided: 0.08, 0.06 to 0.1; its rule asks for more than 0.1),
+    so a path that stays says little of the objective.
     """
     (kept, moved), yardsticks = _gaps_of(gaps, fewer, others)
     if yardsticks is None:
@@ -172,16 +173,11 @@ def _power(card: pd.DataFrame, so: str) -> str:
     gate = card.loc[card["id"] == GATE].to_dict("records")
     if [row["verdict"] for row in gate] == ["reproduced"]:
         return "RLVR does leave OPD's path, so the ruler can tell objectives apart."
-    bar = [row["verdict"] + _beside_the_bar(row) for row in gate]
-    return f"But RLVR itself is not shown to leave OPD's path{f' ({bar[0]})' if bar else ''}, so {so}."
-
-
-def _beside_the_bar(row: Mapping[Hashable, Any]) -> str:
-    """Say how far a claim's number is from its threshold; nothing where it has none."""
-    if "value" not in row:
-        return ""
-    value, low, high, threshold = (number(float(row[name])) for name in ("value", "low", "high", "threshold"))
-    return f": {value}, {low} to {high}; its rule asks for more than {threshold}"
+    said = ""
+    for row in gate:
+        value, low, high, bar = (number(float(row[name])) for name in ("value", "low", "high", "threshold"))
+        said = f" ({row['verdict']}: {value}, {low} to {high}; its rule asks for more than {bar})"
+    return f"But RLVR itself is not shown to leave OPD's path{said}, so {so}."
 
 
 def mixing(gaps: pd.DataFrame, aligned: pd.DataFrame, masks: Sequence[str], card: pd.DataFrame) -> str:
@@ -204,10 +200,12 @@ def mixing(gaps: pd.DataFrame, aligned: pd.DataFrame, masks: Sequence[str], card
     >>> gaps = pd.DataFrame(rows, columns=["row", "kind", "value"]).assign(seed=0)
     >>> rows = [("top 50%", 0, 0.3), ("random credit", 0, 0.3), ("top 50%", 1, 0.4), ("random credit", 1, 0.4)]
     >>> aligned = pd.DataFrame(rows, columns=["row", "seed", "value"]).assign(panel="left moment")
-    >>> card = pd.DataFrame({"id": [GATE], "verdict": ["not decided"]})
+    >>> row = {"id": GATE, "verdict": "not decided", "value": 0.08, "low": 0.06, "high": 0.1, "threshold": 0.1}
+    >>> card = pd.DataFrame([row])
     >>> for said in mixing(gaps, aligned, ["top 50%"], card).split(". "):
     ...     print(said)
-    RLVR itself is not shown to leave OPD's path (not decided), so the paper cannot be tested on paths here
+    RLVR itself is not shown to leave OPD's path (not decided: 0.08, 0.06 to 0.1; its rule asks for more than 0.1),
+    so the paper cannot be tested on paths here
     By means mixing in RLVR moves OPD's path no further than RLVR's own is: at most 0.010, RLVR 0.080
     Nearer than another seed of OPD (0.040) stay 1 of 1 mixtures (1 seed each)
     As to the mechanism, on other batches 0 of 1 masks are shown to come nearer to OPD's gradient directions

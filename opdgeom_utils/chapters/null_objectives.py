@@ -27,7 +27,7 @@ RULERS = {
 SPECTRAL = tuple(RULERS)[1:]  # of them, what looks at singular values and not through bf16
 ALIKE = 1.5  # a factor, as in chapter 2
 ASKED = 1.2  # the narrower factor of the rule in chapter 2
-DIRECTED = 0.3  # so much more must the cosine of OPD's seeds be
+AGREE = 0.3  # so much more than random credit's must the cosine of OPD's seeds be
 NOTHING = tuple(NULL_OBJECTIVES.values())
 MLP = tuple(module for module in MODULES if module not in ATTENTION)
 FURTHER = {  # what is said of OPD in the MLP: the measure, as a multiple of random credit's
@@ -124,12 +124,12 @@ def common_direction(tables: Tables) -> str:
 
     Begins with a space.
     """
-    opd, null = (seed_interval(cosines(tables.measures, name, name)).mean for name in ("opd", "opd_random_credit"))
-    if not opd > null + DIRECTED:
+    opd, null = (seed_interval(cosines(tables.measures, name, name)) for name in ("opd", "opd_random_credit"))
+    if not opd.mean > null.mean + AGREE:
         return ""
     return (
         " What these lack is a common direction: two seeds of OPD change the weights alike (cosine "
-        f"{opd:z.2f}), two of random credit do not ({null:z.2f})."
+        f"{opd.mean:z.2f}), two of random credit do not ({null.mean:z.2f}; {min(opd.n, null.n)} pairs each)."
     )
 
 

@@ -79,7 +79,7 @@ def _at_a_tenth(measures: pd.DataFrame, k: int) -> str:
 
 def say_trained_null(measures: pd.DataFrame | None, k: int) -> str:
     """Hold the made-up null of real inputs against random credit, which was trained; empty where one is missing."""
-    numbers, words = [], []
+    numbers, words, seeds = [], [], 0
     if measures is None:
         return ""
     for side in SIDES:
@@ -87,12 +87,13 @@ def say_trained_null(measures: pd.DataFrame | None, k: int) -> str:
         values = seen.by_seed(rows, "series")
         if len(values.columns) < 3:
             return ""
+        seeds = len(values)
         trained, made, own = (float(mean) for mean in values[TRAINED_NAMES].to_numpy(float).mean(axis=0))
         numbers.append(f"{trained:.2f} on the {side}, its made-up null {made:.2f} (OPD {own:.2f})")
         words.append(f"too {'hard' if made > trained else 'easy'} on the side of the {WHOSE[side]}")
     return (
         f"Random credit is a run with real inputs and nothing to learn. At a fifth it has {'; '.join(numbers)}. So "
-        f"that null is {listed(words)}."
+        f"that null is {listed(words)} (seeds: {seeds})."
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from opdgeom_utils.chapters.committed_tables import BookTables
 from opdgeom_utils.chapters.noise import own_runs
+from opdgeom_utils.chapters.null_objectives import AGREE
 from opdgeom_utils.chapters.regime import distance_closed, gap_closed
 from opdgeom_utils.chapters.update_path import cosines
 from opdgeom_utils.chapters.where import at_place
@@ -25,7 +26,6 @@ from opdgeom_utils.scopes import MODULES, THROUGHOUT
 from opdgeom_utils.vocabulary import label, listed
 
 RANDOM, OPD, CONTROL, RLVR = "opd_random_credit", "opd", "control_sft", "rlvr"
-AGREE = 0.3  # so much more than random credit's must the cosine of OPD's seeds be
 RULERS = ("left_angle_mean_deg", "right_angle_mean_deg", "normalized_spectral_shift")
 
 

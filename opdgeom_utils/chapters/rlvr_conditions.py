@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from opdgeom_utils.chapters.at_the_bar import ALIKE
 from opdgeom_utils.chapters.committed_tables import BookTables
-from opdgeom_utils.chapters.null_objectives import RULERS, rulers_of
+from opdgeom_utils.chapters.null_objectives import ASKED, RULERS, rulers_of
 from opdgeom_utils.chapters.one_curve import TESTED
 from opdgeom_utils.chapters.surviving import NO, YES
 from opdgeom_utils.chapters.where import at_place
@@ -81,9 +80,9 @@ def beside_control(tables: BookTables) -> str:
     if not set(names) <= set(found.index):
         return ""
     where = {
-        label(name): f"outside of {ALIKE} times by {listed(off)}"
+        label(name): f"outside of {ASKED} times by {listed(off)}"
         if (off := _off(found, name))
-        else f"within {ALIKE} times"
+        else f"within {ASKED} times"
         for name in (CONTROL, NULL)
     }
     said = "; ".join(
@@ -100,7 +99,7 @@ def beside_control(tables: BookTables) -> str:
 def _off(found: pd.DataFrame, other: str) -> list[str]:
     """Rulers by which RLVR lies further than the margin from another run."""
     ratios = found.loc[RLVR] / found.loc[other]
-    return [metric_of(m).words for m in RULERS if not 1 / ALIKE < ratios[m] < ALIKE]
+    return [metric_of(m).words for m in RULERS if not 1 / ASKED < ratios[m] < ASKED]
 
 
 def orders(tables: BookTables) -> pd.DataFrame:

@@ -230,9 +230,10 @@ def _at_equal_updates(card: pd.DataFrame, settings: int) -> str:
     >>> _at_equal_updates(card, 4), _at_equal_updates(card.assign(value=float("nan")), 4)
     ('; after as many updates 3 of 4 lie between control SFT and RLVR', '')
     """
-    (share, *_) = [*card.loc[card["id"].eq(EQUAL_UPDATES) & card["value"].notna(), "value"], None]
-    between = "" if share is None else f"{round(share * settings)} of {settings}"
-    return between and f"; after as many updates {between} lie between control SFT and RLVR"
+    shares = card.loc[card["id"].eq(EQUAL_UPDATES), "value"].dropna().tolist()
+    if not shares:
+        return ""
+    return f"; after as many updates {round(shares[0] * settings)} of {settings} lie between control SFT and RLVR"
 
 
 def _cells_of_seeds(ranges: pd.DataFrame) -> str:

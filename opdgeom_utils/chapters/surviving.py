@@ -14,7 +14,8 @@ import pandas as pd
 
 from opdgeom_utils.chapters.committed_tables import BookTables
 from opdgeom_utils.chapters.noise import by_kind, own_runs
-from opdgeom_utils.chapters.pretrained import AGREE, CONTROL, OPD, RANDOM, RLVR, RULERS, means_of
+from opdgeom_utils.chapters.null_objectives import AGREE
+from opdgeom_utils.chapters.pretrained import CONTROL, OPD, RANDOM, RLVR, RULERS, means_of
 from opdgeom_utils.chapters.update_path import cosines, early
 from opdgeom_utils.chapters.where import at_place
 from opdgeom_utils.claims.matching import accuracy_gain, final

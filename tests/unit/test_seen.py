@@ -103,7 +103,7 @@ def test_the_made_up_null_is_held_against_a_trained_one() -> None:
     said = path_seen.say_trained_null(pd.concat([own, lower]), 4)
     assert "0.01 on the right, its made-up null" in said
     assert "0.01 on the left, its made-up null" in said
-    assert said.endswith("too hard on the side of the inputs and too hard on the side of the outputs.")
+    assert said.endswith("too hard on the side of the inputs and too hard on the side of the outputs (seeds: 5).")
     assert path_seen.say_trained_null(own, 4) == path_seen.say_trained_null(None, 4) == ""
 
 

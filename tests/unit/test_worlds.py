@@ -76,10 +76,9 @@ def test_answers_that_mean_the_same(found: str, expected: str, same: bool) -> No
     assert same_answer(found, expected) == same
 
 
-def test_boxes_without_end_take_no_time() -> None:
-    began = time.perf_counter()
-    assert final_answer(r"\boxed{" * 20_000, ["boxed"]) is None  # looked through from every box it took minutes
-    assert time.perf_counter() - began < 2
+def test_boxes_without_end_come_to_an_end() -> None:
+    """In one pass; looked through from every box, they would take hours."""
+    assert final_answer(r"\boxed{" * 200_000, ["boxed"]) is None
 
 
 def test_parsed_is_told_apart_from_right() -> None:
