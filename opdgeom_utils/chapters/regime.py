@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pandas as pd
 
+from opdgeom_utils import scopes
 from opdgeom_utils.chapters.committed_tables import BookTables
 from opdgeom_utils.chapters.model_cards import card_accuracy
 from opdgeom_utils.chapters.where import NULL_OBJECTIVES
@@ -73,6 +75,36 @@ def distance_closed(tables: BookTables, recipe: str = "opd") -> dict[str, Interv
         ends = own.loc[own["step"] == own["step"].max(), "value"].to_numpy(float)
         shares["fixed"] = (1 - ends / begun.mean()).tolist() if len(begun) else []
     return {text: seed_interval(values) for text, values in shares.items() if values}
+
+
+def how_trained(tables: BookTables) -> pd.DataFrame:
+    """One row for each of the main runs in these tables: what its recipe says, as a reader would compare recipes.
+
+    >>> none = pd.DataFrame({"recipe": ["opd"]})
+    >>> how_trained(BookTables(none, none, none, profile="toy", seeds=(0,), source="")).iloc[0, 1:5].to_list() == [
+    ...     *["anchor", "512 x 1", 400, 1],
+    ... ]
+    True
+    """
+    rows = []
+    for name in (held for held in scopes.THROUGHOUT if held in set(tables.accuracy["recipe"])):
+        made = load_recipe(name, tables.profile)
+        answers = made.group_size if made.on_policy else 1
+        falls = f" to {made.final_learning_rate:g}, {made.schedule}" if made.schedule != "constant" else ""
+        warms = f", {made.warmup_fraction:.0%} warm-up" if made.warmup_fraction else ""
+        rows.append({
+            "run": label(name),
+            "starts from": made.start,
+            "prompts x answers an update": f"{made.prompts_per_update} x {answers}",
+            "updates": made.steps,
+            "updates a batch": made.updates_per_rollout if made.on_policy else 1,
+            "learning rate": f"{made.learning_rate:g}{falls}{warms}",
+            "Adam's betas": f"{made.betas[0]:g}, {made.betas[1]:g}",
+            "Adam's eps": f"{made.eps:g}",
+            "weight decay": f"{made.weight_decay:g}",
+            "gradient clipped at": f"{made.grad_clip:g}",
+        })  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def _nulls(tables: BookTables) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import pandas as pd
 
 from opdgeom_utils.charts.palette import in_order
 from opdgeom_utils.intervals import seed_interval
-from opdgeom_utils.measures.long_table import pick
+from opdgeom_utils.measures.long_table import nearest_step, pick
 from opdgeom_utils.measures.paths import EARLY, SIDES
 from opdgeom_utils.scopes import MAIN, THROUGHOUT
 from opdgeom_utils.vocabulary import PATH_NULLS, label, metric_of
@@ -48,12 +49,20 @@ def path_curves(
 
 
 def at_share(curves: pd.DataFrame) -> pd.DataFrame:
-    """Keep each curve's checkpoint nearest to a fifth of the run; of two equally near, the earlier."""
+    """Take each curve at a fifth of the run, as the rules of the claims do: on a straight line between checkpoints.
+
+    A curve that begins later is taken at its first checkpoint; its ``share`` says so.
+
+    >>> runs = {"recipe": "sft", "series": "SFT", "seed": 0, "step": [30, 45, 200], "share": [0.15, 0.225, 1.0]}
+    >>> at_share(pd.DataFrame(runs | {"value": [0.50, 0.56, 1.0]}))[["step", "share", "value"]].round(9).values.tolist()
+    [[40.0, 0.2, 0.54]]
+    """
     parts = []
     for _, own in curves.groupby(["recipe", "series", "seed"], sort=False):
         ordered = own.sort_values("share")
-        off = (ordered.loc[:, "share"] - EARLY).abs().round(9).to_numpy()
-        parts.append(ordered.iloc[[int(off.argmin())]])
+        at = ordered.loc[:, "share"].to_numpy(float)
+        taken = {name: np.interp(EARLY, at, ordered[name].to_numpy(float)) for name in ("step", "share", "value")}
+        parts.append(ordered.iloc[[0]].assign(**taken))
     return pd.concat(parts, ignore_index=True) if parts else curves
 
 
@@ -71,11 +80,10 @@ def early(
 
 
 def later(curves: pd.DataFrame) -> pd.DataFrame:
-    """Mean of each curve after the checkpoint nearest to a fifth of the run."""
+    """Mean of each curve after the checkpoint nearest to a fifth of the run, whose update made the early space."""
     keys = ["recipe", "series", "seed"]
-    early = at_share(curves).rename(columns={"share": "early"})
-    joined = curves.merge(early[[*keys, "early"]], on=keys)
-    return joined[joined["share"] > joined["early"]].groupby(keys, sort=False).agg({"value": "mean"}).reset_index()
+    early = curves.groupby(keys)["step"].transform(lambda own: nearest_step(own.tolist(), EARLY * own.max()))
+    return curves[curves["step"] > early].groupby(keys, sort=False).agg({"value": "mean"}).reset_index()
 
 
 def interval_grid(table: pd.DataFrame, rows: str, columns: str) -> pd.DataFrame:

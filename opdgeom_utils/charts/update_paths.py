@@ -129,10 +129,10 @@ def _moments(curves: Sequence[pd.DataFrame]) -> list[float]:
 
 
 def _at(curves: pd.DataFrame, keys: list[str], moments: list[float]) -> pd.DataFrame:
-    """Every curve at the same moments, between two checkpoints on the straight line that is drawn there."""
+    """Every curve at the same moments, between two checkpoints by the number of updates, as the claims take it."""
     parts = []
     for _, own in curves.sort_values(by="share").groupby(keys, sort=False):
-        values = np.interp(np.sqrt(moments), np.sqrt(own["share"].to_numpy(float)), own["value"].to_numpy(float))
+        values = np.interp(moments, own["share"].to_numpy(float), own["value"].to_numpy(float))
         text = [number(value, ".3g") for value in values]
         named = {key: own[key].iloc[0] for key in keys}
         parts.append(pd.DataFrame({"share": moments, "value": values, "text": text, **named}))

@@ -66,7 +66,7 @@ def test_paths_say_growth_and_who_is_ahead() -> None:
     runs = "SFT, OPD, RLVR and control SFT"
     assert said.startswith(f"The norm of the update rises for {runs}; OPD's is 7.07 times what it was.")
     assert f"The stable rank shows no certain change for {runs}; OPD's is 1.00 times what it was." in said
-    assert "By similarity to the end at a fifth, OPD is on the right not told apart from SFT, RLVR" in said
+    assert "By similarity to the end at a fifth, OPD is on both sides not told apart from SFT, RLVR" in said
 
 
 def test_a_spectrum_that_only_moves_up_keeps_its_ratio() -> None:
