@@ -110,15 +110,15 @@ def tokens(gaps: pd.DataFrame, fewer: Sequence[str], others: Sequence[str], card
     --------
     >>> rows = [("top 50%", 0.01), ("anchor writes", 0.4), (OTHER_SEED, 0.1), ("RLVR", 0.2)]
     >>> gaps = pd.DataFrame(rows, columns=["row", "value"]).assign(seed=0)
-    >>> row = {"id": GATE, "verdict": "not decided", "value": 0.08, "low": 0.06, "high": 0.1, "threshold": 0.1}
-    >>> card = pd.DataFrame([row])
+    >>> row = {"id": GATE, "verdict": "not decided", "value": 0.08, "low": 0.06, "high": 0.1}
+    >>> card = pd.DataFrame([row | {"threshold": 0.1, "n_seeds": 5}])
     >>> for said in tokens(gaps, ["top 50%"], ["anchor writes"], card).split(". "):
     ...     print(said)
     By means, runs with half or a quarter of the tokens lie at most 0.010 from OPD's path (mean absolute log ratio of
     stable ranks), those of another writer 0.400 to 0.400
     The yardsticks: another seed of OPD is 0.100 away, RLVR 0.200
-    But RLVR itself is not shown to leave OPD's path (not decided: 0.08, 0.06 to 0.1; its rule asks for more than 0.1),
-    so a path that stays says little of the objective.
+    But RLVR itself is not shown to leave OPD's path (not decided: 0.08, 0.06 to 0.1, seeds: 5; its rule
+    asks for more than 0.1), so a path that stays says little of the objective.
     """
     (kept, moved), yardsticks = _gaps_of(gaps, fewer, others)
     if yardsticks is None:
@@ -176,7 +176,8 @@ def _power(card: pd.DataFrame, so: str) -> str:
     said = ""
     for row in gate:
         value, low, high, bar = (number(float(row[name])) for name in ("value", "low", "high", "threshold"))
-        said = f" ({row['verdict']}: {value}, {low} to {high}; its rule asks for more than {bar})"
+        n = row["n_seeds"]
+        said = f" ({row['verdict']}: {value}, {low} to {high}, seeds: {n}; its rule asks for more than {bar})"
     return f"But RLVR itself is not shown to leave OPD's path{said}, so {so}."
 
 
@@ -200,13 +201,14 @@ def mixing(gaps: pd.DataFrame, aligned: pd.DataFrame, masks: Sequence[str], card
     >>> gaps = pd.DataFrame(rows, columns=["row", "kind", "value"]).assign(seed=0)
     >>> rows = [("top 50%", 0, 0.3), ("random credit", 0, 0.3), ("top 50%", 1, 0.4), ("random credit", 1, 0.4)]
     >>> aligned = pd.DataFrame(rows, columns=["row", "seed", "value"]).assign(panel="left moment")
-    >>> row = {"id": GATE, "verdict": "not decided", "value": 0.08, "low": 0.06, "high": 0.1, "threshold": 0.1}
-    >>> card = pd.DataFrame([row])
+    >>> row = {"id": GATE, "verdict": "not decided", "value": 0.08, "low": 0.06, "high": 0.1}
+    >>> card = pd.DataFrame([row | {"threshold": 0.1, "n_seeds": 5}])
     >>> for said in mixing(gaps, aligned, ["top 50%"], card).split(". "):
     ...     print(said)
-    RLVR itself is not shown to leave OPD's path (not decided: 0.08, 0.06 to 0.1; its rule asks for more than 0.1),
-    so the paper cannot be tested on paths here
-    By means mixing in RLVR moves OPD's path no further than RLVR's own is: at most 0.010, RLVR 0.080
+    RLVR itself is not shown to leave OPD's path (not decided: 0.08, 0.06 to 0.1, seeds: 5; its rule
+    asks for more than 0.1), so the paper cannot be tested on paths here
+    By means mixing in RLVR moves OPD's path no further than RLVR's own is: at most 0.010, RLVR 0.080 (seeds:
+    1)
     Nearer than another seed of OPD (0.040) stay 1 of 1 mixtures (1 seed each)
     As to the mechanism, on other batches 0 of 1 masks are shown to come nearer to OPD's gradient directions
     than random credit's gradient does; by means 0 of 1 do on every side.
@@ -218,9 +220,9 @@ def mixing(gaps: pd.DataFrame, aligned: pd.DataFrame, masks: Sequence[str], card
     tested = _power(card, "the paper cannot be tested on paths here").removeprefix("But ")
     how = "no further than RLVR's own is" if max(mixed) <= rlvr else "further than RLVR's own is"
     return (
-        f"{tested} By means mixing in RLVR moves OPD's path {how}: at most {max(mixed):.3f}, RLVR {rlvr:.3f}. Nearer "
-        f"than another seed of OPD ({seed:.3f}) stay {sum(m < seed for m in mixed)} of {len(mixed)} "
-        f"mixtures{_seeds(gaps)}."
+        f"{tested} By means mixing in RLVR moves OPD's path {how}: at most {max(mixed):.3f}, RLVR {rlvr:.3f} (seeds: "
+        f"{gaps.loc[gaps['row'] == 'RLVR', 'seed'].nunique()}). Nearer than another seed of OPD ({seed:.3f}) stay "
+        f"{sum(m < seed for m in mixed)} of {len(mixed)} mixtures{_seeds(gaps)}."
         f"{_beyond_random_credit(aligned, masks)}"
     )
 
