@@ -7,6 +7,7 @@ A metric, its column, its entry in the glossary and its axis are the same words,
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from opdgeom_utils.records import Metric, Null, Objective
@@ -262,13 +263,14 @@ def metric_of(name: str) -> Metric:
 
 
 def label(recipe: str) -> str:
-    """Name of a recipe on a page: the objective's, and what comes after it in the recipe's name.
+    """Name of a recipe on a page: the objective's, and what comes after it in the recipe's name; 3e6 is a rate of 3e-6.
 
-    >>> label("control_sft"), label("rlvr_long"), label("alpha_0.5")
-    ('control SFT', 'RLVR long', 'alpha 0.5')
+    >>> label("control_sft"), label("rlvr_long"), label("alpha_0.5"), label("opd_rate_3e6")
+    ('control SFT', 'RLVR long', 'alpha 0.5', 'OPD at 3e-6')
     """
     known = max((name for name in OBJECTIVES if f"{recipe}_".startswith(f"{name}_")), key=len, default="")
-    return (OBJECTIVES[known].label if known else "") + recipe.removeprefix(known).replace("_", " ")
+    rest = re.sub(r"_(?:rate_)?(\d)e(\d)$", r" at \1e-\2", recipe.removeprefix(known))
+    return (OBJECTIVES[known].label if known else "") + rest.replace("_", " ")
 
 
 def per_matrix() -> list[str]:
