@@ -144,21 +144,26 @@ def rate_ladder(tables: BookTables, names: Sequence[str] = RATES) -> pd.DataFram
 def say_turned(runs: pd.DataFrame, nulls: pd.DataFrame) -> str:
     """Say how far OPD turns and shifts attention matrices beside random credit. Both are of :func:`rate_ladder`.
 
-    >>> runs = pd.DataFrame({"rate": ["1e-4", "1e-5"], "norm": [1.0, 2.0], "angle": [2.0, 4.0], "shift": [1.0, 3.0]})
+    Its first line is the lowest rate, in few words.
+
+    >>> runs = pd.DataFrame({"rate": ["1e-4", "1e-5"], "norm": [1.0, 3.0], "angle": [2.0, 4.0], "shift": [1.0, 3.0]})
     >>> null = pd.DataFrame({"rate": ["1e-4", "1e-5"], "norm": 1.0, "angle": 2.0, "shift": 1.0, "cosine": [0.0, -0.1]})
-    >>> say_turned(runs.assign(cosine=[0.5, 0.8]), null).split(": ")[1].split("; ")[0]
-    'at 1e-4 and 1e-5 its leading spaces turn 1.00 and 2.00 times as far'
+    >>> print(say_turned(runs.assign(cosine=[0.5, 0.8]), null).split("; ")[0])
+    At 1e-5 OPD's attention matrices go 3.00 times as far as random credit's and turn 2.00 times as far.
+    At 1e-4 and 1e-5 the leading spaces turn 1.00 and 2.00 times as far
     """
-    both = runs.set_index("rate").join(nulls.set_index("rate"), rsuffix="_null", how="inner")
+    both = runs.merge(nulls, on="rate", suffixes=("", "_null")).set_index("rate")
     if both.empty:
         return ""
-    times = {column: listed(f"{ratio:.2f}" for ratio in both[column] / both[f"{column}_null"]) for column in TURNED}
+    times = pd.DataFrame({column: both[column] / both[f"{column}_null"] for column in TURNED})
     shared, by_chance = (listed(f"{value:z.2f}" for value in both[column]) for column in ("cosine", "cosine_null"))
+    angles, shifts, norms = (listed(f"{ratio:.2f}" for ratio in times[column]) for column in ("angle", "shift", "norm"))
     return (
-        f"OPD's attention matrices beside random credit's: at {listed(both.index)} its leading spaces turn "
-        f"{times['angle']} times as far; its spectrum shifts {times['shift']} times as far, its update is "
-        f"{times['norm']} times as long. Updates of two seeds have cosines of {shared} (random credit {by_chance}). "
-        "No rule was written for this before it was seen."
+        f"At {both.index[-1]} OPD's attention matrices go {times['norm'].iloc[-1]:.2f} times as far as random credit's "
+        f"and turn {times['angle'].iloc[-1]:.2f} times as far.\nAt {listed(both.index)} the leading spaces turn "
+        f"{angles} times as far; the spectrum shifts {shifts} times as far, and the update is {norms} times as long. "
+        f"Updates of two seeds have cosines of {shared} (random credit {by_chance}). No rule was written for this "
+        "before it was seen."
     )
 
 
