@@ -1,0 +1,92 @@
+"""Is the early space enough where OPD learns: runs of profile ``confined``, by the rules that LOG.md had before them.
+
+Progress is distance to the teacher, from where the projection begins to the free run's end, as in
+:mod:`opdgeom_utils.chapters.sufficiency`.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from opdgeom_utils.chapters.committed_tables import BookTables, tables_for
+from opdgeom_utils.chapters.regime import distance_closed, gap_closed
+from opdgeom_utils.chapters.sufficiency import ENOUGH, SPACES, projected_runs, start_and_ends
+from opdgeom_utils.chapters.surviving import NO, UNTESTED, YES
+from opdgeom_utils.intervals import Interval, seed_interval
+from opdgeom_utils.recipes import load_recipe
+from opdgeom_utils.vocabulary import listed
+
+PROFILE = "confined"
+LEARNED, SEEDS = 1 / 5, 3  # of the distance to the teacher; fewer seeds test nothing
+EARLY, _, RANDOM, INPUTS = SPACES.values()
+HELD = {"gradient held": "", "step held": ", update held"}  # and what the names of its spaces end with
+WORDS = {EARLY: "its early space", INPUTS: "the space of its inputs", RANDOM: "a random space"}
+
+
+def confined() -> BookTables:
+    """Return the committed tables of the runs that are held in a space where OPD learns."""
+    return tables_for(PROFILE, load_recipe("opd", PROFILE).seeds)
+
+
+def progress(tables: BookTables) -> pd.DataFrame:
+    """Return the progress that each held run ``kept``, on either ruler, as chapter 6 counts it: rows of run and seed."""
+    assert tables.measures is not None
+    ends = start_and_ends(tables.measures, projected_runs(tables.profile))
+    return ends.assign(kept=(ends["held_end"] - ends["start"]) / (ends["free_end"] - ends["start"]))
+
+
+def by_seed(kept: pd.DataFrame, quantity: str = "teacher_distance") -> pd.DataFrame:
+    """Progress kept, a row per seed and a column for each ``(free run, space)``."""
+    return kept[kept["quantity"] == quantity].pivot_table(index="seed", columns=["free", "space"], values="kept")
+
+
+def answers(tables: BookTables, kept: pd.DataFrame) -> pd.DataFrame:
+    """Apply the rules.
+
+    Returns
+    -------
+    DataFrame
+        ``rule`` in words; what was ``found``, mean and 95% interval over seeds; ``holds``: *yes*, *no* or *not
+        testable*, which is what fewer than three seeds are.
+    """
+    wide, closed = by_seed(kept), distance_closed(tables).get("fixed", seed_interval([]))
+    found = [("free, OPD closes a fifth of its distance", closed.text(".0%"), closed.n, closed.mean >= LEARNED)]
+    for how, ending in HELD.items():
+        own = _interval(wide, ("opd", EARLY + ending))
+        rule = f"{how}: the early space keeps {ENOUGH:.0%} of the progress"
+        found.append((rule, own.text(".0%"), own.n, own.low >= ENOUGH))
+        for other in (INPUTS, RANDOM):
+            gap = _interval(wide, ("opd", EARLY + ending), ("opd", other + ending))
+            found.append((f"{how}: it keeps more than {WORDS[other]}", gap.text("+.0%"), gap.n, gap.low > 0))
+    gap = _interval(wide, ("opd", EARLY), ("control_sft", EARLY))
+    rule = "gradient held: OPD keeps more in its early space than control SFT in its own"
+    found.append((rule, gap.text("+.0%"), gap.n, gap.low > 0))
+    table = pd.DataFrame(found, columns=["rule", "found", "seeds", "holds"])
+    holds = table["holds"].map({True: YES, False: NO})
+    return table.assign(holds=holds.where(table["seeds"] >= SEEDS, UNTESTED))
+
+
+def say(tables: BookTables, kept: pd.DataFrame) -> str:
+    """Say how much OPD learned free, and what it keeps in each space, its gradient held and then its steps."""
+    wide, made, begins = by_seed(kept), load_recipe("opd", tables.profile), kept["starts"].iloc[0]
+    closed, gap = distance_closed(tables)["fixed"], seed_interval(gap_closed(tables))
+    said = [
+        f"In {made.steps} updates on {made.prompts_per_update} prompts each, every word judged, free OPD closes "
+        f"{closed.mean:.0%} of its distance to the teacher and {gap.mean:.0%} of the gap in accuracy"
+    ]
+    for how, ending in HELD.items():
+        spaces = [space for space in (EARLY, INPUTS, RANDOM) if ("opd", space + ending) in wide]
+        shares = [f"{_interval(wide, ('opd', space + ending)).mean:.0%} in {WORDS[space]}" for space in spaces]
+        said += [f"With its {how} from update {begins} on, it keeps of the progress {listed(shares)}"]
+    if ("control_sft", EARLY) in wide:
+        share = _interval(wide, ("control_sft", EARLY)).mean
+        said += [f"Control SFT, its gradient held, keeps {share:.0%} in its own early space"]
+    return f"{'. '.join(said)} (seeds: {len(wide)})."
+
+
+def _interval(wide: pd.DataFrame, one: tuple[str, str], less: tuple[str, str] | None = None) -> Interval:
+    """Mean and interval of one column, or of its difference from another, over the seeds that have both."""
+    if one not in wide or (less is not None and less not in wide):
+        return seed_interval([])
+    values = wide[one] if less is None else wide[one] - wide[less]
+    return seed_interval(values.dropna().to_numpy(float))
