@@ -29,7 +29,7 @@ def confined() -> BookTables:
 
 
 def progress(tables: BookTables) -> pd.DataFrame:
-    """Return the progress that each held run ``kept``, on either ruler, as chapter 6 counts it: rows of run and seed."""
+    """Return the progress that each held run ``kept``, on either ruler, as chapter 6 counts it."""
     assert tables.measures is not None
     ends = start_and_ends(tables.measures, projected_runs(tables.profile))
     return ends.assign(kept=(ends["held_end"] - ends["start"]) / (ends["free_end"] - ends["start"]))

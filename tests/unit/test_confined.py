@@ -16,13 +16,13 @@ KEPT = {"opd_project_early": 0.9, "opd_project_activations": 0.7, "opd_project_r
 
 
 def tables(seeds: int = 3, end: float = 0.4, **kept: float) -> BookTables:
-    """Free runs go from 0.7 to 0.6 at update 24 and to ``end`` at 120; a held one keeps its part of what comes after."""
+    """Free runs go from 0.7 to 0.6 at update 16 and to ``end`` at 80; a held one keeps its part of what comes after."""
     rows = []
     for seed in range(seeds):
         for name in ("opd", "control_sft"):
-            rows += [(name, seed, step, value) for step, value in ((0, 0.7), (24, 0.6), (120, end))]
+            rows += [(name, seed, step, value) for step, value in ((0, 0.7), (16, 0.6), (80, end))]
         for name, share in {**KEPT, **kept}.items():
-            rows.append((name, seed, 120, 0.6 + (share + 0.001 * seed) * (end - 0.6)))
+            rows.append((name, seed, 80, 0.6 + (share + 0.001 * seed) * (end - 0.6)))
     table = pd.DataFrame(rows, columns=["recipe", "seed", "step", "value"])
     both = [table.assign(quantity=q, profile="confined") for q in ("teacher_distance", "accuracy")]
     measures = as_measures(pd.concat(both).to_dict("records"))
@@ -57,6 +57,7 @@ def test_words_follow_the_numbers() -> None:
     said = confined.say(made, confined.progress(made))
     assert "free OPD closes 43% of its distance to the teacher" in said  # 0.3 of 0.7
     assert (
-        "With its step held from update 24 on, it keeps of the progress 50% in its early space, 20% in the space of its "
-        "inputs and 10% in a random space. Control SFT, its gradient held, keeps 60% in its own early space (seeds: 3)."
+        "With its step held from update 16 on, it keeps of the progress 50% in its early space, 20% in the space of "
+        "its inputs and 10% in a random space. Control SFT, its gradient held, keeps 60% in its own early space "
+        "(seeds: 3)."
     ) in said
