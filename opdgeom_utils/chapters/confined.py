@@ -36,8 +36,9 @@ def progress(tables: BookTables) -> pd.DataFrame:
 
 
 def by_seed(kept: pd.DataFrame, quantity: str = "teacher_distance") -> pd.DataFrame:
-    """Progress kept, a row per seed and a column for each ``(free run, space)``."""
-    return kept[kept["quantity"] == quantity].pivot_table(index="seed", columns=["free", "space"], values="kept")
+    """Progress kept, a row per seed and a column for each ``(free run, space)``; sweeps over ranks are left out."""
+    rows = kept[kept["quantity"].eq(quantity) & kept["sweep"].eq("space")]
+    return rows.pivot_table(index="seed", columns=["free", "space"], values="kept")
 
 
 def answers(tables: BookTables, kept: pd.DataFrame) -> pd.DataFrame:
