@@ -82,7 +82,20 @@ def say(tables: BookTables, kept: pd.DataFrame) -> str:
     if ("control_sft", EARLY) in wide:
         share = _interval(wide, ("control_sft", EARLY)).mean
         said += [f"Control SFT, its gradient held, keeps {share:.0%} in its own early space"]
-    return f"{'. '.join(said)} (seeds: {len(wide)})."
+    return f"{'. '.join(said)} (seeds: {len(wide)}).{_say_ranks(kept)}"
+
+
+def _say_ranks(kept: pd.DataFrame) -> str:
+    """Say what is kept in spaces of another rank; empty where there is none."""
+    other = kept[kept["quantity"].eq("teacher_distance") & kept["sweep"].eq("rank")]
+    said = ""
+    for rank, rows in other.groupby("rank"):
+        shares = rows.groupby("space", sort=False)["kept"].mean()
+        listed_shares = listed(f"{share:.0%} in {WORDS[str(space)]}" for space, share in shares.items())
+        said += (
+            f" With {rank} directions, its gradient held, OPD keeps {listed_shares} (seeds: {rows['seed'].nunique()})."
+        )
+    return said
 
 
 def _interval(wide: pd.DataFrame, one: tuple[str, str], less: tuple[str, str] | None = None) -> Interval:
