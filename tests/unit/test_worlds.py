@@ -162,6 +162,14 @@ def sums(n: int) -> list[dict[str, Any]]:
     ]
 
 
+def test_what_a_file_s_settings_cannot_be(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "p.jsonl", sums(60))
+    with pytest.raises(RecipeError, match="domain is 3; expected a text"):
+        jsonl.Tasks(path, domain=3)
+    with pytest.raises(RecipeError, match=r"line 1 of .* has level true; expected"):  # which is equal to 1
+        jsonl.Tasks(write_lines(tmp_path / "q.jsonl", [{"prompt": "1", "answer": "1", "level": True}]))
+
+
 def test_a_file_keeps_its_two_sides_apart(tmp_path: Path) -> None:
     tasks = jsonl.Tasks(write_lines(tmp_path / "p.jsonl", sums(200)))
     assert isinstance(tasks, Tasks)
