@@ -4,6 +4,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from opdgeom_utils import results, storage
-from opdgeom_utils.errors import CheckpointNotFoundError, OpdGeomError, RecipeError
+from opdgeom_utils.errors import CheckpointNotFoundError, OpdGeomError, RecipeError, StaleResultsError
 from opdgeom_utils.measures import functional, gradient_moments
 from opdgeom_utils.measures.gradient_moments import MomentPlan
 from opdgeom_utils.measures.of_runs import measures_of_run
@@ -22,7 +23,7 @@ from opdgeom_utils.models import build_tokenizer
 from opdgeom_utils.problems import split_of
 from opdgeom_utils.profile_check import check_models
 from opdgeom_utils.recipes import load_recipe
-from opdgeom_utils.runs import load_or_train, make_learner
+from opdgeom_utils.runs import load_or_train, make_learner, run_of
 from opdgeom_utils.world import tasks_of
 from tests.tiny_world import World, save_tiny
 from tools import make_runs
@@ -378,6 +379,44 @@ def test_weights_in_several_files_are_recorded(mine: Folders, tmp_path: Path) ->
     results.write_tables([load_or_train("opd", profile="mine")], tmp_path / "tables")
     assert len(results.load_tables("mine", tmp_path / "tables").geometry) > 0
     assert (tmp_path / "tables" / results.SAMPLE).is_file()  # which the chapter on a pretrained model opens
+
+
+def with_another_template(folder: Path) -> None:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer.chat_template = "{{ messages }}"
+    tokenizer.save_pretrained(folder)
+
+
+def test_what_else_decides_a_run_s_numbers_makes_its_tables_stale(
+    sums: list[str], mine: Folders, world: World, tmp_path: Path
+) -> None:
+    """The recipe and the weights are as they were; the table is of other problems, or from another anchor."""
+    path, problems, tables = world.recipes / "mine.yaml", tmp_path / "p.jsonl", tmp_path / "tables"
+    results.write_tables([run := load_or_train("opd", profile="mine")], tables)
+    said, rows = path.read_text(), problems.read_text()
+    more = f'{rows}\n{{"prompt": "70+70=", "answer": "140", "completion": "140"}}'
+    changes: list[tuple[Callable[[], Any], str]] = [
+        (lambda: None, ""),
+        (lambda: problems.write_text(more), "its problems, or how they are put, have changed"),
+        (
+            lambda: path.write_text(said.replace("world:\n", "world:\n  end: '='\n")),
+            "its problems, or how they are put",
+        ),
+        (
+            lambda: path.write_text(said.replace("  sft:\n", "  sft:\n    seeds: [3]\n")),
+            "a run that made one of its models",
+        ),
+        (lambda: with_another_template(mine["teacher"]), "a configuration, a tokenizer or a template beside"),
+    ]
+    for change, expected in changes:
+        path.write_text(said)
+        problems.write_text(rows)
+        change()
+        tasks_of.cache_clear()
+        with pytest.raises(StaleResultsError) if expected else nullcontext() as told:
+            results.load_tables("mine", tables)
+        assert f"opd, seed 0, is out of date: {expected}" in str(told and told.value) or not expected
+        assert (run_of(load_recipe("opd", "mine"), 0).path == run.path) == (not expected)
 
 
 def test_adding_a_run_keeps_the_matrices_of_the_others(mine: Folders, tmp_path: Path) -> None:
