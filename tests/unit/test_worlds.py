@@ -471,6 +471,63 @@ def test_the_last_answer_that_closes_counts() -> None:
     assert time.perf_counter() - began < 2  # looked through from every mark it took half a minute
 
 
+RUNS_ANSWERS = (*reasoning_gym.LITERALS, *reasoning_gym.FORMULAS, *reasoning_gym.SUMS)
+
+
+@pytest.mark.parametrize("name", RUNS_ANSWERS)
+def test_what_a_model_writes_is_not_run_as_a_program(name: str, tmp_path: Path) -> None:
+    tasks, left = reasoning_gym.Tasks(), tmp_path / "left"
+    problem = tasks.draw({name: [{}]}, 1, 0)[0]
+    began = time.perf_counter()
+    for answer in (f"__import__('pathlib').Path({str(left)!r}).write_text('x')", "9**9**9**9", "[9**9**9**9]",
+                   "factorial(10**9)", "(" * 5000, "S('9**9**9')", "x.y", "\0"):  # fmt: skip
+        assert tasks.grade(problem, Written(f"<answer>{answer}</answer>", True)) == Grade(0.0, True)
+    assert not left.exists()
+    assert time.perf_counter() - began < 4
+
+
+@pytest.mark.parametrize("name", RUNS_ANSWERS)
+def test_right_answers_of_such_datasets_stay_right(name: str) -> None:
+    tasks = reasoning_gym.Tasks()
+    for problem in tasks.draw({name: [{}]}, 5, 1):
+        shown = problem.completion or f"<answer>{problem.entry['metadata']['expression']}</answer>"
+        assert tasks.grade(problem, Written(shown, True)) == Grade(1.0, True)
+        others = problem.entry["metadata"].get("valid_answers", [])
+        assert all(tasks.grade(problem, Written(f"<answer>{o}</answer>", True)).reward for o in others)
+
+
+def test_a_sum_uses_its_numbers_in_the_sum() -> None:
+    """Numbers in a comment, or in one longer number, were counted as used."""
+    tasks = reasoning_gym.Tasks()
+    problem = tasks.draw({"countdown": [{}]}, 1, 1)[0]
+    numbers, target = problem.entry["metadata"]["numbers"], problem.entry["metadata"]["target"]
+    cheat = f"{target}{''.join(f' # {n}' for n in numbers)}" if target not in numbers else ""
+    assert not tasks.grade(problem, Written(f"<answer>{cheat}</answer>", True)).reward
+    assert not reasoning_gym.may_be_scored("countdown", "3_4")
+    assert not reasoning_gym.may_be_scored("countdown", "2**3")
+
+
+@pytest.mark.parametrize(
+    "answer", ["x**2/2 + sin(x)*exp(-x) + C", "sqrt(x)*log(Abs(x))", "X**(3/2)", "-pi*x", "x**100"]
+)
+def test_formulas_are_scored(answer: str) -> None:
+    assert reasoning_gym.may_be_scored("intermediate_integration", answer)
+
+
+def test_an_answer_that_takes_long_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    import reasoning_gym as gym
+
+    tasks = reasoning_gym.Tasks()
+    problem = tasks.draw({"gcd": [{}]}, 1, 0)[0]
+    dataset = type(tasks._dataset(problem.family, problem.settings))
+    assert issubclass(dataset, gym.dataset.ProceduralDataset)
+    monkeypatch.setattr(dataset, "score_answer", lambda *_: time.sleep(60))
+    monkeypatch.setattr(reasoning_gym, "SECONDS", 0.1)
+    began = time.perf_counter()
+    assert tasks.grade(problem, Written(problem.completion, True)) == Grade(0.0, True)
+    assert time.perf_counter() - began < 10
+
+
 def test_a_held_out_problem_comes_once() -> None:
     few = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}  # 200 sums and differences of two digits
     held_out = reasoning_gym.Tasks().held_out({"chain_sum": [few]}, 256)
@@ -500,6 +557,7 @@ def test_a_dataset_that_calls_wrong_answers_right_is_refused(name: str, wrong: s
         ({"chain_sum": [datetime.date(2024, 1, 1)]}, 'settings "2024-01-01" of .*a whole number'),
         ({"chain_sum": []}, "empty"),
         ({"knight_swap": [{}]}, "same seed"),
+        ({"codeio": [{}]}, "some of them write files"),  # one leaves temp_parameters.txt in the working folder
     ],
 )
 def test_slips_of_a_mixture_are_told(mixture: dict[str, list[Any]], message: str) -> None:
