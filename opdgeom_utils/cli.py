@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -109,7 +109,7 @@ def report(
 
       opdgeom report Qwen/Qwen3-8B-Base ./my-run --learning-rate 1e-6 --updates 1000 --schedule cosine --warmup 0.1
     """
-    with _plain_errors("no report was written", goes_on=True):
+    with _plain_errors("no report was written", _goes_on):
         if reference.endswith(".parquet") and not tuned:
             from opdgeom_utils.report.watched import write_watched
 
@@ -167,7 +167,7 @@ def diagnose(
 
       opdgeom diagnose Qwen/Qwen3-8B-Base ./my-run --learning-rate 1e-6 --updates 1000 -o table.parquet
     """
-    with _plain_errors("no table was written", goes_on=True):
+    with _plain_errors("no table was written", _goes_on):
         if out.suffix not in TABLES:
             raise MetricInputError(f"the table is {out.name!r}, expected a name that ends in {' or '.join(TABLES)}.")
         from opdgeom_utils.report.write import write_table
@@ -264,25 +264,31 @@ def gpu_check(
 
       opdgeom gpu-check --device cpu --tiny
     """
-    with _plain_errors("nothing was checked"):
+    out = out.expanduser()
+    with _plain_errors(
+        "the check was not finished", lambda: f" The parts that were finished are in {out}." if out.is_file() else ""
+    ):
         if device not in ("cuda", "cpu"):
             raise MetricInputError(f"device is {device!r}, expected cuda or cpu.")
         from opdgeom_utils.gpu_check import check_card
 
-        record = check_card(out.expanduser(), device=device, tiny=tiny)
+        record = check_card(out, device=device, tiny=tiny)
         print(f"{'passed' if record['passed'] else 'FAILED'} in {record['seconds']:.0f} s: {out}")
     if not record["passed"]:
         raise typer.Exit(1)
 
 
+def _goes_on() -> str:
+    return " What was measured is kept: the same command goes on from there."
+
+
 @contextmanager
-def _plain_errors(what: str, *, goes_on: bool = False) -> Iterator[None]:
-    """Say in plain words what stopped a command, without a traceback; ``goes_on``: what was finished is kept."""
+def _plain_errors(what: str, kept: Callable[[], str] = str) -> Iterator[None]:
+    """Say in plain words what stopped a command, without a traceback, and what of one that was stopped is kept."""
     try:
         yield
     except KeyboardInterrupt as stop:
-        kept = " What was measured is kept: the same command goes on from there." if goes_on else ""
-        print(f"\n{what}: stopped.{kept}", file=sys.stderr)
+        print(f"\n{what}: stopped.{kept()}", file=sys.stderr)
         raise typer.Exit(STOPPED) from stop
     except (OpdGeomError, OSError, ValueError) as error:
         print(f"\n{what}:\n{error}", file=sys.stderr)

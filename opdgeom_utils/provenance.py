@@ -12,12 +12,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from opdgeom_utils import kept
+from opdgeom_utils import kept, models
 from opdgeom_utils.errors import RecipeError
-from opdgeom_utils.models import PACKAGED, PROJECT, UNTRAINED, resolve_model
+from opdgeom_utils.fit.sides import SMALL_FILES
+from opdgeom_utils.models import PACKAGED, PROJECT, STARTS, UNTRAINED, is_given, resolve_model
 from opdgeom_utils.packaged_models import packaged
 from opdgeom_utils.recipes import RUN_SPACE, Recipe, load_recipe
-from opdgeom_utils.trained_models import needed_run
+from opdgeom_utils.trained_models import models_of, needed_run
 from opdgeom_utils.training import TRAINING_VERSION
 from opdgeom_utils.world import load_world
 
@@ -48,10 +49,42 @@ def fingerprint(recipe: Recipe, seed: int, above: tuple[str, ...] = ()) -> str:
         folder = Path(resolve_model(name))
         files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
         digest.update(b"".join(hashlib.sha256(f.read_bytes()).digest() for f in files) or name.encode())
+        digest.update(files_digest(name).encode())
     found = RUN_SPACE.fullmatch(recipe.projection_space)
     if found:
         digest.update(fingerprint(load_recipe(found["recipe"], recipe.profile), seed, above).encode())
     return digest.hexdigest()
+
+
+def files_digest(name: str) -> str:
+    """Return the sha256 of the configuration, tokenizer and template in a user's folder; empty for all other models.
+
+    >>> files_digest("anchor"), files_digest("org/model")
+    ('', '')
+    """
+    folder = Path(resolve_model(name)) if is_given(name) else Path()
+    if not is_given(name) or not folder.is_dir() or any(folder.is_relative_to(own) for own in (models.MODELS, STARTS)):
+        return ""
+    files = sorted({file for form in SMALL_FILES for file in folder.glob(form)})
+    content = [file.name.encode() + hashlib.sha256(file.read_bytes()).digest() for file in files]
+    return hashlib.sha256(b"".join(content)).hexdigest()
+
+
+def beside_recipe(recipe: Recipe) -> dict[str, Any]:
+    """Return what else decides a run's numbers: its world, the runs that made its models, and what lies by weights.
+
+    Tables hold it beside the recipe and the weights' checksums, so that they can be told from those of today.
+    """
+    makers = {name: needed for name in models_of(recipe) if (needed := needed_run(name))}
+    made = {name: [n.recipe.settings(), n.seed, beside_recipe(n.recipe)] for name, n in makers.items()}
+    files = {name: found for name in models_of(recipe) if (found := files_digest(name))}
+    return {
+        "world": load_world(recipe.profile).settings(),
+        "makers": {
+            name: hashlib.sha256(json.dumps(m, sort_keys=True).encode()).hexdigest() for name, m in made.items()
+        },
+        "files": files,
+    }
 
 
 def training_source(recipe: Recipe) -> str:

@@ -17,12 +17,14 @@ from typing import Any
 from opdgeom_utils.errors import RecipeError, UnknownRecipeError
 from opdgeom_utils.precision import COMPUTE
 from opdgeom_utils.profile_files import FORMS, choices, place_of, read_profile, written_at
-from opdgeom_utils.world import load_world, tasks_of
+from opdgeom_utils.recipe_parents import RUN_SPACE, check_needed_runs, lineage_of, with_parents
+from opdgeom_utils.world import in_profile, load_world, tasks_of
 
 OBJECTIVES = ("sft", "opd", "rlvr", "mixed")
 COUNTS = ("steps", "prompts_per_update", "group_size", "updates_per_rollout", "micro_batches", "max_new_tokens",
           "probe_prompts", "eval_per_family", "final_eval_per_family")  # fmt: skip
-POSITIVE, SHARES = ("learning_rate", "eps", "grad_clip"), ("alpha", "warmup_fraction")
+POSITIVE, SHARES = ("learning_rate", "eps", "grad_clip"), ("alpha", "warmup_fraction", "clip_low")
+FROM_ZERO = ("weight_decay", "final_learning_rate", "clip_high")
 CHOICES = {
     "objective": OBJECTIVES, "schedule": ("constant", "cosine"), "estimator": ("sampled", "full_vocab"),
     "keep_by": ("top", "random"), "compute": tuple(COMPUTE), "projection_side": ("right", "left"),
@@ -30,7 +32,7 @@ CHOICES = {
 }  # fmt: skip
 SPACES = ("early", "complement", "random", "activations")
 MODELS = ("start", "teacher", "anchor", "writer")  # fields that name a model, in the world's words
-RUN_SPACE = re.compile(r"run:(?P<recipe>\w+)@(?P<step>\d+)")
+NAME = re.compile(r"\w[\w.-]{0,99}")  # of a recipe: its runs' folders begin with it
 
 
 @dataclass(frozen=True)
@@ -104,14 +106,18 @@ class Recipe:
             *((getattr(self, n) < 1, f"{n} is {getattr(self, n)}; expected 1 or more") for n in COUNTS),
             *((not 0 < getattr(self, n) < math.inf, f"{n} is {getattr(self, n)}; expected a positive number")
               for n in POSITIVE),
-            (not 0 <= self.weight_decay < math.inf, f"weight_decay is {self.weight_decay}; expected 0 or more"),
+            *((not 0 <= getattr(self, n) < math.inf, f"{n} is {getattr(self, n)}; expected 0 or more")
+              for n in FROM_ZERO),
+            (len({*self.seeds}) < len(self.seeds) or not all(0 <= seed < 2**32 for seed in self.seeds),
+             f"seeds are {list(self.seeds)}; expected different whole numbers from 0 to {2**32 - 1}"),
             *((not 0 <= getattr(self, n) <= 1, f"{n} is {getattr(self, n)}; expected 0 to 1") for n in SHARES),
             (not all(0 <= beta < 1 for beta in self.betas), f"betas are {self.betas}; expected two from 0 to below 1"),
             (self.objective == "rlvr" and self.group_size < 2,
              "group_size is 1; RLVR compares the answers to one prompt, so it needs 2 or more"),
             (self.checkpoints[-1:] != (self.steps,),
              f"steps is {self.steps}, checkpoints {list(self.checkpoints)}; expected the last at the last step"),
-            (list(self.checkpoints) != sorted(set(self.checkpoints)), "checkpoints must rise without repeats"),
+            (list(self.checkpoints) != sorted(set(self.checkpoints)) or min(self.checkpoints, default=1) < 1,
+             f"checkpoints {list(self.checkpoints)} must rise without repeats, from update 1 or a later one"),
             (any(c % max(1, self.updates_per_rollout) for c in self.checkpoints),
              f"every checkpoint must be a multiple of updates_per_rollout ({self.updates_per_rollout})"),
             (self.objective in ("opd", "mixed") and not self.teacher, "OPD needs a teacher"),
@@ -186,7 +192,7 @@ VARIANT_FIELDS = {
 
 def recipe_names(profile: str = "toy") -> list[str]:
     """Names of a profile's recipes, in the order of its file."""
-    return list(read_profile(profile)["recipes"])
+    return list(_blocks(profile)["recipes"])
 
 
 def load_recipe(name: str, profile: str = "toy") -> Recipe:
@@ -204,20 +210,25 @@ def load_recipe(name: str, profile: str = "toy") -> Recipe:
     >>> load_recipe("opd").objective
     'opd'
     """
-    content = read_profile(profile)
+    content = _blocks(profile)
     recipes, own = content["recipes"], ("recipes", name)
     if name not in recipes:
         raise UnknownRecipeError(f"unknown recipe {name!r} in profile {profile!r}; {choices(name, recipes)}")
+    if not NAME.fullmatch(name):
+        raise RecipeError(
+            f"{place_of(profile, own)}: a recipe is called {name!r:.120}; its runs' folders begin with it, so expected "
+            "up to 100 letters, digits, _, - and points, a letter, a digit or _ first"
+        )
     with written_at(profile, (*own, "like"), own):
-        lineage = _lineage(recipes, name)
-        _check_needed_runs(recipes, name)
-    values = {**content["defaults"], **_with_parents(recipes, name)}
+        lineage = lineage_of(recipes, name)
+        check_needed_runs(recipes, name)
+    values = {**content["defaults"], **with_parents(recipes, name)}
     _check_fields(values, profile, lineage)
     world = load_world(profile)
     for key in MODELS:
         named = values.get(key, getattr(Recipe, key, None))
         if named:
-            values[key] = world.source_of(named)
+            values[key] = in_profile(world.source_of(named), profile)
     try:
         recipe = Recipe(**values, name=name, profile=profile)
     except RecipeError as error:
@@ -227,8 +238,20 @@ def load_recipe(name: str, profile: str = "toy") -> Recipe:
     for key, mixture, weights in (("mixture", recipe.mixture, None), ("evaluation", recipe.evaluation, None),
                                   ("weights", recipe.mixture, recipe.weights)):  # fmt: skip
         with written_at(profile, *_places(key, lineage)):
+            if true := [family for family, levels in mixture.items() if bool in map(type, levels)]:
+                raise RecipeError(f"levels of {true[0]!r} are {mixture[true[0]]}; true and false are no levels")
             tasks.check(mixture, weights)
     return recipe
+
+
+def _blocks(profile: str) -> dict[str, Any]:
+    """Return what a profile says; RecipeError where a block of it stands inside itself."""
+    try:
+        return read_profile(profile)
+    except RecursionError as error:
+        raise RecipeError(
+            f"data/recipes/{profile}.yaml: a block holds itself, or blocks lie too deep; write out what `*` stands for"
+        ) from error
 
 
 def paths_of(recipe: Recipe, key: str) -> list[tuple[str, ...]]:
@@ -237,26 +260,12 @@ def paths_of(recipe: Recipe, key: str) -> list[tuple[str, ...]]:
     >>> paths_of(load_recipe("opd_full_vocab", "smollm2-135m"), "steps")[:2]
     [('recipes', 'opd_full_vocab', 'steps'), ('recipes', 'opd', 'steps')]
     """
-    return _places(key, _lineage(read_profile(recipe.profile)["recipes"], recipe.name))
+    return _places(key, lineage_of(read_profile(recipe.profile)["recipes"], recipe.name))
 
 
 def _places(key: str, lineage: list[str]) -> list[tuple[str, ...]]:
     """Where a profile may say a field of a recipe: there, in one that it is like, or for all of them."""
     return [*(("recipes", recipe, key) for recipe in lineage), ("defaults", key), ("recipes", lineage[0])]
-
-
-def _check_needed_runs(recipes: dict[str, dict[str, Any]], name: str) -> None:
-    """Refuse a recipe that is projected onto a run which, in the end, needs the recipe itself."""
-    chain = [name]
-    while found := RUN_SPACE.fullmatch(str(_with_parents(recipes, chain[-1]).get("projection_space", ""))):
-        chain.append(found["recipe"])
-        if chain[-1] in chain[:-1]:
-            raise RecipeError(
-                f"recipe {name!r} can never be trained: its projection needs a run that needs itself "
-                f"({' -> '.join(chain)}). Name a run with no such need"
-            )
-        if chain[-1] not in recipes:
-            return  # said when that run is asked for
 
 
 def _check_fields(values: dict[str, Any], profile: str, lineage: list[str]) -> None:
@@ -281,26 +290,3 @@ def _check_fields(values: dict[str, Any], profile: str, lineage: list[str]) -> N
             f"{place_of(profile, ('recipes', name))}: recipe {name!r} does not say {', '.join(missing)}; write it, or "
             "name a recipe that says it: like: opd"
         )
-
-
-def _with_parents(recipes: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
-    """Return what a recipe and those that it is like say, its own words last."""
-    values: dict[str, Any] = {}
-    for one in reversed(_lineage(recipes, name)):
-        values |= recipes[one]
-    values.pop("like", None)
-    return values
-
-
-def _lineage(recipes: dict[str, dict[str, Any]], name: str) -> list[str]:
-    """Name a recipe, the one that it is like, and so on."""
-    found = [name]
-    while (parent := recipes[found[-1]].get("like")) is not None:
-        if parent not in recipes or parent in found:
-            others = [other for other in recipes if other not in found]
-            raise RecipeError(
-                f"recipe {found[-1]!r} is like {parent!r}, which is not another recipe of the profile; "
-                f"{choices(parent, others)}"
-            )
-        found.append(parent)
-    return found

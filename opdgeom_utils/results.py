@@ -25,6 +25,7 @@ from opdgeom_utils.diagnose import diagnose_trajectory
 from opdgeom_utils.diagnose.settings import COLUMNS, NULL_COLUMNS
 from opdgeom_utils.errors import StaleResultsError
 from opdgeom_utils.models import PROJECT, is_given, load_model, resolve_model, stored_state
+from opdgeom_utils.provenance import beside_recipe
 from opdgeom_utils.recipes import Recipe, deciding_settings, load_recipe, recipe_names
 from opdgeom_utils.run_files import sha256_of
 from opdgeom_utils.runs import Run
@@ -37,6 +38,11 @@ SAMPLE = "sample.safetensors"
 CONFIDENCE = 0.999  # that a live run agrees with the committed seeds
 RunKey = tuple[str, str, int]  # profile, recipe, seed
 KEYS = ["profile", "recipe", "seed", "step"]
+BESIDE = {  # of provenance.beside_recipe, what has changed
+    "world": "its problems, or how they are put, have changed",
+    "files": "a configuration, a tokenizer or a template beside its models has changed",
+    "makers": "a run that made one of its models has changed",
+}
 DIAGNOSE_OPTIONS: dict[str, Any] = {"eta": 1e-3, "alpha": 0.3, "rank": 64, "k": 16}
 
 
@@ -159,9 +165,10 @@ def write_tables(
     if sampled:
         _write_sample(folder / SAMPLE, sample_of(sampled), add=add)
     entries = [entry for entry in _entries(folder) if add and _entry_key(entry) not in fresh] + [
-        {"recipe": run.recipe.as_dict(), "seed": run.seed, "weights": weights_of(run.recipe), **run.provenance}
+        {"recipe": run.recipe.as_dict(), "seed": run.seed, "weights": weights_of(run.recipe),
+         "beside": beside_recipe(run.recipe), **run.provenance}
         for run in runs
-    ]
+    ]  # fmt: skip
     storage.write_json(folder / "provenance.json", {"diagnose_options": DIAGNOSE_OPTIONS, "runs": entries})
     return Tables(**tables)
 
@@ -211,32 +218,34 @@ def load_tables(profile: str = "toy", folder: Path | None = None) -> Tables:
     they must be, byte for byte, the ones that were archived. Raises StaleResultsError if the tables are missing, or a
     recipe, its weights or the training version has changed since (run ``make runs``), or an archived table has changed.
     """
-    folder = folder or results_of(profile)
+    folder, again = folder or results_of(profile), f"Run `make runs PROFILE={profile}`"
     if not (folder / "provenance.json").is_file():
         raise StaleResultsError(
-            f"no result tables in {folder}; expected geometry, training, accuracy and provenance. Run `make runs`"
+            f"no result tables in {folder}; expected geometry, training, accuracy and provenance. {again}"
         )
     entries, known = _entries(folder), recipe_names(profile)
     _check_archived(folder)
     for entry in (e for e in entries if e["recipe"]["profile"] == profile):
         name = entry["recipe"]["name"]
         if name not in known:
-            raise StaleResultsError(f"profile {profile} has no recipe {name} any more. Run `make runs`")
-        today = load_recipe(name, profile)
+            raise StaleResultsError(f"profile {profile} has no recipe {name} any more. {again}")
+        today, held = load_recipe(name, profile), entry.get("beside", {})
+        now = _plain(beside_recipe(today)) if held else {}
         problems = [
             (_plain(today.settings()) != _plain(deciding_settings(entry["recipe"])), "its recipe has changed"),
             (weights_of(today) != entry["weights"], "the models it starts from have changed"),
+            *((now[key] != held[key], why) for key, why in BESIDE.items() if key in held),
             (entry["training_version"] != TRAINING_VERSION, f"training is at version {TRAINING_VERSION}"),
         ]
         for stale, why in problems:
             if stale:
                 raise StaleResultsError(
-                    f"the committed table of {name}, seed {entry['seed']}, is out of date: {why}. Run `make runs`"
+                    f"the committed table of {name}, seed {entry['seed']}, is out of date: {why}. {again}"
                 )
     found = {name: _rows_of(folder / f"{name}.parquet", profile) for name in (f.name for f in fields(Tables))}
     for name in ("geometry", "training", "accuracy"):
         if found[name] is None or found[name].empty:
-            raise StaleResultsError(f"{folder / name}.parquet holds nothing of profile {profile}. Run `make runs`")
+            raise StaleResultsError(f"{folder / name}.parquet holds nothing of profile {profile}. {again}")
     return Tables(**found)
 
 

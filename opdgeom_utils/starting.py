@@ -1,44 +1,32 @@
-"""A learner made ready: its models looked at, loaded and prepared, vocabularies compared, its problems looked at."""
+"""A learner made ready: its models loaded and prepared, vocabularies compared, its problems looked at."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from itertools import product
-from pathlib import Path
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from opdgeom_utils.checkpoints.opening import open_checkpoint
-from opdgeom_utils.errors import CheckpointNotFoundError, OpdGeomError, RecipeError
-from opdgeom_utils.fit.findings import Finding, length_finding
-from opdgeom_utils.fit.memory import Setting
-from opdgeom_utils.fit.sides import Side, open_side
-from opdgeom_utils.fit.token_findings import NO_PADDING, rows_finding
+from opdgeom_utils.errors import RecipeError
+from opdgeom_utils.fit.token_findings import NO_PADDING
 from opdgeom_utils.learner import Learner
 from opdgeom_utils.models import (
-    PACKAGED,
     UNTRAINED,
     build_model,
     build_tokenizer,
-    is_given,
     load_model,
     load_tokenizer,
     pick_device,
-    resolve_model,
 )
-from opdgeom_utils.packaged_models import packaged
 from opdgeom_utils.precision import prepare
 from opdgeom_utils.problems import Written
-from opdgeom_utils.profile_files import choices, place_of, written_at
-from opdgeom_utils.recipes import MODELS, Recipe, load_recipe, paths_of, recipe_names
+from opdgeom_utils.profile_files import place_of
+from opdgeom_utils.recipes import Recipe, paths_of
 from opdgeom_utils.rollouts import decode_completions, encode_pairs
 from opdgeom_utils.scoring import check_head
 from opdgeom_utils.tasks import END
-from opdgeom_utils.trained_models import models_of, needed_run, origin_of
-from opdgeom_utils.training_plan import longest_texts
 from opdgeom_utils.world import load_world, tasks_of
 
 PROBE = "2 plus 3 is 5."
@@ -52,7 +40,7 @@ def learner_of(recipe: Recipe, seed: int, device: str, other_update: dict[str, T
     """
     where, world = pick_device(device), load_world(recipe.profile)
     _check_device(recipe, where)
-    _check_mixture(recipe)
+    check_mixture(recipe)
     if recipe.start.startswith(UNTRAINED):
         student, tokenizer = build_model(recipe.start.removeprefix(UNTRAINED), seed), build_tokenizer()
         torch.nn.Module.to(student, where)
@@ -60,7 +48,7 @@ def learner_of(recipe: Recipe, seed: int, device: str, other_update: dict[str, T
         student, tokenizer = load_model(recipe.start, where), load_tokenizer(recipe.start)
     prepare(student, recipe.compute)
     world.with_end(tokenizer)
-    _check_texts(recipe.start, tokenizer)
+    check_texts(recipe.start, tokenizer)
     fixed: dict[str | None, PreTrainedModel | None] = {None: None}
     for name in {n for n in (recipe.teacher, recipe.anchor, recipe.writer) if n}:
         fixed[name] = prepare(load_model(name, where).eval(), recipe.compute, fixed=True)
@@ -71,122 +59,8 @@ def learner_of(recipe: Recipe, seed: int, device: str, other_update: dict[str, T
     )  # fmt: skip
     if recipe.gradient_checkpointing:
         keep_cache_without_gradient(student)
-    _check_demonstrations(recipe)
+    check_demonstrations(recipe)
     return learner
-
-
-def check_models(profile: str) -> None:
-    """Look at the models and the problems that a profile names, before hours of training.
-
-    Of models in folders the configuration, the tokenizer and the names of the weights are read; what a hub or a package
-    has is not fetched.
-
-    Raises
-    ------
-    CheckpointNotFoundError, CheckpointDamagedError
-        If a folder, its configuration, its tokenizer or its weights are missing or cannot be opened.
-    RecipeError
-        If no recipe uses a name that the world gives, a mixture is empty, two tokenizers differ, one has no padding or
-        end token or tokens that are not the text that they stand for, or problems lack what a recipe needs or are
-        longer than a model reads.
-
-    Examples
-    --------
-    >>> check_models("toy")
-    """
-    recipes, models = [load_recipe(name, profile) for name in recipe_names(profile)], load_world(profile).models
-    named: dict[str, tuple[Recipe, str]] = {}
-    for recipe, key in product(recipes, MODELS):
-        if source := getattr(recipe, key):
-            named.setdefault(source, (recipe, key))
-    found = {source: _side_named(source, recipe, key) for source, (recipe, key) in named.items()}
-    sides = {source: side for source, side in found.items() if side}
-    if unused := [name for name, source in models.items() if source not in named]:
-        place, used = place_of(profile, ("world", "models", unused[0])), [n for n in models if n not in unused]
-        raise RecipeError(
-            f"{place}: no recipe uses the model {unused[0]!r}; recipes use {', '.join(used)}. Is a name misspelt?"
-        )
-    for side in sides.values():
-        first = next(iter(sides.values()))
-        with written_at(profile, ("world", "models")):
-            _check_tokens(first.tokenizer.get_vocab(), side.tokenizer.get_vocab(), f"{first.name} and of {side.name}")
-            _refuse(rows_finding(side, side))
-    for recipe in recipes:
-        _check_order(recipe)
-        _check_mixture(recipe)
-        if student := sides.get(origin_of(recipe)):
-            _check_problems(recipe, student, [sides[name] for name in models_of(recipe) if name in sides])
-
-
-def _side_named(source: str, recipe: Recipe, key: str) -> Side | None:
-    """Look at the model that a recipe names under ``key``, and say in an error where the profile names it.
-
-    None also where a shipped model is not built: its runs are left out.
-    """
-    models = load_world(recipe.profile).models
-    try:
-        return _side_of(source)
-    except OpdGeomError as error:
-        if not models and "/" not in source:
-            return None
-        own = [("world", "models", name) for name, its in models.items() if its == source]
-        known = "" if own or not models else f"; {choices(source, models)}"
-        place = place_of(recipe.profile, *(own or paths_of(recipe, key)))
-        raise type(error)(f"{place}: {key} of recipe {recipe.name!r}: {error}{known}") from error
-
-
-def _side_of(source: str) -> Side | None:
-    """Look at a model in a folder; None where it is trained, fetched or made later."""
-    needed_run(source)
-    if source.startswith(PACKAGED):
-        packaged(source.removeprefix(PACKAGED))
-    if not is_given(source) or not (folder := Path(resolve_model(source))).is_dir():
-        return None
-    side = open_side(source)
-    if not list(folder.glob("*.safetensors")):
-        raise CheckpointNotFoundError(
-            f"{source} has no weights in *.safetensors, which the loop reads and takes the checksum of; save the model "
-            "there (save_pretrained), or give the folder that has them"
-        )
-    open_checkpoint(folder)
-    _check_texts(source, side.tokenizer)
-    return side
-
-
-def _check_order(recipe: Recipe, above: tuple[Recipe, ...] = ()) -> None:
-    """Refuse a recipe that needs, in the end, a model that it makes itself."""
-    chain = (*above, recipe)
-    if recipe in above:
-        raise RecipeError(
-            f"{place_of(recipe.profile, ('world', 'models'))}: no recipe of {' -> '.join(r.name for r in chain)} can "
-            "be trained first: each needs the next one's model. Name one that is there before"
-        )
-    for name in models_of(recipe):
-        if needed := needed_run(name):
-            _check_order(needed.recipe, chain)
-
-
-def _check_problems(recipe: Recipe, student: Side, others: Sequence[Side]) -> None:
-    """Refuse problems that a recipe cannot draw, show, put as its world says, or that are too long for its models."""
-    profile, world = recipe.profile, load_world(recipe.profile)
-    with written_at(profile, ("world", "end")):
-        tokenizer = world.with_end(student.tokenizer)
-    with written_at(profile, ("world", "prompt")):
-        world.put(tokenizer, PROBE)
-    with written_at(profile, ("world", "tasks"), ("recipes", recipe.name)):
-        _check_demonstrations(recipe)
-        tasks_of(profile).held_out(recipe.held_out, 1)
-        prompt, completion = longest_texts(recipe, tokenizer)
-    lengths = Setting(prompt_tokens=max(1, prompt), completion_tokens=max(completion, recipe.max_new_tokens))
-    with written_at(profile, *paths_of(recipe, "max_new_tokens")):
-        for side in (student, *others):
-            _refuse(length_finding(student, side, lengths))
-
-
-def _refuse(finding: Finding) -> None:
-    """Stop where a finding says that training cannot start."""
-    if finding.level == "stop":
-        raise RecipeError(f"{finding.topic}: {finding.found}; {finding.advice}")
 
 
 def keep_cache_without_gradient(student: PreTrainedModel) -> None:
@@ -203,7 +77,7 @@ def keep_cache_without_gradient(student: PreTrainedModel) -> None:
     student.base_model.register_forward_pre_hook(follow)
 
 
-def _check_mixture(recipe: Recipe) -> None:
+def check_mixture(recipe: Recipe) -> None:
     """Refuse a recipe that has nothing to train on."""
     if not recipe.mixture:
         raise RecipeError(
@@ -223,7 +97,7 @@ def _check_device(recipe: Recipe, device: torch.device) -> None:
         )
 
 
-def _check_demonstrations(recipe: Recipe) -> None:
+def check_demonstrations(recipe: Recipe) -> None:
     """Refuse SFT on problems that come without a demonstration, or with ones of which none would be graded right."""
     if recipe.on_policy:
         return
@@ -255,7 +129,7 @@ def shared_vocabulary(
     own, sizes = tokenizer.get_vocab(), {student.config.vocab_size}
     for name, (model, other) in others.items():
         check_head(model)
-        _check_tokens(own, other.get_vocab(), f"the student and of {name}")
+        check_tokens(own, other.get_vocab(), f"the student and of {name}")
         sizes.add(model.config.vocab_size)
     check_head(student)
     if min(sizes) < len(own):
@@ -266,7 +140,7 @@ def shared_vocabulary(
     return min(sizes)
 
 
-def _check_tokens(own: Mapping[str, int], theirs: Mapping[str, int], whose: str) -> None:
+def check_tokens(own: Mapping[str, int], theirs: Mapping[str, int], whose: str) -> None:
     """Refuse two vocabularies that are not the same."""
     if differing := sorted(set(own.items()) ^ set(theirs.items()), key=lambda pair: (pair[1], pair[0])):
         shown = ", ".join(f"{token!r} ({number})" for token, number in differing[:4])
@@ -276,7 +150,7 @@ def _check_tokens(own: Mapping[str, int], theirs: Mapping[str, int], whose: str)
         )
 
 
-def _check_texts(source: str, tokenizer: PreTrainedTokenizerFast) -> None:
+def check_texts(source: str, tokenizer: PreTrainedTokenizerFast) -> None:
     """Refuse a tokenizer that cannot bring texts to one length, or whose completions the verifier would not read."""
     if tokenizer.pad_token is None:
         raise RecipeError(f"the tokenizer of {source} {'; '.join(NO_PADDING)}")

@@ -22,6 +22,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -29,6 +30,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from opdgeom_utils.errors import RecipeError
 from opdgeom_utils.problems import Tasks
 from opdgeom_utils.profile_files import choices, place_of, read_profile, written_at
+from opdgeom_utils.project_files import PROJECT
 from opdgeom_utils.tasks import END
 
 KINDS = {  # who can set problems: kind -> module with a class Tasks whose arguments are the block's other keys
@@ -39,6 +41,7 @@ KINDS = {  # who can set problems: kind -> module with a class Tasks whose argum
 }
 PROMPTS = ("plain", "chat")
 RUN = re.compile(r"run:([\w.-]+/)?\w+@\d+")
+NAME = re.compile(r"[\w.-]+")  # of a profile, as it stands in run:<profile>/<recipe>@<update>
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,8 @@ def load_world(profile: str) -> World:
     models = block.get("models", {})
     problems: list[tuple[tuple[str, ...], bool, str]] = [
         *((("world", key), key not in known, f"a world has no {key!r}; {choices(key, known)}") for key in block),
-        (("world", "tasks"), kind not in KINDS, f"kind of tasks is {kind!r}; {choices(kind, KINDS)}"),
+        ((), not NAME.fullmatch(profile), f"a profile is called {profile!r}; expected letters, digits, _, - and ."),
+        (("world", "tasks"), str(kind) not in KINDS, f"kind of tasks is {kind!r}; {choices(kind, KINDS)}"),
         (("world", "prompt"), prompt not in PROMPTS, f"prompt is {prompt!r}; {choices(prompt, PROMPTS)}"),
         (("world", "end"), not isinstance(end, str), f"end is {end!r}; expected a token's text in quotes"),
         *((("world", "models", name), not isinstance(source, str) or not source,
@@ -159,8 +163,20 @@ def load_world(profile: str) -> World:
     for path, wrong, message in problems:
         if wrong:
             raise RecipeError(f"{place_of(profile, path, path[:-1])}: {message}")
-    named = {name: re.sub(r"^run:(?=\w+@)", f"run:{profile}/", source) for name, source in models.items()}
-    return replace(World(**block), models=named)
+    return replace(World(**block), models={name: in_profile(source, profile) for name, source in models.items()})
+
+
+def in_profile(source: str, profile: str) -> str:
+    """Return a source as the profile means it: a run of its own; a folder from the user's home, or the project's.
+
+    >>> in_profile("run:sft@400", "mine"), in_profile("org/model", "mine")
+    ('run:mine/sft@400', 'org/model')
+    """
+    if source.startswith("~"):
+        return str(Path(source).expanduser())
+    if "/" in source and not source.startswith("run:") and (PROJECT / source).is_dir():
+        return str(PROJECT / source)
+    return re.sub(r"^run:(?=\w+@)", f"run:{profile}/", source)
 
 
 @cache

@@ -16,11 +16,11 @@ from opdgeom_utils.errors import CheckpointNotFoundError, OpdGeomError
 from opdgeom_utils.measures.of_runs import measures_of
 from opdgeom_utils.measures.path_overlaps import missing_counterparts
 from opdgeom_utils.models import PROJECT
+from opdgeom_utils.profile_check import check_models
 from opdgeom_utils.provenance import fingerprint
 from opdgeom_utils.recipes import load_recipe, recipe_names
 from opdgeom_utils.results import Tables, recorded_runs, results_of, run_key, write_tables
 from opdgeom_utils.runs import Run, load_or_train, run_of
-from opdgeom_utils.starting import check_models
 from opdgeom_utils.trained_models import models_of, needed_run
 from opdgeom_utils.workers import Job, load_or_train_many
 

@@ -102,7 +102,8 @@ def with_measures(
     if measures is None:
         if are_committed(tables.profile):
             raise StaleResultsError(
-                f"measures.parquet is not in data/results/{tables.profile}, expected its measures. Run `make runs`"
+                f"measures.parquet is not in data/results/{tables.profile}, expected its measures. Run "
+                f"`make runs PROFILE={tables.profile}`"
             )
         measures = measures_of(_runs(tables.profile, tables.seeds, recipes), parts)
     if quantities and not set(quantities) & set(measures["quantity"]):

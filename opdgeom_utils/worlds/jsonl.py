@@ -28,9 +28,11 @@ class Tasks(Table):
     """
 
     def __init__(
-        self, path: str, *, grade: str = "exact", answer_in: Sequence[str] = MARKS, domain: str = "mathematics"
+        self, path: str, *, grade: str = "exact", answer_in: Sequence[str] = MARKS, domain: Any = "mathematics"
     ) -> None:
         super().__init__(grade, answer_in)
+        if not isinstance(domain, str):
+            raise RecipeError(f"domain is {domain!r}; expected a text")
         self.path, self.domain = PROJECT / Path(path).expanduser(), domain
         if not self.path.is_file():
             raise RecipeError(f"tasks of kind jsonl: there is no file {self.path}")
@@ -69,6 +71,8 @@ class Tasks(Table):
         if not isinstance(row, dict) or set(row) - set(COLUMNS) or {"prompt", "answer"} - set(row):
             found = sorted(row) if isinstance(row, dict) else row
             raise RecipeError(f"{where} has {found}; expected prompt and answer, and of {', '.join(COLUMNS[2:])} any")
+        if isinstance(row.get("level"), bool):
+            raise RecipeError(f"{where} has level {json.dumps(row['level'])}; expected a whole number or a text")
         texts = {
             key: text_of(value, key, where, needed=key != "completion")
             for key, value in row.items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Sequence
+from itertools import pairwise
 
 from opdgeom_utils.errors import MissingPackageError, RecipeError
 from opdgeom_utils.problems import Grade, Written
@@ -18,6 +19,27 @@ NUMBER = re.compile(
     r"(?<![\d^_])(?<!\^\{)\d+(?:(?:,|\{,\})\d{3})*(?:\.\d+)?(?:\^\{?\d+\}?)?(?:/\d+)?)"  # no exponent, no index
 )
 SECONDS = 5  # for one comparison: sympy can be made to think for hours
+SIDES, LONGEST = 6, 300  # sides and characters of an equation, at most: a model may write either without end
+EQUALS = re.compile(r"(?<![<>!:]):?=+")
+NEXT = re.compile(r"[,;]|\\\\|\\q?quad(?![a-zA-Z])|\b(?:or|and)\b")  # between two equations
+OR = re.compile(r"\\(?:text|textrm|mbox|mathrm)\{\s*(or|and)\s*\}")
+WRAPPED = re.compile(r"(?P<begin>(?:\\(?:left|text|boxed|fbox|mathrm|mbox))?\s*\\?[(\[{])\0*(?P<end>[)\]}])")
+SPACES = re.compile(r"\\(?:left|right)(?![a-zA-Z])|\\[,;:! ]|[\s~$]+")
+GREEK = (
+    "alpha|beta|gamma|delta|(?:var)?epsilon|zeta|eta|(?:var)?theta|iota|kappa|lambda|mu|nu|xi|rho|sigma|tau|upsilon|"
+    "(?:var)?phi|chi|psi|omega|Gamma|Delta|Theta|Lambda|Xi|Sigma|Upsilon|Phi|Psi|Omega|ell|gcd|max|min|det|Pr"
+)
+LETTER = (
+    rf"(?:[A-Za-z]|\\(?:{GREEK})|\\(?:text\w*|math\w+|mbox|operatorname|overline|vec|hat|bar)\{{[^{{}}]*\}})"
+    r"(?:'|_(?:\{[^{}]*\}|\w)|\^\{-1\})*"
+)
+#: What a left side may be so that its equation says a value: ``x``, ``f(3)``, ``AB``, ``(x, y)``, an angle, a word.
+NAMED = re.compile(
+    rf"{LETTER}(?:\([^()]*\))?|m?(?:\\(?:angle|triangle))?[|\[]?[A-Z]+[|\]]?|\({LETTER}(?:,{LETTER})*\)|[A-Za-z]{{3,}}"
+)
+BASE = re.compile(r"[0-9A-F]\s*_\s*(\{(?:[^{}]|\{[^{}]*\})*\}|\\\w+\{\w+\}|\w)")
+BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9",
+         "ten": "10"}  # fmt: skip
 
 
 def check_marks(marks: Sequence[str]) -> tuple[str, ...]:
@@ -71,16 +93,72 @@ def _last_number(text: str) -> str | None:
 def same_answer(found: str, expected: str) -> bool:
     r"""Whether two answers mean the same, by math-verify; the same text always does.
 
-    It is lenient: in a bare list neither order nor repeats count, the index of a base does not, ``18%`` is 18 and 0.18,
-    and of an equation the right side will do. It is strict where words are not marked: ``42 dollars`` is not 42.
+    It is lenient: in a bare list neither order nor repeats count, the index of a base only where both have one, ``18%``
+    is 18 and 0.18, and of an equation the right side will do where the left one is a name or comes to the same:
+    ``x = 7`` and ``3 + 4 = 7`` are 7, ``x + 8 = 7`` is not. It is strict where words are not marked: ``42 dollars`` is
+    not 42.
 
     Raises MissingPackageError if math-verify is not installed.
 
     >>> same_answer(r"\frac{1}{2}", "0.5"), same_answer("1,072", "1072"), same_answer("12", "21")
     (True, True, False)
+    >>> same_answer("x = 7", "7"), same_answer("x + 8 = 7", "7"), same_answer("1011_3", "1011_2")
+    (True, False, False)
     """
     if found.strip() == expected.strip():
         return True
+    ours, theirs = _bases(found), _bases(expected)
+    if ours and theirs and ours != theirs:
+        return False
+    if bool(EQUALS.search(found)) == bool(EQUALS.search(expected)):
+        return _verified(found, expected)
+    ours, theirs = _value(found), _value(expected)
+    return ours is not None and theirs is not None and _verified(ours, theirs)
+
+
+def _value(text: str) -> str | None:
+    """Put the last side of each equation in its place; None where one of the others is no name, and worth another."""
+    if len(text) > LONGEST:
+        return None
+    if not EQUALS.search(text):
+        return text
+    text = OR.sub(r" \1 ", text.strip("$ .\n"))
+    outside = _outside(text)
+    if wrapped := WRAPPED.fullmatch(outside):
+        inside = _value(text[wrapped.end("begin") : wrapped.start("end")])
+        return None if inside is None else f"{text[: wrapped.end('begin')]}{inside}{wrapped['end']}"
+    said, begin = "", 0
+    for end in [*NEXT.finditer(outside), None]:
+        stop = end.start() if end else len(text)
+        cuts = [(begin, begin), *(cut.span() for cut in EQUALS.finditer(outside, begin, stop)), (stop, stop)]
+        *others, last = (text[one[1] : two[0]].strip() for one, two in pairwise(cuts))
+        named = len(others) < SIDES and all(
+            NAMED.fullmatch(SPACES.sub("", side)) or _verified(side, last) for side in others
+        )
+        if not named or EQUALS.search(last):
+            return None
+        said += last + (end[0] if end else "")
+        begin = end.end() if end else stop
+    return said
+
+
+def _outside(text: str) -> str:
+    """Blank out what stands inside brackets, so that what is found in the rest stands at the same place of the text."""
+    shown, depth = "", 0
+    for character in text:
+        depth -= character in ")]}" and depth > 0
+        shown += "\0" if depth else character
+        depth += character in "([{"
+    return shown
+
+
+def _bases(text: str) -> list[str]:
+    """Return the indices that stand behind digits: ``1011_2`` is a number in base two."""
+    words = (re.sub(r"\\\w+(?=\{)|[{}\s]", "", index) for index in BASE.findall(text))
+    return sorted(BASES.get(word.lower(), word) for word in words)
+
+
+def _verified(found: str, expected: str) -> bool:
     try:
         from math_verify import parse, verify
     except ImportError as error:

@@ -10,9 +10,14 @@ sides apart.
 
 from __future__ import annotations
 
+import ast
 import json
 import random
-from collections.abc import Mapping
+import re
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -26,9 +31,20 @@ REFUSED = {
     "knight_swap": "does not give the same problems for the same seed",
     "game_of_life_halting": "calls every answer right",
     "coin_flip": "calls an answer right that only begins as the right one does",
+    "codeio": "runs programs that a language model wrote, and some of them write files",
     "puzzle24": "calls 6*4*1*1 right, whichever numbers are given",
 }
 TRIES = 2000
+SECONDS = 5.0  # for one answer: sympy can be made to think for hours
+# Datasets that run the answer as a program, and what an answer is that may be run: a literal, or a formula.
+LITERALS = ("binary_matrix", "n_queens", "spiral_matrix", "string_insertion")
+FORMULAS = ("intermediate_integration", "polynomial_multiplication", "simple_integration")
+SUMS = ("countdown",)
+SUM = re.compile(r"(?:[\d\s+\-()]|\*(?!\*)|/(?!/))+")
+FUNCTIONS = re.compile(r"a?(?:sin|cos|tan)h?|cot|sec|csc|exp|log|ln|sqrt|[Aa]bs|erf|pi")
+PARTS = (ast.Expression, ast.BinOp, ast.UnaryOp, ast.Call, ast.Name, ast.Load, ast.Constant,
+         ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow, ast.USub, ast.UAdd)  # fmt: skip
+HIGHEST = 100  # number in an exponent
 
 
 @dataclass(frozen=True)
@@ -101,9 +117,13 @@ class Tasks:
         )
         if not found:
             return Grade(0.0, False)
-        dataset = self._dataset(problem.family, problem.settings)
+        dataset, answer = self._dataset(problem.family, problem.settings), found[-1].strip()
+        if not may_be_scored(problem.family, answer):
+            right = [problem.entry["answer"], *problem.entry["metadata"].get("valid_answers", ())]
+            return Grade(float(answer in right), True)
         try:
-            score = dataset.score_answer(found[-1].strip(), problem.entry)
+            with _for_seconds(SECONDS):
+                score = dataset.score_answer(answer, problem.entry)
         except Exception:  # some can only read an answer that has the right form
             score = 0.0
         return Grade(float(score >= self.threshold), True)
@@ -130,6 +150,60 @@ class Tasks:
             except (AssertionError, TypeError, ValueError) as error:
                 raise RecipeError(f"settings {settings} of {name!r} do not fit: {error}") from error
         return self._datasets[name, settings]
+
+
+def may_be_scored(name: str, answer: str) -> bool:
+    """Whether a dataset may be given an answer: some run it as a program, and a model may write any.
+
+    >>> may_be_scored("countdown", "3 * (4 + 5)"), may_be_scored("countdown", "__import__('os').getcwd()")
+    (True, False)
+    >>> may_be_scored("n_queens", "[['Q']]"), may_be_scored("simple_integration", "x**3/3 + C")
+    (True, True)
+    """
+    try:
+        if name in LITERALS:
+            ast.literal_eval(answer)
+        elif name in SUMS and not SUM.fullmatch(answer):
+            return False
+        return name not in (*SUMS, *FORMULAS) or all(map(_may_stand, ast.walk(ast.parse(answer, mode="eval"))))
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return False
+
+
+def _may_stand(node: ast.AST) -> bool:
+    """Whether a part of a formula is a number, a letter, an elementary function, or a power without a tower."""
+    if isinstance(node, ast.Call):
+        return isinstance(node.func, ast.Name) and bool(FUNCTIONS.fullmatch(node.func.id)) and not node.keywords
+    if isinstance(node, ast.Name):
+        return len(node.id) == 1 or bool(FUNCTIONS.fullmatch(node.id))
+    if isinstance(node, ast.Constant):
+        return type(node.value) in (int, float)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
+        inside = list(ast.walk(node.right))
+        numbers = [part.value for part in inside if isinstance(part, ast.Constant)]
+        return not any(isinstance(part, ast.Pow) for part in inside) and all(
+            isinstance(value, int | float) and value <= HIGHEST for value in numbers
+        )
+    return isinstance(node, PARTS)
+
+
+@contextmanager
+def _for_seconds(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError inside once it has taken so long; only where a signal can, in the main thread of a Unix."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _made(name: str, level: Any) -> Any:

@@ -86,6 +86,19 @@ def test_the_exit_status_tells_of_a_fault(
     assert "too far" in capsys.readouterr().out
 
 
+def test_ctrl_c_says_where_the_finished_parts_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(place: Place) -> Found:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("opdgeom_utils.gpu_check.record.PARTS", {"one": lambda _: Found({}, []), "two": stopped})
+    out = tmp_path / "check.json"
+    assert cli.main(["gpu-check", "--device", "cpu", "--tiny", "--out", str(out)]) == cli.STOPPED
+    assert f"not finished: stopped. The parts that were finished are in {out}." in capsys.readouterr().err
+    assert set(json.loads(out.read_text())["parts"]) == {"one"}
+
+
 def test_without_a_card_it_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

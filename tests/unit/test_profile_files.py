@@ -60,7 +60,12 @@ def write(world: World, text: str | bytes, name: str = "slip") -> None:
         ("like: tiny\nworld:\n  tasks: {kind: jsonl, path: /no/p}\n", ", line 3: tasks of kind jsonl: there is no"),
         ("like: tiny\nworld:\n  models: {base: 3}\n", ", line 3: model base is 3; expected a folder, a hub id"),
         ("like: tiny\nworld:\n  models:\n    base: run:sft\n", ", line 4: model base is 'run:sft'; expected run:"),
+        ("like: tiny\nworld:\n  tasks: {kind: [jsonl]}\n", ", line 3: kind of tasks is ['jsonl']; did you"),
         # recipes
+        ("like: tiny\ndefaults: &a {mixture: *a}\n", ": a block holds itself, or blocks lie too deep; write out"),
+        ("like: tiny\nrecipes:\n  opd: {like: [rlvr]}\n", ", line 3: recipe 'opd' is like ['rlvr'], which is not"),
+        ("like: tiny\ndefaults:\n  mixture: {sum: [true]}\n", ", line 3: levels of 'sum' are [True]; true and"),
+        ("like: tiny\ndefaults:\n  seeds: [0, 1, 0]\n", ", line 3: recipe 'opd' of profile 'slip': seeds are [0, 1"),
         ("like: tiny\nrecipes:\n  opd: {step: 4}\n", ", line 3: a recipe has no 'step'; did you mean 'steps'?"),
         ("like: tiny\ndefaults:\n  lr: 0.1\n", ", line 3: a recipe has no 'lr'; expected one of alpha, anchor"),
         ("like: tiny\nrecipes:\n  opd: {name: x}\n", ", line 3: a recipe has no 'name'"),
@@ -85,6 +90,25 @@ def test_a_slip_is_told_with_its_place_and_what_to_do(world: World, text: str | 
     write(world, text)
     with pytest.raises(OpdGeomError, match=re.escape(f"data/recipes/slip.yaml{said}")):
         load_recipe("opd", "slip")
+
+
+@pytest.mark.parametrize("name", ["..", "a/b", "", "a b", ".hidden", "-s", "x" * 101, "a\n"])
+def test_a_recipe_is_called_as_a_folder_may_be(world: World, name: str) -> None:
+    write(world, yaml.safe_dump({"like": "tiny", "recipes": {name: {"like": "opd"}}}))
+    with pytest.raises(RecipeError, match=r"slip.yaml, line 3: a recipe is called .*; its runs' folders begin with it"):
+        load_recipe(name, "slip")
+
+
+@pytest.mark.parametrize("name", ["größe", "opd-2", "opd_1.5", "_x", "x" * 100])
+def test_other_names_of_recipes_stay(world: World, name: str) -> None:
+    write(world, yaml.safe_dump({"like": "tiny", "recipes": {name: {"like": "opd"}}}, allow_unicode=True))
+    assert load_recipe(name, "slip").name == name
+
+
+def test_a_profile_s_name_can_stand_in_that_of_a_model(world: World) -> None:
+    write(world, "like: tiny\n", "my profile")
+    with pytest.raises(RecipeError, match=r"my profile.yaml: a profile is called 'my profile'; expected letters"):
+        load_recipe("opd", "my profile")
 
 
 def test_a_slip_in_the_profile_that_it_is_like_is_told_in_both(world: World) -> None:

@@ -85,6 +85,14 @@ def test_unknown_names_say_what_is_known(world: World) -> None:
         ({"grad_clip": 0.0}, "grad_clip"),
         ({"eps": float("inf")}, "eps"),
         ({"weight_decay": -0.1}, "weight_decay"),
+        ({"final_learning_rate": -1e-5}, "final_learning_rate is -1e-05; expected 0 or more"),  # it climbed
+        ({"final_learning_rate": float("nan")}, "final_learning_rate"),
+        ({"clip_low": -0.2}, "clip_low is -0.2; expected 0 to 1"),
+        ({"clip_high": float("inf")}, "clip_high is inf; expected 0 or more"),
+        ({"checkpoints": [0, 4]}, "checkpoints .0, 4. must rise .* from update 1"),  # which no run ever stored
+        ({"seeds": [0, 0]}, "seeds are .0, 0.; expected different"),  # two rows of one run in every table
+        ({"seeds": [-1]}, "seeds are .-1."),
+        ({"seeds": [2**32]}, "seeds are .4294967296.; expected different whole numbers from 0 to 4294967295"),
         ({"warmup_fraction": 2.0}, "warmup_fraction is 2.0; expected 0 to 1"),
         ({"betas": (0.9, 1.0)}, "betas"),
         ({"probe_prompts": 0}, "probe_prompts"),

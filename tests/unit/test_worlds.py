@@ -70,6 +70,38 @@ def test_the_final_answer_of_a_text(text: str, marks: list[str], answer: str | N
         ("[0, 1)", "[0, 1]", False),
         (r"\{2, 1\}", r"\{1, 2\}", True),
         ("(2, 1)", "(1, 2)", False),
+        # an equation is its right side where the left one is a name, or comes to the same
+        ("x = 7", "7", True),
+        ("7", "x = 7", True),
+        ("x_1 = 7.", "7", True),
+        ("f(3)=7", "7", True),
+        (r"f^{-1}(3) = 7", "7", True),
+        ("AB = 7", "7", True),
+        (r"m\angle ABC = 30^\circ", "30", True),
+        (r"\text{the area} = \frac14", "0.25", True),
+        (r"\theta = \pi/2", r"\frac{\pi}{2}", True),
+        ("n = 1{,}000", "1000", True),
+        ("y = 2x + 1", "1 + 2x", True),
+        (r"x = 2 \text{ or } x = 3", "2, 3", True),
+        ("(x, y) = (1, 2)", "(1,2)", True),
+        ("3 + 4 = 7", "7", True),
+        ("x + 8 = 7", "7", False),
+        ("(x + 8 = 7)", "7", False),
+        (r"\text{so }x + 8 = 7", "7", False),
+        ("2x = 7", "7", False),
+        ("x^2 = 7", "7", False),
+        ("8 = 7", "7", False),
+        ("x = 7 = 8", "8", False),
+        ("x + 1 = 7, y + 1 = 8", "7, 8", False),
+        ("1", "x + y = 1", False),
+        ("x + y = 1", "y + x = 1", True),
+        (" = ".join("x" * 500 + "7"), "7", False),  # it would take minutes
+        ("(" * 5000 + "x = 7" + ")" * 5000, "7", False),
+        # the base counts where both say it
+        ("1011_3", "1011_2", False),
+        ("1011_{3}", "1011_2", False),
+        (r"1011_{\text{two}}", "1011_2", True),
+        ("1011", "1011_2", True),
     ],
 )
 def test_answers_that_mean_the_same(found: str, expected: str, same: bool) -> None:
@@ -128,6 +160,14 @@ def sums(n: int) -> list[dict[str, Any]]:
         }
         for i in range(n)
     ]
+
+
+def test_what_a_file_s_settings_cannot_be(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "p.jsonl", sums(60))
+    with pytest.raises(RecipeError, match="domain is 3; expected a text"):
+        jsonl.Tasks(path, domain=3)
+    with pytest.raises(RecipeError, match=r"line 1 of .* has level true; expected"):  # which is equal to 1
+        jsonl.Tasks(write_lines(tmp_path / "q.jsonl", [{"prompt": "1", "answer": "1", "level": True}]))
 
 
 def test_a_file_keeps_its_two_sides_apart(tmp_path: Path) -> None:
@@ -431,6 +471,60 @@ def test_the_last_answer_that_closes_counts() -> None:
     assert time.perf_counter() - began < 2  # looked through from every mark it took half a minute
 
 
+RUNS_ANSWERS = (*reasoning_gym.LITERALS, *reasoning_gym.FORMULAS, *reasoning_gym.SUMS)
+
+
+@pytest.mark.parametrize("name", RUNS_ANSWERS)
+def test_what_a_model_writes_is_not_run_as_a_program(name: str, tmp_path: Path) -> None:
+    tasks, left = reasoning_gym.Tasks(), tmp_path / "left"
+    problem = tasks.draw({name: [{}]}, 1, 0)[0]
+    began = time.perf_counter()
+    for answer in (f"__import__('pathlib').Path({str(left)!r}).write_text('x')", "9**9**9**9", "[9**9**9**9]",
+                   "factorial(10**9)", "(" * 5000, "S('9**9**9')", "x.y", "\0"):  # fmt: skip
+        assert tasks.grade(problem, Written(f"<answer>{answer}</answer>", True)) == Grade(0.0, True)
+    assert not left.exists()
+    assert time.perf_counter() - began < 4
+
+
+@pytest.mark.parametrize("name", RUNS_ANSWERS)
+def test_right_answers_of_such_datasets_stay_right(name: str) -> None:
+    tasks = reasoning_gym.Tasks()
+    for problem in tasks.draw({name: [{}]}, 5, 1):
+        shown = problem.completion or f"<answer>{problem.entry['metadata']['expression']}</answer>"
+        assert tasks.grade(problem, Written(shown, True)) == Grade(1.0, True)
+        others = problem.entry["metadata"].get("valid_answers", [])
+        assert all(tasks.grade(problem, Written(f"<answer>{o}</answer>", True)).reward for o in others)
+
+
+def test_a_sum_uses_its_numbers_in_the_sum() -> None:
+    """Numbers in a comment, or in one longer number, were counted as used."""
+    tasks = reasoning_gym.Tasks()
+    problem = tasks.draw({"countdown": [{}]}, 1, 1)[0]
+    numbers, target = problem.entry["metadata"]["numbers"], problem.entry["metadata"]["target"]
+    cheat = f"{target}{''.join(f' # {n}' for n in numbers)}" if target not in numbers else ""
+    assert not tasks.grade(problem, Written(f"<answer>{cheat}</answer>", True)).reward
+    assert not reasoning_gym.may_be_scored("countdown", "3_4")
+    assert not reasoning_gym.may_be_scored("countdown", "2**3")
+
+
+@pytest.mark.parametrize(
+    "answer", ["x**2/2 + sin(x)*exp(-x) + C", "sqrt(x)*log(Abs(x))", "X**(3/2)", "-pi*x", "x**100"]
+)
+def test_formulas_are_scored(answer: str) -> None:
+    assert reasoning_gym.may_be_scored("intermediate_integration", answer)
+
+
+def test_an_answer_that_takes_long_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = reasoning_gym.Tasks()
+    problem = tasks.draw({"gcd": [{}]}, 1, 0)[0]
+    dataset = type(tasks._dataset(problem.family, problem.settings))
+    monkeypatch.setattr(dataset, "score_answer", lambda *_: time.sleep(60))
+    monkeypatch.setattr(reasoning_gym, "SECONDS", 0.1)
+    began = time.perf_counter()
+    assert tasks.grade(problem, Written(problem.completion, True)) == Grade(0.0, True)
+    assert time.perf_counter() - began < 10
+
+
 def test_a_held_out_problem_comes_once() -> None:
     few = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}  # 200 sums and differences of two digits
     held_out = reasoning_gym.Tasks().held_out({"chain_sum": [few]}, 256)
@@ -460,6 +554,7 @@ def test_a_dataset_that_calls_wrong_answers_right_is_refused(name: str, wrong: s
         ({"chain_sum": [datetime.date(2024, 1, 1)]}, 'settings "2024-01-01" of .*a whole number'),
         ({"chain_sum": []}, "empty"),
         ({"knight_swap": [{}]}, "same seed"),
+        ({"codeio": [{}]}, "some of them write files"),  # one leaves temp_parameters.txt in the working folder
     ],
 )
 def test_slips_of_a_mixture_are_told(mixture: dict[str, list[Any]], message: str) -> None:
