@@ -284,7 +284,7 @@ def _plain_errors(what: str, *, goes_on: bool = False) -> Iterator[None]:
         kept = " What was measured is kept: the same command goes on from there." if goes_on else ""
         print(f"\n{what}: stopped.{kept}", file=sys.stderr)
         raise typer.Exit(STOPPED) from stop
-    except (OpdGeomError, OSError, ValueError) as error:
+    except (OpdGeomError, OSError, ValueError, MemoryError) as error:
         print(f"\n{what}:\n{error}", file=sys.stderr)
         raise typer.Exit(1) from error
 
