@@ -290,7 +290,7 @@ def _plain_errors(what: str, kept: Callable[[], str] = str) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         print(f"\n{what}: stopped.{kept()}", file=sys.stderr)
         raise typer.Exit(STOPPED) from stop
-    except (OpdGeomError, OSError, ValueError) as error:
+    except (OpdGeomError, OSError, ValueError, MemoryError) as error:
         print(f"\n{what}:\n{error}", file=sys.stderr)
         raise typer.Exit(1) from error
 

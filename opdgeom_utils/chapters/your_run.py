@@ -14,7 +14,7 @@ from opdgeom_utils.checkpoints import OpenCheckpoint, module_of, open_checkpoint
 from opdgeom_utils.checkpoints.comparison import ComparisonReport, aligned
 from opdgeom_utils.checkpoints.opening import holds_weights
 from opdgeom_utils.diagnose.schedule import schedule_of, state_beside
-from opdgeom_utils.diagnose.steps import ALIKE, checkpoints_inside, numbered
+from opdgeom_utils.diagnose.steps import ALIKE, checkpoints_inside, numbered, step_before
 from opdgeom_utils.diagnose.trajectory import selected
 from opdgeom_utils.errors import CheckpointNotFoundError, MetricInputError, NotebookParameterError, ways
 from opdgeom_utils.models import resolve_model
@@ -28,6 +28,10 @@ SWAPPED = (
     "training: if it is the trained one, exchange the two."
 )
 
+BACKWARDS = (
+    "REFERENCE was saved at step {} of the run, after TUNED (step {}). REFERENCE is the model before training: "
+    "exchange the two. Noise's ruler is left out."
+)
 ADAPTED = (
     "Noise's ruler is left out. What was opened is an adapter: Adam moved its factors, not the matrices that they "
     "make. Watched in training, the factors are set beside noise (`GeometryCallback`)."
@@ -45,6 +49,7 @@ class OpenedRun:
     ``remarks``: what was decided while opening, in words.
     ``last_name``: the last checkpoint as it was named, or its path.
     ``counted``: whether the steps are numbers of updates, as the names have them.
+    ``start``: step of the run at which its reference was saved; 0 unless that is an earlier checkpoint of the same run.
     """
 
     label: str
@@ -54,6 +59,7 @@ class OpenedRun:
     remarks: tuple[str, ...] = ()
     last_name: str = ""
     counted: bool = False
+    start: int = 0
 
     @property
     def has_adapter(self) -> bool:
@@ -98,6 +104,9 @@ def open_run(
         remarks.append(remark)
     if state_beside(_found(reference)) and not any(state_beside(_found(name)) for name in names):
         remarks.append(SWAPPED)
+    start, counted = step_before(reference, names) or 0, remark in ("", ALIKE)
+    if counted and start > max(steps):
+        remarks.append(BACKWARDS.format(start, max(steps)))
     shown = _distinct([reference, *names])
     opening = partial(_open, revision=revision, base=base, allow_pickle=allow_pickle)
     opened = [opening(name, shown[name]) for name in names]
@@ -111,7 +120,7 @@ def open_run(
     last = max(zip(steps, names, strict=True))[1]
     return OpenedRun(
         label, before, tuple(zip(sorted(steps), after, strict=True)), tuple(reports), tuple(remarks),
-        last_name=last, counted=remark in ("", ALIKE),
+        last_name=last, counted=counted, start=start,
     )  # fmt: skip
 
 
@@ -135,10 +144,18 @@ def noise_options(run: OpenedRun, **given: Any) -> tuple[dict[str, Any], list[st
         return {}, [remark] if remark else []
     if run.has_adapter:
         return {}, [ADAPTED]
+    if run.counted and run.start > steps[-1]:
+        return {}, []  # a remark of the run says it
     said = [f"Noise was given {schedule.said}.", *([remark] if remark else [])]
     rates: dict[int, tuple[float, ...]] = {steps[-1]: schedule.rates}
     if run.counted:
-        rates = {step: schedule.rates[:step] for step in steps}
+        rates = {step: schedule.rates[run.start : step] for step in steps if step >= run.start}
+        if run.start or len(schedule.rates) > steps[-1]:
+            after = f" and REFERENCE at step {run.start}" if run.start else ""
+            said.append(
+                f"By the names, the last checkpoint is at step {steps[-1]}{after}: of these updates, "
+                f"{steps[-1] - run.start} count."
+            )
     elif len(steps) > 1:
         said.append("No name holds a number of updates, so only the last checkpoint is set beside noise.")
     return {"learning_rates": rates, "betas": schedule.betas, "weight_decay": schedule.weight_decay}, said

@@ -7,13 +7,15 @@ from collections.abc import Iterable
 import pandas as pd
 
 from opdgeom_utils.chapters.your_run import PAPER_K, OpenedRun
-from opdgeom_utils.chapters.your_run_tables import last_step, without_numbers
+from opdgeom_utils.chapters.your_run_tables import frozen, last_step, matrices_of, without_numbers
 from opdgeom_utils.diagnose.matrix_rows import IDENTICAL
 from opdgeom_utils.errors import ways
 from opdgeom_utils.results import DIAGNOSE_OPTIONS
+from opdgeom_utils.scopes import ATTENTION
 from opdgeom_utils.vocabulary import listed
 
 WIDE = ("float32", "float64")
+SAME = 1e-9  # relative difference of two stable ranks of one update; rounding to bf16 changes one by 1e-4 and more
 MOST_NOTES = 3
 ALWAYS = (
     "The paper prints no null for any of its points, so no pink diamond has a grey square. The toy points have.",
@@ -35,6 +37,7 @@ def caveats(table: pd.DataFrame, run: OpenedRun, k: int) -> list[str]:
         *_stored(last),
         *([LOW_RANK] if run.has_adapter else []),
         *_nulls(last),
+        *_not_trained(last),
         *_about_k(last, k),
         *_odd_rows(table),
         *_left_whole(run),
@@ -45,9 +48,26 @@ def caveats(table: pd.DataFrame, run: OpenedRun, k: int) -> list[str]:
 
 def narrow_formats(rows: pd.DataFrame) -> list[str]:
     """Name the formats below 32 bits in which tuned weights were stored, but for those that are as in the reference."""
-    if "note" in rows:
-        rows = rows.loc[~rows["note"].fillna("").str.contains(IDENTICAL, regex=False)]
-    return sorted({str(dtype).partition("->")[2] for dtype in rows["dtype"]} - set(WIDE))
+    rows = rows.loc[~frozen(rows)]
+    formats = {str(dtype).partition("->")[2] for dtype in rows["dtype"]}
+    on_grid = _on_bf16_grid(rows)
+    if formats & set(WIDE) and len(on_grid) and on_grid.all():
+        return sorted({name if name not in WIDE else f"bfloat16 (and kept in {name} since)" for name in formats})
+    return sorted(formats - set(WIDE))
+
+
+def rounded_with_the_tuned(rows: pd.DataFrame) -> bool:
+    """Say whether tuned weights are in bf16 and the reference holds finer numbers: rounding then is in every update."""
+    last = rows.loc[~frozen(rows) & rows["dtype"].isin([f"{wide}->bfloat16" for wide in WIDE])]
+    return not _on_bf16_grid(last).all()
+
+
+def _on_bf16_grid(rows: pd.DataFrame) -> pd.Series:
+    """Say of each update that is known whether rounding both of its ends to bf16 changes nothing of it."""
+    if not {"stable_rank", "stable_rank_bf16"} <= set(rows):
+        return pd.Series(dtype=bool)
+    known = rows.loc[rows["stable_rank"].notna()]
+    return (known["stable_rank"] - known["stable_rank_bf16"]).abs() <= SAME * known["stable_rank"]
 
 
 def without_path(note: str) -> str:
@@ -58,7 +78,13 @@ def without_path(note: str) -> str:
 
 def _stored(last: pd.DataFrame) -> Iterable[str]:
     formats = narrow_formats(last)
-    if formats:
+    if rounded_with_the_tuned(last):
+        yield (
+            "The tuned weights were stored in bfloat16, and the reference holds finer numbers. So rounding moved "
+            "nearly every weight; norm, rotation, drift, stable rank and walk ratio are of training and rounding "
+            "together, and nothing is judged. Round the reference to bfloat16 too, or compare weights kept in float32."
+        )
+    elif formats:
         yield (
             f"The tuned weights were stored in {listed(formats)}. What rounding hid is gone: the update is read "
             "as zero there, and its shuffle is too sparse. The null of sparsity and of the overlaps is biased, and the "
@@ -81,6 +107,24 @@ def _nulls(last: pd.DataFrame) -> Iterable[str]:
         f"many shuffles (6 and 8% where an update is large).{more} Shuffles are measured on request: "
         f"{ways('nulls', '`')}."
     )
+
+
+def _not_trained(last: pd.DataFrame) -> Iterable[str]:
+    """Say which matrices the means are over, where some attention matrices were not trained."""
+    if "module" not in last or frozen(moved := matrices_of(last)).all():
+        return
+    attention = last.loc[last["module"].isin(ATTENTION)]
+    still = int(frozen(attention).sum())
+    if still and still == len(attention):
+        yield (
+            "No attention matrix has changed. Rotation, drift and overlaps are means over what has "
+            f"({listed(sorted(set(moved['module'])))}); the paper's and the toy's are of attention."
+        )
+    elif still:
+        yield (
+            f"{still} of {len(attention)} attention matrices have not changed at all. Rotation, drift and overlaps are "
+            "means over the others."
+        )
 
 
 def _about_k(last: pd.DataFrame, k: int) -> Iterable[str]:

@@ -11,22 +11,27 @@ import math
 import numpy as np
 import pandas as pd
 
-from opdgeom_utils.chapters.your_run_caveats import narrow_formats
-from opdgeom_utils.chapters.your_run_tables import SPARSITY, last_step, matrices_of
+from opdgeom_utils.chapters.your_run_caveats import narrow_formats, rounded_with_the_tuned
+from opdgeom_utils.chapters.your_run_tables import SPARSITY, frozen, last_step, matrices_of
 from opdgeom_utils.chapters.your_run_text import POINT, TENTH
 from opdgeom_utils.intervals import number
 from opdgeom_utils.vocabulary import compared, metric_of
 
 NOISE = "noise, same schedule"
 PLACED = ("left_angle_mean_deg", "right_angle_mean_deg", "normalized_spectral_shift")
+#: Squared length of a straight line over that of a walk, below which moves are not normal yet and the predicted
+#: sparsity is off by a percentage point and more: 30 updates at a constant rate have 23, one has 1.
+FEW = 22
 
 
 def noise_of(table: pd.DataFrame) -> dict[str, float]:
     """Fold the last checkpoint's columns of noise into one number each; nothing where there are none.
 
     ``table``: one row per (step, tensor), from :func:`opdgeom_utils.diagnose_trajectory`.
-    Returns ``walk_ratio`` and ``coherence`` of the report's matrices together, ``noise_sparsity`` and
-    ``update_sparsity`` over all tensors, weighted by entries, and the mean of each column that ends in ``_noise``.
+    Returns ``walk_ratio`` and ``coherence`` of the report's matrices together, their number as ``matrices``;
+    ``noise_sparsity`` and ``update_sparsity`` over all tensors, weighted by entries, and with ``_moved`` over those
+    that changed; ``frozen``, the share of entries in those that did not; ``straight``, as for :data:`FEW`; and the mean
+    of each column that ends in ``_noise``.
 
     >>> rows = pd.DataFrame(
     ...     {"step": 1, "module": "q_proj", "shape": "2x2", "n_entries": [4, 4], "walk_ratio": [1.0, 7.0]}
@@ -41,6 +46,10 @@ def noise_of(table: pd.DataFrame) -> dict[str, float]:
         return {}
     known, rows = last.dropna(subset=["noise_sparsity", SPARSITY]), matrices_of(last)
     found = {column: _weighted(known, column) for column in ("noise_sparsity", SPARSITY)}
+    moved = known.loc[~frozen(known)]
+    found |= {f"{column}_moved": _weighted(moved, column) for column in ("noise_sparsity", SPARSITY)}
+    found["frozen"] = 1 - float(_numbers(moved, "n_entries").sum() / _numbers(known, "n_entries").sum())
+    found |= {"matrices": float(_numbers(rows, "walk_ratio").size), "straight": _straight(rows)}
     found |= {"walk_ratio": _weighted(rows, "walk_ratio", power=2) ** 0.5, "coherence": _weighted(rows, "coherence")}
     places = [str(column) for column in rows if str(column).endswith("_noise")]
     return found | {
@@ -64,20 +73,25 @@ def with_noise(ends: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
 def noise_reading(table: pd.DataFrame) -> list[str]:
     """Say how the run compares with noise along its schedule, and where noise lies on the map.
 
-    Returns sentences in Markdown, none where no schedule is known.
+    Returns sentences in Markdown, none where no schedule is known or nothing has changed.
     """
     found = noise_of(table)
-    if not found or math.isnan(found["walk_ratio"]):
+    if not found or math.isnan(found["walk_ratio"]) or found["frozen"] == 1:
         return []
-    return [_length_words(found), _sparsity_words(found), _place_words(found)]
+    last = last_step(table)
+    unsure = "This is not judged: rounding moved the weights too." if rounded_with_the_tuned(last) else ""
+    hidden = "rounding hid its smaller steps, or " if narrow_formats(last) else ""
+    return [_length_words(found, unsure, hidden), _sparsity_words(found), _place_words(found)]
 
 
-def _length_words(found: dict[str, float]) -> str:
+def _length_words(found: dict[str, float], unsure: str, hidden: str) -> str:
     ratio, coherent = found["walk_ratio"], found["coherence"]
     share = (
         "" if math.isnan(coherent) else f" Coherence: {number(coherent, '.2g')} (0 for a walk, 1 for a straight line)."
     )
-    if coherent > TENTH:
+    if unsure:
+        verdict = unsure
+    elif coherent > TENTH or (ratio > TENTH and found["straight"] <= 1):
         verdict = (
             "That is further than these rates could carry any weight, even with the same gradient at every update. So "
             "the rate, the number of updates or the optimiser is not as told."
@@ -86,25 +100,37 @@ def _length_words(found: dict[str, float]) -> str:
         verdict = "It went further than noise: its gradients agreed from update to update, or weight decay pulled."
     elif ratio < 1 / TENTH:
         verdict = (
-            "It went less far than noise of this schedule. Either its steps undid each other, or a part was frozen, or "
-            "the schedule or the betas were not as told."
+            f"It went less far than noise of this schedule. Either {hidden}its steps undid each other, or a part was "
+            "frozen, or weights were averaged, or the schedule or the betas were not as told."
         )
     else:
         verdict = "It went as far as noise goes. Its length says nothing of what was learned."
-    return f"**Beside noise: {number(ratio, '.3g')} times as far.**{share} {verdict}"
+    over = "over one matrix" if found["matrices"] == 1 else f"over {found['matrices']:.0f} matrices"
+    return f"**Beside noise: {number(ratio, '.3g')} times as far, {over}.**{share} {verdict}"
 
 
 def _sparsity_words(found: dict[str, float]) -> str:
     own, noise = found[SPARSITY], found["noise_sparsity"]
+    said = (
+        f"**Predicted by noise: {number(noise, '.1%')} unchanged; measured: {number(own, '.1%')}.** The prediction "
+        "knows the learning rates and the sizes of the weights, and nothing else."
+    )
+    if found["frozen"] > POINT:
+        own, noise = found[f"{SPARSITY}_moved"], found["noise_sparsity_moved"]
+        said += (
+            f" {number(found['frozen'], '.1%')} of the entries lie in tensors that have not changed at all; over the "
+            f"others {number(noise, '.1%')} is predicted, and {number(own, '.1%')} measured."
+        )
     verdict = "Sparsity is what noise at this rate gives; it is no finding about the objective."
-    if own < noise - POINT:
+    if own < noise - POINT and found["straight"] < FEW:
+        verdict = (
+            "So few updates are not judged: the prediction takes moves as normal, and is too high for a few steps."
+        )
+    elif own < noise - POINT:
         verdict = "More entries changed than noise explains."
     elif own > noise + POINT:
         verdict = "Fewer entries changed than noise explains: steps undid each other, or some weights were not trained."
-    return (
-        f"**Predicted by noise: {number(noise, '.1%')} unchanged; measured: {number(own, '.1%')}.** The prediction "
-        f"knows the learning rates and the sizes of the weights, and nothing else. {verdict}"
-    )
+    return f"{said} {verdict}"
 
 
 def _place_words(found: dict[str, float]) -> str:
@@ -137,6 +163,17 @@ def _numbers(rows: pd.DataFrame, column: str) -> np.ndarray:
     """Return a column without its gaps."""
     values = rows[column].to_numpy(float)
     return values[~np.isnan(values)]
+
+
+def _straight(rows: pd.DataFrame) -> float:
+    """Squared length of a straight line over that of a walk, by a row's ratio and coherence; infinite if unknown."""
+    known = rows.loc[rows["walk_ratio"].notna(), ["walk_ratio", "coherence"]].to_numpy(float)
+    if not len(known):
+        return math.inf
+    if np.isnan(known[:, 1]).all():  # the two are one
+        return 1.0
+    ratio, coherent = known[np.nanargmax(np.abs(known[:, 1]))]
+    return 1 + (ratio**2 - 1) / coherent if coherent else math.inf
 
 
 def _weighted(rows: pd.DataFrame, column: str, power: int = 1) -> float:

@@ -13,6 +13,7 @@ from opdgeom_utils.chapters.your_run import OpenedRun
 from opdgeom_utils.checkpoints.parameter_names import kind_of
 from opdgeom_utils.claims import matching
 from opdgeom_utils.claims.schema import load_reported
+from opdgeom_utils.diagnose.matrix_rows import IDENTICAL
 from opdgeom_utils.errors import MetricInputError
 from opdgeom_utils.intervals import number
 from opdgeom_utils.project_files import PROJECT
@@ -36,6 +37,9 @@ NOT_COMPARED = {
 def matrices_of(table: pd.DataFrame) -> pd.DataFrame:
     """Rows of the matrices that averages are taken over: the attention matrices, or all where there are none.
 
+    A matrix that is the reference's own at the last checkpoint was not trained: its zeros are no result, and it is left
+    out. Where that leaves no attention matrix, the others are taken; where nothing has moved, none is left out.
+
     ``table``: one row per (step, tensor), from :func:`opdgeom_utils.diagnose_trajectory`.
     Raises MetricInputError if no row is a matrix.
 
@@ -44,10 +48,26 @@ def matrices_of(table: pd.DataFrame) -> pd.DataFrame:
     (['q_proj'], ['up_proj'])
     """
     matrices = table.loc[table["shape"].str.count("x") == 1]
-    attention = matrices.loc[matrices["module"].isin(ATTENTION)]
     if matrices.empty:
         raise MetricInputError(f"no row of the table is a matrix; its shapes are {sorted(set(table['shape']))}")
-    return matrices if attention.empty else attention
+    moved, attention = ~_untrained(matrices), matrices["module"].isin(ATTENTION)
+    chosen = next((some for some in (moved & attention, moved, attention) if some.any()), attention | True)
+    return matrices.loc[chosen]
+
+
+def frozen(rows: pd.DataFrame) -> pd.Series:
+    """Say of each row whether its tensor is the reference's own, bit for bit; never where a table has no notes."""
+    notes = rows["note"].tolist() if "note" in rows else [""] * len(rows)
+    return pd.Series([IDENTICAL in str(note) for note in notes], index=rows.index, dtype=bool)
+
+
+def _untrained(rows: pd.DataFrame) -> pd.Series:
+    """Say of each row whether its tensor is the reference's own at the last checkpoint."""
+    if "name" not in rows or "step" not in rows:
+        return frozen(rows)
+    last = last_step(rows)
+    names = set(last.loc[frozen(last), "name"])
+    return pd.Series([name in names for name in rows["name"]], index=rows.index, dtype=bool)
 
 
 def last_step(table: pd.DataFrame) -> pd.DataFrame:

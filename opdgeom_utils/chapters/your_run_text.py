@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from opdgeom_utils.chapters.your_run_caveats import narrow_formats, without_path
+from opdgeom_utils.chapters.your_run_caveats import narrow_formats, rounded_with_the_tuned, without_path
 from opdgeom_utils.chapters.your_run_tables import SPARSITY, last_step, matrices_of
 from opdgeom_utils.charts.axes import begun
 from opdgeom_utils.claims.schema import reported_of
@@ -33,7 +33,8 @@ class AgainstNull:
     ``own``, ``null``: means over these matrices.
     ``n``, ``n_more``, ``n_less``: matrices; those above and those below their null.
     ``word``: ``more``, ``less`` or ``about as much``, by the rule of this module; ``not judged`` where there is no
-    matrix, or the metric looks through bf16 and the tuned weights were stored in 16 bits or fewer.
+    matrix, or the metric looks through bf16 and the tuned weights were stored in 16 bits or fewer, or rounding moved
+    the reference's weights too.
     """
 
     own: float
@@ -61,7 +62,7 @@ def against_null(table: pd.DataFrame, metric: str, null: str = "shuffled") -> Ag
     mean, mean_null = (float(values.mean()) if n else math.nan for values in (own, level))
     share = metric_of(metric).percent
     word = "about as much"
-    if not n or (metric in THROUGH_BF16 and narrow_formats(rows)):
+    if not n or (metric in THROUGH_BF16 and narrow_formats(rows)) or rounded_with_the_tuned(rows):
         word = "not judged"
     elif n_more >= AGREE * n and (mean - mean_null > POINT if share else mean > TENTH * mean_null):
         word = "more"
@@ -145,21 +146,23 @@ def null_words(found: AgainstNull, metric: str) -> str:
 
     >>> null_words(AgainstNull(0.002, 0.001, 16, 16, 0, "more"), "normalized_spectral_shift")
     'Over 16 matrices it is 0.002, and 0.001 in the shuffled null; 16 of them are above theirs. So size alone does not
-    explain it: place adds, as it does in runs with nothing to learn.'
+    explain it: place adds, as it does in our toy runs with nothing to learn.'
     """
     if not found.n:
         return "No matrix has this number and its null, so nothing is judged."
     shown = metric_of(metric).shown
     count, side = (found.n_more, "above") if found.own >= found.null else (found.n_less, "below")
+    idle = "" if metric_of(metric).percent else ", as it does in our toy runs with nothing to learn"
     ends = {
-        "more": "So size alone does not explain it: place adds, as it does in runs with nothing to learn.",
+        "more": f"So size alone does not explain it: place adds{idle}.",
         "less": "So size alone does not explain it: place takes away.",
         "about as much": "So its size explains it; where the entries lie adds nothing that this ruler sees.",
-        "not judged": "This is not judged: the weights were rounded when they were stored, which biases this null.",
+        "not judged": "This is not judged: weights were rounded when they were stored, which biases the comparison.",
     }
     return (
-        f"Over {found.n} matrices it is {number(found.own, shown)}, and {number(found.null, shown)} in the shuffled "
-        f"null; {count} of them are {side} theirs. {ends[found.word]}"
+        f"Over {found.n} matri{'x' if found.n == 1 else 'ces'} it is {number(found.own, shown)}, and "
+        f"{number(found.null, shown)} in the shuffled null; {count} of them {'is' if count == 1 else 'are'} {side} "
+        f"theirs. {ends[found.word]}"
     )
 
 

@@ -12,7 +12,9 @@ import hashlib
 import json
 import math
 import os
+import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ from opdgeom_utils import kept
 from opdgeom_utils.checkpoints import StoredTensor
 from opdgeom_utils.diagnose.matrix_rows import measure_checkpoints
 from opdgeom_utils.diagnose.settings import COLUMNS, EXPECTED_COLUMNS, NOISE_COLUMNS, NULL_COLUMNS, Settings
-from opdgeom_utils.errors import MetricInputError
+from opdgeom_utils.errors import CheckpointMemoryError, MetricInputError
 from opdgeom_utils.storage import locked, parquet_bytes, write_atomic
 
 WAIT_SECONDS = 6 * 3600.0  # for another call that works into the same folder
@@ -67,8 +69,19 @@ def fan_out(jobs: Sequence[Job], settings: Settings, *, n_jobs: int, out: Path |
     """
     if isinstance(n_jobs, bool) or not isinstance(n_jobs, int) or n_jobs == 0:
         raise MetricInputError(f"n_jobs is {n_jobs!r}, expected a number of processes, or -1 for one per core.")
-    with locked(out, wait_seconds=WAIT_SECONDS) if out is not None else contextlib.nullcontext():
-        return _fan_out(jobs, settings, n_jobs, out)
+    with contextlib.nullcontext() if out is None else locked(out, wait_seconds=WAIT_SECONDS, note=say_waiting):
+        try:
+            return _fan_out(jobs, settings, n_jobs, out)
+        except BrokenExecutor as error:
+            raise CheckpointMemoryError(
+                f"one of {n_jobs} processes was ended from outside, mostly for want of memory. Take fewer at once "
+                "(--jobs 1, JOBS=1, n_jobs=1); what was finished is kept where it has a folder."
+            ) from error
+
+
+def say_waiting(_: str) -> None:
+    """Say why nothing happens, where another call works into the same folder."""
+    print("another call works into the same folder; waiting for it", file=sys.stderr)
 
 
 def _fan_out(jobs: Sequence[Job], settings: Settings, n_jobs: int, out: Path | None) -> pd.DataFrame:

@@ -8,7 +8,9 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from statistics import mode
 from typing import Any
 
 import numpy as np
@@ -21,8 +23,10 @@ from opdgeom_utils.metrics.schedules import Rates, checked_rates, learning_rate_
 
 STATE = "trainer_state.json"
 MOST_STATE_BYTES = 2**28
-MOST_UPDATES = 10**7
+MOST_UPDATES = 10**6  # a walk keeps a kilobyte for each
+MOST_BY_ONE, FEW = 10, 5  # updates that one logged rate may stand for; logged rates that tell a schedule roughly
 ADAM = "Adam's betas ({} and {}) and weight decay {}"
+FIRST_GROUP = "A trainer logs the rate of its first group of parameters; noise was given it for all weights."
 OF_SHAPE = ("updates", "schedule", "warmup", "final_learning_rate")
 OPTIONS = ("learning_rate", *OF_SHAPE, "betas", "weight_decay")
 
@@ -124,7 +128,8 @@ def schedule_of(
         rates, said = rates_of_state(state, updates=updates)
     except TrainerStateError as error:
         return None, f"{error} Without a schedule nothing is said of noise; {ways('learning_rate')} gives one."
-    return Schedule(tuple(rates), said=said, **optimiser), remark
+    remarks = (remark, FIRST_GROUP, "" if updates else _best_words(_json_of(state)))
+    return Schedule(tuple(rates), said=said, **optimiser), " ".join(filter(None, remarks))
 
 
 def _optimiser(told: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,9 +157,16 @@ def _as_told(told: Mapping[str, Any], updates: int | None) -> tuple[list[float],
         raise MetricInputError(f"learning_rate is {told['learning_rate']!r}, expected a number above 0.")
     shape = {name: told[name] for name in OF_SHAPE[1:] if name in told}
     rates = learning_rate_schedule(told["learning_rate"], n, **shape)
-    words = f"{n} updates at a learning rate of {told['learning_rate']:g}, {shape.get('schedule', 'constant')}"
+    high, end, form = told["learning_rate"], shape.get("final_learning_rate", 0), shape.get("schedule", "constant")
+    if end and form == "constant" and end != high:
+        raise MetricInputError(
+            f"final_learning_rate is {end:g} and the schedule is constant, at {high:g}; expected linear or cosine. Say "
+            "it: --schedule cosine (opdgeom), SCHEDULE=cosine (make report) or -p schedule cosine (papermill)."
+        )
+    words = f"{n} update{'s' if n > 1 else ''} at a learning rate of {high:g}, {form}"
+    down = f" down to {end:g}" if end and form != "constant" else ""
     warm = f" after a warm-up over {shape['warmup']:.3g} of them" if shape.get("warmup") else ""
-    return rates, f"{words}{warm}, as given"
+    return rates, f"{words}{down}{warm}, as given"
 
 
 def state_beside(checkpoint: str | Path | None) -> Path | None:
@@ -171,11 +183,12 @@ def state_beside(checkpoint: str | Path | None) -> Path | None:
 def rates_of_state(path: Path, *, updates: int | None = None) -> tuple[list[float], str]:
     """Read the rate of every update from a ``trainer_state.json``.
 
-    ``path``: the file. It logs the rate now and then (``logging_steps``); between two entries, and outside them, rates
-    are taken from the straight line through the nearest two.
+    ``path``: the file. It logs the rate now and then (``logging_steps``); between two entries, and outside them by no
+    more than one such interval, rates are taken from the straight line through the nearest two. One entry alone is
+    taken for all, if these are few.
     ``updates``: how many updates to return; by default as many as the trainer had made (``global_step``).
     Returns one rate for each update, and where they come from, in words. Raises TrainerStateError when the file is
-    damaged, holds no rates, or holds rates that are no numbers from 0 up.
+    damaged, holds no rates above 0, holds rates that are no numbers from 0 up, or too few of them.
     """
     state = _json_of(path)
     history = state.get("log_history")
@@ -192,11 +205,48 @@ def rates_of_state(path: Path, *, updates: int | None = None) -> tuple[list[floa
     if n > max(last, *logged):
         raise TrainerStateError(f"{path.name} ends at update {last}, before the checkpoint's {n}.")
     steps = sorted(logged)
+    if not any(logged.values()):
+        raise TrainerStateError(f"{path.name} logs no learning rate above 0, so it tells no schedule.")
+    if len(steps) == 1 and n > MOST_BY_ONE:
+        raise TrainerStateError(
+            f"{path.name} logs one learning rate, of update {steps[0]:g}, for {n} updates; one tells no schedule."
+        )
+    gaps = [later - step for step, later in pairwise(steps)] or [steps[0]]
+    for first, final, gap in ((1, steps[0] - 1, gaps[0]), (steps[-1] + 1, n, gaps[-1])):
+        if final - first >= gap:
+            raise TrainerStateError(
+                f"{path.name} logs no learning rate of updates {first:g} to {final:g} of {n}, and one interval of its "
+                f"log is {gap:g}: it was cut short, or belongs to another run."
+            )
     rates = _between(np.arange(1, n + 1), np.array(steps, float), np.array([logged[step] for step in steps], float))
-    every = min(np.diff(steps), default=0)
-    filled = "" if len(steps) >= n else f"; it logs {len(steps)} of {n}" + (f", every {every:g}" if every > 1 else "")
-    line = ", and the others are on straight lines between them" if filled else ""
-    return rates.tolist(), f"{n} updates, their learning rates read from {path.name}{filled}{line}"
+    amount = f"{n} update{'s' if n > 1 else ''}{f' (the first of {last})' if n < last else ''}"
+    return rates.tolist(), f"{amount}, their learning rates read from {path.name}{_filled(steps, gaps, n)}"
+
+
+def _filled(steps: Sequence[float | int], gaps: Sequence[float | int], n: int) -> str:
+    """Say how many of the updates a log knows, and what was taken for the others; nothing where it knows all."""
+    known = sum(step <= n for step in steps)
+    if known >= n:
+        return ""
+    if len(steps) == 1:
+        return f"; it logs one of {n}, and that rate is taken for all"
+    after_first = gaps[1:] if steps[0] == 1 and len(gaps) > 1 else gaps  # logging_first_step
+    every, longest = mode(after_first), max(after_first)
+    often = f", every {every:g}" if every > 1 else ""
+    hole = f", with gaps up to {longest:g}" if longest > every else ""
+    rough = ". So few tell a schedule roughly: what rises and falls between two is not seen" if known < FEW else ""
+    return f"; it logs {known} of {n}{often}{hole}, and the others are on straight lines between them{rough}"
+
+
+def _best_words(state: Mapping[str, Any]) -> str:
+    """Say that a trainer may have put back its best weights, where its log names a checkpoint before the last."""
+    best, last = step_in(str(state.get("best_model_checkpoint") or "")), state.get("global_step")
+    if best is None or not isinstance(last, int) or best >= last:
+        return ""
+    return (
+        f"{STATE} names update {best} as the best. If the weights are those (load_best_model_at_end), give its folder, "
+        f"checkpoint-{best}, in place of this one: noise was given all {last} updates."
+    )
 
 
 def _is_amount(value: Any) -> bool:
@@ -217,9 +267,9 @@ def _json_of(path: Path) -> dict[str, Any]:
 
 
 def _between(at: np.ndarray, steps: np.ndarray, rates: np.ndarray) -> np.ndarray:
-    """Straight lines through neighbouring points, and on beyond the first and last two; never below 0."""
+    """Straight lines through neighbouring points, and on beyond the first and last two; from 0 to the highest rate."""
     if len(steps) == 1:
         return np.full(len(at), rates[0])
     right = np.clip(np.searchsorted(steps, at), 1, len(steps) - 1)
     slopes = np.diff(rates) / np.diff(steps)
-    return np.maximum(rates[right - 1] + slopes[right - 1] * (at - steps[right - 1]), 0.0)
+    return np.clip(rates[right - 1] + slopes[right - 1] * (at - steps[right - 1]), 0.0, rates.max())

@@ -11,11 +11,14 @@ from opdgeom_utils.checkpoints.pickled_weights import ENDINGS
 from opdgeom_utils.checkpoints.rank_files import ACTOR
 from opdgeom_utils.errors import MetricInputError
 
-STEP = re.compile(r"(?:steps?|checkpoint|ckpt|iter|iteration|update)[_=-]?(\d+)", re.IGNORECASE)
+STEP = re.compile(r"(?:steps?|checkpoint|ckpt|iter|iteration|update)[_=-]?(\d+)(?!\d*[a-z])", re.IGNORECASE)  # not 10k
 EPOCH = re.compile(r"epoch[_=-]?(\d+)", re.IGNORECASE)
-NUMBER = re.compile(r"\d+(?:\.\d+)*")
+NUMBER = re.compile(r"\d+(?:\.\d+)*[a-z]?", re.IGNORECASE)  # 10k is no plain number
 FILE = "|".join(map(re.escape, (".safetensors", *ENDINGS)))
 STEP_FILE = re.compile(rf"(?:global_?)?{STEP.pattern}(?:{FILE})?", re.IGNORECASE)
+#: Folders (and files of weights) that may lie below the one with a step and are no runs of their own.
+BELOW_A_STEP = (ACTOR, "actor_rollout", "default", "hf", "hf_model", "huggingface", "lora_adapter", "merged", "model",
+                "policy", "student", "weights")  # fmt: skip
 DEEPEST = 4  # folders below a run's own: global_step_50/actor/huggingface has three
 IN_ORDER = "No name holds a step: the checkpoints are numbered in the order in which they were given."
 EPOCHS = "The names hold epochs and no steps: the steps here are epochs."
@@ -53,7 +56,8 @@ def step_in(name: str) -> int | None:
 def numbered(names: Sequence[str]) -> tuple[list[int], str]:
     """Say at which step each of a run's checkpoints was saved.
 
-    ``names``: paths or hub names, in any order; folders that all of them lie in say nothing.
+    ``names``: paths or hub names, in any order; folders that all of them lie in say nothing. Of one name alone the last
+    part counts, or the part that :data:`BELOW_A_STEP` leads up to.
     Returns a step for each name, and a sentence where the steps are not plainly written in the names. Raises
     MetricInputError when only some of the names hold a step, or two hold the same one.
 
@@ -63,7 +67,7 @@ def numbered(names: Sequence[str]) -> tuple[list[int], str]:
     ([2, 1], [20, 3])
     """
     if len(names) == 1:
-        step = step_in(names[0])
+        step = _own_step(names[0])
         return [step or 0], IN_ORDER if step is None else ""
     parts = [Path(name).parts for name in names]
     shared = next((i for i, same in enumerate(zip(*parts, strict=False)) if len(set(same)) > 1), 0)
@@ -83,6 +87,27 @@ def numbered(names: Sequence[str]) -> tuple[list[int], str]:
         if known:
             return known, remark
     return list(range(1, len(names) + 1)), IN_ORDER
+
+
+def _own_step(name: str) -> int | None:
+    """Return the step of a checkpoint that has no other beside it: ``step2/my-run/final`` has none."""
+    for part in reversed(Path(name).parts):
+        if (step := step_in(part)) is not None:
+            return step
+        if part.lower() not in BELOW_A_STEP and not part.endswith((".safetensors", *ENDINGS)):
+            return None
+    return None
+
+
+def step_before(reference: str, tuned: Sequence[str]) -> int | None:
+    """Return at which step of the tuned checkpoints' own run the reference was saved; None if it is of no such run.
+
+    >>> step_before("run/checkpoint-500", ["run/checkpoint-1000"]), step_before("a/step_5", ["b/step_9"])
+    (500, None)
+    """
+    start = _own_step(reference)
+    same = {STEP.sub("#", os.path.realpath(name)) for name in (reference, *tuned)}
+    return start if len(same) == 1 else None
 
 
 def checkpoints_inside(folder: Path) -> tuple[list[Path], list[Path]]:

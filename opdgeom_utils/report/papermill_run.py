@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -11,13 +12,15 @@ from typing import Any
 
 import nbformat
 import yaml
+from nbformat import ValidationError
 
 from opdgeom_utils import errors
-from opdgeom_utils.errors import NotebookFailedError
+from opdgeom_utils.errors import NotebookFailedError, StorageError
 
 #: Longest time, in seconds, that one cell may take.
 CELL_SECONDS = 1800
 LAST_LINES = 25  # of a traceback or a log
+LEAST_FREE = 2**20  # bytes; with fewer a notebook of charts cannot be kept
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 KERNEL = {"argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"], "language": "python"}
 
@@ -85,12 +88,17 @@ def run_papermill(
         with log.open("w", encoding="utf-8") as stream:
             done = subprocess.run(command, cwd=out.parent, env=environment, stdout=stream, stderr=stream, check=False)
     if done.returncode:
+        if shutil.disk_usage(out.parent).free < LEAST_FREE:
+            raise StorageError(f"the disk of {out.parent} is full: free some space there, or write elsewhere")
         raise NotebookFailedError(failure_report(out, log))
 
 
 def failure_report(out: Path, log: Path) -> str:
     """Say which cell failed and how; of our own errors the message, of others the end of the traceback or log."""
-    cells = nbformat.read(out, as_version=4).cells if out.exists() else []
+    try:
+        cells = nbformat.read(out, as_version=4).cells
+    except (OSError, ValueError, ValidationError):  # there is none, or it was cut short
+        cells = []
     for number, cell in enumerate((c for c in cells if c.cell_type == "code"), start=1):
         for output in cell.get("outputs", []):
             if output.output_type == "error":

@@ -15,6 +15,8 @@ from typing import Any
 
 import nbformat
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 from tqdm import tqdm
 
@@ -22,6 +24,7 @@ from opdgeom_utils.chapters.parameters import check_given, declared_parameters
 from opdgeom_utils.chapters.your_run import OpenedRun, matching_k, noise_options, open_run
 from opdgeom_utils.checkpoints.hub_files import HUB_ID
 from opdgeom_utils.diagnose import diagnose_trajectory
+from opdgeom_utils.diagnose.fan_out import WAIT_SECONDS, say_waiting
 from opdgeom_utils.diagnose.plan import plan_comparison
 from opdgeom_utils.diagnose.schedule import OPTIONS as SCHEDULE
 from opdgeom_utils.diagnose.settings import Settings
@@ -31,7 +34,7 @@ from opdgeom_utils.project_files import PROJECT
 from opdgeom_utils.report.page import BOOK_ONLY, report_page
 from opdgeom_utils.report.papermill_run import run_papermill, tagged
 from opdgeom_utils.results import DIAGNOSE_OPTIONS
-from opdgeom_utils.storage import parquet_bytes, write_atomic
+from opdgeom_utils.storage import locked, parquet_bytes, write_atomic
 
 CHAPTER = PROJECT / "notebooks" / "10_your_model.ipynb"
 REPORTS = "reports"
@@ -59,9 +62,20 @@ def write_report(given: Mapping[str, Any], out: str | Path | None = None) -> tup
         raise NotebookParameterError(USAGE)
     chapter = nbformat.read(CHAPTER, as_version=4)
     check_given(parameters, declared_parameters(tagged(chapter, "parameters")[0].source), CHAPTER.stem)
-    total = _print_plan(parameters)
     target = target_of(out, parameters)
+    table = target.with_suffix(".parquet")
+    _check_place(target)
+    _check_table(table)
+    total = _print_plan(parameters)
     work = work_folder(target)
+    with locked(work / "page", wait_seconds=WAIT_SECONDS, note=say_waiting):
+        _write(parameters, chapter, target, total)
+    return target, table
+
+
+def _write(parameters: Mapping[str, Any], chapter: nbformat.NotebookNode, target: Path, total: int) -> None:
+    """Execute the chapter beside ``target`` and write page and table."""
+    work, table = target.with_suffix(".work"), target.with_suffix(".parquet")
     # What only the book shows is not worth the reader's time.
     chapter.cells = [cell for cell in chapter.cells if BOOK_ONLY not in cell.metadata.get("tags", [])]
     raw, executed, written = work / "in.ipynb", work / "out.ipynb", work / "parameters.yaml"
@@ -69,7 +83,6 @@ def write_report(given: Mapping[str, Any], out: str | Path | None = None) -> tup
     written.write_text(yaml.safe_dump({**parameters, "out": str(work)}), encoding="utf-8")
     with _progress(work / "parts", total):
         run_papermill(raw, executed, written, PROJECT, work / "log.txt", offline=False, cell_seconds=None)
-    table = target.with_suffix(".parquet")
     write_atomic(table, (work / "diagnosis.parquet").read_bytes())
     single = len(set(pd.read_parquet(table, columns=["step"])["step"])) == 1
     page = report_page(
@@ -78,7 +91,6 @@ def write_report(given: Mapping[str, Any], out: str | Path | None = None) -> tup
         leave_out=(BOOK_ONLY, TRAJECTORY) if single else (BOOK_ONLY,),
     )
     write_atomic(target, page.encode())
-    return target, table
 
 
 def write_table(given: Mapping[str, Any], target: Path) -> list[str]:
@@ -88,6 +100,7 @@ def write_table(given: Mapping[str, Any], target: Path) -> list[str]:
     ``target``: a ``.parquet`` or a ``.csv`` file; the folder of finished matrices lies beside it.
     Raises OpdGeomError when a checkpoint cannot be opened or compared, or nothing can be written there.
     """
+    _check_place(target)
     run = _opened(given)
     beside_noise, said = _beside_noise(run, given)
     table = diagnose_trajectory(
@@ -95,7 +108,7 @@ def write_table(given: Mapping[str, Any], target: Path) -> list[str]:
         strict=given.get("strict", True), out=work_folder(target),
     )  # fmt: skip
     write_atomic(target, parquet_bytes(table) if target.suffix == ".parquet" else table.to_csv(index=False).encode())
-    return [f"{len(table)} rows, {len(run.checkpoints)} checkpoints: {target}", *said]
+    return [f"{len(table)} rows, {len(run.checkpoints)} checkpoints: {target}", *said, *run.remarks]
 
 
 def local(name: Any) -> Any:
@@ -145,6 +158,26 @@ def target_of(out: str | Path | None, parameters: Mapping[str, Any]) -> Path:
     return path.absolute() / f"{plain}-{digest}.html"
 
 
+def _check_place(target: Path) -> None:
+    """Refuse a folder in the place of a file, before hours of work."""
+    if target.is_dir():
+        raise StorageError(f"{target} is a folder, expected the name of a file. Write elsewhere: {ways('out')}.")
+
+
+def _check_table(table: Path) -> None:
+    """Refuse to write over what is no table of a report, such as the one that a monitor keeps while a run trains."""
+    _check_place(table)
+    try:
+        columns = set(pq.read_schema(table).names) if table.is_file() else {"reference_norm"}
+    except (OSError, pa.ArrowException):
+        return  # cut short, or no parquet at all: nobody can read it
+    if "reference_norm" not in columns:
+        raise StorageError(
+            f"{table} would be written beside the page, and holds another table ({len(columns)} columns). Take another "
+            f"name: {ways('out')}."
+        )
+
+
 def work_folder(target: Path) -> Path:
     """Make the folder that keeps finished matrices beside what will be written.
 
@@ -172,7 +205,7 @@ def _print_plan(parameters: Mapping[str, Any]) -> int:
         print(f"  {what:48s} {value}")
     for report in run.reports:
         print(f"  {report.tuned}: " + ("everything compared" if report.complete else "not everything can be compared"))
-    for sentence in said:
+    for sentence in (*said, *run.remarks):
         print(f"  {sentence}")
     return len(run.reference.tensors)
 

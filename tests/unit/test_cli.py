@@ -6,8 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import BrokenExecutor
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nbformat
@@ -20,9 +24,9 @@ from safetensors.torch import save_file
 from opdgeom_utils import cli, diagnose_pair, diagnose_trajectory, open_checkpoint
 from opdgeom_utils.chapters.parameters import declared_parameters
 from opdgeom_utils.chapters.your_run import open_run
-from opdgeom_utils.diagnose import plan
-from opdgeom_utils.errors import WAYS, ways
-from opdgeom_utils.report import write
+from opdgeom_utils.diagnose import fan_out, plan
+from opdgeom_utils.errors import WAYS, NotebookFailedError, StorageError, ways
+from opdgeom_utils.report import papermill_run, write
 from opdgeom_utils.report.papermill_run import tagged
 
 NAMES = (
@@ -247,3 +251,97 @@ def test_help_does_not_import_what_measures(book_root: Path) -> None:
     code = f"import sys, opdgeom_utils.cli; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=book_root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_folder_in_the_place_of_a_file_is_said_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], papermill: list[dict[str, Any]]
+) -> None:
+    before, after = save(tmp_path / "a"), save(tmp_path / "b", 1.5)
+    (tmp_path / "t.csv").mkdir()
+    (tmp_path / "r.parquet").mkdir()
+    for command in (["diagnose", "-o", str(tmp_path / "t.csv")], ["report", "-o", str(tmp_path / "r.html")]):
+        assert cli.main([*command, str(before), str(after)]) == 1
+        assert "is a folder, expected the name of a file" in capsys.readouterr().err
+    assert not papermill
+    assert not list(tmp_path.glob("*.work"))
+
+
+def test_a_page_is_not_written_over_the_table_of_a_monitor(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    papermill: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """geometry.html would take geometry.parquet with it, in which a trainer's callback keeps what it saw."""
+    monkeypatch.setattr(write, "report_page", lambda *_, **__: "a page")
+    before, after = save(tmp_path / "a"), save(tmp_path / "b", 1.5)
+    kept = pd.DataFrame({"step": [1], "walk": [2.0]})
+    kept.to_parquet(tmp_path / "geometry.parquet")
+    command = ["report", str(before), str(after), "-o"]
+    assert cli.main([*command, str(tmp_path / "geometry.html")]) == 1
+    assert "holds another table (2 columns)" in capsys.readouterr().err
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "geometry.parquet"), kept)
+    assert not papermill
+    assert cli.main([*command, str(tmp_path / "mine.html")]) == 0
+    assert cli.main([*command, str(tmp_path / "mine.html")]) == 0, "its own table is written again"
+
+
+def test_what_was_decided_while_opening_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    late, early = save(tmp_path / "run/checkpoint-9", 1.5), save(tmp_path / "run/checkpoint-5")
+    assert cli.main(["diagnose", str(late), str(early), "-o", str(tmp_path / "t.csv"), "--no-nulls"]) == 0
+    assert "REFERENCE was saved at step 9 of the run, after TUNED (step 5)" in capsys.readouterr().out
+
+
+def test_a_full_disk_is_called_one_and_a_notebook_that_was_cut_short_is_no_riddle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, log = tmp_path / "out.ipynb", tmp_path / "log.txt"
+    out.write_text('{\n "cells": [')
+
+    def fails(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        options["stdout"].write("the kernel died")
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(papermill_run.subprocess, "run", fails)
+    with pytest.raises(NotebookFailedError, match="the kernel died"):
+        papermill_run.run_papermill(tmp_path / "in.ipynb", out, tmp_path / "p.yaml", tmp_path, log)
+    monkeypatch.setattr(papermill_run.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    with pytest.raises(StorageError, match="is full"):
+        papermill_run.run_papermill(tmp_path / "in.ipynb", out, tmp_path / "p.yaml", tmp_path, log)
+
+
+def test_two_reports_into_one_place_are_made_one_after_the_other(
+    tmp_path: Path, papermill: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one executes the chapter, the other's parameters are not yet in the folder that they share."""
+    before, first, second = (save(tmp_path / name, scale) for name, scale in (("a", 1.0), ("b", 1.5), ("c", 2.0)))
+    run, seen, begun = write.run_papermill, [], threading.Event()
+
+    def slowly(raw: Path, out: Path, parameters: Path, *rest: Any, **options: Any) -> None:
+        begun.set()
+        time.sleep(0.5)
+        seen.append(Path(yaml.safe_load(parameters.read_text())["tuned"]).name)
+        run(raw, out, parameters, *rest, **options)
+
+    monkeypatch.setattr(write, "run_papermill", slowly)
+    monkeypatch.setattr(write, "report_page", lambda *_, **__: "a page")
+    ask = partial(write.write_report, out=tmp_path / "r.html")
+    thread = threading.Thread(target=ask, args=({"reference": str(before), "tuned": str(first)},))
+    thread.start()
+    assert begun.wait(60)
+    ask({"reference": str(before), "tuned": str(second)})
+    thread.join()
+    assert seen == ["b", "c"]
+    assert pd.read_parquet(tmp_path / "r.parquet")["update_norm"].tolist() == pytest.approx([8**0.5])
+
+
+def test_a_process_that_was_ended_from_outside_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(*_: Any) -> Any:
+        raise BrokenExecutor("a process was terminated abruptly")
+
+    monkeypatch.setattr(fan_out, "_results", ended)
+    arguments = ["diagnose", str(save(tmp_path / "a")), str(save(tmp_path / "b", 1.5)), "-o", str(tmp_path / "t.csv")]
+    assert cli.main([*arguments, "--jobs", "2"]) == 1
+    assert "one of 2 processes was ended from outside" in capsys.readouterr().err

@@ -274,3 +274,81 @@ def test_the_commands_refuse_them_before_any_work(
     assert cli.main([command, str(before), str(after), "-o", str(tmp_path / out), *options]) == 1
     assert message in capsys.readouterr().err
     assert not list(tmp_path.glob("*.work"))
+
+
+COSINE = [1e-4 * (1 + math.cos(math.pi * t / 400)) / 2 for t in range(400)]
+
+
+def every(n: int, *also: int) -> list[dict[str, float]]:
+    return logged({t: COSINE[t - 1] for t in range(1, 401) if t % n == 0 or t in also})
+
+
+@pytest.mark.parametrize(
+    ("history", "words"),
+    [
+        (logged({1: 0.0}), "no learning rate above 0"),
+        (logged(dict.fromkeys(range(1, 401), 0.0)), "no learning rate above 0"),
+        (logged({1: 1e-6}), "one learning rate, of update 1, for 400 updates"),  # logging_first_step in a warm-up
+        (every(300), "one learning rate, of update 300"),
+        (every(10)[:5], "no learning rate of updates 51 to 400"),
+        (every(10)[20:], "no learning rate of updates 1 to 209"),
+    ],
+)
+def test_a_log_that_tells_no_schedule_is_not_stretched_over_the_run(tmp_path: Path, history: list, words: str) -> None:
+    """Five entries of a warm-up on a straight line to update 400 would rise to many times the highest rate."""
+    with pytest.raises(TrainerStateError, match=words):
+        rates_of_state(state(tmp_path, history, global_step=400))
+
+
+@pytest.mark.parametrize(
+    ("history", "words"),
+    [
+        (every(10, 1), "it logs 41 of 400, every 10, and"),
+        (every(10)[:10] + every(100)[1:], "it logs 13 of 400, every 10, with gaps up to 100, and"),
+        (every(100), "it logs 4 of 400, every 100, and the others are on straight lines between them. So few"),
+    ],
+)
+def test_a_log_is_described_as_it_is(tmp_path: Path, history: list, words: str) -> None:
+    rates, said = rates_of_state(state(tmp_path, history, global_step=400))
+    assert words in said
+    assert max(rates) <= max(entry["learning_rate"] for entry in history)
+    assert math.hypot(*rates) == pytest.approx(math.hypot(*COSINE), rel=0.1)
+    assert rates_of_state(tmp_path / STATE, updates=205)[1].startswith("205 updates (the first of 400), their")
+
+
+def test_a_best_checkpoint_that_may_have_been_put_back_is_said(tmp_path: Path) -> None:
+    folder = tmp_path / "final"
+    state(folder, every(10), global_step=400, best_model_checkpoint="/elsewhere/run/checkpoint-200")
+    assert "names update 200 as the best" in schedule_of({}, folder, updates=None)[1]
+    assert "best" not in schedule_of({}, folder, updates=400)[1]
+    assert "first group of parameters" in schedule_of({}, folder, updates=400)[1]
+
+
+def test_a_final_rate_without_a_fall_is_a_question(tmp_path: Path) -> None:
+    told = {"learning_rate": 1e-4, "updates": 9, "final_learning_rate": 1e-6}
+    with pytest.raises(MetricInputError, match="the schedule is constant"):
+        schedule_of(told, tmp_path, updates=None)
+    found, _ = schedule_of({**told, "schedule": "linear"}, tmp_path, updates=None)
+    assert found is not None
+    assert found.said == "9 updates at a learning rate of 0.0001, linear down to 1e-06, as given"
+
+
+def test_a_reference_from_the_same_run_takes_its_updates_away(tmp_path: Path) -> None:
+    early, late = (pair(tmp_path / "run", f"checkpoint-{n}", n / 64)[1] for n in (30, 100))
+    rates = [1e-3] * 30 + [1e-4] * 70
+    state(late, logged(dict(enumerate(rates, start=1))), global_step=100)
+    options, said = noise_options(open_run(str(early), str(late)))
+    assert options["learning_rates"][100] == pytest.approx(rates[30:])
+    assert "REFERENCE at step 30: of these updates, 70 count" in said[-1]
+    swapped = open_run(str(late), str(early))
+    assert any("exchange the two" in remark for remark in swapped.remarks)
+    assert noise_options(swapped, learning_rate=1e-3) == ({}, [])
+    other = pair(tmp_path / "other", "checkpoint-30", 1.0)[1]
+    assert len(noise_options(open_run(str(other), str(late)))[0]["learning_rates"][100]) == 100
+
+
+def test_updates_beyond_the_last_checkpoint_are_not_given_to_noise_without_a_word(tmp_path: Path) -> None:
+    before, after = pair(tmp_path, "update2", 1.0)
+    options, said = noise_options(open_run(str(before), str(after)), learning_rate=1e-3, updates=50)
+    assert len(options["learning_rates"][2]) == 2
+    assert "the last checkpoint is at step 2: of these updates, 2 count" in said[-1]

@@ -41,6 +41,9 @@ def save(path: Path, scale: float = 1.0) -> Path:
         (["r/late", "r/early"], [1, 2], steps.IN_ORDER),
         (["r/global_step_50/actor"], [50], ""),
         (["r/final"], [0], steps.IN_ORDER),
+        (["/data/step2/my run/final"], [0], steps.IN_ORDER),  # the second step of a pipeline is no update
+        (["r/step_50/model.safetensors"], [50], ""),
+        (["r/checkpoint-1k", "r/checkpoint-10k"], [1, 2], steps.IN_ORDER),
     ],
 )
 def test_steps_of_names(names: list[str], expected: list[int], remark: str) -> None:

@@ -11,6 +11,7 @@ from opdgeom_utils import diagnose_pair, metrics
 from opdgeom_utils.chapters import your_run_noise
 from opdgeom_utils.chapters.your_run_noise import NOISE, noise_caveats, noise_of, noise_reading, with_noise
 from opdgeom_utils.charts import hero
+from opdgeom_utils.diagnose.matrix_rows import IDENTICAL
 
 PLACES = {
     "left_angle_mean_deg": 0.5, "right_angle_mean_deg": 0.25, "normalized_spectral_shift": 1e-4,
@@ -106,3 +107,45 @@ def test_a_walk_that_torch_made_is_read_as_one() -> None:
     place = metrics.noise_place(before.weight.detach(), [1e-5] * 40, k=8)
     assert found["low_magnitude_overlap_noise"] == pytest.approx(place.low_magnitude_overlap)
     assert found["principal_overlap_noise"] == pytest.approx(place.principal_overlap)
+
+
+def test_noise_in_a_few_matrices_is_read_as_noise_and_the_others_as_not_trained() -> None:
+    """Only the MLP walks: what did not move says nothing of the length, and counts apart in sparsity."""
+    rows = table().assign(name=["q", "q", "o", "norm"], note=["", IDENTICAL, IDENTICAL, IDENTICAL])
+    rows.loc[rows["note"] != "", ["walk_ratio", "coherence"]] = 0.0, -0.01
+    walked = rows.iloc[:1].assign(step=5, name="up", module="up_proj", walk_ratio=1.0, coherence=0.0, n_entries=16)
+    said = noise_reading(pd.concat([rows, walked], ignore_index=True))
+    assert said[0].startswith("**Beside noise: 1 times as far, over one matrix.**")
+    assert "as far as noise goes" in said[0]
+    assert "50.0% of the entries lie in tensors that have not changed at all; over the others 50.0% is" in said[1]
+    assert noise_reading(rows.iloc[1:]) == []
+
+
+def test_a_few_updates_of_noise_are_not_read_as_more_than_noise() -> None:
+    """Five updates of pure noise: moves are not normal yet, so the prediction is too high by more than the rule."""
+    generator = torch.Generator().manual_seed(0)
+    before, after = (torch.nn.Linear(96, 128, bias=False) for _ in range(2))
+    before.weight.data.copy_((torch.randn(128, 96, generator=generator) / 50).bfloat16())
+    after.weight.data.copy_(before.weight.data)
+    running = torch.optim.Adam(after.parameters(), lr=1e-5)
+    for _ in range(5):
+        after.weight.grad = torch.randn(128, 96, generator=generator)
+        running.step()
+    measured = diagnose_pair(before, after, k=8, learning_rates=[1e-5] * 5).assign(step=5)
+    found = noise_of(measured)
+    assert found["update_sparsity"] < found["noise_sparsity"] - 0.01
+    assert "not judged" in noise_reading(measured)[1]
+    straight = 25 / metrics.noise_walk_rms([1.0] * 5) ** 2
+    assert found["straight"] == pytest.approx(straight, rel=1e-6)
+
+
+def test_one_update_cannot_go_further_than_its_rate() -> None:
+    rows = table(10.0).assign(coherence=np.nan)
+    assert "further than these rates could carry" in noise_reading(rows)[0]
+
+
+def test_rounding_is_named_where_it_shortens_or_makes_the_update() -> None:
+    assert "rounding hid its smaller steps" in noise_reading(table(0.5, dtype="bfloat16"))[0]
+    assert "rounding" not in noise_reading(table(0.5))[0]
+    off_grid = table(8.0, dtype="bfloat16").assign(stable_rank=3.0, stable_rank_bf16=2.0)
+    assert "not judged: rounding moved the weights too" in noise_reading(off_grid)[0]

@@ -5,11 +5,14 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
+from opdgeom_utils import diagnose_pair
 from opdgeom_utils.chapters import your_run_caveats
 from opdgeom_utils.chapters import your_run_text as text
+from opdgeom_utils.chapters.committed_tables import tables_for
 from opdgeom_utils.chapters.your_run import OpenedRun
-from opdgeom_utils.checkpoints import OpenCheckpoint
+from opdgeom_utils.checkpoints import OpenCheckpoint, StoredTensor
 from opdgeom_utils.checkpoints.comparison import compare_opened
 from opdgeom_utils.claims import load_reported
 from opdgeom_utils.diagnose.matrix_rows import IDENTICAL
@@ -137,3 +140,82 @@ def test_caveat_appears_with_its_cause_only(cause: dict[str, Any], words: str) -
 
 def test_remarks_of_opening_are_passed_on() -> None:
     assert "A remark." in said()
+
+
+Q, V = ("model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.v_proj.weight")
+UP = "model.layers.0.mlp.up_proj.weight"
+
+
+def measured(change: dict[str, torch.Tensor], finer: float = 0.0, **dtypes: torch.dtype) -> pd.DataFrame:
+    """Table of three random matrices, to which ``change`` is added; ``finer`` takes the reference off bf16's grid."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {Q: (64, 64), V: (64, 64), UP: (96, 64)}
+    before = {n: (torch.randn(s, generator=generator) / 8).bfloat16().float() * (1 + finer) for n, s in shapes.items()}
+    after = {n: (w + change.get(n, 0)).to(dtypes.get("after", torch.float32)) for n, w in before.items()}
+    sides = (
+        OpenCheckpoint(side, {n: StoredTensor(side, n, tuple(w.shape), w.dtype, held=w) for n, w in weights.items()})
+        for side, weights in (("before", before), ("after", after))
+    )
+    return diagnose_pair(*sides, k=8).assign(step=1)
+
+
+def low_rank(rows: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(rows)
+    return 0.01 * torch.randn(rows, 1, generator=generator) @ torch.randn(1, 64, generator=generator)
+
+
+def test_what_was_not_trained_takes_no_part_in_a_verdict() -> None:
+    """A merged LoRA of q_proj alone turns less than its shuffle; the frozen v_proj beside it must not hide that."""
+    table = measured({Q: low_rank(64)})
+    found = text.against_null(table, "left_angle_mean_deg")
+    row = table.set_index("name").loc[Q]
+    assert (found.n, found.word) == (1, "less")
+    assert found.own == row["left_angle_mean_deg"]
+    assert any("1 of 2 attention matrices have not changed at all" in said for said in caveats_of(table))
+
+
+def test_where_attention_was_not_trained_the_others_are_read() -> None:
+    table = measured({UP: low_rank(96)})
+    found = text.against_null(table, "right_angle_mean_deg")
+    assert found.own == table.set_index("name").loc[UP, "right_angle_mean_deg"] > 0.01
+    assert any("No attention matrix has changed" in said and "(up_proj)" in said for said in caveats_of(table))
+    assert not any("attention matri" in said for said in caveats_of(measured({Q: low_rank(64), V: low_rank(64)})))
+    assert not any("attention matri" in said for said in caveats_of(measured({})))
+
+
+def test_weights_that_were_rounded_before_they_were_kept_in_float32_are_known() -> None:
+    noise = 2e-4 * torch.randn(64, 64, generator=torch.Generator().manual_seed(1))
+    whole = measured({Q: noise})
+    w = (torch.randn(64, 64, generator=torch.Generator().manual_seed(0)) / 8).bfloat16().float()
+    rounded = measured({Q: (w + noise).bfloat16().float() - w})
+    assert not your_run_caveats.narrow_formats(whole)
+    assert your_run_caveats.narrow_formats(rounded) == ["bfloat16 (and kept in float32 since)"]
+    assert text.against_null(whole, "update_sparsity").word == "about as much"
+    assert text.against_null(rounded, "update_sparsity").word == "not judged"
+
+
+def test_a_finer_reference_beside_bf16_is_not_judged() -> None:
+    """Nothing was trained: the weights were only saved in bf16, and every number is of rounding."""
+    saved = measured({}, finer=1e-3, after=torch.bfloat16)
+    assert saved["update_norm"].min() > 0
+    assert {text.against_null(saved, metric).word for metric in compared()} == {"not judged"}
+    assert any("the reference holds finer numbers" in said for said in caveats_of(saved))
+    trained = measured({Q: low_rank(64)}, after=torch.bfloat16)
+    assert text.against_null(trained, "left_angle_mean_deg").word == "less"
+    assert not any("finer numbers" in said for said in caveats_of(trained))
+
+
+def test_only_what_the_toys_nulls_do_is_said_of_them() -> None:
+    """In every toy run with nothing to learn, rotation and drift exceed the shuffle; sparsity and overlaps do not."""
+    tables = tables_for("toy", [0, 1, 2, 3, 4], ["opd_random_credit", "rlvr_random_reward"]).geometry
+    idle = tables.loc[tables["recipe"].isin(["opd_random_credit", "rlvr_random_reward"])]
+    for metric in compared():
+        words = {text.against_null(run, metric).word for _, run in idle.groupby(["recipe", "seed"])}
+        said = text.null_words(text.AgainstNull(0.9, 0.5, 4, 4, 0, "more"), metric)
+        assert ("nothing to learn" in said) == (words == {"more"})
+
+
+def caveats_of(table: pd.DataFrame) -> list[str]:
+    one = OpenCheckpoint("one", {})
+    run = OpenedRun("mine", one, ((1, one),), (compare_opened(one, one),))
+    return your_run_caveats.caveats(table, run, 8)
