@@ -63,8 +63,8 @@ def answers(tables: BookTables, kept: pd.DataFrame) -> pd.DataFrame:
     rule = "gradient held: OPD keeps more in its early space than control SFT in its own"
     found.append((rule, gap.text("+.0%"), gap.n, gap.low > 0))
     table = pd.DataFrame(found, columns=["rule", "found", "seeds", "holds"])
-    holds = table["holds"].map({True: YES, False: NO})
-    return table.assign(holds=holds.where(table["seeds"] >= SEEDS, UNTESTED))
+    tested = zip(table["seeds"], table["holds"], strict=True)
+    return table.assign(holds=[UNTESTED if n < SEEDS else YES if held else NO for n, held in tested])
 
 
 def say(tables: BookTables, kept: pd.DataFrame) -> str:
@@ -90,7 +90,7 @@ def _say_ranks(kept: pd.DataFrame) -> str:
     other = kept[kept["quantity"].eq("teacher_distance") & kept["sweep"].eq("rank")]
     said = ""
     for rank, rows in other.groupby("rank"):
-        shares = rows.groupby("space", sort=False)["kept"].mean()
+        shares = rows.groupby("space", sort=False).agg({"kept": "mean"})["kept"].to_dict()
         listed_shares = listed(f"{share:.0%} in {WORDS[str(space)]}" for space, share in shares.items())
         said += (
             f" With {rank} directions, its gradient held, OPD keeps {listed_shares} (seeds: {rows['seed'].nunique()})."
