@@ -60,7 +60,7 @@ def common_update(measures: pd.DataFrame) -> int:
     """Return the update at which runs are compared: 40, or the last of OPD's where that is earlier."""
     steps = pick(measures, recipe="opd", quantity="stable_rank", null="")["step"].to_numpy(int)
     if not len(steps):
-        raise MetricInputError("the measures hold no stable rank of opd, expected its path; run `make runs` first")
+        raise MetricInputError("the measures hold no stable rank of opd, expected its path")
     return min(PLACE, int(steps.max()))
 
 

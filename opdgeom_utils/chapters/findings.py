@@ -192,6 +192,8 @@ def matched_sentence(card: pd.DataFrame) -> str:
     0 of 1 (1 not decided).
     """
     found = {words: verdicts_of(card, condition) for condition, words in _MATCHES.items()}
+    if not {verdict for verdicts in found.values() for verdict in verdicts} - {UNTESTABLE}:
+        return "Whether the paper's orders hang on what is made equal cannot be tested in these tables."
     hang = len({verdicts.count(REPRODUCED) for verdicts in found.values()}) > 1
     left = ", ".join(f"{words} {tally(verdicts)}" for words, verdicts in found.items())
     return (

@@ -26,6 +26,7 @@ TURNED = {"norm": "update_norm", "angle": "right_angle_mean_deg", "shift": "norm
 VISIBLE, SMALL = "visible share", "of it on small weights"
 RATES = ("opd_128", "opd_rate_1e5", "opd_rate_3e6")
 SHORT = 0.9  # times as far as noise, below which a kind of matrix is named
+ALIKE = 1.5  # times as far, or as short: about as far, for what a sentence says
 HARDLY = 1.1  # times as far as noise: no further, for what a sentence says
 NULL_RATES = ("opd_random_credit_128", "opd_random_credit_1e5", "opd_random_credit_3e6")
 
@@ -104,6 +105,20 @@ def say_learned(runs: pd.DataFrame) -> str:
         f"began at {accuracy['opd'] - gain['opd']:.0%}. So the ruler holds on real text and real gradients. Of those "
         f"that learn, {said}.{no_further} Learning lies "
         "in the direction (chapter 5 compares seeds), and only where the signal is strong also in the length."
+    )
+
+
+def say_amounts(low: float, high: float) -> str:
+    """Say whether runs moved about as far as noise, given how many times as far the shortest and the longest went.
+
+    >>> say_amounts(0.9, 1.4).split(".")[0], say_amounts(0.1, 2.4)
+    ('So these runs moved about as far as noise', 'So these runs did not all move as far as noise.')
+    """
+    if not 1 / ALIKE <= low <= high <= ALIKE:
+        return "So these runs did not all move as far as noise."
+    return (
+        "So these runs moved about as far as noise. A chapter that finds differences between their objectives has to "
+        "find them elsewhere than in amounts."
     )
 
 

@@ -186,7 +186,7 @@ def as_table(found: pd.DataFrame) -> pd.DataFrame:
     lines: dict[str, dict[str, str]] = {}
     columns = ["statistic", "recipe", "metric", "mean", "span", "verdict"]
     for statistic, recipe, metric, mean, span, verdict in found[columns].itertuples(index=False):
-        share = f"{abs(mean) / span:.0%} of the range" if span > 0 else "no range"
+        share = f"{number(abs(mean) / span, '.0%')} of the range" if span > 0 else "no range"
         shown = number(mean, unit="points") if metric_of(metric).percent else number(mean, metric_of(metric).shown)
         line = lines.setdefault(statistic, {"statistic": statistic})
         line[label(recipe)] = f"{shown} ({share}): {verdict}"

@@ -252,7 +252,9 @@ def _reason(deciding: _Judged, found: Sequence[_Judged], rule: Rule) -> str:
 def _untestable(deciding: _Judged, claim: Claim, problems: Sequence[str]) -> str:
     part, n, needed = deciding.part, deciding.interval.n, claim.rule.min_seeds
     if problems or len(claim.seeds) >= needed:
-        shown = "; ".join(problems[:3]) or "its denominator or its value is undefined in the other seeds"
+        undefined = "its denominator or its value is undefined"
+        undefined += " in the other seeds, or these are not in the tables" if n else ""
+        shown = "; ".join(problems[:3]) or undefined
     else:
         shown = f"this is a sweep over one seed, which gives {number(deciding.interval.mean, unit=part.unit)}"
     over = part.over.removesuffix("s") if n == 1 else part.over
