@@ -36,9 +36,8 @@ def progress(tables: BookTables) -> pd.DataFrame:
 
 
 def by_seed(kept: pd.DataFrame, quantity: str = "teacher_distance") -> pd.DataFrame:
-    """Progress kept, a row per seed and a column for each ``(free run, space)``; sweeps over ranks are left out."""
-    rows = kept[kept["quantity"].eq(quantity) & kept["sweep"].eq("space")]
-    return rows.pivot_table(index="seed", columns=["free", "space"], values="kept")
+    """Progress kept, a row per seed and a column for each ``(free run, space)``."""
+    return kept[kept["quantity"] == quantity].pivot_table(index="seed", columns=["free", "space"], values="kept")
 
 
 def answers(tables: BookTables, kept: pd.DataFrame) -> pd.DataFrame:
@@ -82,20 +81,7 @@ def say(tables: BookTables, kept: pd.DataFrame) -> str:
     if ("control_sft", EARLY) in wide:
         share = _interval(wide, ("control_sft", EARLY)).mean
         said += [f"Control SFT, its gradient held, keeps {share:.0%} in its own early space"]
-    return f"{'. '.join(said)} (seeds: {len(wide)}).{_say_ranks(kept)}"
-
-
-def _say_ranks(kept: pd.DataFrame) -> str:
-    """Say what is kept in spaces of another rank; empty where there is none."""
-    other = kept[kept["quantity"].eq("teacher_distance") & kept["sweep"].eq("rank")]
-    said = ""
-    for rank, rows in other.groupby("rank"):
-        shares = rows.groupby("space", sort=False).agg({"kept": "mean"})["kept"].to_dict()
-        listed_shares = listed(f"{share:.0%} in {WORDS[str(space)]}" for space, share in shares.items())
-        said += (
-            f" With {rank} directions, its gradient held, OPD keeps {listed_shares} (seeds: {rows['seed'].nunique()})."
-        )
-    return said
+    return f"{'. '.join(said)} (seeds: {len(wide)})."
 
 
 def _interval(wide: pd.DataFrame, one: tuple[str, str], less: tuple[str, str] | None = None) -> Interval:
