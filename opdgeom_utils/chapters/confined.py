@@ -67,12 +67,15 @@ def answers(tables: BookTables, kept: pd.DataFrame) -> pd.DataFrame:
 
 
 def say(tables: BookTables, kept: pd.DataFrame) -> str:
-    """Say how much OPD learned free, and what it keeps in each space, its gradient held and then its steps."""
+    """Say whether the early space is enough, how much free OPD learned, and what it keeps in each space.
+
+    The first line is about steps that are held, of which nothing leaves the space.
+    """
     wide, made, begins = by_seed(kept), load_recipe("opd", tables.profile), kept["starts"].iloc[0]
     closed, gap = distance_closed(tables)["fixed"], seed_interval(gap_closed(tables))
     said = [
-        f"In {made.steps} updates on {made.prompts_per_update} prompts each, every word judged, free OPD closes "
-        f"{closed.mean:.0%} of its distance to the teacher and {gap.mean:.0%} of the gap in accuracy"
+        f"{_lead(wide, learned=closed.mean >= LEARNED)}\nIn {made.steps} updates on {made.prompts_per_update} prompts "
+        f"each, every word judged, free OPD closes {closed.mean:.0%} of its distance to the teacher and {gap.mean:.0%} of the gap in accuracy"
     ]
     for how, ending in HELD.items():
         spaces = [space for space in (EARLY, INPUTS, RANDOM) if ("opd", space + ending) in wide]
@@ -82,6 +85,22 @@ def say(tables: BookTables, kept: pd.DataFrame) -> str:
         share = _interval(wide, ("control_sft", EARLY)).mean
         said += [f"Control SFT, its gradient held, keeps {share:.0%} in its own early space"]
     return f"{'. '.join(said)} (seeds: {len(wide)})."
+
+
+def _lead(wide: pd.DataFrame, *, learned: bool) -> str:
+    """Say whether the early space is enough for steps that are held in it, and whether another one would do."""
+    strict, ending = ("opd", EARLY + HELD["step held"]), HELD["step held"]
+    own, gaps = _interval(wide, strict), {space: _interval(wide, strict, ("opd", space + ending)) for space in WORDS}
+    if own.n < SEEDS:
+        return "Whether the early space is enough where OPD learns is not tested: too few seeds."
+    enough = "is" if own.low >= ENOUGH else "is not" if own.high < ENOUGH else "is not shown to be"
+    how = {space: "more than" if gap.low > 0 else "less than" if gap.high < 0 else "not told apart from"
+           for space, gap in gaps.items() if space != EARLY}  # fmt: skip
+    beside = listed(f"{word} {WORDS[space]}" for space, word in how.items())
+    return (
+        f"{'Where OPD learns' if learned else 'Where OPD learned less than was asked'}, its early space {enough} "
+        f"enough: with its steps held there it keeps {own.text('.0%')} of its progress, {beside}."
+    )
 
 
 def _interval(wide: pd.DataFrame, one: tuple[str, str], less: tuple[str, str] | None = None) -> Interval:

@@ -52,9 +52,20 @@ def test_two_seeds_test_nothing() -> None:
     assert set(verdicts(tables(2))) == {UNTESTED}
 
 
+def test_two_seeds_say_so() -> None:
+    made = tables(2)
+    assert confined.say(made, confined.progress(made)).startswith(
+        "Whether the early space is enough where OPD learns is"
+    )
+
+
 def test_words_follow_the_numbers() -> None:
     made = tables()
     said = confined.say(made, confined.progress(made))
+    assert said.startswith(
+        "Where OPD learns, its early space is not enough: with its steps held there it keeps 50% (50% to 50%) of its "
+        "progress, more than the space of its inputs and more than a random space."
+    )
     assert "free OPD closes 43% of its distance to the teacher" in said  # 0.3 of 0.7
     assert (
         "With its step held from update 16 on, it keeps of the progress 50% in its early space, 20% in the space of "
