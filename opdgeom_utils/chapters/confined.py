@@ -75,7 +75,8 @@ def say(tables: BookTables, kept: pd.DataFrame) -> str:
     closed, gap = distance_closed(tables)["fixed"], seed_interval(gap_closed(tables))
     said = [
         f"{_lead(wide, learned=closed.mean >= LEARNED)}\nIn {made.steps} updates on {made.prompts_per_update} prompts "
-        f"each, every word judged, free OPD closes {closed.mean:.0%} of its distance to the teacher and {gap.mean:.0%} of the gap in accuracy"
+        f"each, every word judged, free OPD closes {closed.mean:.0%} of its distance to the teacher and {gap.mean:.0%} "
+        "of the gap in accuracy"
     ]
     for how, ending in HELD.items():
         spaces = [space for space in (EARLY, INPUTS, RANDOM) if ("opd", space + ending) in wide]
