@@ -69,7 +69,7 @@ def answers(tables: BookTables, kept: pd.DataFrame) -> pd.DataFrame:
 def say(tables: BookTables, kept: pd.DataFrame) -> str:
     """Say whether the early space is enough, how much free OPD learned, and what it keeps in each space.
 
-    The first line is about steps that are held, of which nothing leaves the space.
+    The first line is the answer.
     """
     wide, made, begins = by_seed(kept), load_recipe("opd", tables.profile), kept["starts"].iloc[0]
     closed, gap = distance_closed(tables)["fixed"], seed_interval(gap_closed(tables))
@@ -79,28 +79,36 @@ def say(tables: BookTables, kept: pd.DataFrame) -> str:
         "of the gap in accuracy"
     ]
     for how, ending in HELD.items():
-        spaces = [space for space in (EARLY, INPUTS, RANDOM) if ("opd", space + ending) in wide]
-        shares = [f"{_interval(wide, ('opd', space + ending)).mean:.0%} in {WORDS[space]}" for space in spaces]
-        said += [f"With its {how} from update {begins} on, it keeps of the progress {listed(shares)}"]
+        kept_in = [(f"in {WORDS[space]}", ("opd", space + ending)) for space in (EARLY, INPUTS, RANDOM)]
+        said += [f"With its {how} from update {begins} on, it keeps of the progress {_shares(wide, kept_in)}"]
     if ("control_sft", EARLY) in wide:
-        share = _interval(wide, ("control_sft", EARLY)).mean
-        said += [f"Control SFT, its gradient held, keeps {share:.0%} in its own early space"]
-    return f"{'. '.join(said)} (seeds: {len(wide)})."
+        own = [("in its own early space", ("control_sft", EARLY))]
+        said += [f"Control SFT, its gradient held, keeps {_shares(wide, own)}"]
+    return f"{'. '.join(said)} (seeds: {len(wide)} where nothing else is said)."
+
+
+def _shares(wide: pd.DataFrame, kept_in: list[tuple[str, tuple[str, str]]]) -> str:
+    """List means, with their seeds where these are not all."""
+    shares = [(words, _interval(wide, column)) for words, column in kept_in if column in wide]
+    return listed(f"{own.mean:.0%} {words}{f' (seeds: {own.n})' * (own.n < len(wide))}" for words, own in shares)
 
 
 def _lead(wide: pd.DataFrame, *, learned: bool) -> str:
-    """Say whether the early space is enough for steps that are held in it, and whether another one would do."""
-    strict, ending = ("opd", EARLY + HELD["step held"]), HELD["step held"]
-    own, gaps = _interval(wide, strict), {space: _interval(wide, strict, ("opd", space + ending)) for space in WORDS}
-    if own.n < SEEDS:
+    """Say whether the early space is enough, by gradients and by steps that are held, and whether another would do."""
+    ending = HELD["step held"]
+    loose, strict = _interval(wide, ("opd", EARLY)), _interval(wide, ("opd", EARLY + ending))
+    if min(loose.n, strict.n) < SEEDS:
         return "Whether the early space is enough where OPD learns is not tested: too few seeds."
-    enough = "is" if own.low >= ENOUGH else "is not" if own.high < ENOUGH else "is not shown to be"
-    how = {space: "more than" if gap.low > 0 else "less than" if gap.high < 0 else "not told apart from"
-           for space, gap in gaps.items() if space != EARLY}  # fmt: skip
-    beside = listed(f"{word} {WORDS[space]}" for space, word in how.items())
+    enough = "is" if loose.low >= ENOUGH else "is not" if loose.high < ENOUGH else "is not shown to be"
+    how = []
+    for space in (RANDOM, INPUTS):
+        gap = _interval(wide, ("opd", EARLY + ending), ("opd", space + ending))
+        word = "keeps more than" if gap.low > 0 else "keeps less than" if gap.high < 0 else "is not told apart from"
+        how += [f"{word} {WORDS[space]}"]
     return (
         f"{'Where OPD learns' if learned else 'Where OPD learned less than was asked'}, its early space {enough} "
-        f"enough: with its steps held there it keeps {own.text('.0%')} of its progress, {beside}."
+        f"enough: it keeps {loose.text('.0%')} of its progress with its gradient held there, {strict.text('.0%')} with "
+        f"its steps held (which shortens them too). Held so, the early space {listed(how)}."
     )
 
 

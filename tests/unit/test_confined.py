@@ -63,12 +63,13 @@ def test_words_follow_the_numbers() -> None:
     made = tables()
     said = confined.say(made, confined.progress(made))
     assert said.startswith(
-        "Where OPD learns, its early space is not enough: with its steps held there it keeps 50% (50% to 50%) of its "
-        "progress, more than the space of its inputs and more than a random space."
+        "Where OPD learns, its early space is enough: it keeps 90% (90% to 90%) of its progress with its gradient held "
+        "there, 50% (50% to 50%) with its steps held (which shortens them too). Held so, the early space keeps more than "
+        "a random space and keeps more than the space of its inputs."
     )
     assert "free OPD closes 43% of its distance to the teacher" in said  # 0.3 of 0.7
     assert (
         "With its step held from update 16 on, it keeps of the progress 50% in its early space, 20% in the space of "
         "its inputs and 10% in a random space. Control SFT, its gradient held, keeps 60% in its own early space "
-        "(seeds: 3)."
+        "(seeds: 3 where nothing else is said)."
     ) in said
