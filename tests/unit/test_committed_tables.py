@@ -35,7 +35,7 @@ def test_a_seed_that_the_profile_lacks_is_an_error(seeds: list[int]) -> None:
 
 
 def test_unknown_profile_is_named() -> None:
-    with pytest.raises(UnknownProfileError, match="expected one of first_regime"):
+    with pytest.raises(UnknownProfileError, match="expected one of confined, first_regime"):
         committed_tables.tables_for("no-such-profile", [1])
 
 
