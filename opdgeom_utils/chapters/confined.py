@@ -84,7 +84,7 @@ def say(tables: BookTables, kept: pd.DataFrame) -> str:
     if ("control_sft", EARLY) in wide:
         own = [("in its own early space", ("control_sft", EARLY))]
         said += [f"Control SFT, its gradient held, keeps {_shares(wide, own)}"]
-    return f"{'. '.join(said)} (seeds: {len(wide)} where nothing else is said)."
+    return f"{'. '.join(said)}. Seeds: {len(wide)} where nothing else is said."
 
 
 def _shares(wide: pd.DataFrame, kept_in: list[tuple[str, tuple[str, str]]]) -> str:

@@ -70,6 +70,6 @@ def test_words_follow_the_numbers() -> None:
     assert "free OPD closes 43% of its distance to the teacher" in said  # 0.3 of 0.7
     assert (
         "With its step held from update 16 on, it keeps of the progress 50% in its early space, 20% in the space of "
-        "its inputs and 10% in a random space. Control SFT, its gradient held, keeps 60% in its own early space "
-        "(seeds: 3 where nothing else is said)."
+        "its inputs and 10% in a random space. Control SFT, its gradient held, keeps 60% in its own early space. "
+        "Seeds: 3 where nothing else is said."
     ) in said
