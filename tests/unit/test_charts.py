@@ -170,8 +170,8 @@ def path_mean(quantity: str, step: int, null: str = "", side: str = "", recipe: 
 
 
 def between(share: float, before: int, after: int) -> float:
-    """OPD's stable rank between two of its checkpoints, straight on an axis of square roots."""
-    part = (share**0.5 - (before / 100) ** 0.5) / ((after / 100) ** 0.5 - (before / 100) ** 0.5)
+    """OPD's stable rank between two of its checkpoints, by the number of updates."""
+    part = (100 * share - before) / (after - before)
     return (1 - part) * path_mean("stable_rank", before) + part * path_mean("stable_rank", after)
 
 
@@ -609,7 +609,7 @@ def test_trajectory_needs_a_column() -> None:
 
 
 def test_the_slider_shows_one_moment_in_every_panel() -> None:
-    """Each place of the slider has one value of every curve, and what it has lies on the curve that is drawn."""
+    """Each place of the slider has one value of every curve, between two checkpoints as the claims take it."""
     spec = spec_of("path_slider")
     (slider,) = spec["params"]
     tables = [pd.DataFrame(rows) for rows in spec["datasets"].values() if "step" not in rows[0]]
