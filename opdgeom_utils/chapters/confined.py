@@ -19,7 +19,7 @@ from opdgeom_utils.vocabulary import listed
 PROFILE = "confined"
 LEARNED, SEEDS = 1 / 5, 3  # of the distance to the teacher; fewer seeds test nothing
 EARLY, _, RANDOM, INPUTS = SPACES.values()
-HELD = {"gradient held": "", "step held": ", update held"}  # and what the names of its spaces end with
+HELD = {"gradient held": "", "update held": ", update held"}  # and what the names of its spaces end with
 WORDS = {EARLY: "its early space", INPUTS: "the space of its inputs", RANDOM: "a random space"}
 
 
@@ -29,15 +29,16 @@ def confined() -> BookTables:
 
 
 def progress(tables: BookTables) -> pd.DataFrame:
-    """Return the progress that each held run ``kept``, on either ruler, as chapter 6 counts it."""
+    """Return the progress to the teacher that each held run ``kept``, as chapter 6 counts it."""
     assert tables.measures is not None
     ends = start_and_ends(tables.measures, projected_runs(tables.profile))
+    ends = ends[ends["quantity"] == "teacher_distance"]
     return ends.assign(kept=(ends["held_end"] - ends["start"]) / (ends["free_end"] - ends["start"]))
 
 
-def by_seed(kept: pd.DataFrame, quantity: str = "teacher_distance") -> pd.DataFrame:
+def by_seed(kept: pd.DataFrame) -> pd.DataFrame:
     """Progress kept, a row per seed and a column for each ``(free run, space)``."""
-    return kept[kept["quantity"] == quantity].pivot_table(index="seed", columns=["free", "space"], values="kept")
+    return kept.pivot_table(index="seed", columns=["free", "space"], values="kept")
 
 
 def answers(tables: BookTables, kept: pd.DataFrame) -> pd.DataFrame:
@@ -80,11 +81,12 @@ def say(tables: BookTables, kept: pd.DataFrame) -> str:
     ]
     for how, ending in HELD.items():
         kept_in = [(f"in {WORDS[space]}", ("opd", space + ending)) for space in (EARLY, INPUTS, RANDOM)]
-        said += [f"With its {how} from update {begins} on, it keeps of the progress {_shares(wide, kept_in)}"]
+        said += [f"With its {how} from step {begins} on, it keeps of the progress {_shares(wide, kept_in)}"]
     if ("control_sft", EARLY) in wide:
         own = [("in its own early space", ("control_sft", EARLY))]
         said += [f"Control SFT, its gradient held, keeps {_shares(wide, own)}"]
-    return f"{'. '.join(said)}. Seeds: {len(wide)} where nothing else is said."
+    alone = "" if "opd_random_credit" in set(tables.accuracy["recipe"]) else " No run with random credit is beside it."
+    return f"{'. '.join(said)}. Seeds: {len(wide)} where nothing else is said.{alone}"
 
 
 def _shares(wide: pd.DataFrame, kept_in: list[tuple[str, tuple[str, str]]]) -> str:
@@ -95,7 +97,7 @@ def _shares(wide: pd.DataFrame, kept_in: list[tuple[str, tuple[str, str]]]) -> s
 
 def _lead(wide: pd.DataFrame, *, learned: bool) -> str:
     """Say whether the early space is enough, by gradients and by steps that are held, and whether another would do."""
-    ending = HELD["step held"]
+    ending = HELD["update held"]
     loose, strict = _interval(wide, ("opd", EARLY)), _interval(wide, ("opd", EARLY + ending))
     if min(loose.n, strict.n) < SEEDS:
         return "Whether the early space is enough where OPD learns is not tested: too few seeds."
@@ -108,7 +110,7 @@ def _lead(wide: pd.DataFrame, *, learned: bool) -> str:
     return (
         f"{'Where OPD learns' if learned else 'Where OPD learned less than was asked'}, its early space {enough} "
         f"enough: it keeps {loose.text('.0%')} of its progress with its gradient held there, {strict.text('.0%')} with "
-        f"its steps held (which shortens them too). Held so, the early space {listed(how)}."
+        f"its updates held (which shortens them too). Held so, the early space {listed(how)}."
     )
 
 

@@ -24,8 +24,7 @@ def tables(seeds: int = 3, end: float = 0.4, **kept: float) -> BookTables:
         for name, share in {**KEPT, **kept}.items():
             rows.append((name, seed, 80, 0.6 + (share + 0.001 * seed) * (end - 0.6)))
     table = pd.DataFrame(rows, columns=["recipe", "seed", "step", "value"])
-    both = [table.assign(quantity=q, profile="confined") for q in ("teacher_distance", "accuracy")]
-    measures = as_measures(pd.concat(both).to_dict("records"))
+    measures = as_measures(table.assign(quantity="teacher_distance", profile="confined").to_dict("records"))
     accuracy = table.assign(sampled=0.5 + 0.1 * (0.7 - table["value"]), family="sum", n_prompts=64, profile="confined")
     log = pd.DataFrame({"recipe": ["opd"], "seed": 0, "step": 1, "loss": 1.0})
     return BookTables(accuracy, log, accuracy, "confined", tuple(range(seeds)), "", measures)
@@ -64,12 +63,12 @@ def test_words_follow_the_numbers() -> None:
     said = confined.say(made, confined.progress(made))
     assert said.startswith(
         "Where OPD learns, its early space is enough: it keeps 90% (90% to 90%) of its progress with its gradient held "
-        "there, 50% (50% to 50%) with its steps held (which shortens them too). Held so, the early space keeps more "
+        "there, 50% (50% to 50%) with its updates held (which shortens them too). Held so, the early space keeps more "
         "than a random space and keeps more than the space of its inputs."
     )
     assert "free OPD closes 43% of its distance to the teacher" in said  # 0.3 of 0.7
     assert (
-        "With its step held from update 16 on, it keeps of the progress 50% in its early space, 20% in the space of "
+        "With its update held from step 16 on, it keeps of the progress 50% in its early space, 20% in the space of "
         "its inputs and 10% in a random space. Control SFT, its gradient held, keeps 60% in its own early space. "
-        "Seeds: 3 where nothing else is said."
+        "Seeds: 3 where nothing else is said. No run with random credit is beside it."
     ) in said

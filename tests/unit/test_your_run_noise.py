@@ -87,17 +87,22 @@ def test_rounded_weights_are_a_caveat() -> None:
     assert any("as they were stored, rounded" in said for said in noise_caveats(table(dtype="bfloat16")))
 
 
-def test_a_walk_that_torch_made_is_read_as_one() -> None:
-    """Weights after 40 updates of Adam on noise: one walk long, as sparse and as turned as noise was said to be."""
+def walked_on_noise(updates: int, smaller: float) -> tuple[torch.nn.Linear, pd.DataFrame]:
+    """Start and table of a layer after updates of Adam on noise, its weights so many times smaller than normal."""
     generator = torch.Generator().manual_seed(0)
     before, after = (torch.nn.Linear(96, 128, bias=False) for _ in range(2))
-    before.weight.data.copy_((torch.randn(128, 96, generator=generator) / 30).bfloat16())
+    before.weight.data.copy_((torch.randn(128, 96, generator=generator) / smaller).bfloat16())
     after.weight.data.copy_(before.weight.data)
     running = torch.optim.Adam(after.parameters(), lr=1e-5)
-    for _ in range(40):
+    for _ in range(updates):
         after.weight.grad = torch.randn(128, 96, generator=generator)
         running.step()
-    measured = diagnose_pair(before, after, k=8, learning_rates=[1e-5] * 40).assign(step=40)
+    return before, diagnose_pair(before, after, k=8, learning_rates=[1e-5] * updates).assign(step=updates)
+
+
+def test_a_walk_that_torch_made_is_read_as_one() -> None:
+    """Weights after 40 updates of Adam on noise: one walk long, as sparse and as turned as noise was said to be."""
+    before, measured = walked_on_noise(40, 30)
     found, row = noise_of(measured), measured.iloc[0]
     assert found["walk_ratio"] == pytest.approx(1, abs=0.03)
     assert found["coherence"] == pytest.approx(0, abs=0.01)
@@ -123,15 +128,7 @@ def test_noise_in_a_few_matrices_is_read_as_noise_and_the_others_as_not_trained(
 
 def test_a_few_updates_of_noise_are_not_read_as_more_than_noise() -> None:
     """Five updates of pure noise: moves are not normal yet, so the prediction is too high by more than the rule."""
-    generator = torch.Generator().manual_seed(0)
-    before, after = (torch.nn.Linear(96, 128, bias=False) for _ in range(2))
-    before.weight.data.copy_((torch.randn(128, 96, generator=generator) / 50).bfloat16())
-    after.weight.data.copy_(before.weight.data)
-    running = torch.optim.Adam(after.parameters(), lr=1e-5)
-    for _ in range(5):
-        after.weight.grad = torch.randn(128, 96, generator=generator)
-        running.step()
-    measured = diagnose_pair(before, after, k=8, learning_rates=[1e-5] * 5).assign(step=5)
+    _, measured = walked_on_noise(5, 50)
     found = noise_of(measured)
     assert found["update_sparsity"] < found["noise_sparsity"] - 0.01
     assert "not judged" in noise_reading(measured)[1]
