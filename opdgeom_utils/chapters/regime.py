@@ -90,21 +90,41 @@ def how_trained(tables: BookTables) -> pd.DataFrame:
     for name in (held for held in scopes.THROUGHOUT if held in set(tables.accuracy["recipe"])):
         made = load_recipe(name, tables.profile)
         answers = made.group_size if made.on_policy else 1
-        falls = f" to {made.final_learning_rate:g}, {made.schedule}" if made.schedule != "constant" else ""
+        falls = f" to {_in_tens(made.final_learning_rate)}, {made.schedule}" if made.schedule != "constant" else ""
         warms = f", {made.warmup_fraction:.0%} warm-up" if made.warmup_fraction else ""
         rows.append({
             "run": label(name),
             "starts from": made.start,
-            "prompts x answers an update": f"{made.prompts_per_update} x {answers}",
+            "prompts x answers": f"{made.prompts_per_update} x {answers}",
             "updates": made.steps,
-            "updates a batch": made.updates_per_rollout if made.on_policy else 1,
-            "learning rate": f"{made.learning_rate:g}{falls}{warms}",
+            "updates on a batch": made.updates_per_rollout if made.on_policy else 1,
+            "learning rate": f"{_in_tens(made.learning_rate)}{falls}{warms}",
             "Adam's betas": f"{made.betas[0]:g}, {made.betas[1]:g}",
-            "Adam's eps": f"{made.eps:g}",
+            "Adam's eps": _in_tens(made.eps),
             "weight decay": f"{made.weight_decay:g}",
             "gradient clipped at": f"{made.grad_clip:g}",
         })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _in_tens(value: float) -> str:
+    """Write a small number with its power of ten.
+
+    >>> _in_tens(1e-4), _in_tens(2.5e-05), _in_tens(0.0)
+    ('1e-4', '2.5e-5', '0')
+    """
+    digits, power = f"{value:e}".split("e")
+    return f"{float(digits):g}e{int(power)}" if value else "0"
+
+
+def say_alike(trained: pd.DataFrame) -> str:
+    """Say what all runs of :func:`how_trained` have in common.
+
+    >>> say_alike(pd.DataFrame({"run": ["OPD", "SFT"], "updates": [4, 8], "weight decay": "0.1"}))
+    'Alike in all: weight decay 0.1.'
+    """
+    alike = [f"{what} {values.iloc[0]}" for what, values in trained.items() if values.nunique() == 1]
+    return f"Alike in all: {listed(alike)}." if alike else ""
 
 
 def _nulls(tables: BookTables) -> str:
