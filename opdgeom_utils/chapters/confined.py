@@ -19,7 +19,8 @@ from opdgeom_utils.vocabulary import listed
 PROFILE = "confined"
 LEARNED, SEEDS = 1 / 5, 3  # of the distance to the teacher; fewer seeds test nothing
 EARLY, _, RANDOM, INPUTS = SPACES.values()
-HELD = {"gradient held": "", "update held": ", update held"}  # and what the names of its spaces end with
+STRICT = "update held"
+HELD = {"gradient held": "", STRICT: f", {STRICT}"}  # and what the names of its spaces end with
 WORDS = {EARLY: "its early space", INPUTS: "the space of its inputs", RANDOM: "a random space"}
 
 
@@ -29,11 +30,16 @@ def confined() -> BookTables:
 
 
 def progress(tables: BookTables) -> pd.DataFrame:
-    """Return the progress to the teacher that each held run ``kept``, as chapter 6 counts it."""
+    """Return the progress to the teacher that each held run ``kept``, as chapter 6 counts it.
+
+    The ``space`` of a run that is held in more directions than the first of its kind says in how many.
+    """
     assert tables.measures is not None
     ends = start_and_ends(tables.measures, projected_runs(tables.profile))
     ends = ends[ends["quantity"] == "teacher_distance"]
-    return ends.assign(kept=(ends["held_end"] - ends["start"]) / (ends["free_end"] - ends["start"]))
+    wider = (" in " + ends["rank"].astype(str) + " directions").where(ends["sweep"] == "rank", "")
+    kept = (ends["held_end"] - ends["start"]) / (ends["free_end"] - ends["start"])
+    return ends.assign(space=ends["space"] + wider, kept=kept)
 
 
 def by_seed(kept: pd.DataFrame) -> pd.DataFrame:
@@ -52,14 +58,18 @@ def answers(tables: BookTables, kept: pd.DataFrame) -> pd.DataFrame:
     """
     wide, closed = by_seed(kept), distance_closed(tables).get("fixed", seed_interval([]))
     found = [("free, OPD closes a fifth of its distance", closed.text(".0%"), closed.n, closed.mean >= LEARNED)]
-    for how, ending in HELD.items():
-        own = _interval(wide, ("opd", EARLY + ending))
+    for how, ending in _held(wide).items():
+        own = _interval(_kept(wide, EARLY + ending))
         rule = f"{how}: the early space keeps {ENOUGH:.0%} of the progress"
         found.append((rule, own.text(".0%"), own.n, own.low >= ENOUGH))
         for other in (INPUTS, RANDOM):
-            gap = _interval(wide, ("opd", EARLY + ending), ("opd", other + ending))
+            gap = _interval(_lead(wide, ending, other))
             found.append((f"{how}: it keeps more than {WORDS[other]}", gap.text("+.0%"), gap.n, gap.low > 0))
-    gap = _interval(wide, ("opd", EARLY), ("control_sft", EARLY))
+        if ending not in HELD.values():
+            gap = _interval(_lead(wide, ending, RANDOM) - _lead(wide, HELD[STRICT], RANDOM))
+            rule = f"{how}: its lead over {WORDS[RANDOM]} is smaller than with fewer"
+            found.append((rule, gap.text("+.0%"), gap.n, gap.high < 0))
+    gap = _interval(_kept(wide, EARLY) - _kept(wide, EARLY, "control_sft"))
     rule = "gradient held: OPD keeps more in its early space than control SFT in its own"
     found.append((rule, gap.text("+.0%"), gap.n, gap.low > 0))
     table = pd.DataFrame(found, columns=["rule", "found", "seeds", "holds"])
@@ -73,50 +83,71 @@ def say(tables: BookTables, kept: pd.DataFrame) -> str:
     The first line is the answer.
     """
     wide, made, begins = by_seed(kept), load_recipe("opd", tables.profile), kept["starts"].iloc[0]
+    narrow = f" in {kept['rank'].min()} directions"
     closed, gap = distance_closed(tables)["fixed"], seed_interval(gap_closed(tables))
     said = [
-        f"{_lead(wide, learned=closed.mean >= LEARNED)}\nIn {made.steps} updates on {made.prompts_per_update} prompts "
-        f"each, every word judged, free OPD closes {closed.mean:.0%} of its distance to the teacher and {gap.mean:.0%} "
-        "of the gap in accuracy"
+        f"{_answer(wide, learned=closed.mean >= LEARNED)}\nIn {made.steps} updates on {made.prompts_per_update} "
+        f"prompts each, every word judged, free OPD closes {closed.mean:.0%} of its distance to the teacher and "
+        f"{gap.mean:.0%} of the gap in accuracy"
     ]
-    for how, ending in HELD.items():
-        kept_in = [(f"in {WORDS[space]}", ("opd", space + ending)) for space in (EARLY, INPUTS, RANDOM)]
-        said += [f"With its {how} from step {begins} on, it keeps of the progress {_shares(wide, kept_in)}"]
-    if ("control_sft", EARLY) in wide:
-        own = [("in its own early space", ("control_sft", EARLY))]
-        said += [f"Control SFT, its gradient held, keeps {_shares(wide, own)}"]
+    for how, ending in _held(wide).items():
+        kept_in = [(f"in {WORDS[space]}", _kept(wide, space + ending)) for space in (EARLY, INPUTS, RANDOM)]
+        width = "" if ending not in HELD.values() else narrow
+        said += [f"With its {how}{width} from step {begins} on, it keeps of the progress {_shares(wide, kept_in)}"]
+    own = [("in its own early space", _kept(wide, EARLY, "control_sft"))]
+    said += [f"Control SFT, its gradient held{narrow}, keeps {_shares(wide, own)}"] * bool(len(own[0][1]))
     alone = "" if "opd_random_credit" in set(tables.accuracy["recipe"]) else " No run with random credit is beside it."
     return f"{'. '.join(said)}. Seeds: {len(wide)} where nothing else is said.{alone}"
 
 
-def _shares(wide: pd.DataFrame, kept_in: list[tuple[str, tuple[str, str]]]) -> str:
+def _held(wide: pd.DataFrame) -> dict[str, str]:
+    """Return :data:`HELD` and, from narrow to wide, what was held strictly in more directions than the first."""
+    early = [space.removeprefix(EARLY) for free, space in wide if free == "opd" and space.startswith(EARLY)]
+    wider = [ending for ending in early if ending not in HELD.values()]
+    return HELD | {ending.removeprefix(", "): ending for ending in sorted(wider, key=lambda e: (len(e), e))}
+
+
+def _kept(wide: pd.DataFrame, space: str, free: str = "opd") -> pd.Series:
+    """Progress kept in a space by seed; empty where nothing was held in it."""
+    return wide[free, space].dropna() if (free, space) in wide else pd.Series(dtype=float)
+
+
+def _lead(wide: pd.DataFrame, ending: str, other: str) -> pd.Series:
+    """By how much the early space keeps more than another that is held alike."""
+    return _kept(wide, EARLY + ending) - _kept(wide, other + ending)
+
+
+def _interval(values: pd.Series) -> Interval:
+    return seed_interval(values.dropna().to_numpy(float))
+
+
+def _shares(wide: pd.DataFrame, kept_in: list[tuple[str, pd.Series]]) -> str:
     """List means, with their seeds where these are not all."""
-    shares = [(words, _interval(wide, column)) for words, column in kept_in if column in wide]
+    shares = [(words, seed_interval(values.to_numpy(float))) for words, values in kept_in if len(values)]
     return listed(f"{own.mean:.0%} {words}{f' (seeds: {own.n})' * (own.n < len(wide))}" for words, own in shares)
 
 
-def _lead(wide: pd.DataFrame, *, learned: bool) -> str:
+def _answer(wide: pd.DataFrame, *, learned: bool) -> str:
     """Say whether the early space is enough, by gradients and by steps that are held, and whether another would do."""
-    ending = HELD["update held"]
-    loose, strict = _interval(wide, ("opd", EARLY)), _interval(wide, ("opd", EARLY + ending))
+    loose, strict = (_interval(_kept(wide, EARLY + ending)) for ending in HELD.values())
     if min(loose.n, strict.n) < SEEDS:
         return "Whether the early space is enough where OPD learns is not tested: too few seeds."
     enough = "is" if loose.low >= ENOUGH else "is not" if loose.high < ENOUGH else "is not shown to be"
-    how = []
-    for space in (RANDOM, INPUTS):
-        gap = _interval(wide, ("opd", EARLY + ending), ("opd", space + ending))
-        word = "keeps more than" if gap.low > 0 else "keeps less than" if gap.high < 0 else "is not told apart from"
-        how += [f"{word} {WORDS[space]}"]
-    return (
+    how = [f"{_told(_lead(wide, HELD[STRICT], space))} {WORDS[space]}" for space in (RANDOM, INPUTS)]
+    wider = []
+    for ending in [*_held(wide).values()][len(HELD) :]:
+        own, told = _interval(_kept(wide, EARLY + ending)), _told(_lead(wide, ending, RANDOM))
+        where = ending.removeprefix(HELD[STRICT]).strip().capitalize()
+        wider += [f"{where} it keeps {own.text('.0%')}, and {told} {WORDS[RANDOM]}."] * (own.n >= SEEDS)
+    said = (
         f"{'Where OPD learns' if learned else 'Where OPD learned less than was asked'}, its early space {enough} "
         f"enough: it keeps {loose.text('.0%')} of its progress with its gradient held there, {strict.text('.0%')} with "
         f"its updates held (which shortens them too). Held so, the early space {listed(how)}."
     )
+    return " ".join([said, *wider])
 
 
-def _interval(wide: pd.DataFrame, one: tuple[str, str], less: tuple[str, str] | None = None) -> Interval:
-    """Mean and interval of one column, or of its difference from another, over the seeds that have both."""
-    if one not in wide or (less is not None and less not in wide):
-        return seed_interval([])
-    values = wide[one] if less is None else wide[one] - wide[less]
-    return seed_interval(values.dropna().to_numpy(float))
+def _told(lead: pd.Series) -> str:
+    """Say on which side of another space the early one is."""
+    gap = _interval(lead)
+    return "keeps more than" if gap.low > 0 else "keeps less than" if gap.high < 0 else "is not told apart from"

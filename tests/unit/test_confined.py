@@ -47,6 +47,24 @@ def test_every_rule_holds_or_fails_by_itself() -> None:
     assert verdicts(tables(opd_project_update=0.85, control_sft_project_early=0.95))[4:] == [YES, YES, YES, NO]
 
 
+def test_more_directions_have_rules_of_their_own() -> None:
+    """Enough, more than inputs, not more than random; the lead, -0.05, is smaller than 0.4. The first rules stay."""
+    wide = {
+        "opd_project_update_k16": 0.85,
+        "opd_project_update_activations_k16": 0.6,
+        "opd_project_update_random_k16": 0.9,
+    }
+    made = tables(**wide)
+    assert verdicts(made) == [YES, YES, YES, NO, NO, YES, YES, YES, YES, NO, YES, YES]
+    said = confined.say(made, confined.progress(made))
+    assert "In 16 directions it keeps 85% (85% to 85%), and keeps less than a random space." in said
+    assert (
+        "With its update held in 16 directions from step 16 on, it keeps of the progress 85% in its early space" in said
+    )
+    more = tables(**{**wide, "opd_project_update_random_k16": 0.3})  # a lead of 0.55
+    assert verdicts(more)[9:11] == [YES, NO]
+
+
 def test_two_seeds_test_nothing() -> None:
     assert set(verdicts(tables(2))) == {UNTESTED}
 
@@ -68,7 +86,7 @@ def test_words_follow_the_numbers() -> None:
     )
     assert "free OPD closes 43% of its distance to the teacher" in said  # 0.3 of 0.7
     assert (
-        "With its update held from step 16 on, it keeps of the progress 50% in its early space, 20% in the space of "
-        "its inputs and 10% in a random space. Control SFT, its gradient held, keeps 60% in its own early space. "
-        "Seeds: 3 where nothing else is said. No run with random credit is beside it."
+        "With its update held in 4 directions from step 16 on, it keeps of the progress 50% in its early space, 20% in "
+        "the space of its inputs and 10% in a random space. Control SFT, its gradient held in 4 directions, keeps 60% "
+        "in its own early space. Seeds: 3 where nothing else is said. No run with random credit is beside it."
     ) in said
