@@ -97,7 +97,7 @@ def _opposed_clause(card: pd.DataFrame) -> str:
 def order_sentence(card: pd.DataFrame, tables: Tables | None = None) -> str:
     """Say in plain words whether the paper's order is there at equal length and at equal size; empty if untested.
 
-    With ``tables`` also where the runs stand in it that had nothing to learn.
+    With ``tables``, a second line says where the runs stand in it that had nothing to learn, and what the MLP adds.
 
     >>> rows = [("equal_updates", "reproduced"), ("equal_norm", "not decided"), ("equal_norm", "the opposite")]
     >>> print(order_sentence(pd.DataFrame(rows, columns=["condition", "verdict"])).replace(". ", "." + chr(10)))
@@ -108,11 +108,12 @@ def order_sentence(card: pd.DataFrame, tables: Tables | None = None) -> str:
     if not updates or not norm or UNTESTABLE in updates + norm:
         return ""
     length, size = (_how_many(found) for found in (updates, norm))
-    return (
-        f"At one rate and after equally many updates the paper's order is {length}{_shuffled_clause(tables)}."
-        f"{null_objectives.between_sentence(tables)} Between updates of equal size the order is {size}: {tally(norm)}."
-        f"{order_with_mlp(tables)}"
+    finding = (
+        f"At one rate and after equally many updates the paper's order is {length}{_shuffled_clause(tables)}. "
+        f"Between updates of equal size the order is {size}: {tally(norm)}."
     )
+    more = f"{null_objectives.between_sentence(tables)}{order_with_mlp(tables)}"
+    return f"{finding}\n{more.strip()}".strip()
 
 
 def came_out(card: pd.DataFrame, tables: Tables) -> str:

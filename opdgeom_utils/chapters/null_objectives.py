@@ -154,7 +154,7 @@ def _between(tables: Tables | None) -> tuple[dict[str, int], int]:
 def between_sentence(tables: Tables | None) -> str:
     """Say in how many measures the null objectives lie between control SFT and RLVR after as many updates, by means.
 
-    Begins with a space, to stand after the sentence on that order; empty where one of the four was not trained.
+    Begins with a space, to stand after another sentence; empty where one of the four was not trained.
     """
     within, seeds = _between(tables)
     if not within:
@@ -162,7 +162,7 @@ def between_sentence(tables: Tables | None) -> str:
     names, counts = listed(map(label, within)), listed(map(str, within.values()))
     place = "a place in between needs nothing to learn" if lie_between(tables) else ""
     return (
-        f" There {names} lie between control SFT and RLVR too, in {counts} of {len(matching.METRICS)} "
+        f" After as many updates {names} lie between control SFT and RLVR too, in {counts} of {len(matching.METRICS)} "
         f"measures (means over {seeds} seeds, attention matrices){place and f': {place}'}."
     )
 
