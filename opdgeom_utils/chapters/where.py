@@ -47,14 +47,14 @@ def at_place(tables: Tables, place: str, recipes: Iterable[str], *, share: float
 
 
 def beside_nulls(ends: pd.DataFrame, metrics: Sequence[str], reported: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Each objective's mean and 95% interval, its nulls, and the paper's number, as text.
+    """Each objective's mean and 95% interval, its nulls, and the paper's number, as text; several metrics are named.
 
     ``ends``: one row per run.
     ``reported``: from :func:`opdgeom_utils.claims.load_reported`; None leaves the paper out.
 
     >>> ends = pd.DataFrame({"recipe": "opd", "seed": [0, 1], "x": [0.25, 0.25], "x_shuffled": [0.5, 0.5]})
     >>> beside_nulls(ends, ["x"]).values.tolist()
-    [['x', 'OPD', '0.25 (0.25 to 0.25)', '0.5', '-']]
+    [['OPD', '0.25 (0.25 to 0.25)', '0.5', '-']]
     """
     rows = []
     for metric in metrics:
@@ -69,7 +69,7 @@ def beside_nulls(ends: pd.DataFrame, metrics: Sequence[str], reported: pd.DataFr
             if reported is not None:
                 row["the paper, 8B"] = _paper(reported, metric, str(recipe))
             rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).drop(columns=["measure"] if len(metrics) == 1 else [])
 
 
 def paper_says(reported: pd.DataFrame, quantity: str) -> str:

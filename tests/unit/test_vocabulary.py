@@ -41,6 +41,7 @@ for name, weights in (("before", w_ref), ("after", w_new)):
 options = dict(eta=1e-3, alpha=0.3, rank=2, k=2, nulls=False, n_jobs=1)
 table = diagnose_pair("before.safetensors", "after.safetensors", **options)
 ends = pd.DataFrame({"place": "one", "recipe": "opd", "seed": [0, 1], "largest_change": [1.0, 3.0]})
+ends["update_sparsity"] = 0.5
 figure = charts.matched_controls(ends, "largest_change").to_dict()
 axes = {layer["encoding"]["x"]["title"] for layer in figure["layer"]}
 print(json.dumps({
@@ -49,7 +50,7 @@ print(json.dumps({
     "said": figure["description"],
     "glossary": glossary.metric_entries()["largest change of an entry"],
     "compared": list(matching.METRICS),
-    "printed": where.beside_nulls(ends, ["largest_change"])["measure"].tolist(),
+    "printed": where.beside_nulls(ends, ["largest_change", "update_sparsity"])["measure"].tolist(),
 }))
 """
 
@@ -81,7 +82,7 @@ def test_a_metric_is_added_in_one_place(added: dict[str, object]) -> None:
     assert added["axes"] == [title]
     assert str(added["said"]).startswith("Largest change of an entry (units) where runs are compared. one: OPD 2 units")
     assert added["glossary"] == "`largest_change`: largest absolute entry of the update."
-    assert added["printed"] == [title]
+    assert added["printed"] == [title, "update sparsity"]
     assert "largest_change" in str(added["compared"])
 
 
