@@ -20,6 +20,7 @@ from opdgeom_utils.vocabulary import label, listed, metric_of
 NULLS = ("shuffled", "random")
 NULL_OBJECTIVES = {"opd": "opd_random_credit", "rlvr": "rlvr_random_reward"}  # trained alike, with nothing to learn
 MARGIN = 0.1  # a ratio nearer to 1 is no difference worth a sentence
+DIFFER, ALIKE = "differ", "alike to a tenth"
 
 
 def at_place(tables: Tables, place: str, recipes: Iterable[str], *, share: float = 1.0) -> pd.DataFrame:
@@ -151,44 +152,53 @@ def _disjoint(one: Interval, other: Interval) -> bool:
 def compared(near: pd.DataFrame, metrics: Sequence[str], recipe: str, other: str) -> pd.DataFrame:
     """Ratio of two recipes, seed by seed, beside that of their own shuffled updates, and whether they *differ*.
 
-    They do where the 95% interval of the ratio leaves 1 out and its mean is at least a tenth away from 1.
+    They do where the 95% interval of the ratio leaves 1 out and its mean is at least a tenth away from 1. They are
+    *alike to a tenth* where the whole interval is nearer to 1 than that.
 
     ``near``: one row per run, from :func:`at_place`.
-    Returns ``measure``, the ratio and that of the shuffled updates as text, and ``verdict``.
+    Returns ``measure``, the ratio with its interval as text, the mean ratio of the shuffled updates, and ``verdict``.
 
     >>> near = pd.DataFrame({"recipe": ["opd", "opd", "rlvr", "rlvr"], "seed": [0, 1] * 2, "x": [2.0, 4.0, 1.0, 2.0]})
     >>> compared(near.assign(x_shuffled=near["x"]), ["x"], "opd", "rlvr").values.tolist()
     [['x', '2.00 (2.00 to 2.00)', '2.00', 'differ']]
+    >>> compared(near.assign(x=1.05, x_shuffled=1.0), ["x"], "opd", "rlvr")["verdict"].tolist()
+    ['alike to a tenth']
     """
     rows, runs = [], [near.loc[near["recipe"] == name].set_index("seed") for name in (recipe, other)]
     for metric in metrics:
         pairs = (runs[0][column] / runs[1][column] for column in (metric, f"{metric}_shuffled"))
         ratio, null = map(seed_interval, pairs)
-        verdict = "differ" if seen.excludes(ratio, 1.0) and abs(ratio.mean - 1) >= MARGIN else "not decided"
+        away = max(abs(ratio.low - 1), abs(ratio.high - 1))
+        differ = seen.excludes(ratio, 1.0) and abs(ratio.mean - 1) >= MARGIN
         shown = {
             f"{label(recipe)} over {label(other)}": ratio.text(".2f"),
             "shuffled updates": number(null.mean, ".2f"),
         }
+        verdict = DIFFER if differ else ALIKE if away < MARGIN else "not decided"
         rows.append({"measure": metric_of(metric).title} | shown | {"verdict": verdict})
     return pd.DataFrame(rows)
 
 
 def say_compared(found: pd.DataFrame) -> str:
-    """Say in which measures of :func:`compared` the two differ, and by how much their shuffled updates do.
+    """Say in which measures of :func:`compared` the two differ, by how much beside the shuffled, and in which not.
 
-    >>> rows = {"measure": ["A", "B"], "OPD over RLVR": ["0.80 (0.70 to 0.90)", "1.00"], "shuffled updates": "0.90"}
-    >>> say_compared(pd.DataFrame(rows | {"verdict": ["differ", "not decided"]}))
-    'OPD over RLVR differs from 1 in 1 of 2 measures: A 0.80 (0.90 from shuffled updates, which know only sizes).'
+    >>> rows = {"measure": ["A", "B", "C"], "OPD over RLVR": ["0.80 (0.70 to 0.90)", "1.00", "1.1"]}
+    >>> rows |= {"shuffled updates": "0.90", "verdict": ["differ", "alike to a tenth", "not decided"]}
+    >>> for said in say_compared(pd.DataFrame(rows)).split(": "):
+    ...     print(said)
+    OPD over RLVR differs from 1 in 1 of 3 measures
+    A 0.80 (0.70 to 0.90), and 0.90 from shuffled updates, which know only sizes. It is 1 to a tenth in 1.
     """
-    said = found.columns[1]
-    apart = found.loc[found["verdict"] == "differ"]
+    ratio, alike = found.columns[1], int((found["verdict"] == ALIKE).sum())
+    apart = found.loc[found["verdict"] == DIFFER]
     shown = [
-        f"{row['measure']} {str(row[said]).split(' (')[0]} ({row['shuffled updates']}"
-        + (" from shuffled updates, which know only sizes)" if not i else ")")
+        f"{row['measure']} {row[ratio]}, and {row['shuffled updates']} from shuffled updates"
+        + ", which know only sizes" * (not i)
         for i, row in enumerate(apart.to_dict("records"))
     ]
     what = f": {'; '.join(shown)}" if shown else ""
-    return f"{said} differs from 1 in {len(apart)} of {len(found)} measures{what}."
+    rest = f" It is 1 to a tenth in {alike}." if alike else ""
+    return f"{ratio} differs from 1 in {len(apart)} of {len(found)} measures{what}.{rest}"
 
 
 def say_gaps(points: pd.DataFrame, metric: str) -> str:
