@@ -73,8 +73,8 @@ def nothing_sentence(tables: Tables) -> str:
     ruined = ", which its training ruins," if _fell(tables, pair[1]) else ""
     return (
         f"By the paper's rulers random credit, a run with nothing to learn{ruined or ','} leaves {like} OPD leaves, at "
-        "this rate. In entries unchanged and, on attention matrices, in the turn of the leading directions and the shift "
-        f"of the spectrum they differ by a factor of {apart:.2f} at most{asked}.{_in_the_mlp(tables)}\n"
+        "this rate. In entries unchanged and, on attention matrices, in the turn of the leading directions and the "
+        f"shift of the spectrum they differ by a factor of {apart:.2f} at most{asked}.{_in_the_mlp(tables)}\n"
         f"Random credit reads the student's own text. It {said}."
     )
 
