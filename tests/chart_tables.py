@@ -214,13 +214,13 @@ def noise_walks() -> pd.DataFrame:
 
 
 def noise_runs() -> pd.DataFrame:
-    """Four runs beside noise, one with another reading of its steps."""
-    columns = ["run", "kind", "source", "predicted", "low", "high", "sparsity", "literal"]
+    """Four runs beside noise, one with another reading of its steps, two with a name."""
+    columns = ["run", "kind", "source", "predicted", "low", "high", "sparsity", "literal", "tag"]
     rows = [
-        ("first", "SFT", "published", 0.10, 0.05, 0.15, 0.08, np.nan),
-        ("OPD", "OPD", "published", 0.80, 0.75, 0.85, 0.50, 0.38),
-        ("RLVR", "RLVR", "published", 0.75, 0.75, 0.75, 0.77, np.nan),
-        ("OPD here", "OPD", "this book", 0.16, 0.16, 0.16, 0.15, np.nan),
+        ("first", "SFT", "published", 0.10, 0.05, 0.15, 0.08, np.nan, ""),
+        ("OPD", "OPD", "published", 0.80, 0.75, 0.85, 0.50, 0.38, "paper's OPD"),
+        ("RLVR", "RLVR", "published", 0.75, 0.75, 0.75, 0.77, np.nan, "paper's RLVR"),
+        ("OPD here", "OPD", "this book", 0.16, 0.16, 0.16, 0.15, np.nan, np.nan),
     ]
     return pd.DataFrame(rows, columns=columns)
 

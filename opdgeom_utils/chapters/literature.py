@@ -15,6 +15,7 @@ from opdgeom_utils.claims import load_reported
 from opdgeom_utils.vocabulary import listed
 
 QUANTILES = 2**12
+PAPER = ["Qwen3-8B-SFT", "OPD-8B-T32B", "RLVR-8B"]
 BETAS = (0.9, 0.999)  # where a source says nothing
 
 
@@ -67,6 +68,17 @@ def published() -> pd.DataFrame:
     runs = load_reported("published_runs")
     runs = runs.join(pd.DataFrame([_predicted(run) for _, run in runs.iterrows()]))
     return runs.assign(kind=runs["objective"].map(kind_of), source="published")
+
+
+def named(runs: pd.DataFrame, fits: pd.Series) -> pd.DataFrame:
+    """Give a ``tag`` to the runs that a figure names, the paper's and those that noise does not fit; empty for others.
+
+    >>> runs = pd.DataFrame({"run": ["RLVR-8B", "PRIME-7B", "ProRL-1.5B"], "kind": "RLVR", "ratio": [0.8, 2.4, 0.9]})
+    >>> named(runs, runs["ratio"].between(0.5, 1.5))["tag"].tolist()
+    ["paper's RLVR", 'PRIME-7B', '']
+    """
+    tags = runs["run"].where(~fits & runs["ratio"].notna(), "")
+    return runs.assign(tag=tags.mask(runs["run"].isin(PAPER), "paper's " + runs["kind"]))
 
 
 def say_paper(runs: pd.DataFrame) -> str:

@@ -22,6 +22,7 @@ NEAR = (*BESIDE, ("right", 8, -15), ("left", -8, -15), ("right", 8, 17), ("left"
 ASIDE = (0.0, 0.05, 0.09, 0.14, 0.2, 0.28)  # of the width, to either side
 UPWARDS = tuple(range(0, 150, 15))  # pixels, to either side
 CLASH, CROSSING, APART = 1000.0, 400.0, 40.0
+STRUCK = 6.0  # pixels between a line and a mark that it runs through
 Point = tuple[float, float]
 
 
@@ -175,6 +176,7 @@ def _fines(
         box = place.box(name, width)
         fines += CLASH * (box[0] < 2 or box[1] > width + 8 or box[2] < 2 or box[3] > HEIGHT - 2)
         fines += CLASH * (_inside(box, marks, width, 7.0) + _inside(box, lines, width, 2.0))
+        fines += CROSSING * _struck(own_line, mark, marks, width)
         for other, stands, _ in others:
             its = stands.box(other, width)
             fines += CLASH * (box[0] < its[1] + 4 and its[0] < box[1] + 4 and box[2] < its[3] and its[2] < box[3])
@@ -193,6 +195,14 @@ def _inside(box: tuple[float, float, float, float], places: np.ndarray, width: f
     x, y = places[..., 0] * width, (1 - places[..., 1]) * HEIGHT
     touched = (x > box[0] - margin) & (x < box[1] + margin) & (y > box[2] - margin) & (y < box[3] + margin)
     return int(touched.any(axis=0).sum())
+
+
+def _struck(line: np.ndarray, own: Point, marks: np.ndarray, width: float) -> int:
+    """Count the marks that a line runs through, without its own and those that lie on it."""
+    size = np.array([width, HEIGHT])
+    there = marks[0][np.linalg.norm((marks[0] - own) * size, axis=1) > STRUCK]
+    apart = np.linalg.norm((line.reshape(-1, 1, 2) - there) * size, axis=2)
+    return int((apart < STRUCK).any(axis=0).sum())
 
 
 def _cross(one: tuple[Point, Point], other: tuple[Point, Point]) -> bool:

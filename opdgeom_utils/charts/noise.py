@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from opdgeom_utils.charts.axes import QUARTERS, ends_of_log, value_axis
-from opdgeom_utils.charts.names_on_a_map import Scale, name_layers
+from opdgeom_utils.charts.names_on_a_map import HEIGHT, Scale, name_layers
 from opdgeom_utils.charts.palette import Figure, coloured, shaped, tips
 from opdgeom_utils.charts.seed_points import figure, known, need
 from opdgeom_utils.intervals import number
@@ -53,7 +53,7 @@ def beside_noise(runs: pd.DataFrame) -> Figure:
 
     ``runs``: ``run, kind, source, predicted, low, high, sparsity``: shares from 0 to 1. ``kind`` gives the colour,
     ``source`` the shape; ``low`` to ``high`` is the range of the prediction. Where it has ``literal``, the prediction
-    by another reading of the steps is drawn too.
+    by another reading of the steps is drawn too. Where it has ``tag``, runs with one are named by it.
     """
     need(runs, ["run", "kind", "source", "predicted", "low", "high", "sparsity"])
     rows = known(known(runs, "predicted", "update sparsity"), "sparsity", "update sparsity")
@@ -64,9 +64,16 @@ def beside_noise(runs: pd.DataFrame) -> Figure:
     rows = rows.assign(**{c: rows[c].fillna(rows["predicted"]) for c in ("low", "high")})
     texts = {"measured": "sparsity", "noise": "predicted"}
     rows = rows.assign(**{text: rows[column].map(lambda share: number(share, ".1%")) for text, column in texts.items()})
-    x = alt.X("predicted:Q", title="unchanged, as noise gives it").scale(domain=[0, 1])
-    y = alt.Y("sparsity:Q", title="unchanged, measured").scale(domain=[0, 1])
-    x, y = x.axis(format=".0%", values=QUARTERS), y.axis(format=".0%", values=QUARTERS)
+
+    def across(field: str) -> alt.X:
+        x = alt.X(f"{field}:Q", title="unchanged, as noise gives it").scale(domain=[0, 1])
+        return x.axis(format=".0%", values=QUARTERS)
+
+    def upwards(field: str) -> alt.Y:
+        y = alt.Y(f"{field}:Q", title="unchanged, measured").scale(domain=[0, 1])
+        return y.axis(format=".0%", values=QUARTERS)
+
+    x, y = across("predicted"), upwards("sparsity")
     colour = coloured("kind", rows["kind"]).legend(orient="top", columns=2, symbolOpacity=1)
     shape = shaped("source", rows["source"]).legend(orient="top", columns=1)
     diagonal = alt.Chart(pd.DataFrame({"at": [0.0, 1.0]})).mark_line(color="#7F7F7F", strokeDash=[2, 3], strokeWidth=1)
@@ -76,9 +83,16 @@ def beside_noise(runs: pd.DataFrame) -> Figure:
         x=x, shape=shape, tooltip=tips("run", "measured", ("noise", "noise gives"), "source")
     )
     best = rows.loc[rows["source"] != LITERAL]
+    tagged = best.rename(columns={"predicted": "x", "sparsity": "y"})
+    tagged = tagged.loc[tagged["tag"].fillna("").ne("")].sort_values("y") if "tag" in tagged else tagged.iloc[:0]
+    ends = rows[["low", "high", "sparsity"]].to_numpy(float)
+    lines = [((0.0, 0.0), (1.0, 1.0)), *(((low, at), (high, at)) for low, high, at in ends if low < high)]
+    spots = [(a, b) for a, b in rows[["predicted", "sparsity"]].to_numpy(float)]
+    plot = Scale(0.0, 1.0), Scale(0.0, 1.0)
+    names = name_layers(tagged, (across, upwards), plot, spots, lines, size=11) if len(tagged) else []
     said = "; ".join(f"{r} {n}, measured {m}" for r, n, m in best[["run", "noise", "measured"]].values.tolist())
-    return alt.layer(diagonal.encode(x=alt.X("at:Q"), y=alt.Y("at:Q")), bands, points).properties(
-        width="container", height=340, description=f"Share of entries unchanged, noise across, measured up. {said}."
+    return alt.layer(diagonal.encode(x=alt.X("at:Q"), y=alt.Y("at:Q")), bands, points, *names).properties(
+        width="container", height=HEIGHT, description=f"Share of entries unchanged, noise across, measured up. {said}."
     )
 
 

@@ -569,6 +569,16 @@ def test_no_name_lies_on_the_line_to_its_own_null(seed: int) -> None:
         assert not inside.any(), name
 
 
+def test_runs_with_a_tag_are_named_beside_noise_and_the_others_are_not() -> None:
+    svg = ET.fromstring(vl_convert.vegalite_to_svg(static_spec(charts.beside_noise(noise_runs()).to_dict())))
+    assert {text.text for text in svg.iter() if text.attrib.get("font-size") == "11px"} >= {
+        "paper's OPD",
+        "paper's RLVR",
+    }
+    unnamed = charts.beside_noise(noise_runs().drop(columns="tag")).to_dict()
+    assert "paper's" not in vl_convert.vegalite_to_svg(static_spec(unnamed))
+
+
 def test_singular_values_of_a_zero_update_leave_the_spectrum_a_scale() -> None:
     spectrum = spectra()
     still = spectrum.assign(value=spectrum["value"].where(spectrum["recipe"] != "RLVR", 0.0))
