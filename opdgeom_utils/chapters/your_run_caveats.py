@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable
 
 import pandas as pd
@@ -15,6 +17,9 @@ from opdgeom_utils.scopes import ATTENTION
 from opdgeom_utils.vocabulary import listed
 
 WIDE = ("float32", "float64")
+DIGITS = {  # binary digits of a number's fraction
+    **{"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7, "float8_e4m3fn": 3, "float8_e5m2": 2},
+}
 SAME = 1e-9  # relative difference of two stable ranks of one update; rounding to bf16 changes one by 1e-4 and more
 MOST_NOTES = 3
 ALWAYS = (
@@ -57,9 +62,17 @@ def narrow_formats(rows: pd.DataFrame) -> list[str]:
 
 
 def rounded_with_the_tuned(rows: pd.DataFrame) -> bool:
-    """Say whether tuned weights are in bf16 and the reference holds finer numbers: rounding then is in every update."""
-    last = rows.loc[~frozen(rows) & rows["dtype"].isin([f"{wide}->bfloat16" for wide in WIDE])]
-    return not _on_bf16_grid(last).all()
+    """Say whether tuned weights were stored coarser than the reference's numbers: rounding then is in every update."""
+    last = _coarser(rows)
+    in_8_bits = last["dtype"].str.contains("->float8", regex=False)
+    return bool(in_8_bits.any()) or not _on_bf16_grid(last).all()
+
+
+def _coarser(rows: pd.DataFrame) -> pd.DataFrame:
+    """Keep the rows whose tuned weights were stored with fewer digits than the reference's."""
+    ends = [str(dtype).partition("->") for dtype in rows["dtype"]]
+    fewer = [DIGITS.get(after, math.inf) < DIGITS.get(before, 0) for before, _, after in ends]
+    return rows.loc[~frozen(rows) & pd.Series(fewer, index=rows.index, dtype=bool)]
 
 
 def _on_bf16_grid(rows: pd.DataFrame) -> pd.Series:
@@ -78,11 +91,18 @@ def without_path(note: str) -> str:
 
 def _stored(last: pd.DataFrame) -> Iterable[str]:
     formats = narrow_formats(last)
+    coarse = listed(sorted({str(dtype).partition("->")[2] for dtype in _coarser(last)["dtype"]}))
+    narrow = sorted({found.partition("->")[0] for found in last["dtype"] if re.match(r"float8\w*->(?!float8)", found)})
+    if narrow:
+        yield (
+            f"The reference was stored in {listed(narrow)}, the tuned weights were not. If the run began from "
+            "what the reference was rounded from, that rounding is in every update: give that model as the reference."
+        )
     if rounded_with_the_tuned(last):
         yield (
-            "The tuned weights were stored in bfloat16, and the reference holds finer numbers. So rounding moved "
+            f"The tuned weights were stored in {coarse}, and the reference holds finer numbers. So rounding moved "
             "nearly every weight; norm, rotation, drift, stable rank and walk ratio are of training and rounding "
-            "together, and nothing is judged. Round the reference to bfloat16 too, or compare weights kept in float32."
+            f"together, and nothing is judged. Round the reference to {coarse} too, or compare weights kept in float32."
         )
     elif formats:
         yield (

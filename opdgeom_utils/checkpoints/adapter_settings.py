@@ -30,6 +30,10 @@ WITHOUT_EFFECT = (  # on the weights, given how training started and that the va
 NO_UPDATE = (  # kinds that add what is read beside the weights, and leave those as they are
     *("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE", "ADAPTION_PROMPT"),
 )
+UNMERGEABLE = {  # kinds and settings under which the input decides what is added: there is no one update
+    **dict.fromkeys(("XLORA", "POLY", "arrow_config"), "mixes its parts anew for each input"),
+    "alora_invocation_tokens": "acts only after its invocation tokens",
+}
 KNOWN = frozenset(USED + SEEN_IN_THE_WEIGHTS + WITHOUT_EFFECT)
 
 
@@ -55,9 +59,14 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
     unknown = sorted(name for name, value in settings.items() if value and name not in KNOWN)
     if kind != "LORA" or unknown:
         with_these = f" with {shortened(unknown)}" if unknown else ""
+        by_input = next((why for name, why in UNMERGEABLE.items() if name in (kind, *unknown)), "")
+        remedy = (
+            f"it {by_input}, so that no one matrix holds its update, and there is nothing to merge or to measure"
+            if by_input
+            else "merge it with PEFT (merge_and_unload) and give the merged folder"
+        )
         raise MetricInputError(
-            f"{file}: an adapter of kind {kind}{with_these}, expected plain LoRA, rsLoRA or DoRA; merge it with PEFT "
-            "(merge_and_unload) and give the merged folder."
+            f"{file}: an adapter of kind {kind}{with_these}, expected plain LoRA, rsLoRA or DoRA; {remedy}."
         )
     start = settings.get("init_lora_weights")
     if (start.lower() if isinstance(start, str) else start) not in STARTS:
@@ -73,7 +82,7 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
 def scaling_of(settings: Mapping[str, Any], module: str, rank: int, *, file: Path) -> float:
     """Return the factor of ``B A`` for a module, after checking that the rank is the declared one.
 
-    Raises CheckpointDamagedError when there is no rank or alpha, or another rank than the factors have.
+    Raises CheckpointDamagedError when there is no rank or alpha, alpha is 0, or the factors have another rank.
 
     >>> settings = {"r": 4, "lora_alpha": 8, "alpha_pattern": {"q_proj": 2}}
     >>> [scaling_of(settings, f"layers.0.{name}", 4, file=Path("x")) for name in ("q_proj", "k_proj")]
@@ -86,6 +95,12 @@ def scaling_of(settings: Mapping[str, Any], module: str, rank: int, *, file: Pat
         raise CheckpointDamagedError(
             f"{file}: rank {declared!r} and alpha {alpha!r} for {module}, whose factors have rank {rank}; the "
             "configuration is not of these weights, copy both again."
+        )
+    if not alpha:
+        raise CheckpointDamagedError(
+            f"{file}: alpha is 0 for {module}, so that its factors count for nothing: a tool that did not know it "
+            "wrote this (verl's merger does). Write the lora_alpha of the training into this file; verl keeps it in "
+            "lora_train_meta.json or in the run's own settings."
         )
     return alpha / math.sqrt(rank) if settings.get("use_rslora") else alpha / rank
 

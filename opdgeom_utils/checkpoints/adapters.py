@@ -12,8 +12,9 @@ Where the base ties its embeddings and the adapter changes one of them, the merg
 the other one unchanged.
 """
 
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from torch import Tensor
 from opdgeom_utils.checkpoints.adapter_settings import CONFIG, adapter_settings, scaling_of, trained_tokens, untrained
 from opdgeom_utils.checkpoints.fused_attention import CONV1D, IN_OUT
 from opdgeom_utils.checkpoints.layouts import WRAPPERS, plain_names, text_config
-from opdgeom_utils.checkpoints.parameter_names import embedding_and_head, tower_of
+from opdgeom_utils.checkpoints.parameter_names import PADDING_AT_MOST, embedding_and_head, tower_of
 from opdgeom_utils.checkpoints.pickled_weights import pickled_tensors
 from opdgeom_utils.checkpoints.safetensors_weights import safetensors_of
 from opdgeom_utils.checkpoints.stored_tensors import Cut, StoredTensor
@@ -45,6 +46,7 @@ LOW_RANK = re.compile(
     r"|token_adapter\.trainable_tokens_delta)(?:\.default)?(?P<bias>\.bias)?(?:\.weight)?"
 )
 TOKENS = "token_adapter.trainable_tokens_delta"
+TOKENS_OVER = ".token_adapter.base_layer.weight"  # saved where the vocabulary was resized
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,16 @@ def open_adapter(folder: Path, *, allow_pickle: bool = False) -> Adapter:
     replaced: dict[str, StoredTensor] = {}
     for raw, tensor in tensors.items():
         name = WRAPPERS.sub("", raw).removeprefix("module.").removeprefix("base_model.model.")
-        if found := LOW_RANK.fullmatch(name):
+        found = LOW_RANK.fullmatch(name)
+        if found and len(tensor.shape) > 2:
+            raise MetricInputError(
+                f"{file}: tensor {raw} has shape {tensor.shape}: factors of a convolution, or of all experts of a "
+                "layer in one. Merge them with the tool that trained them and give the merged folder."
+            )
+        if found:
             low_rank.setdefault(found["module"], {})["bias" if found["bias"] else found["part"]] = tensor
+        elif name.endswith(TOKENS_OVER):
+            replaced[name.replace(TOKENS_OVER, ".weight")] = tensor
         elif any(word in name for word in ("lora_", "token_adapter", "modules_to_save", "trainable_tokens")):
             raise MetricInputError(f"{file}: tensor {raw} is of a kind that is not merged here; merge with PEFT.")
         else:
@@ -121,7 +131,7 @@ def merged_over(
     own = {name: dict(modules[name][1]) if name in modules else {} for name in (embedding, head)}
     for name in own.keys() & replaced.keys():
         own[name]["whole"] = replaced[name]
-    alone = embedding in changed and tied is True and set(own[embedding]) != {TOKENS}  # rows are trained for both
+    alone = embedding in changed and tied is True and TOKENS not in own[embedding]  # rows are trained for both
     merged = with_own_head(base, tied) if head in changed or alone else dict(base)
     unties = head in merged and head not in base
     merged |= replaced
@@ -131,7 +141,7 @@ def merged_over(
         merged[name] = _merged(adapter, module, name, merged[name], parts, text_config(config).get("model_type"))
         if "bias" in parts:
             merged[_bias_of(name)] = _shifted(adapter, module, _bias_of(name), merged, parts)
-    notes = _nothing_for(adapter, base, modules)
+    notes = (*_nothing_for(adapter, base, modules), *_added(adapter, merged, modules))
     if not unties:
         return merged, frozenset(changed), notes
     modules_alike = {_scaling(adapter, modules[name][0], parts) for name, parts in own.items() if name in modules}
@@ -163,6 +173,15 @@ def _nothing_for(adapter: Adapter, base: Mapping[str, StoredTensor], modules: Ma
     missing = untrained(adapter.settings, trained, [name for name in there if not tower_of(name)])
     named = f"{shortened(missing)}, which its target_modules name"
     return (f"{adapter.file} has nothing for {named}: they count as unchanged",) if missing else ()
+
+
+def _added(adapter: Adapter, base: Mapping[str, StoredTensor], modules: Mapping[str, Any]) -> Iterator[str]:
+    """Say which trained rows are of tokens that the base has not, as a full model's longer vocabulary is said."""
+    for name, (module, parts) in modules.items():
+        n_rows = base[name].shape[0] if name in base and TOKENS in parts else math.inf
+        added = [row for row in trained_tokens(adapter.settings, module) or () if row >= n_rows]
+        if added:
+            yield f"{adapter.file} trained {len(added)} rows of {name} that its base of {n_rows} has not: left out"
 
 
 def _merged(
@@ -212,7 +231,8 @@ def _with_rows(
     adapter: Adapter, module: str, name: str, base: StoredTensor, parts: Mapping[str, StoredTensor]
 ) -> StoredTensor:
     rows, values = trained_tokens(adapter.settings, module), parts[TOKENS]
-    if rows is None or values.shape != (len(rows), *base.shape[1:]) or max(rows, default=0) >= base.shape[0]:
+    most = base.shape[0] + PADDING_AT_MOST  # tokens that the trainer added come after those of the base
+    if rows is None or values.shape != (len(rows), *base.shape[1:]) or max(rows, default=0) >= most:
         raise CheckpointDamagedError(
             f"{adapter.file}: module {module} has trained rows of shape {values.shape} for the tokens {rows} of "
             f"{base.shape[0]}; the configuration is not of these weights, copy both again."
@@ -223,7 +243,8 @@ def _with_rows(
 
 
 def _put_in(weight: Tensor, values: Tensor, *, rows: list[int]) -> Tensor:
-    return weight.index_copy(0, torch.tensor(rows, device=weight.device), values)
+    there = [place for place, row in enumerate(rows) if row < len(weight)]
+    return weight.index_copy(0, torch.tensor([rows[place] for place in there], device=weight.device), values[there])
 
 
 def _shifted(

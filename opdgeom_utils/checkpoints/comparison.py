@@ -5,14 +5,19 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from opdgeom_utils.checkpoints.layouts import text_config
-from opdgeom_utils.checkpoints.parameter_names import embedding_and_head, is_vocabulary, layer_of, module_of
+from opdgeom_utils.checkpoints.parameter_names import (
+    PADDING_AT_MOST,
+    embedding_and_head,
+    is_vocabulary,
+    layer_of,
+    module_of,
+)
 from opdgeom_utils.checkpoints.sampled_rows import order_of_rows, other_values, taken_from
 from opdgeom_utils.checkpoints.stored_tensors import OpenCheckpoint, StoredTensor, part_of
 from opdgeom_utils.checkpoints.tied_embeddings import heads_apart
 from opdgeom_utils.checkpoints.weight_files import shortened
 from opdgeom_utils.errors import CheckpointMismatchError, ways
 
-PADDING_AT_MOST = 1024  # rows; a larger difference of vocabularies is no padding
 ROTATED = ("q_proj", "k_proj", "q_norm", "k_norm")  # what rotary embeddings turn, by halves or by neighbours
 TURNED = (
     "one of the two was converted by the rule for Meta's rotary embeddings, the other not; convert both from the "

@@ -86,7 +86,8 @@ def distributed_tensors(folder: Path) -> tuple[dict[str, StoredTensor], list[str
     try:
         entries, paths = metadata.state_dict_metadata, metadata.planner_data or {}
         stored = dict(_storages(metadata.storage_data))
-        names = _model_names({key: _path(key, paths.get(key)) for key in entries})
+        told = {key: _path(key, paths.get(key)) for key in entries}
+        names = _model_names(told, whole=not paths)
         tensors: dict[str, StoredTensor] = {}
         left_out: list[str] = []
         for key, entry in entries.items():
@@ -115,8 +116,10 @@ def _path(key: Any, path: Any) -> tuple[str, ...]:
     return tuple(str(part) for part in parts)
 
 
-def _model_names(paths: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+def _model_names(paths: Mapping[str, tuple[str, ...]], *, whole: bool = False) -> dict[str, str]:
     """Return, for each key that belongs to the model, its name there.
+
+    ``whole``: the keys were not told and may be a model's own names, of which most begin with ``model``.
 
     >>> _model_names({"app.model.w": ("app", "model", "w"), "app.optim.lr": ("app", "optim", "lr")})
     {'app.model.w': 'w'}
@@ -128,7 +131,8 @@ def _model_names(paths: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
         place = next((number for number, part in enumerate(path[:-1]) if part in MODEL_KEYS), None)
         if place is not None and not set(path[: place + 2]) & set(OTHER_STATE):
             inside[key] = ".".join(path[place + 1 :])
-    if inside:
+    outside = [path for key, path in paths.items() if key not in inside and not set(path) & set(OTHER_STATE)]
+    if inside and not (whole and outside):
         return inside
     beside_moments = {key.rpartition(".")[0] for key in paths if key.endswith(MOMENTS)} - {""}
     return {

@@ -8,16 +8,16 @@ The rules, in order:
 2. A model's parts stand under ``model.``, whether its names are those of the hub or of memory: ``visual.`` becomes
    ``model.visual.``; ``language_model.`` becomes ``model.``, with or without a ``model.`` on either side of it, and
    ``language_model.lm_head.`` becomes ``lm_head.``. Types with names of their own for the parts are renamed first as
-   transformers renames them on loading. Where the layers stand at the very start, all but the heads gets the prefix of
-   the type's base model (``base_model_prefix`` in transformers).
-3. ``block_sparse_moe.`` becomes ``mlp.``, and its experts' ``w1, w2, w3`` become ``gate_proj, down_proj, up_proj``; the
+   transformers renames them on loading, and so are, in any type, names beyond the usual ones. Where the layers stand at
+   the very start, all but the heads gets the prefix of the type's base model (``base_model_prefix`` in transformers).
+3. ``block_sparse_moe.`` becomes ``mlp.``, and experts' ``w1, w2, w3`` become ``gate_proj, down_proj, up_proj``; the
    names that one architecture alone has on disk (GPT-NeoX's head, PhiMoE's router, GraniteMoE's experts) become those
    that it has in memory.
 4. Queries, keys and values in one matrix (``qkv_proj``, ``query_key_value``, ``c_attn``, ``Wqkv``) are cut apart where
    the order of rows is known (:mod:`opdgeom_utils.checkpoints.fused_attention`); ``gate_up_proj`` into two halves,
    the gate first.
-5. ``experts.gate_up_proj`` and ``experts.down_proj`` of three dimensions are cut per expert, and turned into (out, in)
-   where their shape and the configuration's hidden size say that they are stored as (in, out).
+5. ``gate_up_proj``, ``up_proj`` and ``down_proj`` of ``experts.``, of three dimensions, are cut per expert, and turned
+   into (out, in) where their shape and the configuration's hidden size say that they are stored as (in, out).
 
 Rules 4 and 5 hold for the language model; what is fused in a vision or audio tower stays whole. No rule looks at the
 order of tensors. Two tensors that come to one name are ambiguous and left to the comparison to refuse. Whatever else is
@@ -46,8 +46,8 @@ AT_THE_START = re.compile(r"(?:decoder\.)?(?P<kind>layers|h|blocks|block)\.\d+\.
 NO_BODY = re.compile(  # what stands beside a base model
     rf"(?:{'|'.join(OUTPUT)}|score|classifier|v_head|value_head|qa_outputs|mtp|talker|code2wav|token2wav|model)(?:\.|$)"
 )
-SPARSE = re.compile(r"\.block_sparse_moe\.(?:(experts\.\d+)\.(w[123])\.)?")
-SPARSE_NAMES = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+EXPERT_OLD = re.compile(r"(\.experts\.\d+)\.(w[123])\.")
+OLD = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 OWN_NAMES = {  # of one architecture on disk, and in memory
     "gpt_neox": {r"^embed_out\.": "lm_head."},
     "phimoe": {r"\.mlp\.gate(?=\.|$)": ".mlp.router"},
@@ -58,7 +58,7 @@ OWN_NAMES = {  # of one architecture on disk, and in memory
     },
 }
 GATE_UP = re.compile(r"(?P<parent>.*)\.gate_up_proj\.(?P<kind>weight|bias)")
-PACKED = re.compile(r"(?P<parent>.*\.experts)\.(?P<packed>gate_up_proj|down_proj)(?P<bias>_bias)?")
+PACKED = re.compile(r"(?P<parent>.*\.experts)\.(?P<packed>gate_up_proj|up_proj|down_proj)(?P<bias>_bias)?")
 LEFT_WHOLE = ("in_proj_weight", "in_proj_qkv", "in_proj_qkvz")
 EXPERT_WIDTH = ("moe_hidden_size", "hidden_size")
 # Stored as (expert, in, out); transformers itself says which types it keeps as (expert, out, in).
@@ -102,7 +102,7 @@ def canonical_name(name: str, kind: Any = None) -> str:
         name = (language["head"] or "model.") + name[language.end() :]
     elif PART.match(name):
         name = f"model.{name}"
-    name = SPARSE.sub(lambda found: f".mlp.{found[1]}.{SPARSE_NAMES[found[2]]}." if found[2] else ".mlp.", name)
+    name = EXPERT_OLD.sub(lambda old: f"{old[1]}.{OLD[old[2]]}.", name.replace(".block_sparse_moe.", ".mlp."))
     family = "granitemoe" if str(kind).startswith("granitemoe") else kind
     for before, after in OWN_NAMES.get(family, {}).items():
         name = re.sub(before, after, name)
@@ -115,12 +115,12 @@ def plain_names(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, st
     >>> list(plain_names(["h.0.mlp.c_fc.weight", "wte.weight", "lm_head.weight"], {}).values())
     ['transformer.h.0.mlp.c_fc.weight', 'transformer.wte.weight', 'lm_head.weight']
     """
-    kind, own = text_config(config).get("model_type"), own_renamings(config)
+    bare = {raw: unwrapped(raw) for raw in names}
+    kind, own = text_config(config).get("model_type"), own_renamings(config, bare.values())
     plain = {}
-    for raw in names:
-        name = unwrapped(raw)
+    for raw, name in bare.items():
         for pattern, target in own:
-            name = pattern.sub(target, name, count=1)
+            name = name if target in name else pattern.sub(target, name, count=1)
         plain[raw] = canonical_name(name, kind)
     found = next(filter(None, map(AT_THE_START.match, plain.values())), None)
     if found:
@@ -214,8 +214,8 @@ def _experts(
         yield packed.string, tensor
         return
     axis = 2 if turned else 1
-    if packed["packed"] == "down_proj":
-        cuts = {"down_proj": slice(None)}
+    if packed["packed"] != "gate_up_proj":
+        cuts = {packed["packed"]: slice(None)}
     elif kind in INTERLEAVED_EXPERTS:
         cuts = {"gate_proj": slice(0, None, 2), "up_proj": slice(1, None, 2)}
     else:
@@ -242,7 +242,7 @@ def _is_in_out(packed: re.Match[str], tensor: StoredTensor, config: Mapping[str,
         return False, "" if bias and len(shape) == 2 else str(shape)
     width = None if _is_foreign(packed.string) else first_number(config, EXPERT_WIDTH)
     fits = [width in (None, shape[axis]) for axis in (1, 2)]
-    in_out, out_in = fits if packed["packed"] == "gate_up_proj" else reversed(fits)
+    in_out, out_in = reversed(fits) if packed["packed"] == "down_proj" else fits
     if not in_out and not out_in:
         raise CheckpointDamagedError(
             f"{tensor.where}: tensor {tensor.key} has shape {shape}, expected {width}, the hidden size in its "

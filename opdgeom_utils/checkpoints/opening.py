@@ -35,6 +35,7 @@ from opdgeom_utils.errors import CheckpointDamagedError, CheckpointNotFoundError
 
 CheckpointSource = str | os.PathLike[str] | nn.Module | OpenCheckpoint
 
+WEIGHTY = (".safetensors", *ENDINGS)
 TEXTS = (".json", ".txt", ".md", ".yaml", ".yml", ".jinja", ".csv", ".log")
 CONFIG_PLACES = ("config.json", "huggingface/config.json", "../config.json", "../huggingface/config.json")
 
@@ -153,7 +154,9 @@ def _gathered(
     if not tensors:
         raise CheckpointDamagedError(f"{path}: holds no floating tensors, expected a model's weights; save it again.")
     config = _config(path if path.is_dir() else path.parent)
-    return _plainly_named(OpenCheckpoint(os.fspath(source), tensors, config, tuple(left_out)))
+    apart = [f"{found.parent.name}/" for found in sorted(path.glob(f"*/{ADAPTER}"))]
+    notes = [f"{source} has an adapter below it that is no part of its weights: {shortened(apart)}"] if apart else []
+    return _plainly_named(OpenCheckpoint(os.fspath(source), tensors, config, tuple(left_out), notes=tuple(notes)))
 
 
 def _file_tensors(path: Path, *, allow_pickle: bool) -> tuple[dict[str, StoredTensor], list[str]]:
@@ -193,6 +196,12 @@ def _plainly_named(found: OpenCheckpoint) -> OpenCheckpoint:
             f"{found.label}: tensor {unmerged} belongs to an adapter that is not merged and whose scaling is not "
             "known here; merge it, or open the adapter's own folder, with its adapter_config.json, over the base."
         )
+    flat = next((name for name in found.tensors if name.endswith("flat_param")), None)
+    if flat is not None:
+        raise MetricInputError(
+            f"{found.label}: tensor {flat} holds many weights in a row, as FSDP flattens them; save the model with "
+            "StateDictType.FULL_STATE_DICT or SHARDED_STATE_DICT (in verl: hf_model among checkpoint.save_contents)."
+        )
     buffers = {name for name, tensor in found.tensors.items() if is_buffer(name, tensor.shape)}
     stored = {name: tensor for name, tensor in found.tensors.items() if name not in buffers}
     tensors, ambiguous = renamed(stored, found.config)
@@ -220,8 +229,9 @@ def _with_adapter(label: str, folder: Path, *, base: Any, allow_pickle: bool) ->
     names = frozenset(split({name: tensors[name] for name in changed}, stands_on.config).tensors)
     notes = [f"{label} is an adapter over {stands_on.label}; its configuration names {adapter.base or 'no base'}"]
     used = [folder / WEIGHTS] if isinstance(below, nn.Module) else [folder / WEIGHTS, Path(below).absolute()]
-    others = (*folder.glob("pytorch_model*"), *folder.glob("*.safetensors"))
-    beside = sorted(path.name for path in others if path not in used)
+    used.append(folder / PICKLED)
+    others = {*folder.glob("pytorch_model*"), *(path for path in folder.iterdir() if path.suffix in WEIGHTY)}
+    beside = sorted(path.name for path in others if path not in used and not other_kind(path))
     if beside:
         notes.append(f"{label} is opened as an adapter, not opened: {shortened(beside)} lie beside it")
     return replace(stands_on, label=label, tensors=tensors, notes=(*stands_on.notes, *notes, *remarks), adapted=names)

@@ -32,6 +32,13 @@ NAMED = (
     (r".*\.onnx(_data)?", f"a graph exported to ONNX, without the names of weights; {_WHOLE}"),
     (r"tf_model.*\.h5|.*\.ckpt\.(index|meta|data-.*)|saved_model\.pb", _TENSORFLOW),
     (r"flax_model.*\.msgpack", f"a Flax model, {_OLD.format('from_flax=True')}"),
+    (
+        r".*\.distcp|\.metadata",
+        "a part of a folder of torch.distributed.checkpoint; pass the folder, with its .metadata (which is written "
+        "last: where there is none, the save did not finish)",
+    ),
+    (r".*\.(nemo|tar|gz|tgz|zip|zst|7z)", "an archive; unpack it and pass the folder with the weights in it"),
+    (r".*\.(pkl|pickle|joblib)", "a pickle of any kind; save the state dict alone, best as safetensors"),
     (r"training_args\.bin|(optimizer|scheduler|scaler|training_state)\.(pt|bin)|trainer_state\.json", _STATE),
     (r"rng_state.*\.pth|random_states_\d+\.pkl|(optim|extra_state)_world_size_\d+_rank_\d+\.pt|optimizer_\d+", _STATE),
 )

@@ -15,6 +15,7 @@ INPUT = (  # what families call the module that turns tokens into vectors, and b
 )
 OUTPUT = ("lm_head", "embed_out", "generator_lm_head", "lm_loss", "output", "output_layer", "output_projection")
 VOCABULARY = re.compile(rf"(?:.+\.)?(?:(?P<embedding>{'|'.join(INPUT)})|(?P<head>{'|'.join(OUTPUT)}))\.(?:weight|bias)")
+PADDING_AT_MOST = 1024  # rows; a larger difference of vocabularies is no padding
 BUFFER = re.compile(  # tables, masks and running statistics, which no optimiser touches
     r"(?:.+\.)?(?:(?:\w+_)?inv_freq|freqs_cis|(?:rope|rotary\w*)\.freqs|(?:cos|sin)_cached?|alibi|embed_positions\.weights"
     r"|masked_bias|(?:causal|future|attn|attention)_mask(?:_cache)?|position_(?:ids|indices)|token_type_ids"

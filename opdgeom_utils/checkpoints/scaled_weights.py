@@ -1,11 +1,13 @@
 """Weights stored in 8 bits beside their scales: put back into float32 when they are read, one matrix at a time.
 
-What transformers writes: ``X.weight`` in fp8 with ``X.weight_scale_inv``, one scale for the whole matrix or for each
-block of ``quantization_config.weight_block_size`` entries; or with ``X.weight_scale``, one for the matrix or for each
-row, with or without a dimension of 1 at its end. A weight is its stored value times its scale, under either name.
+What transformers, compressed-tensors and ComfyUI write: ``X.weight`` in fp8 with ``X.weight_scale_inv``, one scale for
+the whole matrix or for each block of ``quantization_config.weight_block_size`` entries; or with ``X.weight_scale``, one
+for the matrix, for each row, with or without a dimension of 1 at its end, or for each block of its group's
+``block_structure``; or with ``X.scale_weight``, one for the matrix. A weight is its stored value times its scale.
 Packed experts have one more dimension in front.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,11 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opdgeom_utils.checkpoints.other_files import dequantised
 from opdgeom_utils.checkpoints.sharded_tensors import bounds_of, every_cut
 from opdgeom_utils.checkpoints.stored_tensors import Cut, StoredTensor
-from opdgeom_utils.errors import CheckpointDamagedError
+from opdgeom_utils.checkpoints.weight_files import shortened
+from opdgeom_utils.errors import CheckpointDamagedError, MetricInputError
 
 SCALES = ("_scale_inv", "_scale")
+COMFY = re.compile(r"(?P<module>.+)\.scale_(?P<what>weight|input)")
 OF_ACTIVATIONS = ("activation_scale", "input_scale", "input_scale_ub", "output_scale", "k_scale", "v_scale")
 
 
@@ -59,10 +64,18 @@ def unscaled(
 
     Returns the weights, and the names of the scales, which are no weights. Eight-bit weights without a scale keep their
     values. Raises CheckpointDamagedError when a scale has no weight, a quantised weight no scale, or the two do not
-    fit.
+    fit. Raises MetricInputError when what lies beside such a weight is called a scale and is of no known form.
     """
     weights, scales = dict(tensors), []
     for name, scale in tensors.items():
+        if found := COMFY.fullmatch(name):
+            owner = tensors.get(f"{found['module']}.weight")
+            if owner is not None and owner.dtype.itemsize == 1:
+                del weights[name]
+                scales.append(name)
+                if found["what"] == "weight":
+                    weights[f"{found['module']}.weight"] = _scaled(owner, scale, config)
+            continue
         ending = next((ending for ending in SCALES if name.endswith(ending)), None)
         if name.rsplit(".", 1)[-1] in OF_ACTIVATIONS:
             del weights[name]
@@ -78,6 +91,14 @@ def unscaled(
     quantised = isinstance(config.get("quantization_config"), Mapping)
     for name, tensor in weights.items():
         if tensor.dtype.itemsize == 1 and not isinstance(tensor.load, Scaled):
+            beside = [
+                other for other in tensors if other.startswith(f"{name.rpartition('.')[0]}.") and "scale" in other
+            ]
+            if beside:
+                raise MetricInputError(
+                    f"{tensor.where}: tensor {tensor.key} has 8 bits, and {shortened(beside)} beside it, a scale of no "
+                    f"form that is known here {dequantised(tensors)}"
+                )
             if quantised:
                 raise CheckpointDamagedError(
                     f"{tensor.where}: tensor {tensor.key} is quantised, but no {name}_scale_inv or {name}_scale is "
@@ -89,9 +110,8 @@ def unscaled(
 
 def _scaled(stored: StoredTensor, scale: StoredTensor, config: Mapping[str, Any]) -> StoredTensor:
     shape, count = stored.shape, torch.Size(scale.shape).numel()
-    declared = config.get("quantization_config")
-    block = declared.get("weight_block_size") if isinstance(declared, Mapping) else None
-    if scale.key.endswith("_scale_inv") and isinstance(block, list) and len(block) == 2 and count != 1:
+    block = _block(scale.key, config.get("quantization_config"))
+    if isinstance(block, list) and len(block) == 2 and count != 1:
         rows, columns = block
     else:
         rows, columns = 1, shape[-1] if shape else 1
@@ -104,3 +124,15 @@ def _scaled(stored: StoredTensor, scale: StoredTensor, config: Mapping[str, Any]
             f"blocks of {rows} x {columns}; copy the checkpoint with its config.json."
         )
     return replace(stored, held=None, load=Scaled(stored, scale, (rows, columns)))
+
+
+def _block(key: str, declared: Any) -> Any:
+    """Return the rows and columns of a block, by what a configuration says of a scale of this name; None if nothing."""
+    if not isinstance(declared, Mapping):
+        return None
+    if key.endswith("_scale_inv"):
+        return declared.get("weight_block_size")
+    groups = declared.get("config_groups")
+    weights = [group.get("weights") for group in groups.values() if isinstance(group, Mapping)] if groups else []
+    blocks = [one.get("block_structure") for one in weights if isinstance(one, Mapping)]
+    return blocks[0] if len(blocks) == 1 else None

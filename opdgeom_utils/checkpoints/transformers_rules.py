@@ -4,34 +4,46 @@ A type that the installed version does not know has no such rules: the answer is
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from inspect import getclosurevars
 from typing import Any
 
+USUAL = {  # parts of a language model's names that every version of transformers keeps
+    *("model", "layers", "self_attn", "mlp", "weight", "bias", "embed_tokens", "lm_head", "norm", "q_norm", "k_norm"),
+    *("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "gate_proj", "up_proj", "down_proj", "gate_up_proj"),
+    *("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
+    *map(str, range(1000)),
+}
 PARTS = ("vision_config", "audio_config", "thinker_config", "vit_config", "vq_config", "text_config", "llm_config")
 
 
-def own_renamings(config: Mapping[str, Any]) -> list[tuple[re.Pattern[str], str]]:
-    """Return how a type with several parts is renamed on loading, at the start of its names.
+def own_renamings(config: Mapping[str, Any], names: Iterable[str] = ()) -> list[tuple[re.Pattern[str], str]]:
+    """Return how a type's names are renamed on loading: of one with several parts only where they begin.
+
+    A type without parts has such rules only for names beyond the usual ones.
 
     >>> own_renamings({"model_type": "qwen3"})
     []
+    >>> [target for _, target in own_renamings({"model_type": "nemotron_h"}, ["backbone.layers.0.mixer.D"])]
+    ['model.']
     >>> [(pattern.pattern, target) for pattern, target in own_renamings({"model_type": "fuyu", "text_config": {}})][1:]
     [('^language_model', 'model.language_model'), ('^vision_embed_tokens', 'model.vision_embed_tokens')]
     """
-    if not any(part in config for part in PARTS):
+    has_parts = any(part in config for part in PARTS)
+    if not has_parts and (not config.get("model_type") or {p for n in names for p in n.split(".")} <= USUAL):
         return []
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     stated = (*(config.get("architectures") or ()), config.get("model_type"))
     found = next(filter(None, map(get_checkpoint_conversion_mapping, stated)), [])
-    rules = [(rule.source_patterns, rule.target_patterns) for rule in found if not hasattr(rule, "operations")]
+    found = [rule for rule in found if not getattr(rule, "operations", None)]
+    rules = [(rule.source_patterns, rule.target_patterns) for rule in found]
     return [
         (re.compile(pattern), target)
         for patterns, targets in rules
         for pattern, target in zip(patterns, targets, strict=True)
-        if re.match(r"\^\(?[a-z]", pattern)
+        if re.match(r"\^\(?[a-z]", pattern) or not has_parts
     ]
 
 

@@ -30,6 +30,7 @@ BITS = {"F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32":
     **{"F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4},
 }
 SHARD = re.compile(r"-(\d+)-of-(\d+)\.(?:safetensors|bin)$")
+DOWNLOADS = ".cache/huggingface/download"  # what the hub's client keeps in a folder that it downloads to
 SLICE = re.compile(r"shard-\d+-")  # of which each rank wrote its own, under a number of its own
 WEIGHTS = (  # files that hold a model's weights, in whatever form
     *("*.safetensors", "pytorch_model*.bin", "*.distcp", "model_world_size_*_rank_*.pt", "consolidated*.pth"),
@@ -265,8 +266,11 @@ def weight_map(index: Path) -> dict[str, str]:
 
 def _elsewhere(folder: Path) -> str:
     """Say where among what a folder holds weights may lie."""
-    below = {path.parent.name for name in (*WEIGHTS, "adapter_config.json") for path in folder.glob(f"*/{name}")}
+    names = [f"{place}/{name}" for name in (*WEIGHTS, "adapter_config.json") for place in ("*", "snapshots/*")]
+    below = {path.parent.relative_to(folder).as_posix() for name in names for path in folder.glob(name)}
     pickles = (path for path in sorted(folder.iterdir()) if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+    if any(any(place.glob("*.incomplete")) for place in (folder.resolve().parents[1] / "blobs", folder / DOWNLOADS)):
+        return "; its download did not finish: give `hf download` again"
     where = [*(f"{name}/" for name in sorted(below)), *(path.name for path in pickles if not other_kind(path))]
     return f"; if one of {shortened(where)} is meant, pass its path" if where else ""
 
