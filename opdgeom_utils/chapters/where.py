@@ -127,10 +127,11 @@ def say_null_ratios(ends: pd.DataFrame, metrics: Sequence[str]) -> str:
     >>> say_null_ratios(pd.concat([ends, credit]).assign(x_shuffled=1.0), ["x"]).split("; ")[1]
     'OPD is not told apart from random credit.'
     """
-    unequal = []
+    unequal, known = [], 0
     for metric in metrics:
         found = ratios_to_null(ends, metric)
-        means = [interval.mean for interval in found.values()]
+        means = [interval.mean for interval in found.values() if interval.n]
+        known += len(means) > 1
         if not any(starmap(_disjoint, combinations(found.values(), 2))) or max(means) < (1 + MARGIN) * min(means):
             continue
         said = ", ".join(f"{name} {interval.mean:.2f}" for name, interval in found.items())
@@ -142,7 +143,7 @@ def say_null_ratios(ends: pd.DataFrame, metrics: Sequence[str]) -> str:
         ]
         unequal.append("; ".join([f"{metric_of(metric).words} ({said})", *beside]))
     what = f": {'. '.join(unequal)}" if unequal else ""
-    return f"Unequal in {len(unequal)} of {len(metrics)} measures{what}."
+    return f"Unequal in {len(unequal)} of {known} measures{what}." if known else seen.NOT_HERE
 
 
 def _disjoint(one: Interval, other: Interval) -> bool:
@@ -166,6 +167,7 @@ def compared(near: pd.DataFrame, metrics: Sequence[str], recipe: str, other: str
         pairs = (runs[0][column] / runs[1][column] for column in (metric, f"{metric}_shuffled"))
         ratio, null = map(seed_interval, pairs)
         verdict = "differ" if seen.excludes(ratio, 1.0) and abs(ratio.mean - 1) >= MARGIN else "not decided"
+        verdict = verdict if ratio.n else "undefined"
         shown = {
             f"{label(recipe)} over {label(other)}": ratio.text(".2f"),
             "shuffled updates": number(null.mean, ".2f"),
@@ -182,14 +184,16 @@ def say_compared(found: pd.DataFrame) -> str:
     'OPD over RLVR differs from 1 in 1 of 2 measures: A 0.80 (0.90 from shuffled updates, which know only sizes).'
     """
     said = found.columns[1]
-    apart = found.loc[found["verdict"] == "differ"]
+    apart, known = (found.loc[rows] for rows in (found["verdict"] == "differ", found["verdict"] != "undefined"))
+    if known.empty:
+        return f"{said} is undefined in every measure: no seed has both runs where they are to be compared."
     shown = [
         f"{row['measure']} {str(row[said]).split(' (')[0]} ({row['shuffled updates']}"
         + (" from shuffled updates, which know only sizes)" if not i else ")")
         for i, row in enumerate(apart.to_dict("records"))
     ]
     what = f": {'; '.join(shown)}" if shown else ""
-    return f"{said} differs from 1 in {len(apart)} of {len(found)} measures{what}."
+    return f"{said} differs from 1 in {len(apart)} of {len(known)} measures{what}."
 
 
 def say_gaps(points: pd.DataFrame, metric: str) -> str:
@@ -213,25 +217,31 @@ def say_gaps(points: pd.DataFrame, metric: str) -> str:
     """
     places: dict[str, list[str]] = {}
     apart: dict[str, float] = {}
+    alone: list[str] = []
     for place, rows in points.groupby("place", sort=False):
         values = seen.by_seed(rows.assign(series=rows["recipe"].map(label), value=rows[metric]), "series")
+        if values.shape[1] < 2:  # all but one do not reach it
+            alone.append(f"at {place}")
+            continue
         places.setdefault(seen.place(values, label("opd")), []).append(f"at {place}")
         means = values.mean()
         apart[f"at {place}"] = float(means.max() / means.min())
+    none = f" Fewer than two of the runs have a value {listed(alone)}." if alone else ""
+    if not apart:
+        return none.strip()
     widest, nearest = (end(apart, key=lambda at: apart[at]) for end in (max, min))
     said = "; ".join(f"{how} {listed(at)}" for how, at in places.items())
-    said = f"does not keep its place: {said}" if len(places) > 1 else f"is in every panel {next(iter(places))}"
-    return (
-        f"OPD {said}. The highest run has "
-        f"{apart[widest]:.1f} times the lowest {widest}, {apart[nearest]:.1f} times {nearest}."
-    )
+    every = "in every panel" if not alone else listed(next(iter(places.values())))
+    said = f"does not keep its place: {said}" if len(places) > 1 else f"is {every} {next(iter(places))}"
+    least = f", {apart[nearest]:.1f} times {nearest}" if nearest != widest else ""
+    return f"OPD {said}. The highest run has {apart[widest]:.1f} times the lowest {widest}{least}.{none}"
 
 
 def times(profile: str, recipe: str, other: str, field: str, shown: str = "g") -> str:
     """Say how many times a recipe of a profile has of something what another one has.
 
     >>> times("toy", "sft", "opd", "learning_rate"), times("confined", "rlvr", "opd", "steps")
-    ('10', '(one of the two is no recipe of confined)')
+    ('5', '(one of the two is no recipe of confined)')
     """
     if not {recipe, other} <= set(recipe_names(profile)):
         return f"(one of the two is no recipe of {profile})"
