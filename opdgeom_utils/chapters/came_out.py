@@ -6,6 +6,7 @@ words that depend on them come from the tables.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from statistics import fmean
 
@@ -32,6 +33,8 @@ def how_sure(tables: BookTables, until: int | None = None) -> str:
         return ""
     shares = gap_closed(tables, until=until)
     closed = fmean(shares)
+    if math.isnan(closed):
+        return "How far it carries: how much OPD had learned is not known."
     said = f"OPD (seeds: {len(shares)}) had closed {closed:.0%} of the gap in accuracy to its teacher"
     said += f" at update {until}, where these runs are compared" if until is not None else ""
     beside = (

@@ -195,12 +195,15 @@ def matched_sentence(card: pd.DataFrame) -> str:
     found = {words: verdicts_of(card, condition) for condition, words in _MATCHES.items()}
     if not {verdict for verdicts in found.values() for verdict in verdicts} - {UNTESTABLE}:
         return "Whether the paper's orders hang on what is made equal cannot be tested in these tables."
-    hang = len({verdicts.count(REPRODUCED) for verdicts in found.values()}) > 1
+    tested = [verdicts for verdicts in found.values() if set(verdicts) - {UNTESTABLE}]
+    hang = len({verdicts.count(REPRODUCED) for verdicts in tested}) > 1
+    how = "depend on what is made equal" if hang else "come out alike, whatever is made equal"
+    if len(tested) < 2:
+        how = "can be tested under one match only, so whether they hang on it is open"
+    elif not hang and len(tested) < len(found):
+        how = "come out alike where they can be tested"
     left = ", ".join(f"{words} {tally(verdicts)}" for words, verdicts in found.items())
-    return (
-        "With SFT's start moved to that of the others, the same orders "
-        f"{'depend on what is made equal' if hang else 'come out alike, whatever is made equal'}: reproduced {left}."
-    )
+    return f"With SFT's start moved to that of the others, the same orders {how}: reproduced {left}."
 
 
 def null_sentence(card: pd.DataFrame, tables: Tables | None = None) -> str:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import mean
 
-from opdgeom_utils.errors import MissingRunsError
+from opdgeom_utils.chapters.committed_tables import PUBLISHED
+from opdgeom_utils.errors import CheckpointNotFoundError, MissingRunsError
+from opdgeom_utils.models import resolve_model
 from opdgeom_utils.project_files import runs_folder
-from opdgeom_utils.recipes import load_recipe, recipe_names
+from opdgeom_utils.recipes import Recipe, load_recipe, recipe_names
 from opdgeom_utils.results import are_committed
 from opdgeom_utils.run_files import Run, rows_of, run_of
 from opdgeom_utils.trained_models import is_large
+
+SHIPPED = "first_regime"  # whose OPD starts from a model that comes with the book
 
 
 def stop_without_runs(profile: str) -> None:
@@ -41,6 +45,81 @@ def stop_without_runs(profile: str) -> None:
             f"inside a chapter. {len(missing)} of {len(runs)} runs are missing: {named}. `make runs PROFILE={profile}` "
             f"trains them and writes the tables; it can be stopped, and goes on where it was. {_time(runs, missing)}"
         )
+
+
+def live_profile(profile: str, jobs: Sequence[tuple[str, int]]) -> tuple[str, str]:
+    """Name the profile whose runs a chapter opens or trains on the spot, and why, where it is not the one asked for.
+
+    Parameters
+    ----------
+    profile
+        The one asked for. Its own runs are taken where it has them all and they are there, or are quickly trained.
+    jobs
+        Pairs of recipe name and seed.
+
+    Returns
+    -------
+    tuple of str
+        ``profile``, or the published one, and a sentence that begins with a space; empty where it is ``profile``.
+
+    Examples
+    --------
+    >>> live_profile("smoke", [("opd", 0)])
+    ('smoke', '')
+    >>> live_profile("confined", [("opd", 0), ("sft", 0)])
+    ('toy', ' Live runs are those of profile toy: confined has no sft, seed 0.')
+    """
+    known = recipe_names(profile)
+    lacking = [
+        f"{name}, seed {seed}"
+        for name, seed in jobs
+        if name not in known or seed not in load_recipe(name, profile).seeds
+    ]
+    if lacking:
+        return PUBLISHED, f" Live runs are those of profile {PUBLISHED}: {profile} has no {'; no '.join(lacking)}."
+    recipes = [load_recipe(name, profile) for name, _ in jobs]
+    runs = [(name, seed) for name, seed in jobs if not _is_there(load_recipe(name, profile), seed)]
+    if not runs or not any(map(is_large, recipes)):
+        return profile, ""
+    named = "; ".join(f"{name}, seed {seed}" for name, seed in runs)
+    return PUBLISHED, (
+        f" Live runs are those of profile {PUBLISHED}: the student of {profile} is too large to be trained inside a "
+        f"chapter, and runs of it are not on this machine ({named}). `make runs PROFILE={profile}` trains them."
+    )
+
+
+def is_at_hand(model: str) -> bool:
+    """Whether a model can be opened here without any training; those that runs have made are not in the tables.
+
+    >>> is_at_hand("anchor"), is_at_hand("run:first_regime/sft@20")
+    (True, False)
+    """
+    try:
+        return bool(resolve_model(model))
+    except CheckpointNotFoundError:
+        return False
+
+
+def opened_profile(profile: str) -> tuple[str, str]:
+    """Name the profile of whose OPD a number is computed from the weights themselves, and why it is not the one asked.
+
+    The reason begins with a space; it is empty where the profile is the one asked for.
+
+    >>> opened_profile("toy")
+    ('toy', '')
+    """
+    start = load_recipe("opd", profile).start
+    if is_at_hand(start):
+        return profile, ""
+    return SHIPPED, f" (Of profile {SHIPPED}: the weights that OPD of {profile} started from, {start}, are not here.)"
+
+
+def _is_there(recipe: Recipe, seed: int) -> bool:
+    """Whether a run is finished on this machine; not where the model that it starts from has not been made here."""
+    try:
+        return (run_of(recipe, seed).path / "DONE").is_file()
+    except CheckpointNotFoundError:
+        return False
 
 
 def _time(runs: Sequence[Run], missing: Sequence[Run]) -> str:

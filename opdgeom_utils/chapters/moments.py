@@ -142,6 +142,8 @@ def say_cross_term(mixed: pd.DataFrame) -> str:
     mixed
         Explained shares, a line per mixture: ``with cross, without``, and both again with ``, others``.
     """
+    if mixed.empty:
+        return "No moment of a mixture is in these tables."
     gaps = [
         max(0.0, (mixed[a] - mixed[b]).max())
         for a, b in (("with cross", "without"), ("with, others", "without, others"))

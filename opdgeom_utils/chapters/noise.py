@@ -12,6 +12,7 @@ import torch
 from opdgeom_utils import metrics
 from opdgeom_utils.chapters.committed_tables import BookTables
 from opdgeom_utils.chapters.literature import sizes_of
+from opdgeom_utils.chapters.missing_runs import is_at_hand
 from opdgeom_utils.chapters.update_path import cosines
 from opdgeom_utils.chapters.where import NULL_OBJECTIVES
 from opdgeom_utils.claims import matching
@@ -34,6 +35,7 @@ NULL_RATES = ("opd_random_credit_128", "opd_random_credit_1e5", "opd_random_cred
 def own_runs(tables: BookTables, recipes: Sequence[str], modules: tuple[str, ...] | None = None) -> pd.DataFrame:
     """List the book's runs at their ends: sparsity measured, mean over seeds, and predicted by noise.
 
+    ``recipes``: those that the tables have not are left out.
     ``modules``: kinds of matrix, attention's or all of the layers'; None takes all tensors.
 
     Returns ``recipe, run, objective, kind, source, sparsity, predicted, low, high``, and over all matrices together
@@ -49,6 +51,7 @@ def own_runs(tables: BookTables, recipes: Sequence[str], modules: tuple[str, ...
     ratio, own_ratio, coherence = (walks[column].to_dict() for column in beside)
     learned = matching.final(matching.accuracy_gain(tables.accuracy)).groupby("recipe")
     sampled, gained = (learned.agg({column: "mean"})[column].to_dict() for column in ("sampled", "gain"))
+    recipes = [name for name in recipes if name in set(last["recipe"])]
     rows, regime = [], ", first regime" if tables.profile == "first_regime" else ""
     for recipe in recipes:
         own = ends.loc[ends["recipe"] == recipe]
@@ -252,14 +255,20 @@ def noise_curve() -> pd.DataFrame:
 
 
 def marks_on_curve(literature: pd.DataFrame, own: pd.DataFrame, profile: str) -> pd.DataFrame:
-    """Place the paper's three runs and the book's on :func:`noise_curve`: where noise puts them, and what they show."""
+    """Place the paper's three runs and the book's on :func:`noise_curve`: where noise puts them, and what they show.
+
+    A run of the book is left out where the weights that it began at are not on this machine.
+    """
     rows = []
     for _, run in literature.head(3).iterrows():
         w = torch.cat([weights for weights, _ in sizes_of(run["weights"])]).double()
         size = float(w.square().mean().sqrt())
         rows.append((f"{run['kind']}, paper", run["walk"] / size, run["sparsity"]))
     for _, run in own.iterrows():
-        start = load_model(load_recipe(run["recipe"], profile).start)
+        named = load_recipe(run["recipe"], profile).start
+        if not is_at_hand(named):
+            continue
+        start = load_model(named)
         w = torch.cat([p.detach().flatten() for p in start.parameters() if p.ndim == 2]).double()
         size = float(w.square().mean().sqrt())
         rows.append((f"{run['kind']}, here", walk_of(run["recipe"], profile).rms / size, run["sparsity"]))

@@ -36,6 +36,7 @@ LADDERS = "the ladder of runs that differ only in how much signal an update has"
 SIDES = {"right": "similarity to the end at a fifth, right", "left": "similarity to the end at a fifth, left"}
 LEAST = 0.1  # of the curve's own range: less is no way off it
 MIN_SEEDS = 3
+UNTESTED = "it has too few seeds, or its coherence lies outside that of the ladder's runs in these tables"
 TESTED = ("leaves", "on the curve", "not decided")
 
 
@@ -209,7 +210,7 @@ def say(found: pd.DataFrame, *, which: bool = True) -> str:
         where = "; ".join(filter(None, [*(left if which and len(left) < len(tested) else []), open_]))
         name = shown[:1].upper() + shown[1:]
         many = f"{name} leaves the curve in {len(left)} of {len(tested)} statistics{f' ({where})' if where else ''}."
-        said.append(many if tested else f"{name} cannot be tested.")
+        said.append(many if tested else f"{name} cannot be tested: {UNTESTED}.")
     return " ".join(said)
 
 

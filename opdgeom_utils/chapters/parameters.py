@@ -130,6 +130,43 @@ def check_parameters(namespace: Mapping[str, Any]) -> None:
         from opdgeom_utils.chapters.missing_runs import stop_without_runs  # brings torch, which the build needs not
 
         stop_without_runs(namespace["profile"])
+        if said := say_other_profile(namespace["profile"], list(namespace.get("In", []))):
+            from IPython.display import Markdown, display
+
+            display(Markdown(said))
+
+
+def say_other_profile(profile: str, history: list[str]) -> str:
+    r"""Say whose runs a page shows, where they are not those that its text was written for; empty where they are.
+
+    ``profile``: the profile asked for.
+    ``history``: sources of the cells executed so far; the one that declares ``profile`` has the page's own.
+
+    >>> say_other_profile("toy", ['profile: str = "toy"']), say_other_profile("toy", [])
+    ('', '')
+    >>> say_other_profile("mine", ['profile: str = "toy"', "# Parameters\nprofile = 'mine'"]).split(". ")[0]
+    '**This page was run with profile `mine`, and written for profile `toy`.**...
+    """
+    match [line for cell in history for line in _lines_of(cell) if _declares_profile(line)]:
+        case [ast.AnnAssign(value=ast.Constant(value=str(own))), *_] if own != profile:
+            return (
+                f"**This page was run with profile `{profile}`, and written for profile `{own}`.** Tables, figures and "
+                f"sentences that are computed are of `{profile}`, but where they name other runs. What the text itself "
+                f"says of models, problems, rates, seeds and numbers of updates is of `{own}`; a finding that it "
+                f"tells as known was seen there, and may not be here."
+            )
+    return ""
+
+
+def _lines_of(cell: str) -> list[ast.stmt]:
+    try:
+        return ast.parse(cell).body
+    except SyntaxError:  # a line for IPython, such as %pip
+        return []
+
+
+def _declares_profile(line: ast.stmt) -> bool:
+    return isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.target.id == "profile"
 
 
 def check_given(given: Mapping[str, object], declared: Mapping[str, str], notebook: str) -> None:

@@ -97,22 +97,24 @@ def say_trained_null(measures: pd.DataFrame | None, k: int) -> str:
     )
 
 
-def came_out(measures: pd.DataFrame, k: int) -> str:
-    """Say whether locking tells OPD from other training and from its null objective, and what does."""
+NO_NULL = "No null is in these tables."
+
+
+def came_out(measures: pd.DataFrame, k: int, among: str = "runs that learned") -> str:
+    """Say whether locking tells OPD from other training, ``among`` which it is, and from its null objective."""
     own, null, nulls = label("opd"), label("opd_random_credit"), {}
     tells = _earlier_than_others(measures, k)
     if not tells:
         return "No run of OPD is in these tables."
     for side in SIDES:
         beside, names = _with_nulls(measures, "sim_to_end", side, k, "opd")
-        nulls[side] = seen.leads(beside, own, names, "null")
+        nulls |= {side: seen.leads(beside, own, names, "null")} if names else {}
     shown = agreement(measures, ["opd", "opd_random_credit"]).set_index("run")["cosine"].dropna().map("{:z.2f}".format)
     pairs = ", ".join(f"{name} {shown[name]}" for name in (own, null) if name in shown)
     direction = f"What seeds agree on is a direction (cosine of two seeds' updates: {pairs})." if own in shown else ""
-    return (
-        f"Among the runs that learned, OPD {tells}.\n{at_a_fifth(measures, k)} Beside made-up processes that learn "
-        f"nothing it lies {seen.each_side(nulls)}. {direction}"
-    ).strip()
+    made_up = "made-up processes that learn nothing"
+    said = f"Beside {made_up} it lies {seen.each_side(nulls)}" if nulls else f"None of the {made_up} is in these tables"
+    return f"Among the {among}, OPD {tells}.\n{at_a_fifth(measures, k)} {said}. {direction}".strip()
 
 
 def _earlier_than_others(measures: pd.DataFrame, k: int) -> str:
@@ -162,7 +164,7 @@ def beside_nulls(measures: pd.DataFrame, quantity: str, side: str, k: int) -> st
 def beyond_nulls(measures: pd.DataFrame, k: int) -> str:
     """List what of OPD's locking exceeds its nulls, as Markdown; last whether a run with nothing to learn does too."""
     said = [beside_nulls(measures, q, side, k) for q in ("sim_to_end", "captured_share") for side in SIDES]
-    nothing = say_nulls(measures, "sim_to_end", k, NOTHING[0])
+    nothing = say_nulls(measures, "sim_to_end", k, NOTHING[0]).replace(NO_NULL, NO_NULL.lower())
     return "\n".join(f"- {sentence}" for sentence in [*said, f"By similarity to the end at a fifth, {nothing}"])
 
 
@@ -184,7 +186,7 @@ def say_nulls(measures: pd.DataFrame, quantity: str, k: int, recipe: str = "opd"
             gap = float(values.loc[:, label(recipe)].mean() - values.loc[:, nulls].mean().max())
             far = f"by {gap:.2f} at the least" if gap > 0 else f"{-gap:.2f} short of the highest"
             said[side] = f"{seen.leads(values, label(recipe), nulls, 'null')}, {far}"
-    return f"{label(recipe)} lies {seen.each_side(said)}." if said else "No null is in these tables."
+    return f"{label(recipe)} lies {seen.each_side(said)}." if said else NO_NULL
 
 
 def say_paths(measures: pd.DataFrame, k: int) -> str:
@@ -225,15 +227,16 @@ def say_floor(panels: Mapping[str, pd.DataFrame]) -> str:
 
 def say_highest(measures: pd.DataFrame, k: int, nulls: Iterable[str] = LEARNED_AND_NULLS) -> str:
     """Say which runs lock more than each of their nulls, at a fifth, on both sides."""
-    said = {}
+    said, held = {}, False
     for side in SIDES:
         beyond = []
         for recipe in MAIN:
             values, others = _with_nulls(measures, "sim_to_end", side, k, recipe, nulls)
+            held |= bool(others)
             if seen.leads(values, label(recipe), others, "null") == "above every null":
                 beyond.append(label(recipe))
         said[side] = listed(beyond) if beyond else "none"
-    return f"Runs that lie above every one of their nulls: {seen.each_side(said)}."
+    return f"Runs that lie above every one of their nulls: {seen.each_side(said)}." if held else NO_NULL
 
 
 def say_scopes(table: pd.DataFrame) -> str:

@@ -11,20 +11,21 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from opdgeom_utils.chapters.committed_tables import BookTables
+from opdgeom_utils.chapters.committed_tables import BookTables, tables_for
 from opdgeom_utils.chapters.noise import own_runs
 from opdgeom_utils.chapters.null_objectives import AGREE
 from opdgeom_utils.chapters.regime import distance_closed, gap_closed
 from opdgeom_utils.chapters.update_path import cosines
-from opdgeom_utils.chapters.where import at_place
+from opdgeom_utils.chapters.where import NULL_OBJECTIVES, at_place
 from opdgeom_utils.claims.matching import accuracy_gain, final
 from opdgeom_utils.diagnose import diagnose_pair
 from opdgeom_utils.intervals import seed_interval
-from opdgeom_utils.results import DIAGNOSE_OPTIONS, are_committed, load_sample, sample_of
+from opdgeom_utils.results import DIAGNOSE_OPTIONS, SAMPLE, are_committed, load_sample, results_of, sample_of
 from opdgeom_utils.runs import load_or_train
 from opdgeom_utils.scopes import MODULES, THROUGHOUT
 from opdgeom_utils.vocabulary import label, listed
 
+PRETRAINED = "smollm2-135m"
 RANDOM, OPD, CONTROL, RLVR = "opd_random_credit", "opd", "control_sft", "rlvr"
 RULERS = ("left_angle_mean_deg", "right_angle_mean_deg", "normalized_spectral_shift")
 
@@ -70,6 +71,29 @@ def say_learned(found: pd.DataFrame) -> str:
         share = f", which is {parts} to its teacher" if recipe == OPD and parts else ""
         said.append(f"{label(recipe)}{' went' * (recipe == OPD)} from {start:.0%} to {end:.0%}{right}{share}")
     return "; ".join(said) + "."
+
+
+def say_rlvr(found: pd.DataFrame) -> str:
+    """Say whether RLVR learned, and what stands beside it; empty without it. ``found``: from :func:`learned`.
+
+    >>> rows = {"recipe": [RLVR], "start": 0.3, "end": [0.2], "distance": -0.1}
+    >>> say_rlvr(pd.DataFrame(rows))
+    'RLVR gets worse here and moves away from the teacher: what is said of it is said of a run that did not learn, and
+    no run with random reward stands beside it.'
+    >>> say_rlvr(pd.DataFrame(rows | {"end": 0.3, "distance": 0.1})).split(":")[0]
+    'RLVR gets neither better nor worse here and moves towards the teacher'
+    """
+    rows = found.loc[found["recipe"] == RLVR].to_dict("records")
+    if not rows:
+        return ""
+    gain, distance = rows[0]["end"] - rows[0]["start"], rows[0]["distance"]
+    how = "better" if gain > 0 else "worse" if gain < 0 else "neither better nor worse"
+    moves = "" if math.isnan(distance) else f" and moves {'towards' if distance > 0 else 'away from'} the teacher"
+    alone = "" if NULL_OBJECTIVES[RLVR] in set(found["recipe"]) else "no run with random reward stands beside it"
+    if gain > 0:
+        return f"RLVR gets {how} here{moves}{alone and f'; {alone}'}."
+    said = f"RLVR gets {how} here{moves}: what is said of it is said of a run that did not learn"
+    return f"{said}{alone and f', and {alone}'}."
 
 
 def say_found(tables: BookTables, toy: BookTables) -> str:
@@ -159,6 +183,17 @@ def say_direction(tables: BookTables, toy: BookTables) -> str:
     return f"Cosines here, and in the toy: {'; '.join(said)}."
 
 
+def sampled_tables(tables: BookTables) -> tuple[BookTables, str]:
+    """Return the tables whose matrix a page measures, and why they are not its own; empty where they are.
+
+    Tables of small models keep no matrix, and their runs would have to be trained for one.
+    """
+    if not are_committed(tables.profile) or (results_of(tables.profile) / SAMPLE).is_file():
+        return tables, ""
+    why = f"The matrix is of profile {PRETRAINED}: the tables of {tables.profile} keep none (those of large models do)."
+    return tables_for(PRETRAINED, [0, 1, 2], [OPD, RANDOM]), why
+
+
 def sample(tables: BookTables) -> dict[str, Tensor]:
     """One matrix of each run of OPD and its null objective, at the tables' seeds: committed, or of runs opened now."""
     if are_committed(tables.profile):
@@ -171,24 +206,59 @@ def sample(tables: BookTables) -> dict[str, Tensor]:
 
 
 def measure(w0: Tensor, w: Tensor, k: int) -> dict[str, Any]:
-    """Measure one matrix by the diagnostics that measure a model, with exact nulls."""
+    """Measure one matrix by the diagnostics that measure a model, with exact nulls.
+
+    An angle of a space that is the whole of its side is nan: it cannot turn (:func:`say_whole`).
+    """
     before, after = (
         torch.nn.ModuleDict({"v_proj": torch.nn.Linear(w0.shape[1], w0.shape[0], bias=False)}) for _ in "ab"
     )
     for model, weight in ((before, w0), (after, w)):
         model["v_proj"].weight = torch.nn.Parameter(weight)
     options: dict[str, Any] = DIAGNOSE_OPTIONS | {"k": k}
-    return diagnose_pair(before, after, nulls="exact", **options).to_dict("records")[0]
+    row: dict[str, Any] = diagnose_pair(before, after, nulls="exact", **options).to_dict("records")[0]
+    return row | dict.fromkeys((column for column in row if column.startswith(whole_sides(w0, k))), math.nan)
 
 
-def agrees(row: Mapping[str, Any], tables: BookTables, name: str) -> bool:
-    """Whether a matrix of :func:`sample`, measured now, gives what the tables say of it."""
+def whole_sides(w0: Tensor, k: int) -> tuple[str, ...]:
+    """Name the sides of a matrix that have no more than ``k`` directions: ``left_angle``, ``right_angle``.
+
+    >>> whole_sides(torch.zeros(16, 64), 16), whole_sides(torch.zeros(16, 64), 8)
+    (('left_angle',), ())
+    """
+    return tuple(f"{side}_angle" for side, size in zip(("left", "right"), w0.shape, strict=True) if size <= k)
+
+
+def say_whole(w0: Tensor, k: int) -> str:
+    """Say which angles of a matrix are undefined, and why; empty where none is.
+
+    >>> say_whole(torch.zeros(16, 64), 16)
+    'The left angle is undefined: this matrix is 16 x 64, so its 16 leading left directions are all that there are, and
+    cannot turn. Ask for fewer with `-p k 8`.'
+    """
+    sides = [side.removesuffix("_angle") for side in whole_sides(w0, k)]
+    if not sides:
+        return ""
+    angles, rows, columns = (f"angle{'s' * (len(sides) > 1)}", *w0.shape)
+    return (
+        f"The {listed(sides)} {angles} {'are' if len(sides) > 1 else 'is'} undefined: this matrix is {rows} x "
+        f"{columns}, so its {min(k, rows, columns)} leading {listed(sides)} directions are all that there are, and "
+        f"cannot turn. Ask for fewer with `-p k {max(1, min(rows, columns) // 2)}`."
+    )
+
+
+def agrees(row: Mapping[str, Any], tables: BookTables, name: str, k: int) -> bool:
+    """Whether a matrix of :func:`sample`, measured now, gives what the tables say of it.
+
+    Angles are compared where they are defined, and where ``k`` is that of the tables.
+    """
     recipe, seed = name.split("/")
     own = tables.geometry.query("recipe == @recipe and seed == @seed and module == 'v_proj'", local_dict={
         "recipe": recipe, "seed": int(seed)})  # fmt: skip
     own = own.loc[own["step"] == own["step"].max()].sort_values("layer")
     there = own.iloc[len(own) // 2]
-    columns = ["update_sparsity", "update_norm", *RULERS]
+    angles = [ruler for ruler in RULERS[:2] if k == DIAGNOSE_OPTIONS["k"] and not math.isnan(row[ruler])]
+    columns = ["update_sparsity", "update_norm", RULERS[2], *angles]
     return all(math.isclose(row[c], there[c], rel_tol=1e-6, abs_tol=1e-9) for c in columns)
 
 

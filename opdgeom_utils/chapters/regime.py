@@ -14,26 +14,31 @@ from opdgeom_utils.chapters.where import NULL_OBJECTIVES
 from opdgeom_utils.claims.matching import accuracy_gain, final
 from opdgeom_utils.intervals import Interval, seed_interval
 from opdgeom_utils.measures.long_table import pick
+from opdgeom_utils.measures.noise import walks_of_runs
 from opdgeom_utils.recipes import load_recipe
 from opdgeom_utils.trained_models import needed_run
 from opdgeom_utils.vocabulary import label, listed
 
 EARLY, LATE = 10, 50  # updates over which the logged distance is averaged, at the start and at the end
+ALIKE = 1.5  # times as far as noise, up to which a run is said to have moved little further
 LEARNED = 1 / 3  # share of the accuracy gap from which on OPD counts as having learned
 
 
 def gap_closed(tables: BookTables, recipe: str = "opd", until: int | None = None) -> list[float]:
     """Share of the sampled-accuracy gap to its teacher that each seed of a recipe has closed; 1 is all.
 
-    ``until``: the update that is asked for, or the last checkpoint before it; None asks at the end. nan where the
-    teacher's accuracy is not known, or was the student's own before training.
+    ``until``: the update that is asked for, or the last checkpoint before it; None asks at the end. Empty without
+    runs; nan where the
+    teacher's accuracy is not known, or no higher than the student's own before training.
     """
     own = tables.accuracy.loc[tables.accuracy["recipe"] == recipe]
+    if own.empty:
+        return []
     ends = final(accuracy_gain(own if until is None else own.loc[own["step"] <= until]))
     taught = _taught(tables, recipe)
     now, gain = ends[["sampled", "gain"]].to_numpy(float).T
     gap = taught - (now - gain)
-    return np.divide(gain, gap, out=np.full_like(gain, np.nan), where=gap != 0).tolist()
+    return np.divide(gain, gap, out=np.full_like(gain, np.nan), where=gap > 0).tolist()
 
 
 def _taught(tables: BookTables, recipe: str) -> float:
@@ -127,10 +132,30 @@ def say_alike(trained: pd.DataFrame) -> str:
     return f"Alike in all: {listed(alike)}." if alike else ""
 
 
+def among(tables: BookTables) -> str:
+    """Name the main runs together: as those that learned where each of them gained accuracy, by means over seeds."""
+    ends = final(accuracy_gain(tables.accuracy))
+    gains = ends.loc[ends["recipe"].isin(scopes.HEADLINE)].groupby("recipe")["gain"].agg("mean")
+    return "runs that learned" if (gains > 0).all() else "runs that had something to learn"
+
+
 def _nulls(tables: BookTables) -> str:
     """Say which null objectives stand beside the runs; empty where there is none."""
     held = [label(name) for name in NULL_OBJECTIVES.values() if name in set(tables.accuracy["recipe"])]
     return f" Beside it stand runs with nothing to learn: {listed(held)}." if held else ""
+
+
+def _beside_noise(tables: BookTables) -> str:
+    """Say how far OPD moved beside noise, at its end; empty where its norms were not measured."""
+    if not {"update_norm", "n_entries"} <= set(tables.geometry):
+        return ""
+    own = tables.geometry.loc[tables.geometry["recipe"] == "opd"]
+    ratio = float(walks_of_runs(own.loc[own["step"] == own["step"].max()])["walk_ratio"].mean())
+    if ratio < 1:
+        return f", and it moved less far than noise would have ({ratio:.2f} times; chapter 2)"
+    if ratio < ALIKE:
+        return ", and it moved little further than noise would have (chapter 2)"
+    return f", though it moved {ratio:.1f} times as far as noise would have (chapter 2)"
 
 
 def say_regime(tables: BookTables, until: int | None = None) -> str:
@@ -150,8 +175,11 @@ def say_regime(tables: BookTables, until: int | None = None) -> str:
         f"update, {times} each, for {recipe.steps} updates. "
     )
     if math.isnan(mean):
-        return said + "How much it learned is not known."
-    said += f"In that time it closed {mean:.0%} of the gap in accuracy to its teacher ({seeds}). "
+        known = not math.isnan(_taught(tables, "opd"))
+        why = "its teacher was no better than itself before it" if known else "its teacher's accuracy is in no table"
+        return said + f"How much it learned is not known: {why}." + _nulls(tables)
+    away = ", so it ended further from it than it began" if mean < 0 else ""
+    said += f"In that time it closed {mean:.0%} of the gap in accuracy to its teacher ({seeds}){away}. "
     closed = distance_closed(tables)
     where = {"own": "on the text that it writes itself", "fixed": "on text that is the same for every run"}
     if closed:
@@ -165,6 +193,6 @@ def say_regime(tables: BookTables, until: int | None = None) -> str:
     held = "opd_random_credit" in set(tables.accuracy["recipe"])
     beside = "" if held else " No run with random credit stands beside it."
     return said + (
-        "So it hardly learned, and it moved little further than noise would have (chapter 2). What is "
+        f"So it hardly learned{_beside_noise(tables)}. What is "
         f"said of OPD here is said of a run at its beginning.{beside}"
     )

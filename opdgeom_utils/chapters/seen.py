@@ -17,6 +17,8 @@ from opdgeom_utils.charts.palette import in_order
 from opdgeom_utils.intervals import Interval, seed_interval
 from opdgeom_utils.vocabulary import listed
 
+#: Said where a sentence would be empty, so that no reader waits for it.
+NOT_HERE = "Of this nothing can be said here: a run, a seed or a checkpoint that it needs is not in these tables."
 ABOVE, APART, BELOW, LONE = "above", "not told apart from", "below", "not compared, for want of seeds, with"
 
 

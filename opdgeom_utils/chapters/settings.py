@@ -10,7 +10,10 @@ from opdgeom_utils.claims import matching
 from opdgeom_utils.claims.look_up import Runs, Tables, runs_of, value_at
 from opdgeom_utils.claims.setting_statistics import PAPER_STEPS
 from opdgeom_utils.intervals import further_seed, number
+from opdgeom_utils.models import MODELS
+from opdgeom_utils.recipes import load_recipe, recipe_names
 from opdgeom_utils.scopes import ATTENTION
+from opdgeom_utils.trained_models import models_of
 from opdgeom_utils.vocabulary import label, listed, metric_of
 
 SETTINGS = {
@@ -51,22 +54,43 @@ def setting_label(recipe: str) -> str:
     return SETTINGS.get(recipe, label(recipe))
 
 
-def say_trained(held: Sequence[str]) -> str:
+def say_trained(held: Sequence[str], profile: str) -> str:
     """Say, in Markdown, which of the settings the tables have, so that no page promises a run that is not there.
 
-    >>> say_trained([]).split(".")[0]
+    >>> say_trained([], "first_regime").split(".")[0]
     '**None of the 6 settings has been trained for these tables'
-    >>> say_trained(["opd_code"])
+    >>> say_trained(["opd_code"], "first_regime")
     '**1 of 6 settings is in these tables**, one seed each: code only.'
+    >>> say_trained([], "smollm2-135m").split("** ")[0]
+    '**None of the 6 settings is in these tables, nor a recipe of profile smollm2-135m.'
     """
-    if not held:
-        return (
-            f"**None of the {len(SETTINGS)} settings has been trained for these tables.** This page has the method, "
-            "the surgery, OPD's own seeds and the paper's rows; what it asks stays open until `make models` and "
-            "`make runs` have made the rest."
-        )
     names, verb = ", ".join(SETTINGS[name] for name in held), "is" if len(held) == 1 else "are"
-    return f"**{len(held)} of {len(SETTINGS)} settings {verb} in these tables**, one seed each: {names}."
+    if held:
+        return f"**{len(held)} of {len(SETTINGS)} settings {verb} in these tables**, one seed each: {names}."
+    rest = "This page has the method, the surgery, OPD's own seeds and the paper's rows; what it asks stays open"
+    if set(SETTINGS) & set(recipe_names(profile)):
+        return (
+            f"**None of the {len(SETTINGS)} settings has been trained for these tables.** {rest} until `make models` "
+            f"and `make runs PROFILE={profile}` have made the rest."
+        )
+    return (
+        f"**None of the {len(SETTINGS)} settings is in these tables, nor a recipe of profile {profile}.** {rest}. To "
+        f"ask it of {profile}: in data/recipes/{profile}.yaml, write `opd_mathematics` and `opd_code` as "
+        "first_regime.yaml has them, with a part of your own problems as `mixture`, or `opd_teacher_small` and "
+        f"`opd_teacher_large` with other teachers; then `make runs PROFILE={profile} ADD=1`. Each takes about as long "
+        "as a run of `opd`."
+    )
+
+
+def shipped_models(profile: str) -> list[str]:
+    """Names of the models that come with the book and that OPD and the settings of a profile use, if they are here.
+
+    >>> shipped_models("first_regime")[:3], shipped_models("smollm2-135m")
+    (['anchor', 'teacher', 'teacher_small'], [])
+    """
+    names = [name for name in ("opd", *SETTINGS) if name in recipe_names(profile)]
+    models = [model for name in names for model in models_of(load_recipe(name, profile))]
+    return [model for model in dict.fromkeys(models) if (MODELS / model / "config.json").is_file()]
 
 
 def setting_rows(tables: Tables) -> pd.DataFrame:
@@ -141,6 +165,8 @@ def say_cloud(rows: pd.DataFrame, ranges: pd.DataFrame) -> str:
         From :func:`setting_rows` and :func:`in_seed_ranges`.
     """
     own = ranges[ranges["run"].isin(list(SETTINGS.values())) & ranges["metric"].eq(metric_of("update_sparsity").words)]
+    if own.empty:
+        return "No setting is in these tables, or OPD has too few seeds for a range."
     away = [str(run) for run in own.loc[~own["inside"].astype(bool), "run"]]
     moved = (rows.loc[:, "update_sparsity"] - rows.loc[:, "update_sparsity_shuffled"]).abs().max()
     where = f"By sparsity {len(own) - len(away)} of {len(own)} settings lie in the range of a further seed"
@@ -166,6 +192,9 @@ def say_places(places: pd.Series) -> str:
     >>> say_places(pd.Series({"SFT": 0.0, "OPD": 1.5, "code only": 0.5, "RLVR": 1.0}))
     'Between SFT and RLVR lie 1 of the 2 others (code only); OPD is at 1.50.'
     """
+    if places.filter(["SFT", "RLVR"]).isna().any():
+        long = f"RLVR for {PAPER_STEPS:.2f} times the updates of OPD"
+        return f"No place is defined: that takes a run of SFT, and one of {long}, as in the paper."
     others = places.drop(["SFT", "RLVR"], errors="ignore")
     inside = [str(run) for run, place in others.items() if 0 <= place <= 1]
     named = f" ({listed(inside)})" if inside else ""

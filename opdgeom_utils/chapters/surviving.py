@@ -113,7 +113,8 @@ def _order(tables: BookTables) -> Found:
     if _held(tables, RANDOM):
         null = at_place(replace(tables, geometry=attention), "equal_updates", [*order, RANDOM])
         said += "; random credit {:.1e}, {:.1%}".format(*means_of(null, RANDOM, [RULERS[2], "update_sparsity"]))
-    said += "; RLVR lost accuracy" * (float(gained.to_numpy(float).mean()) <= 0)
+    gain = float(gained.to_numpy(float).mean())
+    said += "; RLVR lost accuracy" * (gain < 0) + "; RLVR's accuracy did not change" * (gain == 0)
     return said, [*shift] == sorted(shift, reverse=True) and [*hidden] == sorted(hidden)
 
 

@@ -49,14 +49,14 @@ def say_overlaps(overlaps: pd.DataFrame) -> str:
     for panel, own in overlaps.groupby("panel", sort=False):
         means = own.groupby("row", sort=False)["value"].agg("mean").to_dict()
         variants = {name: means[name] for name in own.loc[own["kind"] == "variant", "row"].unique()}
-        if OTHER_SEED not in means or AGAINST not in means:
+        if OTHER_SEED not in means or AGAINST not in means or not variants:
             continue
         more = sum(value > means[OTHER_SEED] for value in variants.values())
         less = [name for name, value in variants.items() if value < means[AGAINST]]
         said[str(panel)] = f"{more} of {len(variants)} variants share more with OPD than another seed does"
         said[str(panel)] += f", and {listed(less) if less else 'none'} less than RLVR does"
         levels.append(f"another seed {means[OTHER_SEED]:.2f}, RLVR {means[AGAINST]:.2f} on the {str(panel).split()[0]}")
-    return f"{begun(seen.each_side(said))} ({levels[0]})." if said else "No overlap is in these tables."
+    return f"{begun(seen.each_side(said))} ({levels[0]})." if said else "No overlap of a variant is in these tables."
 
 
 def say_bends(swept: pd.DataFrame, levels: Mapping[str, float], order: Sequence[str]) -> str:

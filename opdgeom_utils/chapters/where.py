@@ -14,13 +14,14 @@ from opdgeom_utils.claims.look_up import Tables
 from opdgeom_utils.claims.schema import reported_of
 from opdgeom_utils.intervals import Interval, number, seed_interval
 from opdgeom_utils.measures.long_table import pick
+from opdgeom_utils.recipes import load_recipe, recipe_names
 from opdgeom_utils.scopes import ATTENTION
 from opdgeom_utils.vocabulary import label, listed, metric_of
 
 NULLS = ("shuffled", "random")
 NULL_OBJECTIVES = {"opd": "opd_random_credit", "rlvr": "rlvr_random_reward"}  # trained alike, with nothing to learn
 MARGIN = 0.1  # a ratio nearer to 1 is no difference worth a sentence
-DIFFER, ALIKE = "differ", "alike to a tenth"
+DIFFER, ALIKE, UNDEFINED = "differ", "alike to a tenth", "undefined"
 
 
 def at_place(tables: Tables, place: str, recipes: Iterable[str], *, share: float = 1.0) -> pd.DataFrame:
@@ -127,10 +128,11 @@ def say_null_ratios(ends: pd.DataFrame, metrics: Sequence[str]) -> str:
     >>> say_null_ratios(pd.concat([ends, credit]).assign(x_shuffled=1.0), ["x"]).split("; ")[1]
     'OPD is not told apart from random credit.'
     """
-    unequal = []
+    unequal, known = [], 0
     for metric in metrics:
         found = ratios_to_null(ends, metric)
-        means = [interval.mean for interval in found.values()]
+        means = [interval.mean for interval in found.values() if interval.n]
+        known += len(means) > 1
         if not any(starmap(_disjoint, combinations(found.values(), 2))) or max(means) < (1 + MARGIN) * min(means):
             continue
         said = ", ".join(f"{name} {interval.mean:.2f}" for name, interval in found.items())
@@ -142,7 +144,7 @@ def say_null_ratios(ends: pd.DataFrame, metrics: Sequence[str]) -> str:
         ]
         unequal.append("; ".join([f"{metric_of(metric).words} ({said})", *beside]))
     what = f": {'. '.join(unequal)}" if unequal else ""
-    return f"Unequal in {len(unequal)} of {len(metrics)} measures{what}."
+    return f"Unequal in {len(unequal)} of {known} measures{what}." if known else seen.NOT_HERE
 
 
 def _disjoint(one: Interval, other: Interval) -> bool:
@@ -174,7 +176,7 @@ def compared(near: pd.DataFrame, metrics: Sequence[str], recipe: str, other: str
             f"{label(recipe)} over {label(other)}": ratio.text(".2f"),
             "shuffled updates": number(null.mean, ".2f"),
         }
-        verdict = DIFFER if differ else ALIKE if away < MARGIN else "not decided"
+        verdict = DIFFER if differ else ALIKE if away < MARGIN else "not decided" if ratio.n else UNDEFINED
         rows.append({"measure": metric_of(metric).title} | shown | {"verdict": verdict})
     return pd.DataFrame(rows)
 
@@ -190,7 +192,9 @@ def say_compared(found: pd.DataFrame) -> str:
     A 0.80 (0.70 to 0.90), and 0.90 from shuffled updates, which know only sizes. It is 1 to a tenth in 1.
     """
     ratio, alike = found.columns[1], int((found["verdict"] == ALIKE).sum())
-    apart = found.loc[found["verdict"] == DIFFER]
+    apart, known = (found.loc[rows] for rows in (found["verdict"] == DIFFER, found["verdict"] != UNDEFINED))
+    if known.empty:
+        return f"{ratio} is undefined in every measure: no seed has both runs where they are to be compared."
     shown = [
         f"{row['measure']} {row[ratio]}, and {row['shuffled updates']} from shuffled updates"
         + ", which know only sizes" * (not i)
@@ -198,7 +202,7 @@ def say_compared(found: pd.DataFrame) -> str:
     ]
     what = f": {'; '.join(shown)}" if shown else ""
     rest = f" It is 1 to a tenth in {alike}." if alike else ""
-    return f"{ratio} differs from 1 in {len(apart)} of {len(found)} measures{what}.{rest}"
+    return f"{ratio} differs from 1 in {len(apart)} of {len(known)} measures{what}.{rest}"
 
 
 def say_gaps(points: pd.DataFrame, metric: str) -> str:
@@ -222,18 +226,36 @@ def say_gaps(points: pd.DataFrame, metric: str) -> str:
     """
     places: dict[str, list[str]] = {}
     apart: dict[str, float] = {}
+    alone: list[str] = []
     for place, rows in points.groupby("place", sort=False):
         values = seen.by_seed(rows.assign(series=rows["recipe"].map(label), value=rows[metric]), "series")
+        if values.shape[1] < 2:  # all but one do not reach it
+            alone.append(f"at {place}")
+            continue
         places.setdefault(seen.place(values, label("opd")), []).append(f"at {place}")
         means = values.mean()
         apart[f"at {place}"] = float(means.max() / means.min())
+    none = f" Fewer than two of the runs have a value {listed(alone)}." if alone else ""
+    if not apart:
+        return none.strip()
     widest, nearest = (end(apart, key=lambda at: apart[at]) for end in (max, min))
     said = "; ".join(f"{how} {listed(at)}" for how, at in places.items())
-    said = f"does not keep its place: {said}" if len(places) > 1 else f"is in every panel {next(iter(places))}"
-    return (
-        f"OPD {said}. The highest run has "
-        f"{apart[widest]:.1f} times the lowest {widest}, {apart[nearest]:.1f} times {nearest}."
-    )
+    every = "in every panel" if not alone else listed(next(iter(places.values())))
+    said = f"does not keep its place: {said}" if len(places) > 1 else f"is {every} {next(iter(places))}"
+    least = f", {apart[nearest]:.1f} times {nearest}" if nearest != widest else ""
+    return f"OPD {said}. The highest run has {apart[widest]:.1f} times the lowest {widest}{least}.{none}"
+
+
+def times(profile: str, recipe: str, other: str, field: str, shown: str = "g") -> str:
+    """Say how many times a recipe of a profile has of something what another one has.
+
+    >>> times("toy", "sft", "opd", "learning_rate"), times("confined", "rlvr", "opd", "steps")
+    ('5', '(one of the two is no recipe of confined)')
+    """
+    if not {recipe, other} <= set(recipe_names(profile)):
+        return f"(one of the two is no recipe of {profile})"
+    many, one = (getattr(load_recipe(name, profile), field) for name in (recipe, other))
+    return format(many / one, shown)
 
 
 def _ordered(ends: pd.DataFrame) -> list[str]:

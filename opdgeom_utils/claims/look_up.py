@@ -169,7 +169,9 @@ class LookUp:
             self.note("the table of measures (measures.parquet) has not been made")
             return [{} for _ in self.seeds]
         turn = 1 if cell.get("seed") == "next" else 0
-        nothing, found = ({}, f"measures has nothing for {_named(cell)}"), []
+        key = (cell["recipe"], cell["quantity"], cell.get("null", ""))
+        of = f" over scope {cell.get('scope', self.scope)}" if key in self.sources.cells else ""
+        nothing, found = ({}, f"measures has nothing for {_named(cell)}{of}"), []
         known = self.sources.paths(cell, self.scope)
         for seed in self.seeds[turn:] + self.seeds[:turn]:
             path, problem = known.get(seed, nothing)

@@ -203,7 +203,8 @@ def _interpolated(rows: pd.DataFrame, x: pd.Series, target: float, shown: float,
         x = run.loc[:, "_x"].to_numpy(float)
         slack = 1e-9 * max(1.0, abs(target))
         if not len(x) or not x[0] - slack <= target <= x[-1] + slack:
-            return f"{name} does not pass {what} at any checkpoint"
+            alone = f": it was measured at step {run.loc[:, 'step'].iloc[0]:g} only" if len(x) == 1 else ""
+            return f"{name} does not pass {what} at any checkpoint{alone}"
         first = run.iloc[0].copy()
         for column in run.select_dtypes("number").columns.difference(["seed"]):
             first[column] = np.interp(target, x, run.loc[:, column].to_numpy(float))

@@ -12,8 +12,8 @@ import numpy as np
 
 from opdgeom_utils.claims.comparisons import Comparison, comparison_of, functions_of, part_of
 from opdgeom_utils.claims.look_up import LookUp
-from opdgeom_utils.errors import UnknownProfileError, UnknownRecipeError
-from opdgeom_utils.measures.noise import noise_sparsity_of
+from opdgeom_utils.errors import CheckpointNotFoundError, UnknownProfileError, UnknownRecipeError
+from opdgeom_utils.measures.noise import SCOPE_OF, noise_sparsity_of
 from opdgeom_utils.recipes import load_recipe
 from opdgeom_utils.vocabulary import label
 
@@ -59,4 +59,11 @@ def _noise(look: LookUp, recipe: str, prompts: int) -> np.ndarray:
     if given < prompts:
         look.note(f"{label(recipe)} takes {given} prompts an update; the claim is about {prompts} and more")
         return look.undefined()
-    return np.full(len(look.seeds), noise_sparsity_of(recipe, profile))
+    kept = (look.sources.cells or {}).get((recipe, "noise_sparsity", ""))
+    if kept is not None:  # who reads the tables need not have the weights that a run began at
+        return np.full(len(look.seeds), kept.loc[kept["scope"] == SCOPE_OF[None], "value"].to_numpy(float).mean())
+    try:
+        return np.full(len(look.seeds), noise_sparsity_of(recipe, profile))
+    except CheckpointNotFoundError:
+        look.note(f"{label(recipe)} began at weights that are not on this machine, and the tables lack their noise")
+        return look.undefined()

@@ -4,10 +4,13 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from opdgeom_utils.claims import noise_statistics, verdict
+from opdgeom_utils.claims.look_up import LookUp, Sources
 from opdgeom_utils.claims.schema import PAPER, load_claims
+from opdgeom_utils.errors import CheckpointNotFoundError
 from opdgeom_utils.recipes import load_recipe
 from tests.claim_world import JITTER, hand_tables, look_up
 
@@ -83,3 +86,20 @@ def test_every_claim_of_the_ledger_has_its_statistic_here() -> None:
     own = [claim for claim in LEDGER.values() if claim.condition != "agreement"]  # those are contrasts of measures
     assert {claim.statistic for claim in own} == set(noise_statistics.STATISTICS)
     assert set(noise_statistics.STATISTICS) == {"within_noise", "beyond_noise"}
+
+
+def test_noise_that_the_tables_keep_is_read_and_no_weights_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader of committed tables has no run folders, and so not the weights that a run began at."""
+
+    def gone(recipe: str, profile: str) -> float:
+        raise CheckpointNotFoundError(f"no weights of {recipe} in {profile}")
+
+    monkeypatch.setattr(noise_statistics, "noise_sparsity_of", gone)
+    look = look_up(gaps(opd=0.0))
+    (lost,) = noise_statistics.beyond_noise(look, recipes=["opd"])
+    assert all(map(math.isnan, lost.parts[0].values))
+    assert "not on this machine" in look.problems[0]
+    rows = {"recipe": "opd", "quantity": "noise_sparsity", "null": "", "value": [0.65, 0.1], "scope": ["all", "layers"]}
+    look = LookUp(Sources(replace(look.sources.tables, measures=pd.DataFrame(rows))), look.scope, look.seeds)
+    (found,) = noise_statistics.beyond_noise(look, recipes=["opd"])
+    assert np.array(found.parts[0].values) == pytest.approx(0.65 - NOISE["opd"] - np.array(JITTER))
