@@ -94,8 +94,11 @@ def say(tables: BookTables, kept: pd.DataFrame) -> str:
         kept_in = [(f"in {WORDS[space]}", _kept(wide, space + ending)) for space in (EARLY, INPUTS, RANDOM)]
         width = "" if ending not in HELD.values() else narrow
         said += [f"With its {how}{width} from step {begins} on, it keeps of the progress {_shares(wide, kept_in)}"]
-    own = [("in its own early space", _kept(wide, EARLY, "control_sft"))]
-    said += [f"Control SFT, its gradient held{narrow}, keeps {_shares(wide, own)}"] * bool(len(own[0][1]))
+    own = _kept(wide, EARLY, "control_sft")
+    more = _interval(_kept(wide, EARLY) - own).text("+.0%")
+    shares = _shares(wide, [("in its own early space", own)])
+    if len(own):
+        said += [f"Control SFT, its gradient held{narrow}, keeps {shares}; OPD minus control SFT, seed by seed: {more}"]
     alone = "" if "opd_random_credit" in set(tables.accuracy["recipe"]) else " No run with random credit is beside it."
     return f"{'. '.join(said)}. Seeds: {len(wide)} where nothing else is said.{alone}"
 
@@ -109,7 +112,7 @@ def _held(wide: pd.DataFrame) -> dict[str, str]:
 
 def _kept(wide: pd.DataFrame, space: str, free: str = "opd") -> pd.Series:
     """Progress kept in a space by seed; empty where nothing was held in it."""
-    return wide[free, space].dropna() if (free, space) in wide else pd.Series(dtype=float)
+    return wide.loc[:, (free, space)].dropna() if (free, space) in wide else pd.Series(dtype=float)
 
 
 def _lead(wide: pd.DataFrame, ending: str, other: str) -> pd.Series:
@@ -133,21 +136,25 @@ def _answer(wide: pd.DataFrame, *, learned: bool) -> str:
     if min(loose.n, strict.n) < SEEDS:
         return "Whether the early space is enough where OPD learns is not tested: too few seeds."
     enough = "is" if loose.low >= ENOUGH else "is not" if loose.high < ENOUGH else "is not shown to be"
-    how = [f"{_told(_lead(wide, HELD[STRICT], space))} {WORDS[space]}" for space in (RANDOM, INPUTS)]
     wider = []
     for ending in [*_held(wide).values()][len(HELD) :]:
-        own, told = _interval(_kept(wide, EARLY + ending)), _told(_lead(wide, ending, RANDOM))
-        where = ending.removeprefix(HELD[STRICT]).strip().capitalize()
-        wider += [f"{where} it keeps {own.text('.0%')}, and {told} {WORDS[RANDOM]}."] * (own.n >= SEEDS)
+        own, where = _interval(_kept(wide, EARLY + ending)), ending.removeprefix(HELD[STRICT]).strip()
+        wider += [f"{where.capitalize()} it keeps {own.text('.0%')}; there the early space {_told(wide, ending)}."] * (
+            own.n >= SEEDS
+        )
     said = (
         f"{'Where OPD learns' if learned else 'Where OPD learned less than was asked'}, its early space {enough} "
         f"enough: it keeps {loose.text('.0%')} of its progress with its gradient held there, {strict.text('.0%')} with "
-        f"its updates held (which shortens them too). Held so, the early space {listed(how)}."
+        f"its updates held (which shortens them too). Held so, the early space {_told(wide, HELD[STRICT])}."
     )
     return " ".join([said, *wider])
 
 
-def _told(lead: pd.Series) -> str:
-    """Say on which side of another space the early one is."""
-    gap = _interval(lead)
-    return "keeps more than" if gap.low > 0 else "keeps less than" if gap.high < 0 else "is not told apart from"
+def _told(wide: pd.DataFrame, ending: str) -> str:
+    """Say on which side of a random space, and of the inputs', the early one is."""
+    how = []
+    for space in (RANDOM, INPUTS):
+        gap = _interval(_lead(wide, ending, space))
+        word = "keeps more than" if gap.low > 0 else "keeps less than" if gap.high < 0 else "is not told apart from"
+        how += [f"{word} {WORDS[space]}"]
+    return listed(how)

@@ -14,8 +14,6 @@ from opdgeom_utils.results import are_committed
 from opdgeom_utils.run_files import Run, rows_of, run_of
 from opdgeom_utils.trained_models import is_large
 
-SHIPPED = "first_regime"  # whose OPD starts from a model that comes with the book
-
 
 def stop_without_runs(profile: str) -> None:
     """Stop a chapter whose profile has no tables, unless its students are so small that runs may be trained live.
@@ -98,20 +96,6 @@ def is_at_hand(model: str) -> bool:
         return bool(resolve_model(model))
     except CheckpointNotFoundError:
         return False
-
-
-def opened_profile(profile: str) -> tuple[str, str]:
-    """Name the profile of whose OPD a number is computed from the weights themselves, and why it is not the one asked.
-
-    The reason begins with a space; it is empty where the profile is the one asked for.
-
-    >>> opened_profile("toy")
-    ('toy', '')
-    """
-    start = load_recipe("opd", profile).start
-    if is_at_hand(start):
-        return profile, ""
-    return SHIPPED, f" (Of profile {SHIPPED}: the weights that OPD of {profile} started from, {start}, are not here.)"
 
 
 def _is_there(recipe: Recipe, seed: int) -> bool:

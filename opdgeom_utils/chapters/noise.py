@@ -10,12 +10,12 @@ import pandas as pd
 import torch
 
 from opdgeom_utils import metrics
-from opdgeom_utils.chapters.committed_tables import BookTables
+from opdgeom_utils.chapters.committed_tables import BookTables, published_card
 from opdgeom_utils.chapters.literature import sizes_of
 from opdgeom_utils.chapters.missing_runs import is_at_hand
 from opdgeom_utils.chapters.update_path import cosines
 from opdgeom_utils.chapters.where import NULL_OBJECTIVES
-from opdgeom_utils.claims import matching
+from opdgeom_utils.claims import load_claims, matching
 from opdgeom_utils.measures.long_table import pick
 from opdgeom_utils.measures.noise import SCOPE_OF, noise_sparsity_of, walk_of, walks_of_runs
 from opdgeom_utils.models import load_model
@@ -30,6 +30,8 @@ SHORT = 0.9  # times as far as noise, below which a kind of matrix is named
 ALIKE = 1.5  # times as far, or as short: about as far, for what a sentence says
 HARDLY = 1.1  # times as far as noise: no further, for what a sentence says
 NULL_RATES = ("opd_random_credit_128", "opd_random_credit_1e5", "opd_random_credit_3e6")
+
+SHIPPED = "first_regime"  # whose OPD starts from a model that comes with the book
 
 
 def own_runs(tables: BookTables, recipes: Sequence[str], modules: tuple[str, ...] | None = None) -> pd.DataFrame:
@@ -252,6 +254,25 @@ def noise_curve() -> pd.DataFrame:
         rows += [(power, VISIBLE, visible), (power, SMALL, metrics.gated_overlap(w, visible))]
     curve = pd.DataFrame(rows, columns=["power", "series", "value"])
     return curve.assign(relative=10.0 ** curve["power"])
+
+
+def opened_profile(profile: str) -> tuple[str, str]:
+    """Name the profile of whose OPD a number is computed from the weights themselves, and why it is not the one asked.
+
+    The reason begins with a space; it is empty where the profile is the one asked for.
+
+    >>> opened_profile("toy")
+    ('toy', '')
+    """
+    start = load_recipe("opd", profile).start
+    if is_at_hand(start):
+        return profile, ""
+    return SHIPPED, f" (Of profile {SHIPPED}: the weights that OPD of {profile} started from, {start}, are not here.)"
+
+
+def blind_card(tables: BookTables) -> pd.DataFrame:
+    """Judge the claims on sparsity whose rule stood before the runs, by the tables of those runs."""
+    return published_card(tables, [claim for claim in load_claims() if claim.condition == "noise_blind"])
 
 
 def marks_on_curve(literature: pd.DataFrame, own: pd.DataFrame, profile: str) -> pd.DataFrame:

@@ -150,7 +150,7 @@ def _beside_noise(tables: BookTables) -> str:
     if not {"update_norm", "n_entries"} <= set(tables.geometry):
         return ""
     own = tables.geometry.loc[tables.geometry["recipe"] == "opd"]
-    ratio = float(walks_of_runs(own.loc[own["step"] == own["step"].max()])["walk_ratio"].mean())
+    ratio = walks_of_runs(own.loc[own["step"] == own["step"].max()])["walk_ratio"].to_numpy(float).mean()
     if ratio < 1:
         return f", and it moved less far than noise would have ({ratio:.2f} times; chapter 2)"
     if ratio < ALIKE:

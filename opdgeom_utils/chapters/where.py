@@ -191,7 +191,7 @@ def say_compared(found: pd.DataFrame) -> str:
     OPD over RLVR differs from 1 in 1 of 3 measures
     A 0.80 (0.70 to 0.90), and 0.90 from shuffled updates, which know only sizes. It is 1 to a tenth in 1.
     """
-    ratio, alike = found.columns[1], int((found["verdict"] == ALIKE).sum())
+    ratio, alike = found.columns[1], found["verdict"].tolist().count(ALIKE)
     apart, known = (found.loc[rows] for rows in (found["verdict"] == DIFFER, found["verdict"] != UNDEFINED))
     if known.empty:
         return f"{ratio} is undefined in every measure: no seed has both runs where they are to be compared."

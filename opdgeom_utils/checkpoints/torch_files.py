@@ -107,7 +107,7 @@ def read_metadata(file: Path) -> Any:
 
     Raises CheckpointNotFoundError, CheckpointUnsafeError, CheckpointDamagedError as for :func:`read_structure`.
     """
-    with _damage_named(file, "not readable", "copy it again"):
+    with _damage_named(file, "not readable", "copy it again", in_its_folder=True):
         return load_metadata(file)
 
 
@@ -201,7 +201,7 @@ def _nothing_allowed() -> Iterator[None]:
 
 
 @contextmanager
-def _damage_named(file: Path, what: str, remedy: str) -> Iterator[None]:
+def _damage_named(file: Path, what: str, remedy: str, *, in_its_folder: bool = False) -> Iterator[None]:
     """Turn whatever a damaged file raises into an error that names it."""
     try:
         require_regular(file)
@@ -211,7 +211,7 @@ def _damage_named(file: Path, what: str, remedy: str) -> Iterator[None]:
     except (CheckpointUnsafeError, CheckpointDamagedError):
         raise
     except DAMAGE as error:
-        if kind := other_kind(file):
+        if (kind := other_kind(file)) and not in_its_folder:
             raise CheckpointDamagedError(f"{file}: {kind}.") from error
         reason = next(iter(str(error).strip().split("\n")), "")[:300]
         raise CheckpointDamagedError(f"{file}: {what} ({type(error).__name__}: {reason}); {remedy}.") from error

@@ -74,7 +74,7 @@ def test_a_row_without_a_scope_fits_any_and_another_scope_fits_none() -> None:
     assert cells(*path(scope=""), seeds=(0,)).cell(cell).tolist() == [100.0]
     look = cells(*path(scope="all"), seeds=(0,))
     assert math.isnan(look.cell(cell)[0])
-    assert look.problems == ["measures has nothing for x of opd"]
+    assert look.problems == ["measures has nothing for x of opd over scope attention"]
 
 
 def test_two_answers_are_a_problem_and_no_mean() -> None:

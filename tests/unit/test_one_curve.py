@@ -56,7 +56,7 @@ def test_words_name_what_leaves_and_what_cannot_be_tested() -> None:
     )
     said = one_curve.say(found)
     assert "RLVR leaves the curve in 1 of 1 statistics." in said
-    assert "Control SFT cannot be tested." in said
+    assert "Control SFT cannot be tested: " in said
     assert one_curve.as_table(found).iloc[0]["RLVR"] == "0.5 (25% of the range): leaves"
 
 

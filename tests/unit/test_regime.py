@@ -40,13 +40,15 @@ def test_distance_on_own_text_is_read_where_the_loss_is_that_distance(
     assert ({name: share.mean for name, share in closed.items()} == {"own": pytest.approx(0.6)}) == told
 
 
-@pytest.mark.parametrize("taught", [0.5, math.nan])
+@pytest.mark.parametrize(
+    ("taught", "why"), [(0.5, " was no better than itself before it"), (math.nan, "'s accuracy is in no table")]
+)
 def test_without_a_gap_nothing_is_said_of_its_share(
-    taught: float, tables: BookTables, monkeypatch: pytest.MonkeyPatch
+    taught: float, why: str, tables: BookTables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(regime, "card_accuracy", lambda name: {"sampled": taught})
     assert all(math.isnan(share) for share in regime.gap_closed(tables))
-    assert regime.say_regime(tables).endswith("for 4 updates. How much it learned is not known.")
+    assert regime.say_regime(tables).endswith(f"4 updates. How much it learned is not known: its teacher{why}.")
 
 
 def test_a_run_that_hardly_learned_is_called_so(tables: BookTables) -> None:
