@@ -39,7 +39,10 @@ FURTHER = {  # what is said of OPD in the MLP: the measure, as a multiple of ran
 
 def rulers_of(tables: Tables, place: str, recipes: Iterable[str]) -> pd.DataFrame:
     """Means over seeds of the paper's rulers, a row for each recipe that the tables have."""
-    return at_place(tables, place, recipes).groupby("recipe").agg(dict.fromkeys(RULERS, "mean"))
+    held = [name for name in recipes if name in set(tables.geometry["recipe"])]
+    if not held:
+        return pd.DataFrame(columns=[*RULERS], dtype=float)
+    return at_place(tables, place, held).groupby("recipe").agg(dict.fromkeys(RULERS, "mean"))
 
 
 def learned_sentence(tables: Tables) -> str:

@@ -53,6 +53,7 @@ def test_without_a_run_nothing_is_said(toy: BookTables) -> None:
     without = replace(toy, geometry=toy.geometry.loc[toy.geometry["recipe"] != "sft"])
     assert rlvr_conditions.say_orders(rlvr_conditions.orders(without)) == ""
     assert rlvr_conditions.beside_control(replace(toy, geometry=toy.geometry.query("recipe != 'control_sft_64'"))) == ""
+    assert rlvr_conditions.beside_control(replace(toy, geometry=toy.geometry.query("recipe == 'opd'"))) == ""
 
 
 def test_what_is_said_of_the_control_is_said_of_the_null_too(toy: BookTables) -> None:
