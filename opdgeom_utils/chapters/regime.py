@@ -28,8 +28,7 @@ def gap_closed(tables: BookTables, recipe: str = "opd", until: int | None = None
     """Share of the sampled-accuracy gap to its teacher that each seed of a recipe has closed; 1 is all.
 
     ``until``: the update that is asked for, or the last checkpoint before it; None asks at the end. Empty without
-    runs; nan where the
-    teacher's accuracy is not known, or no higher than the student's own before training.
+    runs; nan where the teacher's accuracy is not known, or no higher than the student's own before training.
     """
     own = tables.accuracy.loc[tables.accuracy["recipe"] == recipe]
     if own.empty:

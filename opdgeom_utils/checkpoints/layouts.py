@@ -120,7 +120,9 @@ def plain_names(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, st
     plain = {}
     for raw, name in bare.items():
         for pattern, target in own:
-            name = name if target in name else pattern.sub(target, name, count=1)
+            old = pattern.search(name)
+            done = old is not None and old[0] in target and target in name  # under its new name already
+            name = name if done else pattern.sub(target, name, count=1)
         plain[raw] = canonical_name(name, kind)
     found = next(filter(None, map(AT_THE_START.match, plain.values())), None)
     if found:

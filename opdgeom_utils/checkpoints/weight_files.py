@@ -269,7 +269,7 @@ def _elsewhere(folder: Path) -> str:
     names = [f"{place}/{name}" for name in (*WEIGHTS, "adapter_config.json") for place in ("*", "snapshots/*")]
     below = {path.parent.relative_to(folder).as_posix() for name in names for path in folder.glob(name)}
     pickles = (path for path in sorted(folder.iterdir()) if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-    if any(any(place.glob("*.incomplete")) for place in (folder.resolve().parents[1] / "blobs", folder / DOWNLOADS)):
+    if any(any(place.glob("*.incomplete")) for place in (folder.resolve().parent.parent / "blobs", folder / DOWNLOADS)):
         return "; its download did not finish: give `hf download` again"
     where = [*(f"{name}/" for name in sorted(below)), *(path.name for path in pickles if not other_kind(path))]
     return f"; if one of {shortened(where)} is meant, pass its path" if where else ""
