@@ -116,7 +116,7 @@ def _nulls(last: pd.DataFrame) -> Iterable[str]:
     """Say where the nulls are expected values, and for how many matrices a draw stood in."""
     if "null_note" not in last:
         return
-    drawn = sum(bool(note) for note in last["null_note"].fillna("").tolist())
+    drawn = sum(bool(note) for note in last["null_note"].dropna().tolist())
     more = (
         f" For {drawn} matrices, whose update is large against their gaps, drift and rotation were drawn."
         if drawn
