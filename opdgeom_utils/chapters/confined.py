@@ -6,6 +6,8 @@ Progress is distance to the teacher, from where the projection begins to the fre
 
 from __future__ import annotations
 
+import re
+
 import pandas as pd
 
 from opdgeom_utils.chapters.committed_tables import BookTables, tables_for
@@ -32,14 +34,16 @@ def confined() -> BookTables:
 def progress(tables: BookTables) -> pd.DataFrame:
     """Return the progress to the teacher that each held run ``kept``, as chapter 6 counts it.
 
-    The ``space`` of a run that is held in more directions than the first of its kind says in how many.
+    The ``space`` of a run that is held in more directions than the first of its kind says in how many: ``early space of
+    16, update held``.
     """
     assert tables.measures is not None
     ends = start_and_ends(tables.measures, projected_runs(tables.profile))
     ends = ends[ends["quantity"] == "teacher_distance"]
-    wider = (" in " + ends["rank"].astype(str) + " directions").where(ends["sweep"] == "rank", "")
+    wider = ends["space"].str.partition(", ")
+    wider = wider[0] + " of " + ends["rank"].astype(str) + wider[1] + wider[2]
     kept = (ends["held_end"] - ends["start"]) / (ends["free_end"] - ends["start"])
-    return ends.assign(space=ends["space"] + wider, kept=kept)
+    return ends.assign(space=ends["space"].where(ends["sweep"] != "rank", wider), kept=kept)
 
 
 def by_seed(kept: pd.DataFrame) -> pd.DataFrame:
@@ -105,9 +109,9 @@ def say(tables: BookTables, kept: pd.DataFrame) -> str:
 
 def _held(wide: pd.DataFrame) -> dict[str, str]:
     """Return :data:`HELD` and, from narrow to wide, what was held strictly in more directions than the first."""
-    early = [space.removeprefix(EARLY) for free, space in wide if free == "opd" and space.startswith(EARLY)]
-    wider = [ending for ending in early if ending not in HELD.values()]
-    return HELD | {ending.removeprefix(", "): ending for ending in sorted(wider, key=lambda e: (len(e), e))}
+    form = re.compile(f"{EARLY} of (\\d+){HELD[STRICT]}")
+    widths = sorted(int(found[1]) for free, space in wide if free == "opd" and (found := form.fullmatch(space)))
+    return HELD | {f"{STRICT} in {width} directions": f" of {width}{HELD[STRICT]}" for width in widths}
 
 
 def _kept(wide: pd.DataFrame, space: str, free: str = "opd") -> pd.Series:
@@ -137,11 +141,10 @@ def _answer(wide: pd.DataFrame, *, learned: bool) -> str:
         return "Whether the early space is enough where OPD learns is not tested: too few seeds."
     enough = "is" if loose.low >= ENOUGH else "is not" if loose.high < ENOUGH else "is not shown to be"
     wider = []
-    for ending in [*_held(wide).values()][len(HELD) :]:
-        own, where = _interval(_kept(wide, EARLY + ending)), ending.removeprefix(HELD[STRICT]).strip()
-        wider += [f"{where.capitalize()} it keeps {own.text('.0%')}; there the early space {_told(wide, ending)}."] * (
-            own.n >= SEEDS
-        )
+    for how, ending in [*_held(wide).items()][len(HELD) :]:
+        own, where = _interval(_kept(wide, EARLY + ending)), how.removeprefix(STRICT).strip().capitalize()
+        if own.n >= SEEDS:
+            wider.append(f"{where} it keeps {own.text('.0%')}; there the early space {_told(wide, ending)}.")
     said = (
         f"{'Where OPD learns' if learned else 'Where OPD learned less than was asked'}, its early space {enough} "
         f"enough: it keeps {loose.text('.0%')} of its progress with its gradient held there, {strict.text('.0%')} with "

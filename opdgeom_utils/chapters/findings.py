@@ -108,8 +108,9 @@ def order_sentence(card: pd.DataFrame, tables: Tables | None = None) -> str:
     if not updates or not norm or UNTESTABLE in updates + norm:
         return ""
     length, size = (_how_many(found) for found in (updates, norm))
+    between = " Runs that have nothing to learn lie in between too." if null_objectives.lie_between(tables) else ""
     finding = (
-        f"At one rate and after equally many updates the paper's order is {length}{_shuffled_clause(tables)}. "
+        f"At one rate and after equally many updates the paper's order is {length}{_shuffled_clause(tables)}.{between} "
         f"Between updates of equal size the order is {size}: {tally(norm)}."
     )
     more = f"{null_objectives.between_sentence(tables)}{order_with_mlp(tables)}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import altair as alt
 import pandas as pd
 
@@ -13,6 +15,7 @@ from opdgeom_utils.intervals import number
 from opdgeom_utils.vocabulary import NULLS, label
 
 ROW = 38
+TITLE = 26  # letters in a line of an axis' title, which stands beside long labels
 BREAK = "|"
 NARROWEST = 0.35
 
@@ -115,8 +118,9 @@ def _strips(given: pd.DataFrame, table: pd.DataFrame, title: str, bounds: list[f
     axis = alt.Axis(grid=True, labelLimit=150, labelExpr=f"split(datum.label, '{BREAK}')")
     y = alt.Y("row:N", scale=alt.Scale(domain=rows), title=None, axis=axis)
     scale = alt.Scale(domain=bounds, nice=False)
-    x = alt.X("value:Q", title=title, scale=scale, axis=alt.Axis(format=".0%", tickCount=5))
-    low, at = (alt.X(f"{column}:Q", title=title, scale=scale) for column in ("low", "at"))
+    lines = textwrap.wrap(title, TITLE)
+    x = alt.X("value:Q", title=lines, scale=scale, axis=alt.Axis(format=".0%", tickCount=5, titleAnchor="end"))
+    low, at = (alt.X(f"{column}:Q", title=lines, scale=scale) for column in ("low", "at"))
     names = in_order(label(str(free)) for free in given.loc[:, "free"])
     base = alt.Chart(table).encode(y=y, color=coloured("objective", names))
     tip = tips("run", ("text", "value"))
