@@ -27,6 +27,7 @@ _MATCHES = {
     "equal_norm": "at equal norm of the update",
     "equal_accuracy": "at equal accuracy gained",
 }
+BETWEEN = " Runs that have nothing to learn lie in between too."
 
 
 def findings(card: pd.DataFrame, tables: Tables) -> dict[str, str]:
@@ -67,7 +68,7 @@ def short_sentence(card: pd.DataFrame, tables: Tables) -> str:
         f"size it is {_how_many(norm)}."
     )
     if null_objectives.lie_between(tables):
-        said += " Runs that have nothing to learn lie in between too."
+        said += BETWEEN
     return f"{said}{null_objectives.common_direction(tables)}"
 
 
@@ -108,7 +109,7 @@ def order_sentence(card: pd.DataFrame, tables: Tables | None = None) -> str:
     if not updates or not norm or UNTESTABLE in updates + norm:
         return ""
     length, size = (_how_many(found) for found in (updates, norm))
-    between = " Runs that have nothing to learn lie in between too." if null_objectives.lie_between(tables) else ""
+    between = BETWEEN if null_objectives.lie_between(tables) else ""
     finding = (
         f"At one rate and after equally many updates the paper's order is {length}{_shuffled_clause(tables)}.{between} "
         f"Between updates of equal size the order is {size}: {tally(norm)}."

@@ -15,7 +15,7 @@ from opdgeom_utils.claims.matching import accuracy_gain, final
 from opdgeom_utils.intervals import Interval, seed_interval
 from opdgeom_utils.measures.long_table import pick
 from opdgeom_utils.measures.noise import walks_of_runs
-from opdgeom_utils.recipes import load_recipe
+from opdgeom_utils.recipes import load_recipe, recipe_names
 from opdgeom_utils.trained_models import needed_run
 from opdgeom_utils.vocabulary import label, listed
 
@@ -109,6 +109,18 @@ def how_trained(tables: BookTables) -> pd.DataFrame:
             "gradient clipped at": f"{made.grad_clip:g}",
         })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def times(profile: str, recipe: str, other: str, field: str, shown: str = "g") -> str:
+    """Say how many times a recipe of a profile has of something what another one has.
+
+    >>> times("toy", "sft", "opd", "learning_rate"), times("confined", "rlvr", "opd", "steps")
+    ('5', '(one of the two is no recipe of confined)')
+    """
+    if not {recipe, other} <= set(recipe_names(profile)):
+        return f"(one of the two is no recipe of {profile})"
+    many, one = (getattr(load_recipe(name, profile), field) for name in (recipe, other))
+    return format(many / one, shown)
 
 
 def _in_tens(value: float) -> str:

@@ -14,7 +14,6 @@ from opdgeom_utils.claims.look_up import Tables
 from opdgeom_utils.claims.schema import reported_of
 from opdgeom_utils.intervals import Interval, number, seed_interval
 from opdgeom_utils.measures.long_table import pick
-from opdgeom_utils.recipes import load_recipe, recipe_names
 from opdgeom_utils.scopes import ATTENTION
 from opdgeom_utils.vocabulary import label, listed, metric_of
 
@@ -244,18 +243,6 @@ def say_gaps(points: pd.DataFrame, metric: str) -> str:
     said = f"does not keep its place: {said}" if len(places) > 1 else f"is {every} {next(iter(places))}"
     least = f", {apart[nearest]:.1f} times {nearest}" if nearest != widest else ""
     return f"OPD {said}. The highest run has {apart[widest]:.1f} times the lowest {widest}{least}.{none}"
-
-
-def times(profile: str, recipe: str, other: str, field: str, shown: str = "g") -> str:
-    """Say how many times a recipe of a profile has of something what another one has.
-
-    >>> times("toy", "sft", "opd", "learning_rate"), times("confined", "rlvr", "opd", "steps")
-    ('5', '(one of the two is no recipe of confined)')
-    """
-    if not {recipe, other} <= set(recipe_names(profile)):
-        return f"(one of the two is no recipe of {profile})"
-    many, one = (getattr(load_recipe(name, profile), field) for name in (recipe, other))
-    return format(many / one, shown)
 
 
 def _ordered(ends: pd.DataFrame) -> list[str]:

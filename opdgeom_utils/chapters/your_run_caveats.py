@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 
 import pandas as pd
+import torch
 
 from opdgeom_utils.chapters.your_run import PAPER_K, OpenedRun
 from opdgeom_utils.chapters.your_run_tables import frozen, last_step, matrices_of, without_numbers
@@ -17,9 +18,6 @@ from opdgeom_utils.scopes import ATTENTION
 from opdgeom_utils.vocabulary import listed
 
 WIDE = ("float32", "float64")
-DIGITS = {  # binary digits of a number's fraction
-    **{"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7, "float8_e4m3fn": 3, "float8_e5m2": 2},
-}
 SAME = 1e-9  # relative difference of two stable ranks of one update; rounding to bf16 changes one by 1e-4 and more
 MOST_NOTES = 3
 ALWAYS = (
@@ -71,8 +69,18 @@ def rounded_with_the_tuned(rows: pd.DataFrame) -> bool:
 def _coarser(rows: pd.DataFrame) -> pd.DataFrame:
     """Keep the rows whose tuned weights were stored with fewer digits than the reference's."""
     ends = [str(dtype).partition("->") for dtype in rows["dtype"]]
-    fewer = [DIGITS.get(after, math.inf) < DIGITS.get(before, 0) for before, _, after in ends]
+    fewer = [_spacing(after) > _spacing(before) for before, _, after in ends]
     return rows.loc[~frozen(rows) & pd.Series(fewer, index=rows.index, dtype=bool)]
+
+
+def _spacing(dtype: str) -> float:
+    """Distance from 1 to the next number of a format; nan where it is none of torch's floating ones.
+
+    >>> _spacing("bfloat16"), _spacing("float8_e5m2"), _spacing("")
+    (0.0078125, 0.25, nan)
+    """
+    found = getattr(torch, dtype, None)
+    return torch.finfo(found).eps if isinstance(found, torch.dtype) and found.is_floating_point else math.nan
 
 
 def _on_bf16_grid(rows: pd.DataFrame) -> pd.Series:

@@ -205,6 +205,14 @@ def test_a_finer_reference_beside_bf16_is_not_judged() -> None:
     assert not any("finer numbers" in said for said in caveats_of(trained))
 
 
+def test_a_reference_of_8_bits_beside_wider_weights_is_a_caveat() -> None:
+    trained = measured({Q: low_rank(64)}, after=torch.bfloat16)
+    kept = trained.assign(dtype="float8_e4m3fn->bfloat16")
+    assert any("stored in float8_e4m3fn, the tuned weights were not" in said for said in caveats_of(kept))
+    for same in ("bfloat16->bfloat16", "float8_e4m3fn->float8_e4m3fn"):
+        assert not any("the tuned weights were not" in said for said in caveats_of(trained.assign(dtype=same)))
+
+
 def test_only_what_the_toys_nulls_do_is_said_of_them() -> None:
     """In every toy run with nothing to learn, rotation and drift exceed the shuffle; sparsity and overlaps do not."""
     tables = tables_for("toy", [0, 1, 2, 3, 4], ["opd_random_credit", "rlvr_random_reward"]).geometry
