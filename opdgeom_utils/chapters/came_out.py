@@ -12,7 +12,7 @@ from statistics import fmean
 
 import pandas as pd
 
-from opdgeom_utils.chapters import seen
+from opdgeom_utils.chapters import first_nulls, seen
 from opdgeom_utils.chapters.committed_tables import BookTables
 from opdgeom_utils.chapters.control import GATE, OTHER_SEED
 from opdgeom_utils.chapters.moments import CHANCE, OWN_BATCHES, beside_chance
@@ -37,11 +37,8 @@ def how_sure(tables: BookTables, until: int | None = None) -> str:
         return "How far it carries: how much OPD had learned is not known."
     said = f"OPD (seeds: {len(shares)}) had closed {closed:.0%} of the gap in accuracy to its teacher"
     said += f" at update {until}, where these runs are compared" if until is not None else ""
-    beside = (
-        ""
-        if "opd_random_credit" in set(tables.accuracy["recipe"])
-        else "no trained run with random credit is beside it"
-    )
+    held = "opd_random_credit" in set(tables.accuracy["recipe"]) or tables.profile == first_nulls.ARCHIVED
+    beside = "" if held else "no trained run with random credit is beside it"
     if closed >= LEARNED:
         return f"{said}{f'; {beside}' if beside else ''}."
     return f"How far it carries: {said}, so it hardly learned{f', and {beside}' if beside else ''}."

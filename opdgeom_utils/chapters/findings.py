@@ -58,6 +58,14 @@ def for_landing(name: str, said: str) -> dict[str, str]:
     return {f"lead_{name}": lead, f"answer_{name}": rest}
 
 
+def glue_answer(name: str, said: str) -> None:
+    """Give the pages both parts of an answer, by the names of :func:`for_landing`."""
+    from myst_nb import glue  # only a chapter needs the book's tools
+
+    for key, part in for_landing(name, said).items():
+        glue(key, part, display=False)
+
+
 def short_sentence(card: pd.DataFrame, tables: Tables) -> str:
     """Answer the book's question in three sentences: the order, its null objective, and what learning adds."""
     updates, norm = (verdicts_of(card, condition) for condition in ("equal_updates", "equal_norm"))
@@ -111,10 +119,10 @@ def order_sentence(card: pd.DataFrame, tables: Tables | None = None) -> str:
     length, size = (_how_many(found) for found in (updates, norm))
     between = BETWEEN if null_objectives.lie_between(tables) else ""
     finding = (
-        f"At one rate and after equally many updates the paper's order is {length}{_shuffled_clause(tables)}.{between} "
+        f"At one rate and after equally many updates the paper's order is {length}.{between} "
         f"Between updates of equal size the order is {size}: {tally(norm)}."
     )
-    more = f"{null_objectives.between_sentence(tables)}{order_with_mlp(tables)}"
+    more = f"{null_objectives.between_sentence(tables)}{order_with_mlp(tables)}{_shuffled_sentence(tables)}"
     return f"{finding}\n{more.strip()}".strip()
 
 
@@ -124,7 +132,7 @@ def came_out(card: pd.DataFrame, tables: Tables) -> str:
     return f"{beside} {where_sentence(card, tables.geometry)}".strip()
 
 
-def _shuffled_clause(tables: Tables | None) -> str:
+def _shuffled_sentence(tables: Tables | None) -> str:
     """Say what part of each neighbouring difference at equal updates the shuffled updates show; empty where unknown."""
     order = ["control_sft", "opd", "rlvr"]
     if tables is None or not set(order) <= set(tables.geometry["recipe"]):
@@ -143,7 +151,7 @@ def _shuffled_clause(tables: Tables | None) -> str:
     ):
         found = [share for metric in names for share in shares[metric]]
         said.append(f"{min(found):.0%} to {max(found):.0%} as much {words}")
-    return f"; updates shuffled, which keep their size and nothing else, differ from each other by {listed(said)}"
+    return f" Updates shuffled, which keep their size and nothing else, differ from each other by {listed(said)}."
 
 
 def order_with_mlp(tables: Tables | None) -> str:

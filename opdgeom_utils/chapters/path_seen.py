@@ -38,7 +38,7 @@ def at_a_fifth(measures: pd.DataFrame | None, k: int) -> str:
     """
     if measures is None:
         return ""
-    own, said, alike, seeds = label("opd"), [], [], 0
+    own, said, seeds = label("opd"), [], 0
     for side, whose in WHOSE.items():
         values = seen.by_seed(early(measures, side, k, ["opd", *NOTHING, "control_sft"]), "series")
         if own not in values:
@@ -47,15 +47,25 @@ def at_a_fifth(measures: pd.DataFrame | None, k: int) -> str:
         names = [*nulls, *(name for name in (label("control_sft"),) if nulls and name in values)]
         beside = f" ({listed([f'{name} {means[name]:.2f}' for name in names])})" if names else ""
         said.append(f"{means[own]:.2f} on the side of the {whose}{beside}")
-        alike += [
-            f"{name} on that of the {whose}"
-            for name in nulls
-            if seen.stands(values.loc[:, own], values.loc[:, name]) != seen.ABOVE
-        ]
         seeds = len(values)
+    alike = _like_nothing(measures, k)
     rest = f" It is not shown to be above {listed(alike)}." if alike else ""
     like = f"A fifth into its run OPD's {k} leading directions are like its last ones by {listed(said)}"
     return f"{_at_a_tenth(measures, k)}{like}; 1 would be the same; seeds: {seeds}.{rest}"
+
+
+def _like_nothing(measures: pd.DataFrame, k: int) -> list[str] | None:
+    """List the runs with nothing to learn that OPD is not shown to be above at a fifth; None where there are none."""
+    own, nulls, alike = label("opd"), set(), []
+    for side, whose in WHOSE.items():
+        values = seen.by_seed(early(measures, side, k, ["opd", *NOTHING]), "series")
+        nulls |= (here := {str(name) for name in values} - {own})
+        alike += [
+            f"{name} on that of the {whose}"
+            for name in in_order(here)
+            if seen.stands(values.loc[:, own], values.loc[:, name]) != seen.ABOVE
+        ]
+    return alike if nulls else None
 
 
 def _at_a_tenth(measures: pd.DataFrame, k: int) -> str:
@@ -114,7 +124,8 @@ def came_out(measures: pd.DataFrame, k: int, among: str = "runs that learned") -
     direction = f"What seeds agree on is a direction (cosine of two seeds' updates: {pairs})." if own in shown else ""
     made_up = "made-up processes that learn nothing"
     said = f"Beside {made_up} it lies {seen.each_side(nulls)}" if nulls else f"None of the {made_up} is in these tables"
-    return f"Among the {among}, OPD {tells}.\n{at_a_fifth(measures, k)} {said}. {direction}".strip()
+    still = " Runs that had nothing to learn lock later still." if _like_nothing(measures, k) == [] else ""
+    return f"Among the {among}, OPD {tells}.{still}\n{at_a_fifth(measures, k)} {said}. {direction}".strip()
 
 
 def _earlier_than_others(measures: pd.DataFrame, k: int) -> str:

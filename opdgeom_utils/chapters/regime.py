@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from opdgeom_utils import scopes
+from opdgeom_utils.chapters import first_nulls
 from opdgeom_utils.chapters.committed_tables import BookTables
 from opdgeom_utils.chapters.model_cards import card_accuracy
 from opdgeom_utils.chapters.where import NULL_OBJECTIVES
@@ -202,7 +203,9 @@ def say_regime(tables: BookTables, until: int | None = None) -> str:
     if mean >= LEARNED:
         return said + "So it learned a good part of what there was to learn." + _nulls(tables)
     held = "opd_random_credit" in set(tables.accuracy["recipe"])
-    beside = "" if held else " No run with random credit stands beside it."
+    null = first_nulls.beside_regime(tables.profile, recipe.steps if until is None else until)
+    beside = f" Runs with nothing to learn stand in chapter 9: {null}." if null else ""
+    beside = beside or ("" if held else " No run with random credit stands beside it.")
     return said + (
         f"So it hardly learned{_beside_noise(tables)}. What is "
         f"said of OPD here is said of a run at its beginning.{beside}"

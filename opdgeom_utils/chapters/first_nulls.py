@@ -1,0 +1,148 @@
+"""The first regime beside runs that had nothing to learn: its OPD and RLVR, and their null objectives of a later day.
+
+The archived runs of profile ``first_regime`` were made by older code. Profile ``first_regime_null`` trains their nulls
+with today's, and one seed of OPD itself, which shows whether the two belong together. The rules are in LOG.md.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pandas as pd
+from scipy import stats
+
+from opdgeom_utils.chapters.committed_tables import tables_for
+from opdgeom_utils.chapters.where import NULL_OBJECTIVES
+from opdgeom_utils.claims import matching
+from opdgeom_utils.claims.look_up import Tables
+from opdgeom_utils.intervals import further_seed, number
+from opdgeom_utils.measures.noise import walks_of_runs
+from opdgeom_utils.scopes import ATTENTION
+from opdgeom_utils.vocabulary import label, metric_of
+
+ARCHIVED, PROFILE = "first_regime", "first_regime_null"
+PAIRS = (("opd", 40), ("opd", 80), ("rlvr", 80))  # an objective, and the update at which it and its null are compared
+SAME = 0.99  # confidence of the range in which one more seed of today's OPD must lie
+MOST = 5  # of six diagnostics that must say so
+
+
+@cache
+def both() -> tuple[Tables, Tables]:
+    """Return the archived tables and those of the null objectives."""
+    return tables_for(ARCHIVED, [0, 1, 2, 3, 4]), tables_for(PROFILE, [0, 1, 2])
+
+
+def runs_at(tables: Tables, step: int) -> pd.DataFrame:
+    """One row per run that has a checkpoint at that update: sparsity over all tensors, the rest over attention."""
+    rows = tables.geometry.loc[tables.geometry["step"] == step]
+    attention, everything = (matching.summarise(rows, modules) for modules in (ATTENTION, None))
+    return attention.assign(update_sparsity=everything["update_sparsity"].to_numpy())
+
+
+def beside(archived: Tables, nulls: Tables) -> pd.DataFrame:
+    """Hold each objective against its null and against control SFT, by the six diagnostics.
+
+    Returns ``run, updates, metric``, the means ``own, null, control``, the interval of the difference of means ``low,
+    high`` (Welch; 95% with an allowance for six diagnostics), ``apart`` (it leaves out 0) and ``nearer`` (the null lies
+    nearer to its objective than control SFT does).
+    """
+    rows = []
+    for name, step in PAIRS:
+        then, now = (runs_at(tables, step).groupby("recipe") for tables in (archived, nulls))
+        for metric in matching.METRICS:
+            own, null, control = (
+                runs.get_group(run)[metric].to_numpy(float)
+                for runs, run in ((then, name), (now, NULL_OBJECTIVES[name]), (then, "control_sft"))
+            )
+            test = stats.ttest_ind(own, null, equal_var=False)
+            low, high = test.confidence_interval(1 - 0.05 / len(matching.METRICS))
+            means = own.mean(), null.mean(), control.mean()
+            nearer = abs(means[0] - means[1]) < abs(means[0] - means[2])
+            rows.append((label(name), step, metric, *means, low, high, not low <= 0 <= high, nearer))
+    head = ["run", "updates", "metric", "own", "null", "control", "low", "high", "apart", "nearer"]
+    return pd.DataFrame(rows, columns=head)
+
+
+def same_world(archived: Tables, nulls: Tables) -> tuple[int, int]:
+    """Count the numbers of today's OPD in which one more archived seed could have ended, and all of them."""
+    inside = []
+    for step in sorted({step for name, step in PAIRS if name == "opd"}):
+        then, now = (runs_at(tables, step).groupby("recipe").get_group("opd") for tables in (archived, nulls))
+        for metric in matching.METRICS:
+            low, high = further_seed(then[metric].to_numpy(float), SAME)
+            inside += [bool(low <= value <= high) for value in now[metric].to_numpy(float)]
+    return sum(inside), len(inside)
+
+
+def walk_of_null(nulls: Tables) -> float:
+    """How many times as long as noise makes it random credit's update is, at its end, mean over seeds."""
+    own = nulls.geometry.loc[nulls.geometry["recipe"] == NULL_OBJECTIVES["opd"]]
+    return float(walks_of_runs(own.loc[own["step"] == own["step"].max()])["walk_ratio"].to_numpy(float).mean())
+
+
+def say_short(table: pd.DataFrame, updates: int) -> str:
+    """Say for OPD after so many updates what its null shows, for a sentence that is already begun.
+
+    >>> rows = {"run": "OPD", "updates": 40, "apart": [True, False], "nearer": True, "metric": ["a", "b"]}
+    >>> say_short(pd.DataFrame(rows), 40)
+    'after 40 updates random credit, trained alike, is told apart from it by 1 of 2 diagnostics, and lies nearer to it
+    than control SFT does by 2'
+    """
+    own = table.loc[(table["run"] == "OPD") & (table["updates"] == updates)]
+    apart, nearer = int(own["apart"].sum()), int(own["nearer"].sum())
+    return (
+        f"after {updates} updates random credit, trained alike, is told apart from it by {apart} of {len(own)} "
+        f"diagnostics, and lies nearer to it than control SFT does by {nearer}"
+    )
+
+
+def beside_regime(profile: str, updates: int) -> str:
+    """As :func:`say_short`, of the committed tables; empty for another profile, or another number of updates.
+
+    >>> beside_regime("toy", 40)
+    ''
+    """
+    if profile != ARCHIVED or ("opd", updates) not in PAIRS:
+        return ""
+    return say_short(beside(*both()), updates)
+
+
+def shown(table: pd.DataFrame, run: str, updates: int) -> pd.DataFrame:
+    """Lay out one pair of :func:`beside` as text, a row for each diagnostic."""
+    null = label(next(NULL_OBJECTIVES[name] for name, _ in PAIRS if label(name) == run))
+    rows = []
+    for row in table.loc[(table["run"] == run) & (table["updates"] == updates)].itertuples(index=False):
+        metric = metric_of(str(row.metric))
+        own, other, control = (number(float(value), metric.shown) for value in (row.own, row.null, row.control))
+        factor = f"{number(float(row.null) / float(row.own), '.2f')} times"
+        verdict = "told apart" if row.apart else "not told apart"
+        rows.append((metric.title, own, other, factor, verdict, control))
+    return pd.DataFrame(rows, columns=["diagnostic", run, null, "null over run", "difference", label("control_sft")])
+
+
+def say(table: pd.DataFrame, inside: tuple[int, int], walk: float) -> str:
+    """Say whether today's code gives the archived numbers, and what the null objectives show beside the objectives.
+
+    ``table``, ``inside``, ``walk``: from :func:`beside`, :func:`same_world` and :func:`walk_of_null`.
+    """
+    place, parts = [], []
+    for (run, updates), own in table.groupby(["run", "updates"], sort=False):
+        factors = own["null"] / own["own"]
+        few, many = (number(float(end), ".2f") for end in (factors.min(), factors.max()))
+        null = label(next(NULL_OBJECTIVES[name] for name, _ in PAIRS if label(name) == run))
+        parts.append(
+            f"{null} has {few} to {many} times {run}'s numbers after {updates} updates, and is told apart by "
+            f"{int(own['apart'].sum())} of {len(own)}; nearer to it than control SFT by {int(own['nearer'].sum())}"
+        )
+        place.append(int(own["nearer"].sum()) >= MOST)
+    finding = (
+        "So these runs lie where runs with nothing to learn lie"
+        if all(place)
+        else "So by this rule not every one of these runs lies where a run with nothing to learn does"
+    )
+    same = "the two may be compared" if inside[0] == inside[1] else "so compare with care: the code has changed"
+    return (
+        f"{finding}. {'. '.join(part[0].upper() + part[1:] for part in parts)}. Today's OPD ends inside the range of "
+        f"the archived seeds in {inside[0]} of {inside[1]} numbers: {same}. Random credit's update is "
+        f"{number(walk, '.2f')} times as long as noise makes it."
+    )
