@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from opdgeom_utils.errors import MetricInputError
 from opdgeom_utils.linalg.factors import singular_values
 from opdgeom_utils.metrics.inputs import check_size, checked
 
@@ -69,6 +70,66 @@ def noise_spectral_shift(w_ref: Float[Tensor, "out in"], rms: float | int) -> fl
     """
     check_size("rms", rms)
     return expected_shift(singular_values(w_ref), longer=max(w_ref.shape), rms=float(rms))
+
+
+def drift_without_decay(shift: float, relative_norm: float, shrinkage: float) -> float:
+    r"""Shift of the spectrum that an update would show had weight decay not shrunk the weights as well.
+
+    Parameters
+    ----------
+    shift : float
+        Normalized spectral shift, as measured; 0 upwards.
+    relative_norm : float
+        Frobenius norm of the whole update over that of the weights before.
+    shrinkage : float
+        Share of themselves that the weights lost: :func:`~opdgeom_utils.metrics.decay_shrinkage`; below 1.
+
+    Returns
+    -------
+    float
+        0 upwards; nan where one of the three is.
+
+    Raises
+    ------
+    MetricInputError
+        For a number below 0, or a ``shrinkage`` of 1 or more.
+
+    Notes
+    -----
+    Write :math:`W_+ = (1 - \delta) W_0 + D`. Decay alone moves every singular value by :math:`\delta` of itself: a
+    shift of exactly :math:`\delta`, and no direction turns. The two parts do not simply add: D makes the spectrum
+    longer, decay shorter. If D is uncorrelated with the weights, :math:`\langle W_0, D \rangle = 0`, the lengths of
+    both matrices are known, and with all lengths over :math:`\|W_0\|_F`
+
+    .. math:: \mathrm{NSS}^2 = (1 - \delta)\, \Delta^2 + \delta^2 - \frac{\delta}{1 - \delta}\, \|D\|^2 ,
+
+    where :math:`\Delta`, which is returned, is the shift under :math:`D / (1 - \delta)` alone. This project's own
+    derivation.
+
+    Examples
+    --------
+    Nothing but decay, then nothing but another update.
+
+    >>> drift_without_decay(0.25, 0.25, 0.25), drift_without_decay(0.25, 0.5, 0.0)
+    (0.0, 0.25)
+    """
+    for name, value in (("shift", shift), ("relative_norm", relative_norm), ("shrinkage", shrinkage)):
+        if value < 0 or (name == "shrinkage" and value >= 1):
+            below = ", and below 1" if name == "shrinkage" else ""
+            raise MetricInputError(f"{name} is {value}; expected a number from 0 upwards{below}.")
+    rest = relative_norm**2 - shrinkage**2
+    square = (shift**2 - shrinkage**2 + shrinkage * rest / (1 - shrinkage)) / (1 - shrinkage)
+    return square if math.isnan(square) else math.sqrt(max(0.0, square))
+
+
+def drift_with_decay(shift: float, rest: float, shrinkage: float) -> float:
+    """Undo :func:`drift_without_decay`; ``rest``: norm of the update beside decay, over that of the weights before.
+
+    >>> drift_with_decay(0.0, 0.0, 0.25), drift_with_decay(0.25, 0.5, 0.0)
+    (0.25, 0.25)
+    """
+    square = (1 - shrinkage) * shift**2 + shrinkage**2 - shrinkage * rest**2 / (1 - shrinkage)
+    return square if math.isnan(square) else math.sqrt(max(0.0, square))
 
 
 def expected_shift(s: Float[Tensor, " p"], *, longer: int, rms: float) -> float:

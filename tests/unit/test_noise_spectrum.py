@@ -185,6 +185,44 @@ def test_no_noise_and_no_matrix():
         metrics.noise_angles(torch.eye(3), 1e-3, k=0)
 
 
+def test_decay_moves_the_spectrum_by_its_share_and_no_direction():
+    """Two parts of an update with known spectra: the one that decay made, and one orthogonal to the weights."""
+    w, decay = matrices()[0].double(), 0.01
+    shrunken = (1 - decay) * w
+    assert metrics.normalized_spectral_shift(w, shrunken) == pytest.approx(decay)
+    assert float(metrics.principal_angles(w, shrunken, k=K).left_deg.max()) < 1e-5
+    rest = torch.randn(w.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    rest -= (rest * w).sum() / (w * w).sum() * w
+    rest *= 0.02 * w.norm() / rest.norm()
+    alone = metrics.normalized_spectral_shift(w, w + rest / (1 - decay))
+    both, size = metrics.normalized_spectral_shift(w, shrunken + rest), float((rest - decay * w).norm() / w.norm())
+    assert both > 1.5 * alone
+    assert metrics.drift_without_decay(both, size, decay) == pytest.approx(alone, rel=1e-6)
+    assert noise_spectrum.drift_with_decay(alone, 0.02, decay) == pytest.approx(both, rel=1e-9)
+
+
+@pytest.mark.parametrize("numbers", [(-0.1, 0.1, 0.1), (0.1, -0.1, 0.1), (0.1, 0.1, -0.1), (0.1, 0.1, 1.0)])
+def test_a_number_that_is_no_share_is_refused(numbers):
+    with pytest.raises(MetricInputError, match="expected a number from 0 upwards"):
+        metrics.drift_without_decay(*numbers)
+
+
+def test_noise_that_is_mostly_decay_lands_where_decay_puts_it():
+    """AdamW on noise, at a rate and decay at which the drift is nearly all decay."""
+    w = matrices()[0].double()
+    rates = metrics.learning_rate_schedule(2e-5, 100)
+    weights = torch.nn.Parameter(w.clone())
+    optimizer = torch.optim.AdamW([weights], lr=2e-5, betas=(0.9, 0.98), weight_decay=1.0)
+    generator = torch.Generator().manual_seed(5)
+    for _ in rates:
+        weights.grad = torch.randn(w.shape, generator=generator, dtype=torch.float64)
+        optimizer.step()
+    found = metrics.normalized_spectral_shift(w, weights.detach())
+    place = metrics.noise_place(w, rates, betas=(0.9, 0.98), weight_decay=1.0, k=K)
+    assert place.normalized_spectral_shift == pytest.approx(found, rel=0.03)
+    assert found > 2 * metrics.noise_spectral_shift(w, place.rms)
+
+
 def test_place_puts_the_parts_together():
     """One simulated training of AdamW on noise, measured, beside where noise was said to land."""
     w = matrices()[0].bfloat16()
