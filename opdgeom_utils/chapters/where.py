@@ -132,12 +132,12 @@ def say_null_ratios(ends: pd.DataFrame, metrics: Sequence[str]) -> str:
         found = ratios_to_null(ends, metric)
         means = [interval.mean for interval in found.values() if interval.n]
         known += len(means) > 1
-        if not any(starmap(_disjoint, combinations(found.values(), 2))) or max(means) < (1 + MARGIN) * min(means):
+        if not any(starmap(disjoint, combinations(found.values(), 2))) or max(means) < (1 + MARGIN) * min(means):
             continue
         said = ", ".join(f"{name} {interval.mean:.2f}" for name, interval in found.items())
         pairs = [(label(name), label(other)) for name, other in NULL_OBJECTIVES.items()]
         beside = [
-            f"{name} {'lies apart' if _disjoint(found[name], found[other]) else 'is not told apart'} from {other}"
+            f"{name} {'lies apart' if disjoint(found[name], found[other]) else 'is not told apart'} from {other}"
             for name, other in pairs
             if {name, other} <= set(found)
         ]
@@ -146,7 +146,8 @@ def say_null_ratios(ends: pd.DataFrame, metrics: Sequence[str]) -> str:
     return f"Unequal in {len(unequal)} of {known} measures{what}." if known else seen.NOT_HERE
 
 
-def _disjoint(one: Interval, other: Interval) -> bool:
+def disjoint(one: Interval, other: Interval) -> bool:
+    """Whether two intervals share no number; never where one of them is unknown."""
     return one.low > other.high or other.low > one.high
 
 
