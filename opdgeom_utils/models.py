@@ -111,8 +111,8 @@ def resolve_model(name: str | Path) -> str:
         )
     if str(name).startswith(DERIVED) and (STARTS / str(name).removeprefix(DERIVED) / "config.json").is_file():
         return str(STARTS / str(name).removeprefix(DERIVED))
-    if (MODELS / str(name) / "config.json").is_file():
-        return str(MODELS / str(name))
+    if Path(name).name == str(name) and (MODELS / name / "config.json").is_file():  # ./anchor is never a shipped one
+        return str(MODELS / name)
     if str(name).startswith(PACKAGED):
         return str(packaged_folder(str(name).removeprefix(PACKAGED)))
     is_hub_id = str(name).count("/") == 1 and not str(name).startswith((".", "/"))

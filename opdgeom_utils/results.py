@@ -249,9 +249,15 @@ def load_tables(profile: str = "toy", folder: Path | None = None) -> Tables:
     return Tables(**found)
 
 
+def archived(folder: Path) -> dict[str, str]:
+    """Return the sha256 of each table that a folder's provenance calls archived; empty where they may be made anew."""
+    record = folder / "provenance.json"
+    kept = json.loads(record.read_text(encoding="utf-8")).get("archived") if record.is_file() else None
+    return kept["sha256"] if kept else {}
+
+
 def _check_archived(folder: Path) -> None:
-    archived = json.loads((folder / "provenance.json").read_text(encoding="utf-8")).get("archived")
-    for name, digest in (archived or {"sha256": {}})["sha256"].items():
+    for name, digest in archived(folder).items():
         path = folder / name
         if not path.is_file() or sha256_of(path) != digest:
             raise StaleResultsError(

@@ -12,14 +12,14 @@ from opdgeom_utils import charts, storage
 from opdgeom_utils.chapters.committed_tables import PUBLISHED
 from opdgeom_utils.chapters.where import at_place
 from opdgeom_utils.claims import load_reported
-from opdgeom_utils.errors import CheckpointNotFoundError, OpdGeomError
+from opdgeom_utils.errors import CheckpointNotFoundError, OpdGeomError, StaleResultsError
 from opdgeom_utils.measures.of_runs import measures_of
 from opdgeom_utils.measures.path_overlaps import missing_counterparts
 from opdgeom_utils.models import PROJECT
 from opdgeom_utils.profile_check import check_models
 from opdgeom_utils.provenance import fingerprint
 from opdgeom_utils.recipes import load_recipe, recipe_names
-from opdgeom_utils.results import Tables, recorded_runs, results_of, run_key, write_tables
+from opdgeom_utils.results import Tables, archived, recorded_runs, results_of, run_key, write_tables
 from opdgeom_utils.runs import Run, load_or_train, run_of
 from opdgeom_utils.trained_models import models_of, needed_run
 from opdgeom_utils.workers import Job, load_or_train_many
@@ -66,6 +66,11 @@ def main() -> int:
     args = parser.parse_args()
     own = results_of(args.profile)
     args.results = args.results or own
+    if args.results == own and archived(own):
+        raise StaleResultsError(
+            f"{own} is archived: older code made these runs, and they are never made anew. To train its recipes with "
+            "today's code, give --results FOLDER"
+        )
     check_models(args.profile)
     every = known_runs(args.profile)
     jobs = [job for job in jobs_of(args.profile, args.recipes, args.seeds) if job in every]

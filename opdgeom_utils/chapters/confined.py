@@ -136,7 +136,8 @@ def _shares(wide: pd.DataFrame, kept_in: list[tuple[str, pd.Series]]) -> str:
 
 def _answer(wide: pd.DataFrame, *, learned: bool) -> str:
     """Say whether the early space is enough, by gradients and by steps that are held, and whether another would do."""
-    loose, strict = (_interval(_kept(wide, EARLY + ending)) for ending in HELD.values())
+    loosely, strictly = HELD.values()
+    loose, strict = (_interval(_kept(wide, EARLY + ending)) for ending in (loosely, strictly))
     if min(loose.n, strict.n) < SEEDS:
         return "Whether the early space is enough where OPD learns is not tested: too few seeds."
     enough = "is" if loose.low >= ENOUGH else "is not" if loose.high < ENOUGH else "is not shown to be"
@@ -148,7 +149,8 @@ def _answer(wide: pd.DataFrame, *, learned: bool) -> str:
     said = (
         f"{'Where OPD learns' if learned else 'Where OPD learned less than was asked'}, its early space {enough} "
         f"enough: it keeps {loose.text('.0%')} of its progress with its gradient held there, {strict.text('.0%')} with "
-        f"its updates held (which shortens them too). Held so, the early space {_told(wide, HELD[STRICT])}."
+        f"its updates held (which shortens them too). With its gradient held, the early space {_told(wide, loosely)}; "
+        f"with its updates held it {_told(wide, strictly)}."
     )
     return " ".join([said, *wider])
 

@@ -111,7 +111,8 @@ def order_sentence(card: pd.DataFrame, tables: Tables | None = None) -> str:
     >>> rows = [("equal_updates", "reproduced"), ("equal_norm", "not decided"), ("equal_norm", "the opposite")]
     >>> print(order_sentence(pd.DataFrame(rows, columns=["condition", "verdict"])).replace(". ", "." + chr(10)))
     At one rate and after equally many updates the paper's order is there.
-    Between updates of equal size the order is not there: 0 of 2 (1 not decided, 1 the opposite).
+    Between updates of equal size, on attention matrices, the order is not there: 0 of 2 (1 not decided, 1 the
+    opposite).
     """
     updates, norm = (verdicts_of(card, condition) for condition in ("equal_updates", "equal_norm"))
     if not updates or not norm or UNTESTABLE in updates + norm:
@@ -120,7 +121,7 @@ def order_sentence(card: pd.DataFrame, tables: Tables | None = None) -> str:
     between = BETWEEN if null_objectives.lie_between(tables) else ""
     finding = (
         f"At one rate and after equally many updates the paper's order is {length}.{between} "
-        f"Between updates of equal size the order is {size}: {tally(norm)}."
+        f"Between updates of equal size, on attention matrices, the order is {size}: {tally(norm)}."
     )
     more = f"{null_objectives.between_sentence(tables)}{order_with_mlp(tables)}{_shuffled_sentence(tables)}"
     return f"{finding}\n{more.strip()}".strip()
@@ -150,8 +151,8 @@ def _shuffled_sentence(tables: Tables | None) -> str:
         (null_objectives.SPECTRAL, "in angles and spectral shift"),
     ):
         found = [share for metric in names for share in shares[metric]]
-        said.append(f"{min(found):.0%} to {max(found):.0%} as much {words}")
-    return f" Updates shuffled, which keep their size and nothing else, differ from each other by {listed(said)}."
+        said.append(f"{min(found):.0%} to {max(found):.0%} {words}")
+    return f" Updates shuffled, which keep their size and nothing else, keep of these differences {listed(said)}."
 
 
 def order_with_mlp(tables: Tables | None) -> str:

@@ -104,7 +104,9 @@ def say_paper(runs: pd.DataFrame) -> str:
     )
     if not printed:
         return said
-    return f"{said} Were the steps as printed the updates, noise would leave {listed(printed)}."
+    less = [run["kind"] for run in known.to_dict(orient="records") if run["literal"] < run["sparsity"]]
+    sign = f"; then {listed(less)} would have moved less far than noise" if less else ""
+    return f"{said} Were the steps as printed the updates, noise would leave {listed(printed)}{sign}."
 
 
 def overlaps() -> pd.DataFrame:

@@ -105,7 +105,7 @@ def say_found(tables: BookTables, toy: BookTables) -> str:
     angles = [sum(means_of(ends, name, RULERS[:2])) / 2 for name in (OPD, RANDOM)]
     pairs = [seed_interval(cosines(t.measures, name, name)).mean for t in (tables, toy) for name in (OPD, RANDOM)]
     many = "one seed" if len(tables.seeds) == 1 else f"{len(tables.seeds)} seeds"
-    near = "lie side by side" if 1 / 1.5 < angles[0] / angles[1] < 1.5 else "lie apart"
+    near = "little" if 1 / 1.5 < angles[0] / angles[1] < 1.5 else "much"
     less = ", less than in the toy" if pairs[0] - pairs[1] < pairs[2] - pairs[3] else ""
     less += f" and than the chapter's rule asks ({AGREE} apart)" if less and pairs[0] - pairs[1] < AGREE else ""
     apart = f"tells them apart{less}" if pairs[0] > pairs[1] + 0.1 else "does not tell them apart"
@@ -124,8 +124,8 @@ def say_found(tables: BookTables, toy: BookTables) -> str:
     no_sign = " So what OPD learned did not take it further." if noise[OPD] < 1 else ""
     return (
         f"**Random credit, which learns nothing, goes {noise[RANDOM]:.2f} times as far as noise; OPD {noise[OPD]:.2f} "
-        f"times.**{no_sign} By the paper's angles the two {near}: {angles[0]:.2f} degrees (OPD) and {angles[1]:.2f}, "
-        f"{angles[1] / angles[0]:.2f} times as many. "
+        f"times.**{no_sign} By the paper's angles they differ {near}: {angles[0]:.2f} degrees (OPD) and "
+        f"{angles[1]:.2f} (random credit). "
         f"{direction} Runs have {many} here at most."
     )
 

@@ -49,14 +49,17 @@ def say(found: pd.DataFrame) -> str:
     """Say how many findings survive, and which.
 
     >>> say(pd.DataFrame({"finding": ["A", "B", "C"], "survives": ["yes", "no", "not testable"]}))
-    'Of 2 findings of the toy that can be tested here, 1 survives: "A".'
+    'Of 2 findings of the toy that can be tested here, 1 survives: "A". Not here: "B".'
     """
     verdicts = found["survives"].tolist()
     kept = verdicts.count(YES)
     tested = kept + verdicts.count(NO)
-    named = "; ".join(f'"{name.split(" (")[0]}"' for name in found.loc[found["survives"] == YES, "finding"])
-    which = f": {named}" if named else ""
-    return f"Of {tested} findings of the toy that can be tested here, {kept} survive{'s' * (kept == 1)}{which}."
+    named, gone = (
+        "; ".join(f'"{name.split(" (")[0]}"' for name in found.loc[found["survives"] == verdict, "finding"])
+        for verdict in (YES, NO)
+    )
+    which, rest = f": {named}" if named else "", f" Not here: {gone}." if gone else ""
+    return f"Of {tested} findings of the toy that can be tested here, {kept} survive{'s' * (kept == 1)}{which}.{rest}"
 
 
 def _held(tables: BookTables, *recipes: str) -> bool:

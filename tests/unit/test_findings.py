@@ -178,7 +178,7 @@ def test_what_size_alone_shows_of_the_order_is_said_of_every_pair_of_neighbours(
     frame = pd.DataFrame(rows)
     orders = pd.DataFrame({"condition": ["equal_updates", "equal_norm"], "verdict": "reproduced"})
     said = findings.order_sentence(orders, Tables(frame, frame, frame))
-    assert "differ from each other by 25% to 50% as much in sparsity and masks and 25% to 50% as much" in said
+    assert "keep of these differences 25% to 50% in sparsity and masks and 25% to 50% in angles" in said
 
 
 def test_the_order_with_the_mlp_is_counted_by_means_and_by_intervals() -> None:

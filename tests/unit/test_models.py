@@ -97,6 +97,8 @@ def test_stored_state_of_another_shape_or_name_is_refused() -> None:
 def test_names_folders_and_hub_ids_resolve(world: World, tmp_path: Path) -> None:
     assert models.resolve_model("anchor") == str(world.models / "anchor")
     assert models.resolve_model(world.models / "base") == str(world.models / "base")
+    with pytest.raises(CheckpointNotFoundError, match=r"no model '\./anchor'"):  # one's own folder, which is not there
+        models.resolve_model("./anchor")
     assert models.resolve_model("Qwen/Qwen3-0.6B") == "Qwen/Qwen3-0.6B"
     for wrong in ("anchr", tmp_path / "nowhere", "./nowhere", "/no/where"):
         with pytest.raises(CheckpointNotFoundError, match="anchor, base, teacher"):

@@ -427,3 +427,9 @@ def test_adding_a_run_keeps_the_matrices_of_the_others(mine: Folders, tmp_path: 
     assert [set(sample) for sample in held] == [{"reference", "opd/0"}, *[{"reference", "opd/0", "rlvr/0"}] * 2]
     assert all(held[2][name].equal(held[1][name]) for name in held[1])
     assert held[1]["opd/0"].equal(held[0]["opd/0"])
+
+
+def test_archived_tables_are_not_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["make_runs", "--profile", "first_regime"])
+    with pytest.raises(StaleResultsError, match=r"first_regime is archived.*give --results FOLDER"):
+        make_runs.main()

@@ -1,0 +1,57 @@
+"""Weight decay in the spectral shift: what a matrix's row gets, and the words for what is left."""
+
+import pandas as pd
+import pytest
+
+from opdgeom_utils import metrics
+from opdgeom_utils.chapters import decay
+from opdgeom_utils.chapters.committed_tables import BookTables
+from opdgeom_utils.measures.noise import rates_of
+from opdgeom_utils.recipes import load_recipe
+
+
+def tables(shift: dict[str, float], shuffled: float) -> BookTables:
+    """Two seeds of each run at the end of OPD's 400 updates of the toy, one attention matrix each."""
+    row = {"profile": "toy", "step": 400, "module": "q_proj", "n_entries": 100, "reference_norm": 10.0}
+    row |= {"update_norm": 0.5, "update_sparsity": 0.1, decay.SHUFFLED: shuffled}
+    rows = [row | {"recipe": name, "seed": seed, decay.DRIFT: own} for name, own in shift.items() for seed in (0, 1)]
+    frame = pd.DataFrame(rows)
+    return BookTables(frame, frame, frame, profile="toy", seeds=(0, 1), source="")
+
+
+def test_a_row_gets_the_decay_of_its_own_recipe_and_update() -> None:
+    """Rate 1e-4, decay .1, 400 updates: every weight loses 1 - (1 - 1e-5) ** 400 of itself."""
+    rows = decay.with_decay(tables({"opd": 0.006}, 0.004)).geometry
+    lost = 1 - (1 - 1e-5) ** 400
+    assert rows["decay"].tolist() == pytest.approx([lost] * 2)
+    assert rows["undecayed"].tolist() == pytest.approx([metrics.drift_without_decay(0.006, 0.05, lost)] * 2)
+    recipe = load_recipe("opd", "toy")
+    assert metrics.decay_shrinkage(rates_of(recipe), weight_decay=recipe.weight_decay) == pytest.approx(lost)
+
+
+def test_what_is_left_is_said_by_the_intervals() -> None:
+    lost = 1 - (1 - 1e-5) ** 400
+    alone = metrics.drift_without_decay(0.006, 0.05, lost)
+    found = decay.beside_shuffle(
+        decay.with_decay(tables({"opd": 0.006, "rlvr": 0.006}, alone)), "final", ["opd", "rlvr"]
+    )
+    assert [interval.mean for interval in found["ratio_rest"]] == pytest.approx([1.0, 1.0])
+    lead, numbers = decay.say(found).split("\n")
+    assert lead.startswith("Spectral shift is mostly weight decay here")
+    assert numbers.startswith("Decay alone would shift the spectrum by 0.00399 (OPD, which shows 0.006)")
+    half = decay.beside_shuffle(
+        decay.with_decay(tables({"opd": 0.006, "rlvr": 0.012}, alone / 2)), "final", ["opd", "rlvr"]
+    )
+    assert decay.say(half).splitlines()[0].endswith("times: told apart.")
+    assert list(decay.shown(half)["run"]) == ["OPD", "RLVR"]
+
+
+def test_tables_without_a_shuffled_null_say_nothing() -> None:
+    made = tables({"opd": 0.006}, 0.004)
+    bare = BookTables(*[made.geometry.drop(columns=decay.SHUFFLED)] * 3, profile="toy", seeds=(0, 1), source="")
+    assert decay.say(decay.beside_shuffle(decay.with_decay(bare), "final", ["opd"])) == ""
+
+
+def test_the_papers_recipes_have_a_decay_of_their_own() -> None:
+    """OPD: 299 updates at 1e-6 with a decay of .1."""
+    assert f"OPD {1 - (1 - 1e-7) ** 299:.1e} (printed: of the order of 1e-04)" in decay.of_the_paper()
