@@ -76,8 +76,8 @@ def say(found: pd.DataFrame) -> str:
     >>> one, two = Interval(2.0, 1.9, 2.1, 2), Interval(1.0, 0.9, 1.1, 2)
     >>> row = {"recipe": ["opd"], "drift": 4e-4, "decay": 3e-4, "ratio": [one], "ratio_rest": [two]}
     >>> print(say(pd.DataFrame(row)))
-    Spectral shift is mostly weight decay here: beside shuffled updates it is 2.00 times as large, and without decay
-    1.00 times, which is what size alone gives.
+    Take weight decay away, and size explains the spectral shift: with it shifts are 2.00 times those of shuffled
+    updates, without it 1.00 times.
     Decay alone would shift the spectrum by 0.0003 (OPD, which shows 0.0004).
     """
     if found.empty:
@@ -93,8 +93,8 @@ def say(found: pd.DataFrame) -> str:
         spans.append(" to ".join(dict.fromkeys((ends[0], ends[-1]))))
     if all(row["ratio_rest"].low <= 1 <= row["ratio_rest"].high for row in rows.values()):
         return (
-            f"Spectral shift is mostly weight decay here: beside shuffled updates it is {spans[0]} times as large, and "
-            f"without decay {spans[1]} times, which is what size alone gives.{numbers}"
+            f"Take weight decay away, and size explains the spectral shift: with it shifts are {spans[0]} times those "
+            f"of shuffled updates, without it {spans[1]} times.{numbers}"
         )
     opd, rlvr = (rows.get(label(name)) for name in ("opd", "rlvr"))
     if opd is None or rlvr is None:

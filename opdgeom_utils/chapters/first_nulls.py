@@ -6,8 +6,10 @@ with today's, and one seed of OPD itself, which shows whether the two belong tog
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 
+import numpy as np
 import pandas as pd
 from scipy import stats
 
@@ -18,7 +20,7 @@ from opdgeom_utils.claims.look_up import Tables
 from opdgeom_utils.intervals import further_seed, number
 from opdgeom_utils.measures.noise import walks_of_runs
 from opdgeom_utils.scopes import ATTENTION
-from opdgeom_utils.vocabulary import label, metric_of
+from opdgeom_utils.vocabulary import label, listed, metric_of
 
 ARCHIVED, PROFILE = "first_regime", "first_regime_null"
 PAIRS = (("opd", 40), ("opd", 80), ("rlvr", 80))  # an objective, and the update at which it and its null are compared
@@ -126,15 +128,17 @@ def say(table: pd.DataFrame, inside: tuple[int, int], walk: float) -> str:
     ``table``, ``inside``, ``walk``: from :func:`beside`, :func:`same_world` and :func:`walk_of_null`.
     """
     place, parts = [], []
-    for (run, updates), own in table.groupby(["run", "updates"], sort=False):
-        factors = own["null"] / own["own"]
-        few, many = (number(float(end), ".2f") for end in (factors.min(), factors.max()))
-        null = label(next(NULL_OBJECTIVES[name] for name, _ in PAIRS if label(name) == run))
+    for name, updates in PAIRS:
+        run, null = label(name), label(NULL_OBJECTIVES[name])
+        own = table.loc[(table["run"] == run) & (table["updates"] == updates)]
+        factors = np.divide(*own[["null", "own"]].to_numpy(float).T)
+        few, many = (number(end, ".2f") for end in (float(factors.min()), float(factors.max())))
+        apart, nearer = (int(np.count_nonzero(own[column].to_numpy(bool))) for column in ("apart", "nearer"))
         parts.append(
             f"{null} has {few} to {many} times {run}'s numbers after {updates} updates, and is told apart by "
-            f"{int(own['apart'].sum())} of {len(own)}; nearer to it than control SFT by {int(own['nearer'].sum())}"
+            f"{apart} of {len(own)}; nearer to it than control SFT by {nearer}"
         )
-        place.append(int(own["nearer"].sum()) >= MOST)
+        place.append(nearer >= MOST)
     finding = (
         "So these runs lie where runs with nothing to learn lie"
         if all(place)
@@ -145,4 +149,32 @@ def say(table: pd.DataFrame, inside: tuple[int, int], walk: float) -> str:
         f"{finding}. {'. '.join(part[0].upper() + part[1:] for part in parts)}. Today's OPD ends inside the range of "
         f"the archived seeds in {inside[0]} of {inside[1]} numbers: {same}. Random credit's update is "
         f"{number(walk, '.2f')} times as long as noise makes it."
+    )
+
+
+def say_settings(table: pd.DataFrame, rows: pd.DataFrame, names: Mapping[str, str], updates: int) -> str:
+    """Count the settings' numbers that lie further from OPD's mean than random credit's do.
+
+    ``table``: from :func:`beside`. ``rows``: one row per run, ``recipe`` and the diagnostics. ``names``: the settings.
+
+    >>> table = pd.DataFrame({"run": "OPD", "updates": 40, "metric": ["x"], "own": [1.0], "null": [1.2]})
+    >>> rows = pd.DataFrame({"recipe": ["opd", "a", "b"], "x": [1.0, 1.1, 1.5]})
+    >>> say_settings(table, rows, {"a": "A", "b": "B"}, 40)
+    "Of the settings' 2 numbers 1 lie further from OPD than random credit's (B)."
+    """
+    own = table.loc[(table["run"] == "OPD") & (table["updates"] == updates)]
+    reach = {str(m): (float(o), abs(float(n) - float(o))) for m, o, n in own[["metric", "own", "null"]].to_numpy()}
+    settings = rows.loc[rows["recipe"].isin(list(names))]
+    if settings.empty or not reach:
+        return ""
+    away = {
+        (str(recipe), metric)
+        for metric, (centre, far) in reach.items()
+        for recipe, value in settings[["recipe", metric]].itertuples(index=False)
+        if abs(value - centre) > far
+    }
+    who = [names[recipe] for recipe in names if any(recipe == other for other, _ in away)]
+    return (
+        f"Of the settings' {len(settings) * len(reach)} numbers {len(away)} lie further from OPD than random credit's"
+        f"{f' ({listed(who)})' if who else ''}."
     )
