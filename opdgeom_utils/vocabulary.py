@@ -45,7 +45,7 @@ _OF_MATRICES = (
     Metric(
         "normalized_spectral_shift", "normalized spectral shift",
         "how far the singular values moved, $\\lVert \\sigma(W_+) - \\sigma(W_0) \\rVert_2 / \\lVert \\sigma(W_0) "
-        "\\rVert_2$. 0 means that they are the same.",
+        "\\rVert_2$. 0 means that they are the same. Weight decay alone moves all of them by its own share.",
         logarithmic=True, nulls=("shuffled", "random"), per_matrix=True, compared=True,
     ),
     Metric(

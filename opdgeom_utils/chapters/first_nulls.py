@@ -123,8 +123,9 @@ def shown(table: pd.DataFrame, run: str, updates: int) -> pd.DataFrame:
 
 
 def say(table: pd.DataFrame, inside: tuple[int, int], walk: float) -> str:
-    """Say whether today's code gives the archived numbers, and what the null objectives show beside the objectives.
+    """Say what the null objectives show beside the objectives, and whether today's code gives the archived numbers.
 
+    The first line is the finding.
     ``table``, ``inside``, ``walk``: from :func:`beside`, :func:`same_world` and :func:`walk_of_null`.
     """
     place, parts = [], []
@@ -140,13 +141,13 @@ def say(table: pd.DataFrame, inside: tuple[int, int], walk: float) -> str:
         )
         place.append(nearer >= MOST)
     finding = (
-        "So these runs lie where runs with nothing to learn lie"
+        "In this regime OPD and RLVR lie where runs with nothing to learn lie"
         if all(place)
-        else "So by this rule not every one of these runs lies where a run with nothing to learn does"
+        else "In this regime not every run lies where a run with nothing to learn does"
     )
     same = "the two may be compared" if inside[0] == inside[1] else "so compare with care: the code has changed"
     return (
-        f"{finding}. {'. '.join(part[0].upper() + part[1:] for part in parts)}. Today's OPD ends inside the range of "
+        f"{finding}.\n{'. '.join(part[0].upper() + part[1:] for part in parts)}. Today's OPD ends inside the range of "
         f"the archived seeds in {inside[0]} of {inside[1]} numbers: {same}. Random credit's update is "
         f"{number(walk, '.2f')} times as long as noise makes it."
     )

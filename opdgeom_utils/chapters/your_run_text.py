@@ -146,13 +146,14 @@ def null_words(found: AgainstNull, metric: str) -> str:
 
     >>> null_words(AgainstNull(0.002, 0.001, 16, 16, 0, "more"), "normalized_spectral_shift")
     'Over 16 matrices it is 0.002, and 0.001 in the shuffled null; 16 of them are above theirs. So size alone does not
-    explain it: place adds, as it does in our toy runs with nothing to learn.'
+    explain it: place adds, as it does in our toy runs with nothing to learn, and as weight decay alone does.'
     """
     if not found.n:
         return "No matrix has this number and its null, so nothing is judged."
     shown = metric_of(metric).shown
     count, side = (found.n_more, "above") if found.own >= found.null else (found.n_less, "below")
     idle = "" if metric_of(metric).percent else ", as it does in our toy runs with nothing to learn"
+    idle += ", and as weight decay alone does" if metric == "normalized_spectral_shift" else ""
     ends = {
         "more": f"So size alone does not explain it: place adds{idle}.",
         "less": "So size alone does not explain it: place takes away.",
