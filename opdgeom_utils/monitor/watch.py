@@ -38,7 +38,7 @@ class GeometryMonitor:
         What is trained: any module, with peft's LoRA layers or not, sharded by ``fully_shard`` or not.
     optimizer : torch.optim.Optimizer
         Of its parameters. Walks need one of Adam's family, its weight decay apart from the gradient (AdamW);
-        with another they are nan, and the rest is measured.
+        with another they are nan in the table and absent from ``latest``, and the rest is measured.
     every : int
         Measure at every so many steps of the optimizer.
     matrices : "sample", "all" or list of str
