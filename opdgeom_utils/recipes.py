@@ -257,8 +257,8 @@ def _blocks(profile: str) -> dict[str, Any]:
 def paths_of(recipe: Recipe, key: str) -> list[tuple[str, ...]]:
     """Return where its profile may say a field of a recipe, what counts most first.
 
-    >>> paths_of(load_recipe("opd_full_vocab", "smollm2-135m"), "steps")[:2]
-    [('recipes', 'opd_full_vocab', 'steps'), ('recipes', 'opd', 'steps')]
+    >>> paths_of(load_recipe("opd_random_credit", "smollm2-135m"), "steps")[:2]
+    [('recipes', 'opd_random_credit', 'steps'), ('recipes', 'opd', 'steps')]
     """
     return _places(key, lineage_of(read_profile(recipe.profile)["recipes"], recipe.name))
 
