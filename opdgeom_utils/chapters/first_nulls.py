@@ -141,9 +141,9 @@ def say(table: pd.DataFrame, inside: tuple[int, int], walk: float) -> str:
         )
         place.append(nearer >= MOST)
     finding = (
-        "In this regime OPD and RLVR lie where runs with nothing to learn lie"
+        "In the first regime OPD and RLVR lie where runs with nothing to learn lie"
         if all(place)
-        else "In this regime not every run lies where a run with nothing to learn does"
+        else "In the first regime not every run lies where a run with nothing to learn does"
     )
     same = "the two may be compared" if inside[0] == inside[1] else "so compare with care: the code has changed"
     return (

@@ -58,11 +58,11 @@ def test_todays_code_is_held_against_the_range_of_one_more_seed(now: float, insi
 def test_the_finding_names_what_lies_beside_what() -> None:
     archived = tables("a", ARCHIVED)
     far = first_nulls.say(first_nulls.beside(archived, tables("b", NULLS)), (35, 36), 1.0)
-    assert far.startswith("In this regime not every run lies where a run with nothing to learn does.\n")
+    assert far.startswith("In the first regime not every run lies where a run with nothing to learn does.\n")
     assert "in 35 of 36 numbers: so compare with care: the code has changed" in far
     near = first_nulls.beside(archived, tables("b", NULLS | {"rlvr_random_reward": 2.0}))
     said = first_nulls.say(near, (36, 36), 1.0)
-    assert said.startswith("In this regime OPD and RLVR lie where runs with nothing to learn lie.\n")
+    assert said.startswith("In the first regime OPD and RLVR lie where runs with nothing to learn lie.\n")
     assert "Random reward has 1.00 to 1.00 times RLVR's numbers after 80 updates, and is told apart by 0 of 6" in said
     shown = first_nulls.shown(near, "OPD", 40)
     assert shown["difference"].tolist() == ["not told apart"] * 6
