@@ -10,7 +10,7 @@ import pandas as pd
 
 from opdgeom_utils.chapters.committed_tables import BookTables
 from opdgeom_utils.chapters.literature import PAPER, kind_of, rates_published
-from opdgeom_utils.chapters.where import at_place, disjoint
+from opdgeom_utils.chapters.where import NULL_OBJECTIVES, at_place, disjoint
 from opdgeom_utils.claims import load_reported
 from opdgeom_utils.intervals import number, seed_interval
 from opdgeom_utils.measures.noise import walk_of
@@ -63,9 +63,9 @@ def shown(found: pd.DataFrame) -> pd.DataFrame:
     text = metric_of(DRIFT).shown
     columns: dict[str, list[str]] = {"run": [label(str(name)) for name in found["recipe"]]}
     heads = {"drift": "shift", DECAY: "decay alone", REST: "without decay", "shuffled": "shuffled"}
-    columns |= {head: [number(float(value), text) for value in found[name]] for name, head in heads.items()}
-    ratios = {"ratio": "shift over shuffled", "ratio_rest": "without decay over shuffled"}
+    ratios = {"ratio": "shift over shuffled", "ratio_rest": "the same without decay"}
     columns |= {head: [interval.text(".2f") for interval in found[name]] for name, head in ratios.items()}
+    columns |= {head: [number(float(value), text) for value in found[name]] for name, head in heads.items()}
     return pd.DataFrame(columns)
 
 
@@ -105,8 +105,20 @@ def say(found: pd.DataFrame) -> str:
         f"Weight decay is in the spectral shift, and no learning in it. With it RLVR's shift is "
         f"{rlvr['ratio'].mean:.2f} times that of its shuffled update and OPD's {opd['ratio'].mean:.2f} times: "
         f"{words[then]}. Without it they are {rlvr['ratio_rest'].mean:.2f} and {opd['ratio_rest'].mean:.2f} times: "
-        f"{words[now]}.{numbers}"
+        f"{words[now]}.{_beside_nothing(found)}{numbers}"
     )
+
+
+def _beside_nothing(found: pd.DataFrame) -> str:
+    """Say whether the shift without decay still tells each run from its null objective; begins with a space."""
+    rest = dict(zip(found["recipe"].tolist(), found["ratio_rest"].tolist(), strict=True))
+    said = [
+        f"{label(name)} {'is' if disjoint(rest[name], rest[null]) else 'is not'} told apart from {label(null)} "
+        f"({rest[null].mean:.2f} times)"
+        for name, null in NULL_OBJECTIVES.items()
+        if {name, null} <= set(rest)
+    ]
+    return f" Without it, {'; '.join(said)}." if said else ""
 
 
 def of_the_paper() -> str:
