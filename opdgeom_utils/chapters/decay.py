@@ -102,7 +102,7 @@ def say(found: pd.DataFrame) -> str:
     then, now = (disjoint(opd[column], rlvr[column]) for column in ("ratio", "ratio_rest"))
     words = {True: "told apart", False: "not told apart"}
     return (
-        f"Weight decay is in the spectral shift, and no learning in it. With it RLVR's shift is "
+        f"A part of the spectral shift is weight decay, and no learning. With it RLVR's shift is "
         f"{rlvr['ratio'].mean:.2f} times that of its shuffled update and OPD's {opd['ratio'].mean:.2f} times: "
         f"{words[then]}. Without it they are {rlvr['ratio_rest'].mean:.2f} and {opd['ratio_rest'].mean:.2f} times: "
         f"{words[now]}.{_beside_nothing(found)}{numbers}"
