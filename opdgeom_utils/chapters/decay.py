@@ -89,8 +89,8 @@ def say(found: pd.DataFrame) -> str:
     numbers = f"\nDecay alone would shift the spectrum by {alone}."
     spans = []
     for column in ("ratio", "ratio_rest"):
-        ends = sorted(f"{row[column].mean:.2f}" for row in rows.values())
-        spans.append(" to ".join(dict.fromkeys((ends[0], ends[-1]))))
+        means = [row[column].mean for row in rows.values()]
+        spans.append(" to ".join(dict.fromkeys(f"{end:.2f}" for end in (min(means), max(means)))))
     if all(row["ratio_rest"].low <= 1 <= row["ratio_rest"].high for row in rows.values()):
         return (
             f"Take weight decay away, and size explains the spectral shift: with it shifts are {spans[0]} times those "
