@@ -66,6 +66,15 @@ def seed_interval(values: Sequence[float] | np.ndarray | pd.Series, confidence: 
     return Interval(mean, mean - reach, mean + reach, n)
 
 
+def disjoint(one: Interval, other: Interval) -> bool:
+    """Whether two intervals share no number; never where one of them is unknown.
+
+    >>> disjoint(Interval(1.0, 0.9, 1.1, 2), Interval(2.0, 1.9, 2.1, 2)), disjoint(seed_interval([]), seed_interval([]))
+    (True, False)
+    """
+    return one.low > other.high or other.low > one.high
+
+
 def further_seed(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
     """Range in which one more seed is expected: the mean ``+- t * s * sqrt(1 + 1/n)``; ``nan`` below two values.
 

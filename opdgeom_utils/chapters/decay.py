@@ -10,9 +10,9 @@ import pandas as pd
 
 from opdgeom_utils.chapters.committed_tables import BookTables
 from opdgeom_utils.chapters.literature import PAPER, kind_of, rates_published
-from opdgeom_utils.chapters.where import NULL_OBJECTIVES, at_place, disjoint
+from opdgeom_utils.chapters.where import NULL_OBJECTIVES, at_place
 from opdgeom_utils.claims import load_reported
-from opdgeom_utils.intervals import number, seed_interval
+from opdgeom_utils.intervals import disjoint, number, seed_interval
 from opdgeom_utils.measures.noise import walk_of
 from opdgeom_utils.metrics import decay_shrinkage, drift_without_decay
 from opdgeom_utils.vocabulary import label, listed, metric_of

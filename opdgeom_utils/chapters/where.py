@@ -12,7 +12,7 @@ from opdgeom_utils.charts.palette import in_order
 from opdgeom_utils.claims import matching
 from opdgeom_utils.claims.look_up import Tables
 from opdgeom_utils.claims.schema import reported_of
-from opdgeom_utils.intervals import Interval, number, seed_interval
+from opdgeom_utils.intervals import Interval, disjoint, number, seed_interval
 from opdgeom_utils.measures.long_table import pick
 from opdgeom_utils.scopes import ATTENTION
 from opdgeom_utils.vocabulary import label, listed, metric_of
@@ -144,11 +144,6 @@ def say_null_ratios(ends: pd.DataFrame, metrics: Sequence[str]) -> str:
         unequal.append("; ".join([f"{metric_of(metric).words} ({said})", *beside]))
     what = f": {'. '.join(unequal)}" if unequal else ""
     return f"Unequal in {len(unequal)} of {known} measures{what}." if known else seen.NOT_HERE
-
-
-def disjoint(one: Interval, other: Interval) -> bool:
-    """Whether two intervals share no number; never where one of them is unknown."""
-    return one.low > other.high or other.low > one.high
 
 
 def compared(near: pd.DataFrame, metrics: Sequence[str], recipe: str, other: str) -> pd.DataFrame:

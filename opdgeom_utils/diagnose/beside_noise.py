@@ -9,7 +9,7 @@ from torch import Tensor
 from opdgeom_utils.linalg.factors import Factors
 from opdgeom_utils.metrics.noise_rotation import expected_angles
 from opdgeom_utils.metrics.noise_sparsity import noise_sparsity, visible_by_size
-from opdgeom_utils.metrics.noise_spectrum import drift_with_decay, expected_shift
+from opdgeom_utils.metrics.noise_spectrum import noise_drift
 from opdgeom_utils.metrics.noise_walk import Walk, coherence_of
 
 #: Of the run beside noise, and where noise itself lies.
@@ -63,10 +63,9 @@ def place_row(
     total = float(shown.sum())
     row = {f"{name}_noise": float(shown[mask].sum()) / total if total else math.nan for name, mask in masks.items()}
     angles = expected_angles(factors.s, tuple(w_ref.shape), rms=walk.rms, k=k)
-    shift = expected_shift(factors.s, longer=max(w_ref.shape), rms=walk.rms)
-    rest = walk.rms * math.sqrt(w_ref.numel()) / factors.norm() if factors.norm() else math.nan
+    drift = noise_drift(factors.s, tuple(w_ref.shape), rms=walk.rms, shrinkage=walk.shrinkage)
     return row | {
         "left_angle_mean_deg_noise": angles.left_deg,
         "right_angle_mean_deg_noise": angles.right_deg,
-        "normalized_spectral_shift_noise": drift_with_decay(shift, rest, walk.shrinkage),
+        "normalized_spectral_shift_noise": drift,
     }

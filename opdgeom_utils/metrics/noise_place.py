@@ -1,6 +1,5 @@
 """Where Adam, fed with noise, would leave a matrix on the whole map: sparsity, masks, drift and rotation."""
 
-import math
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -11,7 +10,7 @@ from opdgeom_utils.metrics.inputs import check_count, check_fraction, checked
 from opdgeom_utils.metrics.masks import low_magnitude_mask, principal_mask, principal_mask_from
 from opdgeom_utils.metrics.noise_rotation import expected_angles
 from opdgeom_utils.metrics.noise_sparsity import noise_sparsity, visible_by_size
-from opdgeom_utils.metrics.noise_spectrum import drift_with_decay, expected_shift
+from opdgeom_utils.metrics.noise_spectrum import noise_drift
 from opdgeom_utils.metrics.noise_walk import noise_walk_rms
 from opdgeom_utils.metrics.schedules import Rates, decay_shrinkage
 
@@ -110,11 +109,7 @@ def noise_place(
         update_sparsity=noise_sparsity(w_ref, rms, eta=eta, shrinkage=shrinkage),
         principal_overlap=float(shown[principal].sum() / shown.sum()),
         low_magnitude_overlap=float(shown[small].sum() / shown.sum()),
-        normalized_spectral_shift=drift_with_decay(
-            expected_shift(factors.s, longer=max(w_ref.shape), rms=rms),
-            rms * w_ref.numel() ** 0.5 / factors.norm() if factors.norm() else math.nan,
-            shrinkage,
-        ),
+        normalized_spectral_shift=noise_drift(factors.s, tuple(w_ref.shape), rms=rms, shrinkage=shrinkage),
         left_angle_mean_deg=angles.left_deg,
         right_angle_mean_deg=angles.right_deg,
     )

@@ -132,6 +132,13 @@ def drift_with_decay(shift: float, rest: float, shrinkage: float) -> float:
     return square if math.isnan(square) else math.sqrt(max(0.0, square))
 
 
+def noise_drift(s: Float[Tensor, " p"], shape: tuple[int, ...], *, rms: float, shrinkage: float) -> float:
+    """Shift expected of a matrix with this spectrum and shape under noise and the weight decay of its schedule."""
+    size = float(s.norm())
+    rest = rms * math.sqrt(math.prod(shape)) / size if size else math.nan
+    return drift_with_decay(expected_shift(s, longer=max(shape), rms=rms), rest, shrinkage)
+
+
 def expected_shift(s: Float[Tensor, " p"], *, longer: int, rms: float) -> float:
     """Shift expected for a descending spectrum; ``longer`` is the longer side of its matrix."""
     size = float(s.norm())
