@@ -35,6 +35,7 @@ from opdgeom_utils.tasks import END
 
 KINDS = {  # who can set problems: kind -> module with a class Tasks whose arguments are the block's other keys
     "families": "tasks",
+    "mismatched_families": "worlds.mismatched_families",
     "reasoning_gym": "worlds.reasoning_gym",
     "dataset": "worlds.hub_dataset",
     "jsonl": "worlds.jsonl",
@@ -49,7 +50,7 @@ class World:
     """What a profile's recipes share; the default is the toy world.
 
     ``models``: source of each model that recipes name.
-    ``tasks``: ``kind`` (``families, reasoning_gym, dataset, jsonl``) and the arguments of that kind.
+    ``tasks``: ``kind`` (``families, mismatched_families, reasoning_gym, dataset, jsonl``) and the kind's arguments.
     ``prompt``: ``plain``: the problem's text; ``chat``: one user turn in the tokenizer's own template, thinking
     switched off.
     ``end``: token that ends a completion, where it is not the end token of the student's tokenizer: a chat template
@@ -114,7 +115,7 @@ class World:
 
     def demonstrated(self, tokenizer: PreTrainedTokenizerBase, completion: str) -> str:
         """Return the text that SFT learns for a problem's demonstration: it ends with the tokenizer's end token."""
-        if self.tasks["kind"] == "families":  # they write the toy tokenizer's own end
+        if self.tasks["kind"] in ("families", "mismatched_families"):  # they write the toy tokenizer's own end
             completion = completion.removesuffix(END)
         end = str(tokenizer.eos_token)
         return completion if completion.endswith(end) else completion + end
