@@ -75,6 +75,22 @@ def disjoint(one: Interval, other: Interval) -> bool:
     return one.low > other.high or other.low > one.high
 
 
+def difference(one: np.ndarray, other: np.ndarray, *, among: int = 1) -> tuple[float, float]:
+    """95% interval of the difference of two means of unlike variance (Welch); ``nan`` below two values of either.
+
+    ``among``: how many such differences are looked at together; the interval of each allows for it (Bonferroni).
+
+    Means 1 and 5, variances 2, two values each: the standard error is the root of 2, with two degrees of freedom.
+
+    >>> [round(end, 3) for end in difference(np.array([0.0, 2.0]), np.array([4.0, 6.0]))]
+    [-10.085, 2.085]
+    """
+    if min(len(one), len(other)) < 2:
+        return math.nan, math.nan
+    low, high = stats.ttest_ind(one, other, equal_var=False).confidence_interval(1 - 0.05 / among)
+    return float(low), float(high)
+
+
 def further_seed(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
     """Range in which one more seed is expected: the mean ``+- t * s * sqrt(1 + 1/n)``; ``nan`` below two values.
 

@@ -213,6 +213,11 @@ OBJECTIVES: dict[str, Objective] = {
             "its few prompts.",
         ),
         Objective(
+            "control_sft_mismatched", "mismatched SFT",
+            "The null objective of control SFT. Each prompt comes with the demonstration of another problem of the "
+            "same family and level: the form of an answer is there to learn, and nothing of how it follows.",
+        ),
+        Objective(
             "opd_random_credit", "random credit",
             "The null objective of OPD. The student samples and the teacher scores as in OPD; then the credits are "
             "permuted over all tokens of the update and given random signs. Real text, and nothing to learn.",

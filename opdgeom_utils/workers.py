@@ -12,7 +12,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from opdgeom_utils.results import geometry_of
 from opdgeom_utils.runs import Run, load_or_train
 
 Job = tuple[str, int]
+SAVING_S = 10.0  # after Ctrl-C
 
 
 class WorkerError(OpdGeomError, RuntimeError):
@@ -51,9 +53,10 @@ def load_or_train_many(
     more = ["measures"] * measures if until is None else [f"until={until}"]
     logs = runs_folder() / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    waiting, running = list(jobs), {}
+    waiting, running = list(jobs), dict[Job, subprocess.Popen[bytes]]()
     failures: dict[str, list[str]] = {}  # what was said, and the runs that said it
-    with tqdm(total=len(jobs), desc=f"runs of profile {profile}", unit="run") as bar:
+    bar = tqdm(total=len(jobs), desc=f"runs of profile {profile}", unit="run")
+    with bar, _ended_with_us(running):
         while waiting or running:
             while waiting and len(running) < workers:
                 job = waiting.pop(0)
@@ -71,6 +74,23 @@ def load_or_train_many(
         said = "\n".join(f"{'; '.join(named)}:\n{words}" for words, named in failures.items())
         raise WorkerError(f"{count} of {len(jobs)} runs failed; the rest are kept.\n{said}")
     return [load_or_train(name, seed=seed, profile=profile, until=until) for name, seed in jobs]
+
+
+@contextmanager
+def _ended_with_us(running: Mapping[Job, subprocess.Popen[bytes]]) -> Iterator[None]:
+    """End the processes that still run when something ends this one; what they have trained is kept.
+
+    Ctrl-C in a terminal reaches them too, and they are given time to save; nothing else does.
+    """
+    try:
+        yield
+    except BaseException as error:
+        until = time.monotonic() + SAVING_S * isinstance(error, KeyboardInterrupt)
+        while time.monotonic() < until and any(process.poll() is None for process in running.values()):
+            time.sleep(0.1)
+        for process in running.values():
+            process.terminate()
+        raise
 
 
 def _log_of(job: Job, logs: Path) -> Path:

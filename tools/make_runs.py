@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -101,9 +102,11 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    kept = "\nstopped; what is trained is kept, and the same command goes on from there"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(kept))  # so that the training processes end too
     try:
         sys.exit(main())
     except OpdGeomError as error:  # said in plain words, without a traceback
         sys.exit(f"\n{error}")
     except KeyboardInterrupt:
-        sys.exit("\nstopped; what is trained is kept, and the same command goes on from there")
+        sys.exit(kept)

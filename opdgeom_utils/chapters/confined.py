@@ -90,7 +90,7 @@ def say(tables: BookTables, kept: pd.DataFrame) -> str:
     narrow = f" in {kept['rank'].min()} directions"
     closed, gap = distance_closed(tables)["fixed"], seed_interval(gap_closed(tables))
     said = [
-        f"{_answer(wide, learned=closed.mean >= LEARNED)}\nIn {made.steps} updates on {made.prompts_per_update} "
+        f"{_answer(wide, learned=closed.mean >= LEARNED)} In {made.steps} updates on {made.prompts_per_update} "
         f"prompts each, every word judged, free OPD closes {closed.mean:.0%} of its distance to the teacher and "
         f"{gap.mean:.0%} of the gap in accuracy"
     ]
@@ -139,7 +139,7 @@ def _answer(wide: pd.DataFrame, *, learned: bool) -> str:
     loosely, strictly = HELD.values()
     loose, strict = (_interval(_kept(wide, EARLY + ending)) for ending in (loosely, strictly))
     if min(loose.n, strict.n) < SEEDS:
-        return "Whether the early space is enough where OPD learns is not tested: too few seeds."
+        return "Whether the early space is enough where OPD learns is not tested: too few seeds.\n"
     enough = "is" if loose.low >= ENOUGH else "is not" if loose.high < ENOUGH else "is not shown to be"
     wider = []
     for how, ending in [*_held(wide).items()][len(HELD) :]:
@@ -149,10 +149,10 @@ def _answer(wide: pd.DataFrame, *, learned: bool) -> str:
     said = (
         f"{'Where OPD learns' if learned else 'Where OPD learned less than was asked'}, its early space {enough} "
         f"enough: it keeps {loose.text('.0%')} of its progress with its gradient held there, {strict.text('.0%')} with "
-        f"its updates held (which shortens them too). With its gradient held, the early space {_told(wide, loosely)}; "
-        f"with its updates held it {_told(wide, strictly)}."
+        f"its updates held. Held so, it {_told(wide, strictly)}."
     )
-    return " ".join([said, *wider])
+    more = f"(An update that is held is shorter too.) With its gradient held, the early space {_told(wide, loosely)}."
+    return f"{said}\n{' '.join([more, *wider])}"
 
 
 def _told(wide: pd.DataFrame, ending: str) -> str:

@@ -11,13 +11,12 @@ from functools import cache
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from opdgeom_utils.chapters.committed_tables import tables_for
 from opdgeom_utils.chapters.where import NULL_OBJECTIVES
 from opdgeom_utils.claims import matching
 from opdgeom_utils.claims.look_up import Tables
-from opdgeom_utils.intervals import further_seed, number
+from opdgeom_utils.intervals import difference, further_seed, number
 from opdgeom_utils.measures.noise import walks_of_runs
 from opdgeom_utils.scopes import ATTENTION
 from opdgeom_utils.vocabulary import label, listed, metric_of
@@ -56,8 +55,7 @@ def beside(archived: Tables, nulls: Tables) -> pd.DataFrame:
                 runs.get_group(run)[metric].to_numpy(float)
                 for runs, run in ((then, name), (now, NULL_OBJECTIVES[name]), (then, "control_sft"))
             )
-            test = stats.ttest_ind(own, null, equal_var=False)
-            low, high = test.confidence_interval(1 - 0.05 / len(matching.METRICS))
+            low, high = difference(own, null, among=len(matching.METRICS))
             means = own.mean(), null.mean(), control.mean()
             nearer = abs(means[0] - means[1]) < abs(means[0] - means[2])
             rows.append((label(name), step, metric, *means, low, high, not low <= 0 <= high, nearer))
@@ -76,9 +74,9 @@ def same_world(archived: Tables, nulls: Tables) -> tuple[int, int]:
     return sum(inside), len(inside)
 
 
-def walk_of_null(nulls: Tables) -> float:
-    """How many times as long as noise makes it random credit's update is, at its end, mean over seeds."""
-    own = nulls.geometry.loc[nulls.geometry["recipe"] == NULL_OBJECTIVES["opd"]]
+def walk_of(tables: Tables, recipe: str) -> float:
+    """How many times as long as noise makes it a recipe's update is, at its end, mean over seeds."""
+    own = tables.geometry.loc[tables.geometry["recipe"] == recipe]
     return float(walks_of_runs(own.loc[own["step"] == own["step"].max()])["walk_ratio"].to_numpy(float).mean())
 
 
@@ -126,7 +124,7 @@ def say(table: pd.DataFrame, inside: tuple[int, int], walk: float) -> str:
     """Say what the null objectives show beside the objectives, and whether today's code gives the archived numbers.
 
     The first line is the finding.
-    ``table``, ``inside``, ``walk``: from :func:`beside`, :func:`same_world` and :func:`walk_of_null`.
+    ``table``, ``inside``, ``walk``: from :func:`beside`, :func:`same_world` and :func:`walk_of`, of random credit.
     """
     place, parts = [], []
     for name, updates in PAIRS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from operator import itemgetter
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 from opdgeom_utils import metrics
 from opdgeom_utils.chapters.committed_tables import BookTables, published_card
+from opdgeom_utils.chapters.decay import REST, with_decay
 from opdgeom_utils.chapters.literature import sizes_of
 from opdgeom_utils.chapters.missing_runs import is_at_hand
 from opdgeom_utils.chapters.update_path import cosines
@@ -23,7 +25,7 @@ from opdgeom_utils.recipes import load_recipe
 from opdgeom_utils.scopes import ATTENTION
 from opdgeom_utils.vocabulary import label, listed
 
-TURNED = {"norm": "update_norm", "angle": "right_angle_mean_deg", "shift": "normalized_spectral_shift"}
+TURNED = {"norm": "update_norm", "angle": "right_angle_mean_deg", "shift": REST}
 VISIBLE, SMALL = "visible share", "of it on small weights"
 RATES = ("opd_128", "opd_rate_1e5", "opd_rate_3e6")
 SHORT = 0.9  # times as far as noise, below which a kind of matrix is named
@@ -146,7 +148,7 @@ def rate_ladder(tables: BookTables, names: Sequence[str] = RATES) -> pd.DataFram
     """List the runs that differ in rate only, the highest first, as :func:`own_runs` does, with their ``rate``.
 
     Of the attention matrices, where the paper looks, also ``norm`` of the update, ``angle`` (degrees, mean of the right
-    leading space) and ``shift`` of the spectrum, means over seeds; ``cosine``: of the updates of two seeds.
+    leading space) and ``shift`` of the spectrum without decay, means over seeds; ``cosine``: of two seeds' updates.
     """
     held = [name for name in names if name in set(tables.geometry["recipe"])]
     runs = own_runs(tables, held)
@@ -154,7 +156,8 @@ def rate_ladder(tables: BookTables, names: Sequence[str] = RATES) -> pd.DataFram
     rates = [f"{recipe.learning_rate:.0e}".replace("e-0", "e-") for recipe in recipes]
     kinds = [label("opd_random_credit" if recipe.random_credit else "opd") for recipe in recipes]
     named = [f"{kind} at {rate}" for kind, rate in zip(kinds, rates, strict=True)]
-    turned = matching.matched(matching.summarise(tables.geometry, ATTENTION), "final").groupby("recipe")
+    own = replace(tables, geometry=tables.geometry.loc[tables.geometry["recipe"].isin(held)])
+    turned = matching.matched(matching.summarise(with_decay(own).geometry, ATTENTION), "final").groupby("recipe")
     means = turned.agg(dict.fromkeys(TURNED.values(), "mean")).loc[held]
     geometry = {column: means[measure].to_numpy(float) for column, measure in TURNED.items()}
     shared = [pd.Series(cosines(tables.measures, name, name), dtype=float).mean() for name in held]
@@ -181,8 +184,8 @@ def say_turned(runs: pd.DataFrame, nulls: pd.DataFrame) -> str:
     return (
         f"At {both.index[-1]} OPD's attention matrices go {times['norm'].iloc[-1]:.2f} times as far as random credit's "
         f"and turn {times['angle'].iloc[-1]:.2f} times as far (seeds: {min(both['seeds'])}).\n"
-        f"At {listed(both.index)} the leading spaces turn {angles} times as far; the spectrum shifts {shifts} times as "
-        f"far, and the update is {norms} times as long. "
+        f"At {listed(both.index)} the leading spaces turn {angles} times as far; the spectrum shifts, decay "
+        f"left out, {shifts} times as far, and the update is {norms} times as long. "
         f"Updates of two seeds have cosines of {shared} (random credit {by_chance}). No rule was written for this "
         "before it was seen."
     )

@@ -14,7 +14,7 @@ Figure = alt.Chart | alt.LayerChart | alt.FacetChart | alt.ConcatChart
 PAPER = "paper"
 _OF_OBJECTIVES = {"sft": "#0072B2", "opd": "#D55E00", "rlvr": "#009E73", "control_sft": "#56B4E9"}
 _OF_OBJECTIVES |= {"opd_random_credit": "#B8860B", "rlvr_random_reward": "#6B8E23", "opd_full_vocab": "#8C3A00"}
-_OF_OBJECTIVES |= {"control_sft_64": "#4B6C9E"}
+_OF_OBJECTIVES |= {"control_sft_64": "#4B6C9E", "control_sft_mismatched": "#7C8FB5"}
 _OF_NULLS = {
     "shuffled": ("#7F7F7F", [2, 3], "square"),
     "random": ("#A6A6A6", [1, 3], "triangle-up"),

@@ -1,5 +1,9 @@
 """Several runs at once: all are opened in the order asked for, and a failure names its run and keeps the others."""
 
+import signal
+import subprocess
+import sys
+
 import pytest
 
 from opdgeom_utils import workers
@@ -54,3 +58,24 @@ def test_what_several_runs_say_is_said_once_and_without_bars(world: World, monke
         workers.load_or_train_many([("opd", 0), ("opd", 1)], profile="tiny")
     lines = ["2 of 2 runs failed; the rest are kept.", "opd, seed 0; opd, seed 1:", "no model x"]
     assert str(told.value).splitlines() == lines
+
+
+@pytest.mark.parametrize(
+    ("stopped_by", "needs_s", "ends_with"),
+    [(SystemExit, 60, -signal.SIGTERM), (KeyboardInterrupt, 0.2, 0)],  # Ctrl-C has reached it too, and it saves
+)
+def test_no_process_goes_on_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch, stopped_by: type[BaseException], needs_s: float, ends_with: int
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def second_fails(*_: object) -> subprocess.Popen[bytes]:
+        if started:
+            raise stopped_by
+        started.append(subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({needs_s})"]))
+        return started[0]
+
+    monkeypatch.setattr(workers, "_start", second_fails)
+    with pytest.raises(stopped_by):
+        workers.load_or_train_many([("sft", 0), ("sft", 1)], profile="tiny")
+    assert started[0].wait(timeout=30) == ends_with

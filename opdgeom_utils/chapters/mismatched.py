@@ -1,0 +1,138 @@
+"""SFT beside a run with nothing to learn: the same prompts, each with the demonstration of another problem.
+
+Profile ``sft_null`` trains these nulls as profile ``toy`` trains control SFT and SFT. The rules are in LOG.md.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pandas as pd
+
+from opdgeom_utils.chapters.committed_tables import PUBLISHED, tables_for
+from opdgeom_utils.chapters.first_nulls import walk_of
+from opdgeom_utils.chapters.null_objectives import AGREE
+from opdgeom_utils.chapters.update_path import cosines
+from opdgeom_utils.chapters.where import at_place
+from opdgeom_utils.claims import matching
+from opdgeom_utils.intervals import difference, number, seed_interval
+from opdgeom_utils.results import Tables
+from opdgeom_utils.vocabulary import label, listed, metric_of
+
+PROFILE = "sft_null"
+OPD, CONTROL, NULL, SFT, RANDOM = "opd", "control_sft", "control_sft_mismatched", "sft", "opd_random_credit"
+NULLS = {CONTROL: NULL, SFT: "sft_mismatched"}
+COMPARED = {CONTROL: (OPD, CONTROL, NULL), SFT: (SFT, NULLS[SFT])}  # what has one norm in common
+PLACES = ("equal_updates", "equal_norm")
+TEXT, LEARNED, OPEN = "no learning", "learning", "neither"  # what a difference of OPD and control SFT needs
+
+
+@cache
+def both() -> Tables:
+    """Return the toy's OPD, control SFT, SFT and random credit, with the runs on mismatched demonstrations."""
+    own, nulls = tables_for(PUBLISHED, [0, 1, 2, 3, 4]), tables_for(PROFILE, [0, 1, 2])
+    assert own.measures is not None
+    assert nulls.measures is not None
+    names = [OPD, CONTROL, SFT, RANDOM, *NULLS.values()]
+    parts = (
+        (own.geometry, nulls.geometry),
+        (own.training, nulls.training),
+        (own.accuracy, nulls.accuracy),
+        (own.measures, nulls.measures),
+    )
+    return Tables(*(pd.concat([t[t["recipe"].isin(names)] for t in pair], ignore_index=True) for pair in parts))
+
+
+def beside(tables: Tables) -> pd.DataFrame:
+    """Hold control SFT and SFT against their nulls, after as many updates and at equal norm, by the six diagnostics.
+
+    Returns ``run, place, metric``, the means ``own, null``, the interval of the difference of means ``low, high``
+    (Welch; 95% with an allowance for six diagnostics) and ``apart`` (it leaves out 0).
+    """
+    rows = [
+        {"run": run, "place": place, "metric": metric} | _pair(at_place(tables, place, names), run, NULLS[run], metric)
+        for run, names in COMPARED.items()
+        for place in PLACES
+        for metric in matching.METRICS
+    ]
+    return pd.DataFrame(rows).rename(columns={"one": "own", "other": "null"})
+
+
+def needs(tables: Tables) -> pd.DataFrame:
+    """Ask of each difference of OPD and control SFT at equal norm whether a run with nothing to learn has it too.
+
+    Returns ``metric``, the means ``opd, control, null``, whether OPD and control SFT are ``apart``, and ``needs``: ``no
+    learning`` where the null lies on control SFT's side of OPD, told apart from it; ``learning`` where the null is not
+    told apart from OPD; ``neither`` where it lies on the other side; empty where OPD and control SFT are alike.
+    """
+    rows, runs = [], at_place(tables, "equal_norm", COMPARED[CONTROL])
+    for metric in matching.METRICS:
+        own, null = _pair(runs, CONTROL, OPD, metric), _pair(runs, NULL, OPD, metric)
+        same_side = (own["one"] - own["other"]) * (null["one"] - null["other"]) > 0
+        said = "" if not own["apart"] else LEARNED if not null["apart"] else TEXT if same_side else OPEN
+        row = {"metric": metric, "opd": own["other"], "control": own["one"], "null": null["one"]}
+        rows.append(row | {"apart": own["apart"], "needs": said})
+    return pd.DataFrame(rows)
+
+
+def _pair(runs: pd.DataFrame, one: str, other: str, metric: str) -> dict[str, float | bool]:
+    """Means of two recipes, the interval of their difference, and whether it leaves out 0."""
+    own, its = (runs.loc[runs["recipe"] == name, metric].dropna().to_numpy(float) for name in (one, other))
+    low, high = difference(own, its, among=len(matching.METRICS))
+    return {"one": own.mean(), "other": its.mean(), "low": low, "high": high, "apart": not low <= 0 <= high}
+
+
+def learned_nothing(tables: Tables) -> dict[str, tuple[float, float, bool]]:
+    """Return each null's sampled accuracy at its start and its end, mean of seeds, and whether no seed gained any."""
+    found = {}
+    for name in NULLS.values():
+        ends = matching.final(matching.accuracy_gain(tables.accuracy.loc[tables.accuracy["recipe"] == name]))
+        end, gain = (ends[column].to_numpy(float) for column in ("sampled", "gain"))
+        found[name] = float((end - gain).mean()), float(end.mean()), bool((gain <= 0).all())
+    return found
+
+
+def shown(tables: Tables) -> pd.DataFrame:
+    """Lay the comparison at equal norm out as text, a row for each diagnostic."""
+    held, rows = beside(tables).set_index(["run", "place", "metric"]), []
+    for row in needs(tables).to_dict("records"):
+        metric = metric_of(row["metric"])
+        apart = bool(held.loc[(CONTROL, "equal_norm", row["metric"]), "apart"])
+        cells = (number(float(row[name]), metric.shown) for name in ("opd", "control", "null"))
+        unlike = f"yes, needs {row['needs']}" if row["apart"] else "no"
+        rows.append((metric.title, *cells, "yes" if apart else "no", unlike))
+    head = ["diagnostic", label(OPD), label(CONTROL), label(NULL), f"{label(CONTROL)} apart from it", "apart from OPD"]
+    return pd.DataFrame(rows, columns=head)
+
+
+def say(tables: Tables) -> str:
+    """Say what a run on mismatched demonstrations shows beside control SFT and OPD; the first line is the finding."""
+    held, origin = beside(tables).set_index(["run", "place"]), needs(tables)
+    start, end, nothing = learned_nothing(tables)[NULL]
+    apart = {key: int(held.loc[key, "apart"].sum()) for key in held.index.unique()}
+    of = len(matching.METRICS)
+    unlike = origin.loc[origin["apart"]]
+    said = [
+        f"{what} in {listed(metric_of(m).words for m in its)}"
+        for what, its in unlike.groupby("needs", sort=False)["metric"]
+    ]
+    by = f", and by the null that takes {'; '.join(said)}" if said else ""
+    lead = (
+        f"Control SFT on the demonstrations of other problems {'learns nothing' if nothing else 'still learns'} "
+        f"(accuracy {start:.0%} to {end:.0%}). At equal norm {apart[CONTROL, 'equal_norm']} of {of} diagnostics tell "
+        f"it from control SFT. {len(unlike)} tell OPD from control SFT{by}."
+    )
+    walk, noise = walk_of(tables, NULL), walk_of(tables, CONTROL)
+    agree = {name: seed_interval(cosines(tables.measures, name, name)).mean for name in (NULL, CONTROL, RANDOM)}
+    common = (
+        "So agreement of seeds alone is no sign that something was learned"
+        if agree[NULL] - agree[RANDOM] >= AGREE
+        else "So its seeds do not agree as those of a run that learns do"
+    )
+    return (
+        f"{lead}\nAfter as many updates they are told apart by {apart[CONTROL, 'equal_updates']} of {of}. SFT from the "
+        f"base and its null: by {apart[SFT, 'equal_updates']} of {of} at their ends, by {apart[SFT, 'equal_norm']} at "
+        f"equal norm. Its update is {walk:.2f} times as long as noise makes it (control SFT's {noise:.2f}). Updates of "
+        f"two of its seeds have a cosine of {agree[NULL]:z.2f} (control SFT {agree[CONTROL]:z.2f}, random credit "
+        f"{agree[RANDOM]:z.2f}). {common}."
+    )

@@ -1,0 +1,85 @@
+"""SFT beside mismatched demonstrations: what tells them apart, and what a difference from OPD needs."""
+
+import dataclasses
+
+import pandas as pd
+import pytest
+
+from opdgeom_utils import tasks
+from opdgeom_utils.chapters import mismatched
+from opdgeom_utils.claims import matching
+from opdgeom_utils.measures.long_table import DEFAULTS
+from opdgeom_utils.results import Tables
+from opdgeom_utils.worlds.mismatched_families import Tasks
+
+SHIFT, LEFT = "normalized_spectral_shift", "left_angle_mean_deg"
+MEANS = {"opd": 1.0, "control_sft": 1.0, "control_sft_mismatched": 1.0, "sft": 3.0, "sft_mismatched": 3.0}
+COSINES = {"control_sft": 0.95, "control_sft_mismatched": 0.8, "opd_random_credit": 0.0}
+
+
+def profile_of(recipe: str) -> str:
+    return mismatched.PROFILE if recipe in mismatched.NULLS.values() else "toy"
+
+
+def tables(moved: dict[tuple[str, str], float] | None = None, *, gain: float = -0.4) -> Tables:
+    """Three seeds a recipe, a hundredth apart; every diagnostic is the recipe's mean but for those ``moved``."""
+    rows, scores, shared = [], [], []
+    for recipe, mean in MEANS.items():
+        for seed, off in enumerate((-0.01, 0.0, 0.01)):
+            for step in (200, 400):
+                row = {"profile": profile_of(recipe), "recipe": recipe, "seed": seed, "step": step, "module": "q_proj"}
+                values = {m: (moved or {}).get((recipe, m), mean) + off for m in matching.METRICS}
+                rows.append(row | {"n_entries": 100, "update_norm": step / 200, "reference_norm": 10.0} | values)
+                own = {"family": "sum", "n_prompts": 4, "sampled": 0.5 + gain * step / 400}
+                scores += [row | own, row | own | {"step": 0, "sampled": 0.5}]
+    for recipe, cosine in COSINES.items():
+        row = DEFAULTS | {"profile": profile_of(recipe), "recipe": recipe, "other_recipe": recipe, "step": 400}
+        row |= {"quantity": "update_cosine", "scope": "attention", "seed": 0, "other_seed": 1, "value": cosine}
+        shared.append(row)
+    accuracy = pd.DataFrame(scores).drop_duplicates(["recipe", "seed", "step"])
+    return Tables(pd.DataFrame(rows), accuracy, accuracy, pd.DataFrame(shared))
+
+
+def test_a_demonstration_is_another_problems() -> None:
+    mixture = {"sum": [2, 3], "gcd": [3, 4], "prog": [2, 3]}
+    shown, true = (kind().draw(mixture, 200, "0:3") for kind in (Tasks, tasks.Tasks))
+    assert [(e.prompt, e.family, e.level) for e in shown] == [(e.prompt, e.family, e.level) for e in true]
+    wrong = [tasks.verify(example.prompt, example.completion) for example in shown]
+    assert sum(wrong) < 20  # by chance, where few answers are possible
+    assert all(tasks.verify(example.prompt, example.completion) for example in true)
+    assert shown == Tasks().draw(mixture, 200, "0:3")
+    assert Tasks().held_out(mixture, 4) == tasks.Tasks().held_out(mixture, 4)
+
+
+def test_a_difference_from_opd_needs_learning_where_the_null_lacks_it() -> None:
+    far = {("control_sft", SHIFT): 2.0, ("control_sft", LEFT): 2.0, ("control_sft_mismatched", LEFT): 1.8}
+    found = mismatched.needs(tables(far)).set_index("metric")
+    assert found["apart"].sum() == 2
+    assert found["needs"].to_dict() == dict.fromkeys(matching.METRICS, "") | {SHIFT: "learning", LEFT: "no learning"}
+    far[("control_sft_mismatched", LEFT)] = 0.2
+    assert mismatched.needs(tables(far)).set_index("metric").loc[LEFT, "needs"] == "neither"
+    held = mismatched.beside(tables(far)).set_index(["run", "place", "metric"])["apart"]
+    assert held[held].index.tolist() == [("control_sft", p, m) for p in mismatched.PLACES for m in (LEFT, SHIFT)]
+
+
+@pytest.mark.parametrize(("gain", "verb"), [(-0.4, "learns nothing (accuracy 50% to 10%)"), (0.1, "still learns")])
+def test_the_finding_says_what_the_null_is_and_what_it_shows(gain: float, verb: str) -> None:
+    made = tables({("control_sft", SHIFT): 2.0}, gain=gain)
+    lead, rest = mismatched.say(made).split("\n")
+    assert verb in lead
+    assert "1 of 6 diagnostics tell it from control SFT. 1 tell OPD from control SFT, and by the null" in lead
+    assert "learning in normalized spectral shift" in lead
+    assert "cosine of 0.80 (control SFT 0.95, random credit 0.00). So agreement of seeds alone is no sign" in rest
+    shared = made.measures
+    assert shared is not None
+    other = dataclasses.replace(made, measures=shared.assign(value=0.1))
+    assert "So its seeds do not agree" in mismatched.say(other)
+    alike = mismatched.say(tables(gain=gain)).split("\n")[0]
+    assert alike.endswith("0 of 6 diagnostics tell it from control SFT. 0 tell OPD from control SFT.")
+
+
+def test_the_table_names_what_each_difference_needs() -> None:
+    shown = mismatched.shown(tables({("control_sft", SHIFT): 2.0})).set_index("diagnostic")
+    assert shown["mismatched SFT"].tolist() == shown["OPD"].tolist()
+    assert shown["apart from OPD"].tolist().count("no") == 5
+    assert "yes, needs learning" in shown["apart from OPD"].tolist()
