@@ -37,6 +37,8 @@ LETTER = (
 NAMED = re.compile(
     rf"{LETTER}(?:\([^()]*\))?|m?(?:\\(?:angle|triangle))?[|\[]?[A-Z]+[|\]]?|\({LETTER}(?:,{LETTER})*\)|[A-Za-z]{{3,}}"
 )
+#: A word, and no product of its letters, as math-verify reads ``cat``.
+WORD = re.compile(r"\s*\$?(?:\\(?:text\w*|mbox|mathrm)\{)?\s*([A-Za-z]{3,})\s*\}?\$?\s*\.?\s*")
 BASE = re.compile(r"[0-9A-F]\s*_\s*(\{(?:[^{}]|\{[^{}]*\})*\}|\\\w+\{\w+\}|\w)")
 BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9",
          "ten": "10"}  # fmt: skip
@@ -96,17 +98,22 @@ def same_answer(found: str, expected: str) -> bool:
     It is lenient: in a bare list neither order nor repeats count, the index of a base only where both have one, ``18%``
     is 18 and 0.18, and of an equation the right side will do where the left one is a name or comes to the same:
     ``x = 7`` and ``3 + 4 = 7`` are 7, ``x + 8 = 7`` is not. It is strict where words are not marked: ``42 dollars`` is
-    not 42.
+    not 42. Three letters or more in a row are a word and no product: ``Odd`` is ``odd``, ``act`` is not ``cat``.
 
     Raises MissingPackageError if math-verify is not installed.
 
     >>> same_answer(r"\frac{1}{2}", "0.5"), same_answer("1,072", "1072"), same_answer("12", "21")
     (True, True, False)
+    >>> same_answer("act", "cat"), same_answer(r"\text{Odd}", "odd"), same_answer("ba", "ab")
+    (False, True, True)
     >>> same_answer("x = 7", "7"), same_answer("x + 8 = 7", "7"), same_answer("1011_3", "1011_2")
     (True, False, False)
     """
     if found.strip() == expected.strip():
         return True
+    words = [WORD.fullmatch(text) for text in (found, expected)]
+    if words[0] and words[1]:
+        return words[0][1].casefold() == words[1][1].casefold()
     ours, theirs = _bases(found), _bases(expected)
     if ours and theirs and ours != theirs:
         return False

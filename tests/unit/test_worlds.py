@@ -99,6 +99,11 @@ def test_the_final_answer_of_a_text(text: str, marks: list[str], answer: str | N
         ("(" * 5000 + "x = 7" + ")" * 5000, "7", False),
         # the base counts where both say it
         ("1011_3", "1011_2", False),
+        # three letters in a row are a word, two a product
+        ("act", "cat", False),
+        (r"\text{ Evelyn}", "evelyn", True),
+        ("$Friday$.", "Friday", True),
+        ("ab", "ba", True),
         ("1011_{3}", "1011_2", False),
         (r"1011_{\text{two}}", "1011_2", True),
         ("1011", "1011_2", True),
