@@ -213,9 +213,13 @@ OBJECTIVES: dict[str, Objective] = {
             "its few prompts.",
         ),
         Objective(
-            "control_sft_mismatched", "mismatched SFT",
-            "The null objective of control SFT. Each prompt comes with the demonstration of another problem of the "
-            "same family and level: the form of an answer is there to learn, and nothing of how it follows.",
+            "sft_mismatched", "mismatched SFT",
+            "The null objective of SFT. Each prompt comes with the demonstration of another problem of the same family "
+            "and level: the form of an answer is there to learn, and nothing of how it follows.",
+        ),
+        Objective(
+            "control_sft_mismatched", "mismatched control",
+            "The null objective of control SFT, made in the same way.",
         ),
         Objective(
             "opd_random_credit", "random credit",

@@ -259,3 +259,11 @@ def test_setup_refuses_another_python(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(setup_env, "WANTED", (2, 7))
     with pytest.raises(SystemExit, match=re.escape(f"this is Python {sys.version.split()[0]}")):
         setup_env.main([])
+
+
+def test_the_readmes_figure_shows_what_its_text_says(book_root: Path) -> None:
+    """Runs with nothing to learn are in it, each by its name, beside the three objectives."""
+    drawn = (book_root / "book/_static/where_opd_lies.svg").read_text()
+    assert "runs with nothing to learn" in (book_root / "README.md").read_text()
+    for name in ("SFT", "OPD", "RLVR", "random credit", "random reward", "mismatched SFT", "paper's OPD"):
+        assert f">{name}" in drawn, name

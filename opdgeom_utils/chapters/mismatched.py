@@ -12,10 +12,12 @@ import pandas as pd
 from opdgeom_utils.chapters.committed_tables import PUBLISHED, tables_for
 from opdgeom_utils.chapters.first_nulls import walk_of
 from opdgeom_utils.chapters.null_objectives import AGREE
-from opdgeom_utils.chapters.update_path import cosines
+from opdgeom_utils.chapters.path_seen import WHOSE
+from opdgeom_utils.chapters.update_path import cosines, early
 from opdgeom_utils.chapters.where import at_place
 from opdgeom_utils.claims import matching
 from opdgeom_utils.intervals import difference, number, seed_interval
+from opdgeom_utils.measures.paths import SIDES
 from opdgeom_utils.results import Tables
 from opdgeom_utils.vocabulary import label, listed, metric_of
 
@@ -24,6 +26,7 @@ OPD, CONTROL, NULL, SFT, RANDOM = "opd", "control_sft", "control_sft_mismatched"
 NULLS = {CONTROL: NULL, SFT: "sft_mismatched"}
 COMPARED = {CONTROL: (OPD, CONTROL, NULL), SFT: (SFT, NULLS[SFT])}  # what has one norm in common
 PLACES = ("equal_updates", "equal_norm")
+K = 4  # leading directions of an update
 TEXT, LEARNED, OPEN = "no learning", "learning", "neither"  # what a difference of OPD and control SFT needs
 
 
@@ -41,6 +44,13 @@ def both() -> Tables:
         (own.measures, nulls.measures),
     )
     return Tables(*(pd.concat([t[t["recipe"].isin(names)] for t in pair], ignore_index=True) for pair in parts))
+
+
+def with_null(ends: pd.DataFrame, profile: str) -> pd.DataFrame:
+    """Add SFT's null at its end to the runs of a chapter, where they are those that it belongs to."""
+    if profile != PUBLISHED:
+        return ends
+    return pd.concat([ends, at_place(tables_for(PROFILE, [0, 1, 2]), "final", [NULLS[SFT]])], ignore_index=True)
 
 
 def beside(tables: Tables) -> pd.DataFrame:
@@ -80,6 +90,43 @@ def _pair(runs: pd.DataFrame, one: str, other: str, metric: str) -> dict[str, fl
     own, its = (runs.loc[runs["recipe"] == name, metric].dropna().to_numpy(float) for name in (one, other))
     low, high = difference(own, its, among=len(matching.METRICS))
     return {"one": own.mean(), "other": its.mean(), "low": low, "high": high, "apart": not low <= 0 <= high}
+
+
+def locking(tables: Tables) -> pd.DataFrame:
+    """Similarity at a fifth of the run to its end, of the null, control SFT and random credit, on both sides.
+
+    Returns ``side``, the means ``null, control, random``, ``below`` (the interval of null minus control SFT is wholly
+    below 0) and ``above`` (that of null minus random credit is wholly above); Welch, 95%, with an allowance for two.
+    """
+    assert tables.measures is not None
+    rows = []
+    for side in SIDES:
+        found = early(tables.measures, side, K, [NULL, CONTROL, RANDOM])
+        own, control, random = (
+            found.loc[found["recipe"] == n, "value"].to_numpy(float) for n in (NULL, CONTROL, RANDOM)
+        )
+        below = difference(own, control, among=len(SIDES))[1] < 0
+        above = difference(own, random, among=len(SIDES))[0] > 0
+        rows.append((side, own.mean(), control.mean(), random.mean(), below, above))
+    return pd.DataFrame(rows, columns=["side", "null", "control", "random", "below", "above"])
+
+
+def _say_locking(found: pd.DataFrame) -> str:
+    """Say whether a run with nothing to learn locks as control SFT does, and whether it locks more than noise."""
+    at = listed(
+        f"{row['null']:.2f} on the side of the {WHOSE[row['side']]} (control SFT {row['control']:.2f}, random credit "
+        f"{row['random']:.2f})"
+        for row in found.to_dict("records")
+    )
+    both = ~found["below"].to_numpy(bool) & found["above"].to_numpy(bool)
+    lesson = (
+        "So a run need not learn to lock"
+        if both.all()
+        else "So on one side a run need not learn to lock"
+        if both.any()
+        else "So it does not lock as a run that learns does"
+    )
+    return f"A fifth into its run its {K} leading directions are like its last ones by {at}. {lesson}."
 
 
 def learned_nothing(tables: Tables) -> dict[str, tuple[float, float, bool]]:
@@ -134,5 +181,5 @@ def say(tables: Tables) -> str:
         f"base and its null: by {apart[SFT, 'equal_updates']} of {of} at their ends, by {apart[SFT, 'equal_norm']} at "
         f"equal norm. Its update is {walk:.2f} times as long as noise makes it (control SFT's {noise:.2f}). Updates of "
         f"two of its seeds have a cosine of {agree[NULL]:z.2f} (control SFT {agree[CONTROL]:z.2f}, random credit "
-        f"{agree[RANDOM]:z.2f}). {common}."
+        f"{agree[RANDOM]:z.2f}). {common}. {_say_locking(locking(tables))}"
     )

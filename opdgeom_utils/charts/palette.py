@@ -14,7 +14,8 @@ Figure = alt.Chart | alt.LayerChart | alt.FacetChart | alt.ConcatChart
 PAPER = "paper"
 _OF_OBJECTIVES = {"sft": "#0072B2", "opd": "#D55E00", "rlvr": "#009E73", "control_sft": "#56B4E9"}
 _OF_OBJECTIVES |= {"opd_random_credit": "#B8860B", "rlvr_random_reward": "#6B8E23", "opd_full_vocab": "#8C3A00"}
-_OF_OBJECTIVES |= {"control_sft_64": "#4B6C9E", "control_sft_mismatched": "#7C8FB5"}
+_OF_OBJECTIVES |= {"control_sft_64": "#4B6C9E", "sft_mismatched": "#4F5D9E", "control_sft_mismatched": "#7C8FB5"}
+_OF_NOTHING = ("opd_random_credit", "rlvr_random_reward", "sft_mismatched", "control_sft_mismatched")
 _OF_NULLS = {
     "shuffled": ("#7F7F7F", [2, 3], "square"),
     "random": ("#A6A6A6", [1, 3], "triangle-up"),
@@ -64,12 +65,12 @@ PALETTE = {
     "its shadow": "#D55E00",
 }
 DASHES = {NULLS[name].label: dash for name, (_, dash, _) in _OF_NULLS.items()}
-DASHES |= {OBJECTIVES[name].label: [1, 3] for name in ("opd_random_credit", "rlvr_random_reward")}
+DASHES |= {OBJECTIVES[name].label: [1, 3] for name in _OF_NOTHING}
 DASHES |= {RESCALED: [7, 2], ROUNDED: [2, 3], OBJECTIVES["control_sft"].label: [5, 3]}
 SHAPES = {"comparison": "square", PAPER: "diamond", "anchor": "square", "teacher": "triangle-up"}
 SHAPES |= {"noise through bf16": "square", "chance": "triangle-up", "this book": "square", "steps as printed": "cross"}
 SHAPES |= {NULLS[name].label: shape for name, (_, _, shape) in _OF_NULLS.items()}
-SHAPES |= {OBJECTIVES[name].label: "cross" for name in ("opd_random_credit", "rlvr_random_reward")}
+SHAPES |= {OBJECTIVES[name].label: "cross" for name in _OF_NOTHING}
 SHAPES |= {"exact step": "triangle-up", "after rounding": "diamond"}
 ACROSS = 35  # letters of a legend that stand beside each other on a phone
 OTHER = ("#E69F00", "#8F6BB3", "#56777A", "#B5651D")

@@ -1,6 +1,7 @@
 """SFT beside mismatched demonstrations: what tells them apart, and what a difference from OPD needs."""
 
 import dataclasses
+import itertools
 
 import pandas as pd
 import pytest
@@ -14,6 +15,7 @@ from opdgeom_utils.worlds.mismatched_families import Tasks
 
 SHIFT, LEFT = "normalized_spectral_shift", "left_angle_mean_deg"
 MEANS = {"opd": 1.0, "control_sft": 1.0, "control_sft_mismatched": 1.0, "sft": 3.0, "sft_mismatched": 3.0}
+LIKE = {"control_sft": 0.6, "control_sft_mismatched": 0.6, "opd_random_credit": 0.4}
 COSINES = {"control_sft": 0.95, "control_sft_mismatched": 0.8, "opd_random_credit": 0.0}
 
 
@@ -36,6 +38,12 @@ def tables(moved: dict[tuple[str, str], float] | None = None, *, gain: float = -
         row = DEFAULTS | {"profile": profile_of(recipe), "recipe": recipe, "other_recipe": recipe, "step": 400}
         row |= {"quantity": "update_cosine", "scope": "attention", "seed": 0, "other_seed": 1, "value": cosine}
         shared.append(row)
+    for recipe, like in LIKE.items():
+        for seed, off in enumerate((-0.01, 0.0, 0.01)):
+            for step, side in itertools.product((80, 400), ("right", "left")):
+                row = DEFAULTS | {"profile": profile_of(recipe), "recipe": recipe, "seed": seed, "step": step, "k": 4}
+                row |= {"quantity": "sim_to_end", "scope": "attention", "side": side}
+                shared.append(row | {"value": like + off if step == 80 else 1.0})
     accuracy = pd.DataFrame(scores).drop_duplicates(["recipe", "seed", "step"])
     return Tables(pd.DataFrame(rows), accuracy, accuracy, pd.DataFrame(shared))
 
@@ -80,6 +88,26 @@ def test_the_finding_says_what_the_null_is_and_what_it_shows(gain: float, verb: 
 
 def test_the_table_names_what_each_difference_needs() -> None:
     shown = mismatched.shown(tables({("control_sft", SHIFT): 2.0})).set_index("diagnostic")
-    assert shown["mismatched SFT"].tolist() == shown["OPD"].tolist()
+    assert shown["mismatched control"].tolist() == shown["OPD"].tolist()
     assert shown["apart from OPD"].tolist().count("no") == 5
     assert "yes, needs learning" in shown["apart from OPD"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("like", "above", "below", "lesson"),
+    [
+        (0.6, True, False, "So a run need not learn to lock."),
+        (0.5, True, True, "So it does not lock as a run that learns does."),
+        (0.4, False, True, "So it does not lock as a run that learns does."),
+    ],
+)
+def test_locking_is_held_against_control_sft_and_random_credit(
+    monkeypatch: pytest.MonkeyPatch, like: float, above: bool, below: bool, lesson: str
+) -> None:
+    monkeypatch.setitem(LIKE, "control_sft_mismatched", like)
+    found = mismatched.locking(tables())
+    assert found["above"].tolist() == [above] * 2
+    assert found["below"].tolist() == [below] * 2
+    said = mismatched.say(tables())
+    assert f"{like:.2f} on the side of the inputs (control SFT 0.60, random credit 0.40)" in said
+    assert said.endswith(lesson)
