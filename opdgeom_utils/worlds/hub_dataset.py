@@ -121,10 +121,13 @@ class Tasks(Table):
 
     ``datasets``: settings of each family: :class:`Source`, or nothing for a preset.
     ``answer_in``: where a final answer may stand: :func:`opdgeom_utils.worlds.math_answers.final_answer`.
+    ``mismatched``: SFT's null objective: :class:`opdgeom_utils.worlds.questions.Table`.
     """
 
-    def __init__(self, datasets: Mapping[str, Any], *, answer_in: Sequence[str] = MARKS) -> None:
-        super().__init__("mathematics", answer_in)
+    def __init__(
+        self, datasets: Mapping[str, Any], *, answer_in: Sequence[str] = MARKS, mismatched: bool = False
+    ) -> None:
+        super().__init__("mathematics", answer_in, mismatched=mismatched)
         if not isinstance(datasets, Mapping) or not datasets:
             raise RecipeError(f"datasets is {datasets!r}; expected a block such as {{gsm8k: {{}}}}")
         self.sources = {name: source_of(name, said) for name, said in datasets.items()}

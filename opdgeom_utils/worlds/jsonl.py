@@ -24,13 +24,20 @@ class Tasks(Table):
     ``grade``: ``exact``: the whole text is the answer; ``mathematics``: its final answer, by math-verify.
     ``answer_in``: where a final answer may stand: :func:`opdgeom_utils.worlds.math_answers.final_answer`.
     ``domain``: what the problems belong to.
+    ``mismatched``: SFT's null objective: :class:`opdgeom_utils.worlds.questions.Table`.
     Raises RecipeError if the file is missing, empty, or a line is not an object with these keys.
     """
 
     def __init__(
-        self, path: str, *, grade: str = "exact", answer_in: Sequence[str] = MARKS, domain: Any = "mathematics"
+        self,
+        path: str,
+        *,
+        grade: str = "exact",
+        answer_in: Sequence[str] = MARKS,
+        domain: Any = "mathematics",
+        mismatched: bool = False,
     ) -> None:
-        super().__init__(grade, answer_in)
+        super().__init__(grade, answer_in, mismatched=mismatched)
         if not isinstance(domain, str):
             raise RecipeError(f"domain is {domain!r}; expected a text")
         self.path, self.domain = PROJECT / Path(path).expanduser(), domain

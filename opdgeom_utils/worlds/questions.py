@@ -7,7 +7,7 @@ import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import nlargest
 from numbers import Number
 from typing import Any
@@ -72,12 +72,27 @@ def drawn_names(rng: random.Random, mixture: Mixture, n: int, weights: Mapping[s
     return [rng.choice(names) for _ in range(n)]
 
 
-class Table(ABC):
-    """The questions of one world. ``grade`` is ``mathematics`` or ``exact``; ``answer_in`` says where answers stand."""
+def _another(own: Question, pool: Sequence[Question], rng: random.Random) -> Question:
+    """Draw another question of a pool; RecipeError where there is none."""
+    if len(pool) < 2:
+        raise RecipeError(f"family {own.family!r} has one problem of level {own.level!r}; mismatched needs two or more")
+    two = rng.sample(pool, 2)
+    return two[two[0] == own]
 
-    def __init__(self, grade: str, answer_in: Sequence[str]) -> None:
+
+class Table(ABC):
+    """The questions of one world.
+
+    ``grade`` is ``mathematics`` or ``exact``; ``answer_in`` says where answers stand. ``mismatched`` makes SFT's null
+    objective: what is drawn to train on comes with the demonstration of another question of its family and level.
+    """
+
+    def __init__(self, grade: str, answer_in: Sequence[str], *, mismatched: bool = False) -> None:
         if grade not in ("mathematics", "exact"):
             raise RecipeError(f"grade is {grade!r}; expected mathematics or exact")
+        if not isinstance(mismatched, bool):
+            raise RecipeError(f"mismatched is {mismatched!r}; expected true or false")
+        self.mismatched = mismatched
         self.graded, self.marks = grade, check_marks(answer_in)
         self._kept: dict[str, list[Question]] = {}
 
@@ -106,11 +121,14 @@ class Table(ABC):
     ) -> list[Question]:
         """Draw ``n`` questions of the training side: family, then level, then a question."""
         self.check(mixture, weights)
-        rng = random.Random(f"train:{seed}")
-        return [
-            rng.choice(self._side(name, rng.choice(list(mixture[name])), "train"))
-            for name in drawn_names(rng, mixture, n, weights)
-        ]
+        rng, drawn = random.Random(f"train:{seed}"), []
+        for name in drawn_names(rng, mixture, n, weights):
+            pool = self._side(name, rng.choice(list(mixture[name])), "train")
+            drawn.append((rng.choice(pool), pool))
+        if not self.mismatched:
+            return [own for own, _ in drawn]
+        other = random.Random(f"shown:{seed}")  # another stream, so that the prompts are those of the matched world
+        return [replace(own, completion=_another(own, pool, other).completion) for own, pool in drawn]
 
     def held_out(self, mixture: Mixture, per_family: int, seed: int = 0) -> list[Question]:
         """Draw up to ``per_family`` different held-out questions of every family, all where there are fewer."""

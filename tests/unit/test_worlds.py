@@ -190,6 +190,22 @@ def test_a_file_keeps_its_two_sides_apart(tmp_path: Path) -> None:
     assert 250 < sum(p.family == "f0" for p in weighted) < 350
 
 
+def test_mismatched_shows_the_same_prompts_with_anothers_demonstration(tmp_path: Path) -> None:
+    path, mixture = write_lines(tmp_path / "p.jsonl", sums(200)), {"f0": ["all"], "f1": [0, 2]}
+    true, shown = (jsonl.Tasks(path, mismatched=wrong).draw(mixture, 100, "0:1") for wrong in (False, True))
+    assert [(q.prompt, q.answer, q.level) for q in shown] == [(q.prompt, q.answer, q.level) for q in true]
+    assert not any(a.completion == b.completion for a, b in zip(shown, true, strict=True))
+    by_text = {row["completion"]: row for row in sums(200)}
+    assert all(by_text[q.completion]["family"] == q.family for q in shown)
+    assert all(by_text[q.completion]["level"] == q.level for q in shown if q.family == "f1")
+    assert jsonl.Tasks(path, mismatched=True).held_out(mixture, 5) == jsonl.Tasks(path).held_out(mixture, 5)
+    with pytest.raises(RecipeError, match="mismatched is 'yes'; expected true or false"):
+        jsonl.Tasks(path, mismatched="yes")  # pyright: ignore[reportArgumentType]
+    alone = next({"prompt": str(i), "answer": "1"} for i in range(99) if split_of(str(i)) == "train")
+    with pytest.raises(RecipeError, match="has one problem of level None; mismatched needs two"):
+        jsonl.Tasks(write_lines(tmp_path / "q.jsonl", [alone]), mismatched=True).draw({"problems": ["all"]}, 1, 0)
+
+
 def test_a_file_is_graded_exactly_or_as_mathematics(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "p.jsonl", sums(60))
     exact, mathematics = jsonl.Tasks(path), jsonl.Tasks(path, grade="mathematics")
