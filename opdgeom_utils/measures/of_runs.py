@@ -25,12 +25,20 @@ def _compared(run: Run, *, masked: bool = False) -> bool:
     return any(run.seed in recipe.seeds for recipe in variants if recipe.keep_fraction < 1 or not masked)
 
 
+def _has_ruler(run: Run) -> bool:
+    """Whether the profile has OPD, whose start and teacher are what distances are taken with."""
+    return "opd" in recipe_names(run.recipe.profile)
+
+
 #: A part, and the runs that it is measured of. To add one, write its module and its line here.
 PARTS: dict[str, tuple[Callable[[Run], pd.DataFrame], Callable[[Run], bool]]] = {
     "path": (path_measures, lambda run: not run.is_large or run.recipe.name != "sft"),
     "nulls": (path_null_measures, lambda run: run.recipe.name in THROUGHOUT and not run.is_large),
     "noise": (noise_measures, lambda run: run.is_large),
-    "function": (function_measures, lambda run: run.recipe.name != "sft" if run.is_large else _compared(run)),
+    "function": (
+        function_measures,
+        lambda run: _has_ruler(run) and (_compared(run) if not run.is_large else run.recipe.name != "sft"),
+    ),
     "moments": (moment_measures, lambda run: run.recipe.name == "opd" and _compared(run, masked=True)),
 }
 OVERLAPS = "overlaps"  # a part of no single run
