@@ -58,7 +58,7 @@ def beside(archived: Tables, nulls: Tables) -> pd.DataFrame:
             low, high = difference(own, null, among=len(matching.METRICS))
             means = own.mean(), null.mean(), control.mean()
             nearer = abs(means[0] - means[1]) < abs(means[0] - means[2])
-            rows.append((label(name), step, metric, *means, low, high, not low <= 0 <= high, nearer))
+            rows.append((label(name), step, metric, *means, low, high, low > 0 or high < 0, nearer))
     head = ["run", "updates", "metric", "own", "null", "control", "low", "high", "apart", "nearer"]
     return pd.DataFrame(rows, columns=head)
 

@@ -27,7 +27,9 @@ NULLS = {CONTROL: NULL, SFT: "sft_mismatched"}
 COMPARED = {CONTROL: (OPD, CONTROL, NULL), SFT: (SFT, NULLS[SFT])}  # what has one norm in common
 PLACES = ("equal_updates", "equal_norm")
 K = 4  # leading directions of an update
-TEXT, LEARNED, OPEN = "no learning", "learning", "neither"  # what a difference of OPD and control SFT needs
+# What a difference of OPD and control SFT needs, by the null.
+TEXT, LEARNED, OPEN = "no learning is needed", "it takes learning", "the null lies beyond OPD"
+FEW = "the null has too few seeds"
 
 
 @cache
@@ -72,14 +74,17 @@ def needs(tables: Tables) -> pd.DataFrame:
     """Ask of each difference of OPD and control SFT at equal norm whether a run with nothing to learn has it too.
 
     Returns ``metric``, the means ``opd, control, null``, whether OPD and control SFT are ``apart``, and ``needs``: ``no
-    learning`` where the null lies on control SFT's side of OPD, told apart from it; ``learning`` where the null is not
-    told apart from OPD; ``neither`` where it lies on the other side; empty where OPD and control SFT are alike.
+    learning is needed`` where the null lies on control SFT's side of OPD, told apart from it; ``it takes learning``
+    where the null is not told apart from OPD; ``the null lies beyond OPD`` where it is, on the other side; empty where
+    OPD and control SFT are alike.
     """
     rows, runs = [], at_place(tables, "equal_norm", COMPARED[CONTROL])
     for metric in matching.METRICS:
         own, null = _pair(runs, CONTROL, OPD, metric), _pair(runs, NULL, OPD, metric)
         same_side = (own["one"] - own["other"]) * (null["one"] - null["other"]) > 0
-        said = "" if not own["apart"] else LEARNED if not null["apart"] else TEXT if same_side else OPEN
+        few = null["low"] != null["low"]  # undefined: too few seeds
+        said = FEW if few else LEARNED if not null["apart"] else TEXT if same_side else OPEN
+        said = said if own["apart"] else ""
         row = {"metric": metric, "opd": own["other"], "control": own["one"], "null": null["one"]}
         rows.append(row | {"apart": own["apart"], "needs": said})
     return pd.DataFrame(rows)
@@ -89,7 +94,7 @@ def _pair(runs: pd.DataFrame, one: str, other: str, metric: str) -> dict[str, fl
     """Means of two recipes, the interval of their difference, and whether it leaves out 0."""
     own, its = (runs.loc[runs["recipe"] == name, metric].dropna().to_numpy(float) for name in (one, other))
     low, high = difference(own, its, among=len(matching.METRICS))
-    return {"one": own.mean(), "other": its.mean(), "low": low, "high": high, "apart": not low <= 0 <= high}
+    return {"one": own.mean(), "other": its.mean(), "low": low, "high": high, "apart": low > 0 or high < 0}
 
 
 def locking(tables: Tables) -> pd.DataFrame:
@@ -103,7 +108,7 @@ def locking(tables: Tables) -> pd.DataFrame:
     for side in SIDES:
         found = early(tables.measures, side, K, [NULL, CONTROL, RANDOM])
         own, control, random = (
-            found.loc[found["recipe"] == n, "value"].to_numpy(float) for n in (NULL, CONTROL, RANDOM)
+            found.loc[found["series"] == label(n), "value"].to_numpy(float) for n in (NULL, CONTROL, RANDOM)
         )
         below = difference(own, control, among=len(SIDES))[1] < 0
         above = difference(own, random, among=len(SIDES))[0] > 0
@@ -146,40 +151,46 @@ def shown(tables: Tables) -> pd.DataFrame:
         metric = metric_of(row["metric"])
         apart = bool(held.loc[(CONTROL, "equal_norm", row["metric"]), "apart"])
         cells = (number(float(row[name]), metric.shown) for name in ("opd", "control", "null"))
-        unlike = f"yes, needs {row['needs']}" if row["apart"] else "no"
+        unlike = f"yes: {row['needs']}" if row["apart"] else "no"
         rows.append((metric.title, *cells, "yes" if apart else "no", unlike))
     head = ["diagnostic", label(OPD), label(CONTROL), label(NULL), f"{label(CONTROL)} apart from it", "apart from OPD"]
     return pd.DataFrame(rows, columns=head)
 
 
 def say(tables: Tables) -> str:
-    """Say what a run on mismatched demonstrations shows beside control SFT and OPD; the first line is the finding."""
-    held, origin = beside(tables).set_index(["run", "place"]), needs(tables)
-    start, end, nothing = learned_nothing(tables)[NULL]
+    """Say what runs on mismatched demonstrations show beside SFT, control SFT and OPD; the first line is the answer."""
+    held, of = beside(tables).set_index(["run", "place"]), len(matching.METRICS)
     apart = {key: int(held.loc[key, "apart"].sum()) for key in held.index.unique()}
-    of = len(matching.METRICS)
-    unlike = origin.loc[origin["apart"]]
-    said = [
-        f"{what} in {listed(metric_of(m).words for m in its)}"
-        for what, its in unlike.groupby("needs", sort=False)["metric"]
-    ]
-    by = f", and by the null that takes {'; '.join(said)}" if said else ""
-    lead = (
-        f"Control SFT on the demonstrations of other problems {'learns nothing' if nothing else 'still learns'} "
-        f"(accuracy {start:.0%} to {end:.0%}). At equal norm {apart[CONTROL, 'equal_norm']} of {of} diagnostics tell "
-        f"it from control SFT. {len(unlike)} tell OPD from control SFT{by}."
-    )
-    walk, noise = walk_of(tables, NULL), walk_of(tables, CONTROL)
-    agree = {name: seed_interval(cosines(tables.measures, name, name)).mean for name in (NULL, CONTROL, RANDOM)}
+    ratios = held.loc[(SFT, "equal_updates"), "null"] / held.loc[(SFT, "equal_updates"), "own"]
+    learned = {
+        run: f"{'learns nothing' if nothing else 'still learns'} (accuracy {start:.0%} to {end:.0%})"
+        for run, (start, end, nothing) in zip(NULLS, learned_nothing(tables).values(), strict=True)
+    }
+    names = (*NULLS, *NULLS.values(), RANDOM)
+    agree = {name: seed_interval(cosines(tables.measures, name, name)).mean for name in names}
+    told = [agree[null] - agree[RANDOM] >= AGREE for null in NULLS.values()]
     common = (
-        "So agreement of seeds alone is no sign that something was learned"
-        if agree[NULL] - agree[RANDOM] >= AGREE
-        else "So its seeds do not agree as those of a run that learns do"
+        "agreement of seeds alone is no sign that something was learned"
+        if all(told)
+        else "its seeds do not agree as those of a run that learns do"
     )
+    walks = {name: f"{walk_of(tables, name):.2f}" for name in (NULL, CONTROL)}
     return (
-        f"{lead}\nAfter as many updates they are told apart by {apart[CONTROL, 'equal_updates']} of {of}. SFT from the "
-        f"base and its null: by {apart[SFT, 'equal_updates']} of {of} at their ends, by {apart[SFT, 'equal_norm']} at "
-        f"equal norm. Its update is {walk:.2f} times as long as noise makes it (control SFT's {noise:.2f}). Updates of "
-        f"two of its seeds have a cosine of {agree[NULL]:z.2f} (control SFT {agree[CONTROL]:z.2f}, random credit "
-        f"{agree[RANDOM]:z.2f}). {common}. {_say_locking(locking(tables))}"
+        f"SFT on the solutions of other problems {learned[SFT]} and ends with {ratios.min():.2f} to "
+        f"{ratios.max():.2f} times SFT's numbers; {apart[SFT, 'equal_updates']} of {of} diagnostics tell the two apart "
+        f"there, {apart[SFT, 'equal_norm']} at equal norm. The cosine of two of its seeds is {agree[NULLS[SFT]]:z.2f}, "
+        f"of SFT's {agree[SFT]:z.2f}: {common}.\n"
+        f"The same done to control SFT {learned[CONTROL]}. {apart[CONTROL, 'equal_updates']} of {of} diagnostics tell "
+        f"it from control SFT after as many updates, {apart[CONTROL, 'equal_norm']} at equal norm. Its update is "
+        f"{walks[NULL]} times as long as noise makes it (control SFT's {walks[CONTROL]}); two of its seeds have a "
+        f"cosine of {agree[NULL]:z.2f} (control SFT {agree[CONTROL]:z.2f}, random credit {agree[RANDOM]:z.2f}). "
+        f"{_say_needs(needs(tables))} {_say_locking(locking(tables))}"
     )
+
+
+def _say_needs(found: pd.DataFrame) -> str:
+    """Say what tells OPD from control SFT at equal norm, and whether the null has it too."""
+    unlike = found.loc[found["apart"].astype(bool)]
+    said = [f"{metric_of(row['metric']).words}: {row['needs']}" for row in unlike.to_dict("records")]
+    why = f" ({'; '.join(said)})" if said else ""
+    return f"At equal norm {len(unlike)} of {len(found)} tell OPD from control SFT{why}."

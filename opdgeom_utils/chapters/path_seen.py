@@ -124,7 +124,9 @@ def came_out(measures: pd.DataFrame, k: int, among: str = "runs that learned") -
     direction = f"What seeds agree on is a direction (cosine of two seeds' updates: {pairs})." if own in shown else ""
     made_up = "made-up processes that learn nothing"
     said = f"Beside {made_up} it lies {seen.each_side(nulls)}" if nulls else f"None of the {made_up} is in these tables"
-    still = " Runs that had nothing to learn lock later still." if _like_nothing(measures, k) == [] else ""
+    idle = listed(label(name) for name in NOTHING if name in set(measures["recipe"]))
+    slower = f" {idle[0].upper()}{idle[1:]}, with nothing to learn, lock later still."
+    still = slower if _like_nothing(measures, k) == [] else ""
     return f"Among the {among}, OPD {tells}.{still}\n{at_a_fifth(measures, k)} {said}. {direction}".strip()
 
 
