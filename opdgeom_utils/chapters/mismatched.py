@@ -9,7 +9,7 @@ from functools import cache
 
 import pandas as pd
 
-from opdgeom_utils.chapters.committed_tables import PUBLISHED, tables_for
+from opdgeom_utils.chapters.committed_tables import PUBLISHED
 from opdgeom_utils.chapters.first_nulls import walk_of
 from opdgeom_utils.chapters.null_objectives import AGREE
 from opdgeom_utils.chapters.path_seen import WHOSE
@@ -18,7 +18,7 @@ from opdgeom_utils.chapters.where import at_place
 from opdgeom_utils.claims import matching
 from opdgeom_utils.intervals import difference, number, seed_interval
 from opdgeom_utils.measures.paths import SIDES
-from opdgeom_utils.results import Tables
+from opdgeom_utils.results import Tables, load_tables
 from opdgeom_utils.vocabulary import label, listed, metric_of
 
 PROFILE = "sft_null"
@@ -35,7 +35,7 @@ FEW = "the null has too few seeds"
 @cache
 def both() -> Tables:
     """Return the toy's OPD, control SFT, SFT and random credit, with the runs on mismatched demonstrations."""
-    own, nulls = tables_for(PUBLISHED, [0, 1, 2, 3, 4]), tables_for(PROFILE, [0, 1, 2])
+    own, nulls = load_tables(PUBLISHED), load_tables(PROFILE)
     assert own.measures is not None
     assert nulls.measures is not None
     names = [OPD, CONTROL, SFT, RANDOM, *NULLS.values()]
@@ -52,7 +52,7 @@ def with_null(ends: pd.DataFrame, profile: str) -> pd.DataFrame:
     """Add SFT's null at its end to the runs of a chapter, where they are those that it belongs to."""
     if profile != PUBLISHED:
         return ends
-    return pd.concat([ends, at_place(tables_for(PROFILE, [0, 1, 2]), "final", [NULLS[SFT]])], ignore_index=True)
+    return pd.concat([ends, at_place(load_tables(PROFILE), "final", [NULLS[SFT]])], ignore_index=True)
 
 
 def beside(tables: Tables) -> pd.DataFrame:
