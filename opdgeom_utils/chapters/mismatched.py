@@ -36,16 +36,9 @@ FEW = "the null has too few seeds"
 def both() -> Tables:
     """Return the toy's OPD, control SFT, SFT and random credit, with the runs on mismatched demonstrations."""
     own, nulls = load_tables(PUBLISHED), load_tables(PROFILE)
-    assert own.measures is not None
-    assert nulls.measures is not None
     names = [OPD, CONTROL, SFT, RANDOM, *NULLS.values()]
-    parts = (
-        (own.geometry, nulls.geometry),
-        (own.training, nulls.training),
-        (own.accuracy, nulls.accuracy),
-        (own.measures, nulls.measures),
-    )
-    return Tables(*(pd.concat([t[t["recipe"].isin(names)] for t in pair], ignore_index=True) for pair in parts))
+    parts = [(getattr(own, part), getattr(nulls, part)) for part in ("geometry", "training", "accuracy", "measures")]
+    return Tables(*(pd.concat([t.loc[t["recipe"].isin(names)] for t in pair], ignore_index=True) for pair in parts))
 
 
 def with_null(ends: pd.DataFrame, profile: str) -> pd.DataFrame:
