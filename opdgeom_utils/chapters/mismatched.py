@@ -167,6 +167,7 @@ def say(tables: Tables) -> str:
         if all(told)
         else "its seeds do not agree as those of a run that learns do"
     )
+    seeds = [tables.geometry.loc[tables.geometry["recipe"] == null, "seed"].nunique() for null in NULLS.values()]
     walks = {name: f"{walk_of(tables, name):.2f}" for name in (NULL, CONTROL)}
     return (
         f"SFT on the solutions of other problems {learned[SFT]} and ends with {ratios.min():.2f} to "
@@ -177,7 +178,8 @@ def say(tables: Tables) -> str:
         f"it from control SFT after as many updates, {apart[CONTROL, 'equal_norm']} at equal norm. Its update is "
         f"{walks[NULL]} times as long as noise makes it (control SFT's {walks[CONTROL]}); two of its seeds have a "
         f"cosine of {agree[NULL]:z.2f} (control SFT {agree[CONTROL]:z.2f}, random credit {agree[RANDOM]:z.2f}). "
-        f"{_say_needs(needs(tables))} {_say_locking(locking(tables))}"
+        f"{_say_needs(needs(tables))} {_say_locking(locking(tables))} Seeds of the "
+        f"nulls: {seeds[0]} of control SFT's, {seeds[1]} of SFT's."
     )
 
 

@@ -121,4 +121,4 @@ def test_locking_is_held_against_control_sft_and_random_credit(
     assert found["below"].tolist() == [below] * 2
     said = mismatched.say(tables())
     assert f"{like:.2f} on the side of the inputs (control SFT 0.60, random credit 0.40)" in said
-    assert said.endswith(lesson)
+    assert f"{lesson} Seeds of the nulls: 3 of control SFT's, 3 of SFT's." in said
