@@ -125,7 +125,7 @@ class Tasks(Table):
     """
 
     def __init__(
-        self, datasets: Mapping[str, Any], *, answer_in: Sequence[str] = MARKS, mismatched: bool = False
+        self, datasets: Mapping[str, Any], *, answer_in: Sequence[str] = MARKS, mismatched: Any = False
     ) -> None:
         super().__init__("mathematics", answer_in, mismatched=mismatched)
         if not isinstance(datasets, Mapping) or not datasets:

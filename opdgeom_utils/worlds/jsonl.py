@@ -35,7 +35,7 @@ class Tasks(Table):
         grade: str = "exact",
         answer_in: Sequence[str] = MARKS,
         domain: Any = "mathematics",
-        mismatched: bool = False,
+        mismatched: Any = False,
     ) -> None:
         super().__init__(grade, answer_in, mismatched=mismatched)
         if not isinstance(domain, str):

@@ -87,7 +87,7 @@ class Table(ABC):
     objective: what is drawn to train on comes with the demonstration of another question of its family and level.
     """
 
-    def __init__(self, grade: str, answer_in: Sequence[str], *, mismatched: bool = False) -> None:
+    def __init__(self, grade: str, answer_in: Sequence[str], *, mismatched: Any = False) -> None:
         if grade not in ("mathematics", "exact"):
             raise RecipeError(f"grade is {grade!r}; expected mathematics or exact")
         if not isinstance(mismatched, bool):

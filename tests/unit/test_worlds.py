@@ -200,7 +200,7 @@ def test_mismatched_shows_the_same_prompts_with_anothers_demonstration(tmp_path:
     assert all(by_text[q.completion]["level"] == q.level for q in shown if q.family == "f1")
     assert jsonl.Tasks(path, mismatched=True).held_out(mixture, 5) == jsonl.Tasks(path).held_out(mixture, 5)
     with pytest.raises(RecipeError, match="mismatched is 'yes'; expected true or false"):
-        jsonl.Tasks(path, mismatched="yes")  # pyright: ignore[reportArgumentType]
+        jsonl.Tasks(path, mismatched="yes")
     alone = next({"prompt": str(i), "answer": "1"} for i in range(99) if split_of(str(i)) == "train")
     with pytest.raises(RecipeError, match="has one problem of level None; mismatched needs two"):
         jsonl.Tasks(write_lines(tmp_path / "q.jsonl", [alone]), mismatched=True).draw({"problems": ["all"]}, 1, 0)
