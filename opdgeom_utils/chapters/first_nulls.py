@@ -74,7 +74,7 @@ def same_world(archived: Tables, nulls: Tables) -> tuple[int, int]:
     return sum(inside), len(inside)
 
 
-def walk_of(tables: Tables, recipe: str) -> float:
+def walk_at_end(tables: Tables, recipe: str) -> float:
     """How many times as long as noise makes it a recipe's update is, at its end, mean over seeds."""
     own = tables.geometry.loc[tables.geometry["recipe"] == recipe]
     return float(walks_of_runs(own.loc[own["step"] == own["step"].max()])["walk_ratio"].to_numpy(float).mean())
@@ -124,7 +124,7 @@ def say(table: pd.DataFrame, inside: tuple[int, int], walk: float) -> str:
     """Say what the null objectives show beside the objectives, and whether today's code gives the archived numbers.
 
     The first line is the finding.
-    ``table``, ``inside``, ``walk``: from :func:`beside`, :func:`same_world` and :func:`walk_of`, of random credit.
+    ``table``, ``inside``, ``walk``: from :func:`beside`, :func:`same_world` and :func:`walk_at_end`, of random credit.
     """
     place, parts = [], []
     for name, updates in PAIRS:

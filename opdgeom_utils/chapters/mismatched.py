@@ -5,12 +5,13 @@ Profile ``sft_null`` trains these nulls as profile ``toy`` trains control SFT an
 
 from __future__ import annotations
 
+import itertools
 from functools import cache
 
 import pandas as pd
 
 from opdgeom_utils.chapters.committed_tables import PUBLISHED
-from opdgeom_utils.chapters.first_nulls import walk_of
+from opdgeom_utils.chapters.first_nulls import walk_at_end
 from opdgeom_utils.chapters.null_objectives import AGREE
 from opdgeom_utils.chapters.path_seen import WHOSE
 from opdgeom_utils.chapters.update_path import cosines, early
@@ -54,12 +55,10 @@ def beside(tables: Tables) -> pd.DataFrame:
     Returns ``run, place, metric``, the means ``own, null``, the interval of the difference of means ``low, high``
     (Welch; 95% with an allowance for six diagnostics) and ``apart`` (it leaves out 0).
     """
-    rows = [
-        {"run": run, "place": place, "metric": metric} | _pair(at_place(tables, place, names), run, NULLS[run], metric)
-        for run, names in COMPARED.items()
-        for place in PLACES
-        for metric in matching.METRICS
-    ]
+    rows = []
+    for (run, names), place in itertools.product(COMPARED.items(), PLACES):
+        there = at_place(tables, place, names)
+        rows += [{"run": run, "place": place, "metric": m} | _pair(there, run, NULLS[run], m) for m in matching.METRICS]
     return pd.DataFrame(rows).rename(columns={"one": "own", "other": "null"})
 
 
@@ -168,7 +167,7 @@ def say(tables: Tables) -> str:
         else "its seeds do not agree as those of a run that learns do"
     )
     seeds = [tables.geometry.loc[tables.geometry["recipe"] == null, "seed"].nunique() for null in NULLS.values()]
-    walks = {name: f"{walk_of(tables, name):.2f}" for name in (NULL, CONTROL)}
+    walks = {name: f"{walk_at_end(tables, name):.2f}" for name in (NULL, CONTROL)}
     return (
         f"SFT on the solutions of other problems {learned[SFT]} and ends with {ratios.min():.2f} to "
         f"{ratios.max():.2f} times SFT's numbers; {apart[SFT, 'equal_updates']} of {of} diagnostics tell the two apart "

@@ -8,6 +8,7 @@ from typing import Any
 
 import altair as alt
 
+from opdgeom_utils.scopes import HEADLINE, MAIN, SFT_NULLS
 from opdgeom_utils.vocabulary import NULLS, OBJECTIVES, RESCALED, ROUNDED
 
 Figure = alt.Chart | alt.LayerChart | alt.FacetChart | alt.ConcatChart
@@ -15,7 +16,7 @@ PAPER = "paper"
 _OF_OBJECTIVES = {"sft": "#0072B2", "opd": "#D55E00", "rlvr": "#009E73", "control_sft": "#56B4E9"}
 _OF_OBJECTIVES |= {"opd_random_credit": "#B8860B", "rlvr_random_reward": "#6B8E23", "opd_full_vocab": "#8C3A00"}
 _OF_OBJECTIVES |= {"control_sft_64": "#4B6C9E", "sft_mismatched": "#4F5D9E", "control_sft_mismatched": "#7C8FB5"}
-_OF_NOTHING = ("opd_random_credit", "rlvr_random_reward", "sft_mismatched", "control_sft_mismatched")
+_OF_NOTHING = {*MAIN, *SFT_NULLS} - {*HEADLINE}
 _OF_NULLS = {
     "shuffled": ("#7F7F7F", [2, 3], "square"),
     "random": ("#A6A6A6", [1, 3], "triangle-up"),
