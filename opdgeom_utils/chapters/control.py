@@ -57,11 +57,13 @@ def variant_label(recipe: str) -> str:
 
 
 def common_update(measures: pd.DataFrame) -> int:
-    """Return the update at which runs are compared: 40, or the last of OPD's where that is earlier."""
-    steps = pick(measures, recipe="opd", quantity="stable_rank", null="")["step"].to_numpy(int)
-    if not len(steps):
+    """Return the update at which runs are compared: OPD's end where its variants are as long, else 40 at the most."""
+    ends = pick(measures, quantity="stable_rank", null="").groupby("recipe")["step"].agg("max").to_dict()
+    if "opd" not in ends:
         raise MetricInputError("the measures hold no stable rank of opd, expected its path")
-    return min(PLACE, int(steps.max()))
+    variants = [ends[name] for name in VARIANTS if name in ends]
+    as_long = bool(variants) and min(variants) >= ends["opd"]
+    return int(ends["opd"] if as_long else min(PLACE, ends["opd"]))
 
 
 def path_table(measures: pd.DataFrame, recipes: Iterable[str]) -> pd.DataFrame:
@@ -85,13 +87,16 @@ def path_table(measures: pd.DataFrame, recipes: Iterable[str]) -> pd.DataFrame:
     return table.filter(items=["panel", "recipe", "seed", "step", "value"]).reset_index(drop=True)
 
 
-def path_gaps(measures: pd.DataFrame, recipes: Iterable[str], quantity: str = "stable_rank") -> pd.DataFrame:
+def path_gaps(
+    measures: pd.DataFrame, recipes: Iterable[str], quantity: str = "stable_rank", *, until: int | None = None
+) -> pd.DataFrame:
     """Distance of each variant's path from OPD's of the same seed, beside OPD of the next seed and RLVR.
 
     The mean, over the checkpoints up to the common update that both have, of ``|log(run / OPD)|``: what the rule of the
     claims takes. Returns ``row, panel, kind, seed, value``; ``kind`` is ``variant`` or ``null``.
+    ``until``: another update than the common one.
     """
-    until = common_update(measures)
+    until = common_update(measures) if until is None else until
     rows = pick(measures, quantity=quantity, null="", scope="attention", other_recipe="").sort_values("step")
     paths: dict[tuple[str, int], dict[int, float]] = {}
     for recipe, seed, step, value in rows.filter(items=["recipe", "seed", "step", "value"]).itertuples(index=False):

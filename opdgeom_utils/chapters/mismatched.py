@@ -6,15 +6,17 @@ Profile ``sft_null`` trains these nulls as profile ``toy`` trains control SFT an
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from functools import cache
 
 import pandas as pd
 
-from opdgeom_utils.chapters.committed_tables import PUBLISHED
+from opdgeom_utils.chapters.committed_tables import PUBLISHED, BookTables
 from opdgeom_utils.chapters.first_nulls import walk_at_end
 from opdgeom_utils.chapters.null_objectives import AGREE
 from opdgeom_utils.chapters.path_seen import WHOSE
 from opdgeom_utils.chapters.update_path import cosines, early
+from opdgeom_utils.chapters.where import OF_SFT as NULLS
 from opdgeom_utils.chapters.where import at_place
 from opdgeom_utils.claims import matching
 from opdgeom_utils.intervals import difference, number, seed_interval
@@ -24,7 +26,6 @@ from opdgeom_utils.vocabulary import label, listed, metric_of
 
 PROFILE = "sft_null"
 OPD, CONTROL, NULL, SFT, RANDOM = "opd", "control_sft", "control_sft_mismatched", "sft", "opd_random_credit"
-NULLS = {CONTROL: NULL, SFT: "sft_mismatched"}
 COMPARED = {CONTROL: (OPD, CONTROL, NULL), SFT: (SFT, NULLS[SFT])}  # what has one norm in common
 PLACES = ("equal_updates", "equal_norm")
 K = 4  # leading directions of an update
@@ -47,6 +48,18 @@ def with_null(ends: pd.DataFrame, profile: str) -> pd.DataFrame:
     if profile != PUBLISHED:
         return ends
     return pd.concat([ends, at_place(load_tables(PROFILE), "final", [NULLS[SFT]])], ignore_index=True)
+
+
+def joined(tables: BookTables) -> BookTables:
+    """Add SFT's nulls to a chapter's tables of runs, where they are those that the nulls belong to."""
+    if tables.profile != PUBLISHED:
+        return tables
+    nulls = load_tables(PROFILE)
+    added = {
+        part: pd.concat([getattr(tables, part), rows.loc[rows["seed"].isin(list(tables.seeds))]], ignore_index=True)
+        for part, rows in (("geometry", nulls.geometry), ("accuracy", nulls.accuracy))
+    }
+    return replace(tables, **added)
 
 
 def beside(tables: Tables) -> pd.DataFrame:
@@ -166,7 +179,7 @@ def say(tables: Tables) -> str:
         if all(told)
         else "its seeds do not agree as those of a run that learns do"
     )
-    seeds = [tables.geometry.loc[tables.geometry["recipe"] == null, "seed"].nunique() for null in NULLS.values()]
+    seeds = tables.geometry.groupby("recipe")["seed"].nunique().to_dict()
     walks = {name: f"{walk_at_end(tables, name):.2f}" for name in (NULL, CONTROL)}
     return (
         f"SFT on the solutions of other problems {learned[SFT]} and ends with {ratios.min():.2f} to "
@@ -178,7 +191,7 @@ def say(tables: Tables) -> str:
         f"{walks[NULL]} times as long as noise makes it (control SFT's {walks[CONTROL]}); two of its seeds have a "
         f"cosine of {agree[NULL]:z.2f} (control SFT {agree[CONTROL]:z.2f}, random credit {agree[RANDOM]:z.2f}). "
         f"{_say_needs(needs(tables))} {_say_locking(locking(tables))} Seeds of the "
-        f"nulls: {seeds[0]} of control SFT's, {seeds[1]} of SFT's."
+        f"nulls: {seeds[NULL]} of control SFT's, {seeds[NULLS[SFT]]} of SFT's."
     )
 
 

@@ -14,11 +14,12 @@ from opdgeom_utils.claims.look_up import Tables
 from opdgeom_utils.claims.schema import reported_of
 from opdgeom_utils.intervals import Interval, disjoint, number, seed_interval
 from opdgeom_utils.measures.long_table import pick
-from opdgeom_utils.scopes import ATTENTION
+from opdgeom_utils.scopes import ATTENTION, SFT_NULLS
 from opdgeom_utils.vocabulary import label, listed, metric_of
 
 NULLS = ("shuffled", "random")
 NULL_OBJECTIVES = {"opd": "opd_random_credit", "rlvr": "rlvr_random_reward"}  # trained alike, with nothing to learn
+OF_SFT = dict(zip(("sft", "control_sft"), SFT_NULLS, strict=True))  # the same of another profile
 MARGIN = 0.1  # a ratio nearer to 1 is no difference worth a sentence
 DIFFER, ALIKE, UNDEFINED = "differ", "alike to a tenth", "undefined"
 
@@ -135,7 +136,7 @@ def say_null_ratios(ends: pd.DataFrame, metrics: Sequence[str]) -> str:
         if not any(starmap(disjoint, combinations(found.values(), 2))) or max(means) < (1 + MARGIN) * min(means):
             continue
         said = ", ".join(f"{name} {interval.mean:.2f}" for name, interval in found.items())
-        pairs = [(label(name), label(other)) for name, other in NULL_OBJECTIVES.items()]
+        pairs = [(label(name), label(other)) for name, other in (NULL_OBJECTIVES | OF_SFT).items()]
         beside = [
             f"{name} {'lies apart' if disjoint(found[name], found[other]) else 'is not told apart'} from {other}"
             for name, other in pairs
