@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from opdgeom_utils.chapters.update_path import K
 from opdgeom_utils.errors import MetricInputError
 from opdgeom_utils.measures.long_table import pick
 from opdgeom_utils.measures.paths import SIDES
@@ -41,7 +42,6 @@ VARIANTS = {**TOKENS, **WRITERS, **RAW, **EQUAL}
 PARTS = ("path", "function", "moments", "overlaps")  # of the long table, what these chapters read
 WORDS = {**VARIANTS, "random_credit": "random credit"}
 PLACE = 40
-K = 4
 GATE = "rlvr_leaves_opds_path"  # the claim on which those about paths rest
 OTHER_SEED, AGAINST = "another seed of OPD", "OPD and RLVR"
 STRIP = ["row", "panel", "kind", "seed", "value"]

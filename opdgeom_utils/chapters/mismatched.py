@@ -15,7 +15,7 @@ from opdgeom_utils.chapters.committed_tables import PUBLISHED, BookTables
 from opdgeom_utils.chapters.first_nulls import walk_at_end
 from opdgeom_utils.chapters.null_objectives import AGREE
 from opdgeom_utils.chapters.path_seen import WHOSE
-from opdgeom_utils.chapters.update_path import cosines, early
+from opdgeom_utils.chapters.update_path import K, cosines, early
 from opdgeom_utils.chapters.where import OF_SFT as NULLS
 from opdgeom_utils.chapters.where import at_place
 from opdgeom_utils.claims import matching
@@ -28,7 +28,6 @@ PROFILE = "sft_null"
 OPD, CONTROL, NULL, SFT, RANDOM = "opd", "control_sft", "control_sft_mismatched", "sft", "opd_random_credit"
 COMPARED = {CONTROL: (OPD, CONTROL, NULL), SFT: (SFT, NULLS[SFT])}  # what has one norm in common
 PLACES = ("equal_updates", "equal_norm")
-K = 4  # leading directions of an update
 # What a difference of OPD and control SFT needs, by the null.
 TEXT, LEARNED, OPEN = "no learning is needed", "it takes learning", "the null lies beyond OPD"
 FEW = "the null has too few seeds"

@@ -15,7 +15,7 @@ import pandas as pd
 
 from opdgeom_utils.chapters import seen
 from opdgeom_utils.chapters.committed_tables import BookTables
-from opdgeom_utils.chapters.update_path import early
+from opdgeom_utils.chapters.update_path import K, early
 from opdgeom_utils.chapters.where import at_place
 from opdgeom_utils.charts.palette import in_order
 from opdgeom_utils.intervals import number, seed_interval
@@ -27,7 +27,6 @@ LADDER = (
 )  # fmt: skip
 WITHOUT_SIGNAL, WITH_SIGNAL = "opd_random_credit_128", "opd_128"  # of one batch, both without coherence
 ASKED = ("rlvr", "rlvr_random_reward", "control_sft", "control_sft_64")
-K = 4  # of the spaces whose similarity to the end is taken
 OF_GEOMETRY = (
     "update_sparsity", "left_angle_mean_deg", "right_angle_mean_deg", "normalized_spectral_shift", "principal_overlap",
     "low_magnitude_overlap", "stable_rank",

@@ -14,6 +14,7 @@ from opdgeom_utils.measures.paths import EARLY, SIDES
 from opdgeom_utils.scopes import MAIN, THROUGHOUT
 from opdgeom_utils.vocabulary import PATH_NULLS, label, metric_of
 
+K = 4  # leading directions of an update: as many as the stable rank of the toy's allows
 LEARNED_AND_NULLS = ("", *[null for null in PATH_NULLS if null != "rounding"])
 
 
