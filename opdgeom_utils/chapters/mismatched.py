@@ -156,8 +156,9 @@ def shown(tables: Tables) -> pd.DataFrame:
         apart = bool(held.loc[(CONTROL, "equal_norm", row["metric"]), "apart"])
         cells = (number(float(row[name]), metric.shown) for name in ("opd", "control", "null"))
         unlike = f"yes: {row['needs']}" if row["apart"] else "no"
-        rows.append((metric.title, *cells, "yes" if apart else "no", unlike))
-    head = ["diagnostic", label(OPD), label(CONTROL), label(NULL), f"{label(CONTROL)} apart from it", "apart from OPD"]
+        rows.append((metric.title, "yes" if apart else "no", unlike, *cells))
+    told = [f"{label(CONTROL)} apart from its null", "apart from OPD"]
+    head = ["diagnostic", *told, label(OPD), label(CONTROL), label(NULL)]
     return pd.DataFrame(rows, columns=head)
 
 

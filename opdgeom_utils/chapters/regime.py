@@ -204,7 +204,7 @@ def say_regime(tables: BookTables, until: int | None = None) -> str:
         return said + "So it learned a good part of what there was to learn." + _nulls(tables)
     held = "opd_random_credit" in set(tables.accuracy["recipe"])
     null = first_nulls.beside_regime(tables.profile, recipe.steps if until is None else until)
-    beside = f" Runs with nothing to learn stand in chapter 9: {null}." if null else ""
+    beside = f" Runs with nothing to learn stand in chapter 9 (SFT's in chapter 4): {null}." if null else ""
     beside = beside or ("" if held else " No run with random credit stands beside it.")
     return said + (
         f"So it hardly learned{_beside_noise(tables)}. What is "
