@@ -10,6 +10,7 @@ import pandas as pd
 
 from opdgeom_utils.chapters import seen
 from opdgeom_utils.chapters.control import STRIP, variant_label
+from opdgeom_utils.intervals import number
 from opdgeom_utils.measures.long_table import pick
 from opdgeom_utils.vocabulary import listed
 
@@ -106,7 +107,27 @@ def say_beside_chance(table: pd.DataFrame, compared: Sequence[str]) -> str:
     level = " and ".join(f"{value:.2f} ({panel.split()[0]})" for panel, value in levels.items())
     return (
         f"Shown to come nearer to OPD's moment than random credit, which has {level}, are {seen.each_side(said)}; "
-        f"by their means the others have {' and '.join(means)}."
+        f"by their means they have {' and '.join(means)}."
+    )
+
+
+def say_later(measures: pd.DataFrame, compared: Sequence[str], k: int) -> str:
+    """Say the same of gradients later in OPD's run, and how long they are there beside RLVR's.
+
+    >>> from opdgeom_utils.measures.long_table import as_measures
+    >>> say_later(as_measures([]), ["rlvr"], 4)
+    'No gradients of OPD under way are in these tables.'
+    """
+    ratios = pick(measures, quantity="gradient_ratio", recipe="opd", null="")
+    later = ratios.loc[ratios["step"] > 0]
+    if later.empty:
+        return "No gradients of OPD under way are in these tables."
+    step = int(later["step"].max())
+    begun, there = (_mean(ratios.loc[ratios["step"] == at]) for at in (0, step))
+    table = moment_table(measures, compared, "moment_alignment_independent", k=k, step=step)
+    return (
+        f"At update {step} OPD's gradient is {number(there, '.1f')} times as long as RLVR's ({number(begun, '.1f')} at "
+        f"the anchor; seeds: {later['seed'].nunique()}). {say_beside_chance(table, compared)}"
     )
 
 

@@ -52,6 +52,21 @@ def test_a_sweep_keeps_the_order_of_its_settings() -> None:
     assert "there is nothing to hold" in control.say_distances(gaps[gaps["row"] != "RLVR"])
 
 
+def test_later_gradients_are_those_of_the_last_place_under_way() -> None:
+    rows = [
+        {"recipe": "opd", "other_recipe": "rlvr", "quantity": "gradient_ratio", "step": step, "value": ratio}
+        for step, ratio in ((0, 2.0), (50, 3.0))
+    ]
+    held = {"quantity": "moment_alignment_independent", "other_recipe": "opd", "step": 50, "side": "left", "k": 4}
+    rows += [held | {"recipe": "rlvr", "value": 0.8}, held | {"recipe": "opd", "null": "random_credit", "value": 0.5}]
+    made = as_measures(row | {"profile": "rq3", "seed": seed} for row in rows for seed in (0, 1))
+    assert moments.say_later(made, ["rlvr"], 4) == (
+        "At update 50 OPD's gradient is 3.0 times as long as RLVR's (2.0 at the anchor; seeds: 2). Shown to come nearer "
+        "to OPD's moment than random credit, which has 0.50 (left), are on the left 1 of 1 (RLVR); by their means they "
+        "have 0.80 to 0.80."
+    )
+
+
 def test_the_easy_bar_in_words() -> None:
     said = moments.say_easy_bar(measures(), ["opd_top25"], 4)
     assert said.startswith("On the same batches, left: masks ")

@@ -242,7 +242,7 @@ def test_moments_are_held_against_random_credit() -> None:
     said = moments.say_beside_chance(strip(rows, "left moment", ("random credit",)), ["opd_top50", "rlvr"])
     assert said == (
         "Shown to come nearer to OPD's moment than random credit, which has 0.55 (left), are on the left 1 of 2 "
-        "(top 50%); by their means the others have 0.15 to 0.85."
+        "(top 50%); by their means they have 0.15 to 0.85."
     )
 
 
