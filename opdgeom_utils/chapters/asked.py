@@ -78,7 +78,7 @@ def _locking(card: pd.DataFrame) -> str:
     >>> rows |= {"later_steps_stay_right": "partly", "locking_early_k16": "partly"}
     >>> for said in _locking(pd.DataFrame({"id": list(rows), "verdict": list(rows.values())})).split(". "):
     ...     print(said)
-    On the side of the inputs OPD settles early: at a tenth of its updates it is ahead of RLVR and of a random walk
+    On the side of the inputs OPD is, at a tenth of its updates, ahead of RLVR and of a random walk
     That OPD's update settles into its final space earlier than SFT's is not shown
     Its later steps stay in the early space beyond chance on the side of the outputs, in part on that of the inputs.
     """
@@ -158,7 +158,7 @@ def _rounding(tables: Tables) -> str:
     found = {r: _inflation(attention, r) for r in ("opd", "rlvr") if r in set(attention["recipe"])}
     if not found or any(np.isnan(both).any() for both in found.values()):
         return ""
-    much = "Little, here" if max(map(max, found.values())) < LITTLE else "Much of it, where the update is small"
+    much = "Little, by the end" if max(map(max, found.values())) < LITTLE else "Much of it, where the update is small"
     said = "; ".join(
         f"{label(recipe)}: by {first:.1f} at the first checkpoint, by {last:.1f} at the last"
         for recipe, (first, last) in found.items()

@@ -12,7 +12,8 @@ import pandas as pd
 from opdgeom_utils.chapters.committed_tables import BookTables
 from opdgeom_utils.chapters.noise import own_runs
 from opdgeom_utils.chapters.null_objectives import ASKED, rulers_of
-from opdgeom_utils.chapters.regime import distance_closed, gap_closed
+from opdgeom_utils.chapters.regime import HALF, distance_closed, gap_closed
+from opdgeom_utils.chapters.regime import LEARNED as THIRD
 from opdgeom_utils.chapters.surviving import NO, NOTHING, UNTESTED, YES, Found
 from opdgeom_utils.chapters.update_path import cosines
 from opdgeom_utils.intervals import seed_interval
@@ -21,7 +22,6 @@ from opdgeom_utils.recipes import load_recipe
 from opdgeom_utils.vocabulary import label, listed
 
 OPD, NULL = ("opd", "opd_long"), ("opd_random_credit", "opd_random_credit_long")  # short and long
-HALF, THIRD = 1 / 2, 1 / 3  # of the distance to the teacher, of the gap in accuracy
 FURTHER, AGREE = 1.5, 0.3
 
 
@@ -130,7 +130,7 @@ def say_longer(found: pd.DataFrame) -> str:
     >>> says = {"what": ["gap: a third", "distance", "cosine: .3"], "400 updates": [".2", ".2", ".1"]}
     >>> says |= {"held": ["no", "no", "no"], "1,000 updates": "55%", "holds": ["yes", "yes", "no"]}
     >>> say_longer(pd.DataFrame(says)).split("updates. ")[1]
-    'Not: cosine (55%; after 400 updates .1, not either).'
+    'Not: cosine (55%; nor after 400 updates: .1).'
     """
     short, long = (str(name) for name in found.columns if str(name).endswith(" updates"))
     bar, rest = found.iloc[:2], found.iloc[2:]
@@ -139,10 +139,11 @@ def say_longer(found: pd.DataFrame) -> str:
     tested = rest.loc[rest["holds"] != UNTESTED]
     failed = [
         f"{str(row['what']).split(':')[0]} ({row[long]}"
-        + (f"; after {short} {row[short]}, not either)" if row["held"] == NO else ")")
+        + (f"; nor after {short}: {row[short]})" if row["held"] == NO else ")")
         for row in tested.loc[tested["holds"] == NO].to_dict("records")
     ]
     learned = f"In {long} OPD closed {gap} of the gap in accuracy and, of the distance, {distance}"
-    held = f"Of the other rules of chapter 2, {len(tested) - len(failed)} of {len(tested)} hold after so many updates."
+    before = "" if (bar["held"] == YES).all() else f" ({short} are not enough)"
+    held = f"Of the other rules of chapter 2, {len(tested) - len(failed)} of {len(tested)} hold after {long}."
     rest = f" Not: {'; '.join(failed)}." if failed else ""
-    return f"**{learned}: {met} this book's bar, a third and a half, by their means.**\n{held}{rest}"
+    return f"**{learned}: {met} this book's bar, a third and a half, by their means{before}.**\n{held}{rest}"

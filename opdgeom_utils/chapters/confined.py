@@ -140,19 +140,25 @@ def _answer(wide: pd.DataFrame, *, learned: bool) -> str:
     loose, strict = (_interval(_kept(wide, EARLY + ending)) for ending in (loosely, strictly))
     if min(loose.n, strict.n) < SEEDS:
         return "Whether the early space is enough where OPD learns is not tested: too few seeds.\n"
-    enough = "is" if loose.low >= ENOUGH else "is not" if loose.high < ENOUGH else "is not shown to be"
     wider = []
     for how, ending in [*_held(wide).items()][len(HELD) :]:
         own, where = _interval(_kept(wide, EARLY + ending)), how.removeprefix(STRICT).strip().capitalize()
         if own.n >= SEEDS:
             wider.append(f"{where} it keeps {own.text('.0%')}; there the early space {_told(wide, ending)}.")
     said = (
-        f"{'Where OPD learns' if learned else 'Where OPD learned less than was asked'}, its early space {enough} "
-        f"enough: it keeps {loose.text('.0%')} of its progress with its gradient held there, {strict.text('.0%')} with "
-        f"its updates held. Held so, it {_told(wide, strictly)}."
+        f"{'Where OPD learns' if learned else 'Where OPD learned less than was asked'}, with its gradient held in its "
+        f"early space, as in the paper, it keeps {loose.text('.0%')} of its progress: {_enough(loose)}; it "
+        f"{_told(wide, loosely)}. With its updates held it keeps {strict.text('.0%')}: {_enough(strict)}; it "
+        f"{_told(wide, strictly)}."
     )
-    more = f"(An update that is held is shorter too.) With its gradient held, the early space {_told(wide, loosely)}."
-    return f"{said}\n{' '.join([more, *wider])}"
+    return f"{said}\n{' '.join(['(An update that is held is shorter too.)', *wider])}"
+
+
+def _enough(kept: Interval) -> str:
+    """Say on which side of what is called enough an interval lies."""
+    if kept.low >= ENOUGH:
+        return "enough by its rule"
+    return f"less than the {ENOUGH:.0%} asked" if kept.high < ENOUGH else "not shown to be enough"
 
 
 def _told(wide: pd.DataFrame, ending: str) -> str:

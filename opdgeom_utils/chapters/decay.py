@@ -78,7 +78,7 @@ def say(found: pd.DataFrame) -> str:
     >>> print(say(pd.DataFrame(row)))
     Take weight decay away, and size explains the spectral shift: with it shifts are 2.00 times those of shuffled
     updates, without it 1.00 times.
-    Decay alone would shift the spectrum by 0.0003 (OPD, which shows 0.0004).
+    Where all of these have one norm, decay alone would shift the spectrum by 0.0003 (OPD, which shows 0.0004).
     """
     if found.empty:
         return ""
@@ -86,7 +86,7 @@ def say(found: pd.DataFrame) -> str:
     alone = listed(
         f"{number(row[DECAY], text)} ({name}, which shows {number(row['drift'], text)})" for name, row in rows.items()
     )
-    numbers = f"\nDecay alone would shift the spectrum by {alone}."
+    numbers = f"\nWhere all of these have one norm, decay alone would shift the spectrum by {alone}."
     spans = []
     for column in ("ratio", "ratio_rest"):
         means = [row[column].mean for row in rows.values()]
@@ -102,10 +102,10 @@ def say(found: pd.DataFrame) -> str:
     then, now = (disjoint(opd[column], rlvr[column]) for column in ("ratio", "ratio_rest"))
     words = {True: "told apart", False: "not told apart"}
     return (
-        f"A part of the spectral shift is weight decay, and no learning. With it RLVR's shift is "
-        f"{rlvr['ratio'].mean:.2f} times that of its shuffled update and OPD's {opd['ratio'].mean:.2f} times: "
-        f"{words[then]}. Without it they are {rlvr['ratio_rest'].mean:.2f} and {opd['ratio_rest'].mean:.2f} times: "
-        f"{words[now]}.{_beside_nothing(found)}{numbers}"
+        f"A part of the spectral shift is weight decay, and no learning. With it RLVR (a shift "
+        f"{rlvr['ratio'].mean:.2f} times that of its shuffled update) and OPD ({opd['ratio'].mean:.2f} times) are "
+        f"{words[then]} from each other. Without it ({rlvr['ratio_rest'].mean:.2f} and {opd['ratio_rest'].mean:.2f} "
+        f"times) they are {words[now]}.{_beside_nothing(found)}{numbers}"
     )
 
 
@@ -129,5 +129,8 @@ def of_the_paper() -> str:
     for _, run in runs.iterrows():
         share = decay_shrinkage(rates_published(run, int(run["updates"])), weight_decay=run["weight_decay"])
         kind = kind_of(run["objective"])
-        said.append(f"{kind} {number(share, '.1e')} (printed: of the order of {printed[kind.lower()]:.0e})")
-    return f"By the paper's own recipes decay alone makes {listed(said)}."
+        said.append(f"{number(share, '.1e')} ({kind}; printed: of the order of {printed[kind.lower()]:.0e})")
+    return (
+        f"By the paper's own recipes decay alone, before rounding, would shift the spectrum by {listed(said)}. Where "
+        "that is more than what is printed, bf16 hides it or there was no such decay."
+    )

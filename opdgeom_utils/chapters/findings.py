@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from opdgeom_utils.chapters import null_objectives, path_findings
+from opdgeom_utils.chapters import mismatched, null_objectives, path_findings
 from opdgeom_utils.chapters.verdicts import tally, under, verdicts_of
 from opdgeom_utils.chapters.where import at_place
 from opdgeom_utils.claims import BEARINGS, OPPOSITE, UNTESTABLE, VERDICTS, matching
@@ -27,7 +27,7 @@ _MATCHES = {
     "equal_norm": "at equal norm of the update",
     "equal_accuracy": "at equal accuracy gained",
 }
-BETWEEN = " Runs that have nothing to learn lie in between too."
+BETWEEN = " Random credit and random reward, with nothing to learn, lie in between too."
 
 
 def findings(card: pd.DataFrame, tables: Tables) -> dict[str, str]:
@@ -73,11 +73,12 @@ def short_sentence(card: pd.DataFrame, tables: Tables) -> str:
         return ""
     said = (
         f"After equally many updates the paper's order of the three is {_how_many(updates)}; between updates of equal "
-        f"size it is {_how_many(norm)}."
+        f"norm, on attention matrices, it is {_how_many(norm)}."
     )
     if null_objectives.lie_between(tables):
         said += BETWEEN
-    return f"{said}{null_objectives.common_direction(tables)}"
+    direction = null_objectives.common_direction(tables)
+    return f"{said}{direction}{mismatched.common_push(tables) if direction else ''}"
 
 
 def where_sentence(card: pd.DataFrame, geometry: pd.DataFrame) -> str:
@@ -111,7 +112,7 @@ def order_sentence(card: pd.DataFrame, tables: Tables | None = None) -> str:
     >>> rows = [("equal_updates", "reproduced"), ("equal_norm", "not decided"), ("equal_norm", "the opposite")]
     >>> print(order_sentence(pd.DataFrame(rows, columns=["condition", "verdict"])).replace(". ", "." + chr(10)))
     At one rate and after equally many updates the paper's order is there.
-    Between updates of equal size, on attention matrices, the order is not there: 0 of 2 (1 not decided, 1 the
+    Between updates of equal norm, on attention matrices, the order is not there: 0 of 2 (1 not decided, 1 the
     opposite).
     """
     updates, norm = (verdicts_of(card, condition) for condition in ("equal_updates", "equal_norm"))
@@ -121,7 +122,7 @@ def order_sentence(card: pd.DataFrame, tables: Tables | None = None) -> str:
     between = BETWEEN if null_objectives.lie_between(tables) else ""
     finding = (
         f"At one rate and after equally many updates the paper's order is {length}.{between} "
-        f"Between updates of equal size, on attention matrices, the order is {size}: {tally(norm)}."
+        f"Between updates of equal norm, on attention matrices, the order is {size}: {tally(norm)}."
     )
     more = f"{null_objectives.between_sentence(tables)}{order_with_mlp(tables)}{_shuffled_sentence(tables)}"
     return f"{finding}\n{more.strip()}".strip()
@@ -152,7 +153,7 @@ def _shuffled_sentence(tables: Tables | None) -> str:
     ):
         found = [share for metric in names for share in shares[metric]]
         said.append(f"{min(found):.0%} to {max(found):.0%} {words}")
-    return f" Updates shuffled, which keep their size and nothing else, keep of these differences {listed(said)}."
+    return f" Updates shuffled, of the same sizes in other places, keep of these differences {listed(said)}."
 
 
 def order_with_mlp(tables: Tables | None) -> str:

@@ -81,8 +81,8 @@ def say_held_back(found: pd.DataFrame) -> str:
     ...     ". "
     ... ):
     ...     print(said)
-    **Late in training, what learns moves less far than what has nothing to learn.** Most of all in v_proj: RLVR 0.70
-    times as far as random reward (its cosine with the window before 0.20 lower)
+    **Late in training, what learns moves less far in some kinds of matrix than what does not.** Most in v_proj: RLVR
+    0.70 times as far as random reward (its cosine with the window before 0.20 lower)
     Noise as strong as the runs' own gradients would have gone 1.00 to 1.00 times as far
     By the rule held back are RLVR in 1 of 2 kinds of matrix; seeds: 3.
     """
@@ -99,9 +99,9 @@ def say_held_back(found: pd.DataFrame) -> str:
         )
         held.append(f"{label(str(recipe))} in {sum(own['held'])} of {len(own)}")
     shorter = bool((found.loc[found["kind"] == kind, "length"] < LESS).all())
-    less = "moves less far" if shorter else "does not always move less far"
+    less = "moves less far in some kinds of matrix" if shorter else "does not always move less far"
     return (
-        f"**Late in training, what learns {less} than what has nothing to learn.** Most of all in {kind}: "
+        f"**Late in training, what learns {less} than what does not.** Most in {kind}: "
         f"{'; '.join(said)}. Noise as strong as the runs' own gradients would have gone {found['strength'].min():.2f} "
         f"to {found['strength'].max():.2f} times as far. By the rule held back are {'; '.join(held)} kinds of matrix; "
         f"seeds: {' to '.join(map(str, sorted({min(seeds), max(seeds)})))}."

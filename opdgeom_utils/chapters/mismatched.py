@@ -18,7 +18,7 @@ from opdgeom_utils.chapters.path_seen import WHOSE
 from opdgeom_utils.chapters.update_path import K, cosines, early
 from opdgeom_utils.chapters.where import OF_SFT as NULLS
 from opdgeom_utils.chapters.where import at_place
-from opdgeom_utils.claims import matching
+from opdgeom_utils.claims import look_up, matching
 from opdgeom_utils.intervals import difference, number, seed_interval
 from opdgeom_utils.measures.paths import SIDES
 from opdgeom_utils.results import Tables, load_tables
@@ -101,6 +101,22 @@ def _pair(runs: pd.DataFrame, one: str, other: str, metric: str) -> dict[str, fl
     return {"one": own.mean(), "other": its.mean(), "low": low, "high": high, "apart": low > 0 or high < 0}
 
 
+def common_push(tables: look_up.Tables) -> str:
+    """Say that a run with nothing to learn can have a direction that seeds share; empty but for the nulls' own profile.
+
+    Begins with a space.
+    """
+    if set(tables.geometry["profile"]) != {PUBLISHED}:
+        return ""
+    cosine = seed_interval(cosines(both().measures, NULL, NULL)).mean
+    if not cosine >= AGREE:
+        return ""
+    return (
+        f" Control SFT's null has one ({cosine:.2f}) and learned nothing either: what seeds share is a push, and not "
+        "always a lesson."
+    )
+
+
 def locking(tables: Tables) -> pd.DataFrame:
     """Similarity at a fifth of the run to its end, of the null, control SFT and random credit, on both sides.
 
@@ -120,6 +136,18 @@ def locking(tables: Tables) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["side", "null", "control", "random", "below", "above"])
 
 
+def also_locks(profile: str) -> str:
+    """Say whether control SFT's null locks as early as control SFT; of other runs than its own, nothing.
+
+    Begins with a space.
+    """
+    if profile != PUBLISHED:
+        return ""
+    found = locking(both())
+    as_early = not found["below"].any()
+    return f" Control SFT's null {'locks as early as control SFT' if as_early else 'locks later than control SFT'}."
+
+
 def _say_locking(found: pd.DataFrame) -> str:
     """Say whether a run with nothing to learn locks as control SFT does, and whether it locks more than noise."""
     at = listed(
@@ -129,9 +157,9 @@ def _say_locking(found: pd.DataFrame) -> str:
     )
     both = ~found["below"].to_numpy(bool) & found["above"].to_numpy(bool)
     lesson = (
-        "So a run need not learn to lock"
+        "So a run need not get better at anything to lock"
         if both.all()
-        else "So on one side a run need not learn to lock"
+        else "So on one side a run need not get better at anything to lock"
         if both.any()
         else "So it does not lock as a run that learns does"
     )
@@ -168,7 +196,7 @@ def say(tables: Tables) -> str:
     apart = {key: int(held.loc[key, "apart"].sum()) for key in held.index.unique()}
     ratios = held.loc[(SFT, "equal_updates"), "null"] / held.loc[(SFT, "equal_updates"), "own"]
     learned = {
-        run: f"{'learns nothing' if nothing else 'still learns'} (accuracy {start:.0%} to {end:.0%})"
+        run: f"{'gets no better at its tasks' if nothing else 'still learns'} (accuracy {start:.0%} to {end:.0%})"
         for run, (start, end, nothing) in zip(NULLS, learned_nothing(tables).values(), strict=True)
     }
     names = (*NULLS, *NULLS.values(), RANDOM)
@@ -185,7 +213,8 @@ def say(tables: Tables) -> str:
         f"SFT on the solutions of other problems {learned[SFT]} and ends with {ratios.min():.2f} to "
         f"{ratios.max():.2f} times SFT's numbers; {apart[SFT, 'equal_updates']} of {of} diagnostics tell the two apart "
         f"there, {apart[SFT, 'equal_norm']} at equal norm. The cosine of two of its seeds is {agree[NULLS[SFT]]:z.2f}, "
-        f"of SFT's {agree[SFT]:z.2f}: {common}.\n"
+        f"of SFT's {agree[SFT]:z.2f}: {common}. (These "
+        "solutions push the same way in every update: how answers look without their problem.)\n"
         f"The same done to control SFT {learned[CONTROL]}. {apart[CONTROL, 'equal_updates']} of {of} diagnostics tell "
         f"it from control SFT after as many updates, {apart[CONTROL, 'equal_norm']} at equal norm. Its update is "
         f"{walks[NULL]} times as long as noise makes it (control SFT's {walks[CONTROL]}); two of its seeds have a "

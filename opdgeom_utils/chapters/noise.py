@@ -173,7 +173,7 @@ def say_turned(runs: pd.DataFrame, nulls: pd.DataFrame) -> str:
     >>> null = pd.DataFrame({"rate": ["1e-4", "1e-5"], "norm": 1.0, "angle": 2.0, "shift": 1.0, "cosine": [0.0, -0.1]})
     >>> print(say_turned(runs.assign(cosine=[0.5, 0.8], seeds=2), null).split("; ")[0])
     At 1e-5 OPD's attention matrices go 3.00 times as far as random credit's and turn 2.00 times as far (seeds: 2).
-    At 1e-4 and 1e-5 the leading spaces turn 1.00 and 2.00 times as far
+    As multiples of random credit's, at 1e-4 and 1e-5, OPD's leading spaces turn 1.00 and 2.00 times as far
     """
     both = runs.merge(nulls, on="rate", suffixes=("", "_null")).set_index("rate")
     if both.empty:
@@ -184,8 +184,8 @@ def say_turned(runs: pd.DataFrame, nulls: pd.DataFrame) -> str:
     return (
         f"At {both.index[-1]} OPD's attention matrices go {times['norm'].iloc[-1]:.2f} times as far as random credit's "
         f"and turn {times['angle'].iloc[-1]:.2f} times as far (seeds: {min(both['seeds'])}).\n"
-        f"At {listed(both.index)} the leading spaces turn {angles} times as far; the spectrum shifts, decay "
-        f"left out, {shifts} times as far, and the update is {norms} times as long. "
+        f"As multiples of random credit's, at {listed(both.index)}, OPD's leading spaces turn {angles} times as far; "
+        f"the spectrum shifts, decay left out, {shifts} times as far, and the update is {norms} times as long. "
         f"Updates of two seeds have cosines of {shared} (random credit {by_chance}). No rule was written for this "
         "before it was seen."
     )

@@ -131,7 +131,7 @@ def common_direction(tables: Tables) -> str:
     if not opd.mean > null.mean + AGREE:
         return ""
     return (
-        " What these lack is a common direction: two seeds of OPD change the weights alike (cosine "
+        " What these two lack is a common direction: two seeds of OPD change the weights alike (cosine "
         f"{opd.mean:z.2f}), two of random credit do not ({null.mean:z.2f}; {min(opd.n, null.n)} pairs each)."
     )
 

@@ -164,8 +164,8 @@ def say_gaps(gaps: pd.DataFrame) -> str:
     if gaps.empty:
         return ""
     apart = gaps.loc[gaps["verdict"] == "not one curve"]
-    both = f"\nOPD and random credit on as many prompts, both without coherence, differ in {len(apart)} of {len(gaps)}"
-    many = f"statistics ({gaps['seeds'].min()} seeds each)."
+    both = "\nOPD and random credit, both on 128 prompts an update and without coherence, differ in"
+    many = f"{len(apart)} of {len(gaps)} statistics ({gaps['seeds'].min()} seeds each)."
     if apart.empty:
         return f"**{LADDERS[0].upper()}{LADDERS[1:]} is one curve at its lower end.**{both} {many}"
     said = f"**Coherence is not all that a ruler sees: {LADDERS} is not one curve.**{both} {many}"

@@ -30,8 +30,7 @@ def early_clause(card: pd.DataFrame) -> str:
     """Say whether OPD's update settles early at all; empty where it was not tested."""
     verdict = verdict_of(card, "locking_before_a_tenth")
     if verdict == REPRODUCED:
-        early = "at a tenth of its updates it is ahead of RLVR and of a random walk"
-        return f"On the side of the inputs OPD settles early: {early}. "
+        return "On the side of the inputs OPD is, at a tenth of its updates, ahead of RLVR and of a random walk. "
     return "That it settles early is not shown. " if verdict not in ("", UNTESTABLE) else ""
 
 

@@ -110,8 +110,8 @@ def say_trained_null(measures: pd.DataFrame | None, k: int) -> str:
 NO_NULL = "No null is in these tables."
 
 
-def came_out(measures: pd.DataFrame, k: int, among: str = "runs that learned") -> str:
-    """Say whether locking tells OPD from other training, ``among`` which it is, and from its null objective."""
+def came_out(measures: pd.DataFrame, k: int, among: str = "runs that learned", more: str = "") -> str:
+    """Say whether locking tells OPD from other training, ``among`` which it is, and from null objectives (``more``)."""
     own, null, nulls = label("opd"), label("opd_random_credit"), {}
     tells = _earlier_than_others(measures, k)
     if not tells:
@@ -127,7 +127,7 @@ def came_out(measures: pd.DataFrame, k: int, among: str = "runs that learned") -
     idle = listed(label(name) for name in NOTHING if name in set(measures["recipe"]))
     slower = f" {idle[0].upper()}{idle[1:]}, with nothing to learn, lock later still."
     still = slower if _like_nothing(measures, k) == [] else ""
-    return f"Among the {among}, OPD {tells}.{still}\n{at_a_fifth(measures, k)} {said}. {direction}".strip()
+    return f"Among the {among}, OPD {tells}.{still}{more}\n{at_a_fifth(measures, k)} {said}. {direction}".strip()
 
 
 def _earlier_than_others(measures: pd.DataFrame, k: int) -> str:

@@ -23,6 +23,7 @@ from opdgeom_utils.vocabulary import label, listed
 EARLY, LATE = 10, 50  # updates over which the logged distance is averaged, at the start and at the end
 ALIKE = 1.5  # times as far as noise, up to which a run is said to have moved little further
 LEARNED = 1 / 3  # share of the accuracy gap from which on OPD counts as having learned
+HALF = 1 / 2  # of the distance to the teacher, on text that is the same for all: the other part of the book's bar
 
 
 def gap_closed(tables: BookTables, recipe: str = "opd", until: int | None = None) -> list[float]:
@@ -201,7 +202,9 @@ def say_regime(tables: BookTables, until: int | None = None) -> str:
         then = seed_interval(gap_closed(tables, until=until)).mean
         said += f"This chapter compares runs at update {until}, where it had closed {then:.0%} of the gap. "
     if mean >= LEARNED:
-        return said + "So it learned a good part of what there was to learn." + _nulls(tables)
+        fixed = closed.get("fixed", seed_interval([])).mean
+        short = "" if fixed >= HALF else f" The other part of this book's bar, {HALF:.0%} of the distance, it misses."
+        return f"{said}So it learned.{'' if math.isnan(fixed) else short}{_nulls(tables)}"
     held = "opd_random_credit" in set(tables.accuracy["recipe"])
     null = first_nulls.beside_regime(tables.profile, recipe.steps if until is None else until)
     beside = f" Runs with nothing to learn stand in chapter 9 (SFT's in chapter 4): {null}." if null else ""

@@ -50,8 +50,8 @@ def say_few_prompts(found: pd.DataFrame) -> str:
     >>> found = {"statistic": ["x", "y"], "share": [0.75, 0.3], "leaves": True, "enough": ["yes", "no"]}
     >>> print(say_few_prompts(pd.DataFrame(found)).replace(". ", "." + chr(10)).replace("** ", "**" + chr(10)))
     **Few prompts do not explain all of it.**
-    SFT on as many leaves the curve half as far or more in 1 of 2 statistics (x).
-    It leaves it to the same side, but only 30% as far, in 1 more.
+    SFT on as few leaves the curve half as far or more in 1 of 2 statistics (x).
+    It leaves it to the same side, but only 30% as far, in 1.
     """
     if found.empty:
         return ""
@@ -66,8 +66,8 @@ def say_few_prompts(found: pd.DataFrame) -> str:
     rest = ""
     if part:
         span = f"{min(part):.0%}" + (f" to {max(part):.0%}" if len(part) > 1 else "")
-        rest = f" It leaves it to the same side, but only {span} as far, in {len(part)} more."
-    return f"**{lead}.** SFT on as many leaves the curve half as far or more in {many}.{rest}"
+        rest = f" It leaves it to the same side, but only {span} as far, in {len(part)}."
+    return f"**{lead}.** SFT on as few leaves the curve half as far or more in {many}.{rest}"
 
 
 def beside_control(tables: BookTables) -> str:

@@ -109,12 +109,12 @@ def negatives(card: pd.DataFrame) -> pd.DataFrame:
 
 
 def too_weak(card: pd.DataFrame) -> list[str]:
-    """Return the statements whose rule could not have passed with 80% power at the paper's effect."""
+    """Return the statements whose rule had less than an 80% chance to pass at the paper's effect."""
     return card.loc[card["power"] < power.ENOUGH, "statement"].tolist()
 
 
 def kinds_of_no(card: pd.DataFrame) -> str:
-    """Count the kinds of "no" among the verdicts, and the rules that could not have passed at the paper's effect.
+    """Count the kinds of "no" among the verdicts, and the rules that had little chance to pass.
 
     >>> rows = {"statement": ["a", "b", "c"], "verdict": ["partly", "the opposite", "reproduced"]}
     >>> rows |= {"power": [0.5, 0.9, float("nan")]}
@@ -123,8 +123,8 @@ def kinds_of_no(card: pd.DataFrame) -> str:
     The ledger has 3 claims, of which 3 could be tested
     Of these 1 came out in full
     1 holds in part, 0 are not decided, 1 came out the opposite
-    Of the 2 rules that can be held against a number of the paper's, 1 could not have passed with 80% power if that
-    number were true here: a "no" of these says nothing.
+    Of the 2 rules that can be held against a number of the paper's, 1 had less than an 80% chance to pass even if that
+    number were true here: that such a claim is not decided says nothing.
     """
     verdicts = card["verdict"].tolist()
     held, partly, undecided, opposite = (verdicts.count(word) for word in VERDICTS[:4])
@@ -134,8 +134,9 @@ def kinds_of_no(card: pd.DataFrame) -> str:
         f"{held} came out in full. "
         f"{partly} {'hold' if partly != 1 else 'holds'} in part, {undecided} "
         f"{'are' if undecided != 1 else 'is'} not decided, {opposite} came out the opposite. "
-        f"Of the {len(known)} rules that can be held against a number of the paper's, {len(too_weak(card))} could not "
-        f'have passed with 80% power if that number were true here: a "no" of these says nothing.'
+        f"Of the {len(known)} rules that can be held against a number of the paper's, {len(too_weak(card))} had "
+        "less than an 80% chance to pass even if that number were true here: that such a claim is not decided says "
+        "nothing."
     )
 
 

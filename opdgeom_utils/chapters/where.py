@@ -185,7 +185,7 @@ def say_compared(found: pd.DataFrame) -> str:
     >>> for said in say_compared(pd.DataFrame(rows)).split(": "):
     ...     print(said)
     OPD over RLVR differs from 1 in 1 of 3 measures
-    A 0.80 (0.70 to 0.90), and 0.90 from shuffled updates, which know only sizes. It is 1 to a tenth in 1.
+    A 0.80 (0.70 to 0.90), and 0.90 from shuffled updates, which know only sizes. In 1 it is shown to be 1 to a tenth.
     """
     ratio, alike = found.columns[1], found["verdict"].tolist().count(ALIKE)
     apart, known = (found.loc[rows] for rows in (found["verdict"] == DIFFER, found["verdict"] != UNDEFINED))
@@ -197,7 +197,7 @@ def say_compared(found: pd.DataFrame) -> str:
         for i, row in enumerate(apart.to_dict("records"))
     ]
     what = f": {'; '.join(shown)}" if shown else ""
-    rest = f" It is 1 to a tenth in {alike}." if alike else ""
+    rest = f" In {alike} it is shown to be 1 to a tenth." if alike else ""
     return f"{ratio} differs from 1 in {len(apart)} of {len(known)} measures{what}.{rest}"
 
 

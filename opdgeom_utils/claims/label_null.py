@@ -78,7 +78,7 @@ def chance_sentence(true: pd.Series, relabelled: pd.DataFrame) -> str:
     >>> for said in chance_sentence(pd.Series({"n_claims": 20, "reproduced": 6}), deals).split(": "):
     ...     print(said)
     No deal of the names in 4 reaches the 6 reproduced orders of the true names
-    names make them, or what goes with names, such as size.
+    runs of a name are alike in what decides them, size or more.
     """
     found, n = int(true.to_dict()["reproduced"]), len(relabelled)
     reached = int((relabelled["reproduced"].to_numpy() >= found).sum())
@@ -86,7 +86,8 @@ def chance_sentence(true: pd.Series, relabelled: pd.DataFrame) -> str:
     if found == 0:
         return "With the true names no order is reproduced, so there is nothing that chance would have to explain."
     if reached == 0:
-        return f"No deal of the names in {n} reaches {orders}: names make them, or what goes with names, such as size."
+        alike = "runs of a name are alike in what decides them, size or more"
+        return f"No deal of the names in {n} reaches {orders}: {alike}."
     return f"{reached} of {n} deals of the names reach {orders}: may be chance."
 
 

@@ -61,9 +61,9 @@ def test_later_gradients_are_those_of_the_last_place_under_way() -> None:
     rows += [held | {"recipe": "rlvr", "value": 0.8}, held | {"recipe": "opd", "null": "random_credit", "value": 0.5}]
     made = as_measures(row | {"profile": "rq3", "seed": seed} for row in rows for seed in (0, 1))
     assert moments.say_later(made, ["rlvr"], 4) == (
-        "At update 50 OPD's gradient is 3.0 times as long as RLVR's (2.0 at the anchor; seeds: 2). Shown to come nearer "
-        "to OPD's moment than random credit, which has 0.50 (left), are on the left 1 of 1 (RLVR); by their means they "
-        "have 0.80 to 0.80."
+        "At update 50 OPD's gradient is 3.0 times as long as RLVR's (2.0 at the anchor; seeds: 2). Shown to come "
+        "nearer to OPD's moment than random credit, which has 0.50 (left), are on the left 1 of 1 (RLVR); by their "
+        "means they have 0.80 to 0.80."
     )
 
 

@@ -227,12 +227,13 @@ def test_the_answer_in_short_follows_the_verdicts_and_the_tables() -> None:
     tables = committed_tables.tables_for("toy", [0, 1, 2])
     conditions = {"condition": ["equal_updates", "equal_norm"], "verdict": ["reproduced", "the opposite"]}
     said = findings.short_sentence(pd.DataFrame(conditions), tables)
-    assert "order of the three is there; between updates of equal size it is not there. Runs that" in said
+    assert "is there; between updates of equal norm, on attention matrices, it is not there. Random credit" in said
     assert "two seeds of OPD change the weights alike (cosine 0.8" in said
+    assert said.endswith("what seeds share is a push, and not always a lesson.")
     alike = tables.measures.assign(value=0.5) if tables.measures is not None else None
     alone = tables.geometry.loc[tables.geometry["recipe"] != "opd_random_credit"]
     short = findings.short_sentence(pd.DataFrame(conditions), replace(tables, geometry=alone, measures=alike))
-    assert short.endswith("between updates of equal size it is not there.")
+    assert short.endswith("between updates of equal norm, on attention matrices, it is not there.")
     assert findings.short_sentence(pd.DataFrame(conditions).assign(verdict="not testable"), tables) == ""
 
 

@@ -40,7 +40,7 @@ def test_no_deal_is_an_error() -> None:
 
 @pytest.mark.parametrize(
     ("found", "deals", "words"),
-    [(0, [0, 0], "no order is reproduced"), (3, [0, 1], "names make them"), (1, [0, 1, 2], "2 of 3 deals")],
+    [(0, [0, 0], "no order is reproduced"), (3, [0, 1], "size or more"), (1, [0, 1, 2], "2 of 3 deals")],
 )
 def test_words_follow_the_counts(found: int, deals: list[int], words: str) -> None:
     assert words in label_null.chance_sentence(pd.Series({"reproduced": found}), pd.DataFrame({"reproduced": deals}))
