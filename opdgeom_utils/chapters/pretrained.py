@@ -108,7 +108,7 @@ def say_found(tables: BookTables, toy: BookTables) -> str:
     near = "little" if 1 / 1.5 < angles[0] / angles[1] < 1.5 else "much"
     less = ", less than in the toy" if pairs[0] - pairs[1] < pairs[2] - pairs[3] else ""
     less += f" and than the chapter's rule asks ({AGREE} apart)" if less and pairs[0] - pairs[1] < AGREE else ""
-    apart = f"tells them apart{less}" if pairs[0] > pairs[1] + 0.1 else "does not tell them apart"
+    apart = f"tells the two apart{less}" if pairs[0] > pairs[1] + 0.1 else "does not tell the two apart"
     direction = (
         f"Direction {apart}: the cosine of two seeds is {pairs[0]:z.2f} for OPD and {pairs[1]:z.2f} for random credit "
         f"(in the toy {pairs[2]:z.2f} and {pairs[3]:z.2f})."
@@ -119,7 +119,7 @@ def say_found(tables: BookTables, toy: BookTables) -> str:
     if kin >= pairs[0]:
         direction += (
             f" OPD and control SFT of one seed have {kin:z.2f}, but on the same prompts; seeds of OPD have different "
-            "ones. So whether it tells these two apart is open."
+            "ones. So whether it tells OPD from control SFT is open."
         )
     no_sign = " So what OPD learned did not take it further." if noise[OPD] < 1 else ""
     return (

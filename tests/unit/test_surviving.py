@@ -77,4 +77,4 @@ def test_of_one_seed_nothing_is_said_of_direction(toy: BookTables) -> None:
     assert "Of direction nothing can be said: that takes two seeds" in said
     assert said.endswith("Runs have one seed here at most.")
     assert "nan" not in said
-    assert "Direction tells them apart: the cosine of two seeds is 0." in pretrained.say_found(toy, toy)
+    assert "Direction tells the two apart: the cosine of two seeds is 0." in pretrained.say_found(toy, toy)
