@@ -6,6 +6,8 @@ Everything is of attention matrices, seed by seed, at the runs' end. What is ask
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from opdgeom_utils.chapters import control
@@ -15,6 +17,7 @@ from opdgeom_utils.chapters.mismatched import PROFILE as SFT_NULL
 from opdgeom_utils.chapters.regime import distance_closed, gap_closed
 from opdgeom_utils.chapters.sufficiency import ENOUGH
 from opdgeom_utils.chapters.surviving import NO, UNTESTED, YES
+from opdgeom_utils.claims.matching import accuracy_gain
 from opdgeom_utils.intervals import Interval, seed_interval
 from opdgeom_utils.measures.long_table import pick
 from opdgeom_utils.recipes import load_recipe
@@ -36,13 +39,14 @@ def trained() -> BookTables:
     return tables_for(PROFILE, load_recipe("opd", PROFILE).seeds)
 
 
-def numbers(tables: BookTables) -> pd.DataFrame:
+def numbers(tables: BookTables, null: pd.DataFrame) -> pd.DataFrame:
     """Return every run's numbers beside OPD of its seed: ``row, panel, kind, seed, value``, as figures draw them.
 
-    The nulls are another seed of OPD and random credit. Panels: how far its stable-rank path lies from OPD's, the
-    cosine of its update with OPD's, its progress to the teacher as a share of OPD's, and sampled accuracy.
+    The nulls are another seed of OPD and random credit (``null``, from :func:`null_of`). Panels: how far its
+    stable-rank path lies from OPD's, the cosine of its update with OPD's, its progress to the teacher as a share of
+    OPD's, and sampled accuracy.
     """
-    measures, names = tables.measures, [*VARIANTS, NULL]
+    measures, names = tables.measures, list(VARIANTS)
     assert measures is not None
     parts = [control.path_gaps(measures, names).assign(panel=PATH), _cosines(measures, names)]
     skill = control.at_update(measures, names, {"accuracy": ACCURACY, "teacher_distance": PROGRESS})
@@ -51,9 +55,25 @@ def numbers(tables: BookTables) -> pd.DataFrame:
     skill.loc[away, "value"] = skill["seed"].map(begun) - skill["value"]
     own = skill[away & skill["row"].eq("OPD")].set_index("seed")["value"]
     skill.loc[away, "value"] /= skill["seed"].map(own)
-    table = pd.concat([*parts, skill], ignore_index=True)
-    kind = table["kind"].where(table["row"] != control.variant_label(NULL), "null")
-    return table.assign(kind=kind)[~(table["panel"].eq(PROGRESS) & table["row"].eq("OPD"))].reset_index(drop=True)
+    skill = skill[~(away & skill["row"].eq("OPD"))]
+    return pd.concat([*parts, skill, null], ignore_index=True)
+
+
+def null_of(seeds: Sequence[int], until: int) -> pd.DataFrame:
+    """Return random credit's numbers beside OPD of its seed, in the toy, as :func:`numbers` does.
+
+    ``until``: the update at which runs are compared. The cosine was measured at the next place only, and a run that
+    goes away from its teacher makes no progress.
+    """
+    toy, row = tables_for(PUBLISHED, list(seeds)), control.variant_label(NULL)
+    assert toy.measures is not None
+    path = control.path_gaps(toy.measures, [NULL], until=until).query("row == @row").assign(panel=PATH)
+    cosine = pick(toy.measures, quantity="update_cosine", scope="attention", recipe=NULL, other_recipe="opd", null="")
+    cosine = cosine[(cosine["seed"] == cosine["other_seed"]) & (cosine["step"] >= until)]
+    cosine = cosine[cosine["step"] == cosine["step"].min()].assign(panel=DIRECTION)
+    scores = accuracy_gain(toy.accuracy[toy.accuracy["recipe"] == NULL])
+    scores = scores[scores["step"] == until].rename(columns={"sampled": "value"}).assign(panel=ACCURACY)
+    return pd.concat([path, cosine, scores]).assign(row=row, kind="null").filter(items=control.STRIP)
 
 
 def _cosines(measures: pd.DataFrame, names: list[str]) -> pd.DataFrame:
@@ -85,16 +105,16 @@ def answers(found: pd.DataFrame) -> pd.DataFrame:
 
 def _judge(panel: str, own: pd.Series, there: pd.DataFrame, null: str) -> str:
     """Judge one number of a variant, by seeds: *yes* where its rule holds, *no* where the opposite of a part does."""
+    if panel == PROGRESS:
+        kept = _interval(own)
+        return YES if kept.low >= ENOUGH else NO if kept.high < ENOUGH else OPEN
     beyond = _interval(own - there[null])
     if panel == PATH:
         near = _interval(own)
         good, bad = near.high < NEAR and beyond.high < 0, near.low > NEAR or beyond.low > 0
-    elif panel == DIRECTION:
+    else:
         half = _interval(own - HALF * there[control.OTHER_SEED])
         good, bad = half.low > 0 and beyond.low > 0, half.high < 0 or beyond.high < 0
-    else:
-        kept = _interval(own)
-        good, bad = kept.low >= ENOUGH, kept.high < ENOUGH
     return YES if good else NO if bad else OPEN
 
 
