@@ -6,7 +6,7 @@ Everything is of attention matrices, seed by seed, at the runs' end. What is ask
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
@@ -25,12 +25,18 @@ from opdgeom_utils.results import load_tables
 from opdgeom_utils.vocabulary import label, listed
 
 PROFILE = "rq3"
-VARIANTS = ("opd_top25", "opd_random25", "opd_teacher_writes")
+VARIANTS = {  # and how each was trained
+    "opd_top25": "only the quarter of the tokens that the teacher objects to most",
+    "opd_random25": "only a random quarter",
+    "opd_teacher_writes": "completions that the teacher wrote",
+}
 NULL = "opd_random_credit"
 PATH, DIRECTION, PROGRESS, ACCURACY = "distance from OPD's path", "cosine with OPD", "progress (OPD's is 1)", "accuracy"
 NEAR, HALF = 0.1, 0.5  # of a path, as in the ledger; of what two seeds of OPD have in common
 OPEN = "not shown"
-ASKED = {PATH: "stays on its path", DIRECTION: "goes its way", PROGRESS: "keeps its progress"}
+ASKED = {PROGRESS: "keeps its progress", DIRECTION: "goes its way", PATH: "stays on its path"}
+_RANDOM = control.variant_label(NULL)
+_HOW = {run: f"{how} ({run})" for name, how in VARIANTS.items() for run in [control.variant_label(name)]}
 LEARNERS, NULLS = ("control_sft", "rlvr"), (NULL, "rlvr_random_reward", "control_sft_mismatched")  # beside the same OPD
 
 
@@ -65,15 +71,15 @@ def null_of(seeds: Sequence[int], until: int) -> pd.DataFrame:
     ``until``: the update at which runs are compared. The cosine was measured at the next place only, and a run that
     goes away from its teacher makes no progress.
     """
-    toy, row = tables_for(PUBLISHED, list(seeds)), control.variant_label(NULL)
+    toy = tables_for(PUBLISHED, list(seeds))
     assert toy.measures is not None
-    path = control.path_gaps(toy.measures, [NULL], until=until).query("row == @row").assign(panel=PATH)
+    path = control.path_gaps(toy.measures, [NULL], until=until).query("row == @_RANDOM").assign(panel=PATH)
     cosine = pick(toy.measures, quantity="update_cosine", scope="attention", recipe=NULL, other_recipe="opd", null="")
     cosine = cosine[(cosine["seed"] == cosine["other_seed"]) & (cosine["step"] >= until)]
     cosine = cosine[cosine["step"] == cosine["step"].min()].assign(panel=DIRECTION)
     scores = accuracy_gain(toy.accuracy[toy.accuracy["recipe"] == NULL])
     scores = scores[scores["step"] == until].rename(columns={"sampled": "value"}).assign(panel=ACCURACY)
-    return pd.concat([path, cosine, scores]).assign(row=row, kind="null").filter(items=control.STRIP)
+    return pd.concat([path, cosine, scores]).assign(row=_RANDOM, kind="null").filter(items=control.STRIP)
 
 
 def _cosines(measures: pd.DataFrame, names: list[str]) -> pd.DataFrame:
@@ -94,21 +100,21 @@ def _cosines(measures: pd.DataFrame, names: list[str]) -> pd.DataFrame:
 def answers(found: pd.DataFrame) -> pd.DataFrame:
     """Apply the rules to :func:`numbers`: a row per variant and question, with ``number`` in words and ``holds``."""
     wide = found.pivot_table(index="seed", columns=["panel", "row"], values="value")
-    null, rows = control.variant_label(NULL), []
+    rows = []
     for name in map(control.variant_label, VARIANTS):
         for panel in ASKED:
             own = wide[panel, name] if (panel, name) in wide else pd.Series(dtype=float)
-            holds = UNTESTED if own.count() < SEEDS else _judge(panel, own, wide[panel], null)
+            holds = UNTESTED if own.count() < SEEDS else _judge(panel, own, wide[panel])
             rows.append({"run": name, "asked": panel, "number": _interval(own).text(".2f"), "holds": holds})
     return pd.DataFrame(rows)
 
 
-def _judge(panel: str, own: pd.Series, there: pd.DataFrame, null: str) -> str:
+def _judge(panel: str, own: pd.Series, there: pd.DataFrame) -> str:
     """Judge one number of a variant, by seeds: *yes* where its rule holds, *no* where the opposite of a part does."""
     if panel == PROGRESS:
         kept = _interval(own)
         return YES if kept.low >= ENOUGH else NO if kept.high < ENOUGH else OPEN
-    beyond = _interval(own - there[null])
+    beyond = _interval(own - there[_RANDOM])
     if panel == PATH:
         near = _interval(own)
         good, bad = near.high < NEAR and beyond.high < 0, near.low > NEAR or beyond.low > 0
@@ -130,58 +136,81 @@ def shown(judged: pd.DataFrame) -> pd.DataFrame:
 
 
 def say(tables: BookTables, found: pd.DataFrame, judged: pd.DataFrame) -> str:
-    """Say which variants stay on OPD's path, go its way and keep its progress, where it learns; first the finding."""
-    closed, gap = distance_closed(tables).get("fixed", seed_interval([])), seed_interval(gap_closed(tables))
+    """Say what of OPD's progress each variant keeps, which go its way, and what the path tells; first the finding."""
     if judged["holds"].eq(UNTESTED).any():
         return "What fewer tokens and another writer do where OPD learns is not tested: too few seeds.\n"
-    lead = "Where OPD learns" if closed.mean >= LEARNED else "Where OPD learned less than was asked"
-    by = {panel: dict(rows[["run", "holds"]].to_numpy()) for panel, rows in judged.groupby("asked")}
-    said = [_which(by[PATH], "on its stable-rank path", "off it"), _which(by[DIRECTION], "on its way", "off it")]
-    said.append(_which(by[PROGRESS], f"at {ENOUGH:.0%} of its progress or more", "below"))
-    made, means = load_recipe("opd", tables.profile), found.groupby(["panel", "row"])["value"].agg("mean")
-    yards = (control.OTHER_SEED, control.variant_label(NULL))
-    beside = {panel: listed(f"{row} {means[panel, row]:.2f}" for row in yards) for panel in (PATH, DIRECTION)}
+    closed, gap = distance_closed(tables).get("fixed", seed_interval([])), seed_interval(gap_closed(tables))
+    where = "Where OPD learns" if closed.mean >= LEARNED else "Where OPD learned less than was asked"
+    wide = found.pivot_table(index="seed", columns=["panel", "row"], values="value")
+    own = {panel: {run: _interval(wide[panel, run]) for run in judged["run"].unique()} for panel in ASKED}
+    shares = listed(f"{own[PROGRESS][run].text('.0%')} with {how}" for run, how in _HOW.items())
+    made, means = load_recipe("opd", tables.profile), wide.mean()
+    yards = {panel: _means(means[panel], (control.OTHER_SEED, _RANDOM)) for panel in (PATH, DIRECTION)}
     paths = paths_of_others(made.steps)
-    more, off = (listed(f"{label(n)} {paths[label(n)]:.2f}" for n in names) for names in (LEARNERS, NULLS))
-    reached = means[ACCURACY]
-    accuracy = listed(f"{row} {reached[row]:.1%}" for row in ("OPD", *map(control.variant_label, (*VARIANTS, NULL))))
+    learn, nothing = (listed(f"{label(n)} {paths[label(n)]:.2f}" for n in names) for names in (LEARNERS, NULLS))
     return (
-        f"{lead}: {'; '.join(said)}. {_lesson(by)} {_whose_path(paths)}\n"
+        f"{where}, {_matters(judged)}of OPD's progress to the teacher a run makes {shares}. "
+        f"{_which(judged, DIRECTION, 'move the weights its way')}. {_path(judged, own[PATH])} {_whose_path(paths)}\n"
         f"After {made.steps} updates on {made.prompts_per_update} prompts each OPD has closed {closed.text('.0%')} of "
         f"its distance to the teacher and {gap.text('.0%')} of the gap in accuracy (seeds: {closed.n}). Mean absolute "
-        f"log ratio to its path: {beside[PATH]}. In the toy, after as many updates, {more} learn; {off} do not. Cosine "
-        f"with its update: {beside[DIRECTION]}. Sampled accuracy: {accuracy}."
+        f"log ratio to its stable-rank path: {_means(means[PATH], own[PATH])} ({yards[PATH]}); in the toy, after as "
+        f"many updates, {learn}, which learn, and {nothing}, which do not. Cosine with its update: "
+        f"{_means(means[DIRECTION], own[PATH])} ({yards[DIRECTION]}). Sampled accuracy: "
+        f"{_means(means[ACCURACY], ('OPD', *own[PATH], _RANDOM), '.1%')}."
     )
 
 
-def _which(held: dict[str, str], good: str, bad: str) -> str:
-    """List runs by what a rule says of them.
+def _matters(judged: pd.DataFrame) -> str:
+    """Say that what is kept and who writes matters, where one variant keeps OPD's progress and another does not."""
+    verdicts = judged.loc[judged["asked"] == PROGRESS, "holds"]
+    return "it matters which tokens are kept and who writes: " if {YES, NO} <= set(verdicts) else ""
 
-    >>> _which({"a": YES, "b": NO, "c": OPEN}, "on its way", "off it")
-    'on its way a, off it b, not shown either way c'
+
+def _means(means: pd.Series, rows: Iterable[str], shown: str = ".2f") -> str:
+    """List means of runs by their names."""
+    return listed(f"{row} {means[row]:{shown}}" for row in rows)
+
+
+def _which(judged: pd.DataFrame, asked: str, words: str) -> str:
+    """Say of which variants a rule holds, of which it does not, and of which neither is shown.
+
+    >>> rows = {"run": ["a", "b", "c"], "asked": PROGRESS, "holds": [YES, NO, OPEN]}
+    >>> _which(pd.DataFrame(rows), PROGRESS, "keep up"), _which(pd.DataFrame(rows)[:1], PROGRESS, "keep up")
+    ('That they keep up holds of: a; not b; not shown of c', 'All keep up')
     """
-    words = {YES: good, NO: bad, OPEN: "not shown either way"}
-    parts = [(word, [run for run, verdict in held.items() if verdict == kind]) for kind, word in words.items()]
-    return ", ".join(f"{word} {listed(runs)}" for word, runs in parts if runs)
+    held = judged[judged["asked"] == asked]
+    runs = {kind: held.loc[held["holds"] == kind, "run"].tolist() for kind in (YES, NO, OPEN)}
+    said = [
+        f"{head}{listed(runs[kind])}" for kind, head in ((YES, ""), (NO, "not "), (OPEN, "not shown of ")) if runs[kind]
+    ]
+    return f"All {words}" if len(runs[YES]) == len(held) else f"That they {words} holds of: {'; '.join(said)}"
 
 
-def _lesson(by: dict[str, dict[str, str]]) -> str:
-    """Say whether the path tells who learns as much as OPD.
+def _path(judged: pd.DataFrame, away: Mapping[str, Interval]) -> str:
+    """Say which variants stay on OPD's path, and whether that tells who keeps up.
 
-    >>> _lesson({PATH: {"a": YES, "b": NO}, PROGRESS: {"a": NO, "b": YES}})
-    'So the path is no sign of learning as much: a stays on it and falls behind; b leaves it and keeps up.'
+    ``away``: how far each is from the path.
+
+    >>> rows = {"run": ["a", "b"] * 2, "asked": [PATH] * 2 + [PROGRESS] * 2, "holds": [OPEN, YES, NO, YES]}
+    >>> _path(pd.DataFrame(rows), {"a": Interval(0.03, 0.01, 0.05, 3), "b": Interval(0.03, 0.01, 0.05, 3)})
+    'Less than 0.1 from its stable-rank path are a and b; nearer than random credit is shown of b. So the path does not
+    tell who learns as much: a is near it and does not keep up.'
     """
-    path, progress = by[PATH], by[PROGRESS]
-    behind = [run for run in path if (path[run], progress[run]) == (YES, NO)]
-    ahead = [run for run in path if (path[run], progress[run]) == (NO, YES)]
-    kinds = ((behind, "stay{} on it and fall{} behind"), (ahead, "leave{} it and keep{} up"))
-    said = [f"{listed(runs)} {words.replace('{}', 's' * (len(runs) == 1))}" for runs, words in kinds if runs]
-    if said:
-        return f"So the path is no sign of learning as much: {'; '.join(said)}."
-    decided = [run for run in path if OPEN not in (path[run], progress[run])]
-    if len(decided) == len(path):
-        return "So those that stay on the path learn as much, and no other."
-    return "Whether the path goes with learning as much is open."
+    by = {asked: dict(rows[["run", "holds"]].to_numpy()) for asked, rows in judged.groupby("asked")}
+    near = [run for run, distance in away.items() if distance.high < NEAR]
+    on = [run for run, holds in by[PATH].items() if holds == YES]
+    said = f"Less than {NEAR:g} from its stable-rank path are {listed(near) if near else 'none'}"
+    said += f"; nearer than random credit is shown of {listed(on) if on else 'none'}."
+    behind = [run for run in near if by[PROGRESS][run] == NO]
+    ahead = [run for run, distance in away.items() if distance.low > NEAR and by[PROGRESS][run] == YES]
+    kinds = ((behind, "near it", "do{} not keep up"), (ahead, "off it", "keep{} up"))
+    odd = [
+        f"{listed(runs)} {'is' if len(runs) == 1 else 'are'} {place} and "
+        f"{words.replace('{}', ('es' if 'do' in words else 's') * (len(runs) == 1))}"
+        for runs, place, words in kinds
+        if runs
+    ]
+    return f"{said} So the path does not tell who learns as much: {'; '.join(odd)}." if odd else said
 
 
 def _whose_path(paths: dict[str, float]) -> str:
