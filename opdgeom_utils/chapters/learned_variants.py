@@ -56,13 +56,13 @@ def numbers(tables: BookTables, null: pd.DataFrame) -> pd.DataFrame:
     assert measures is not None
     parts = [control.path_gaps(measures, names).assign(panel=PATH), _cosines(measures, names)]
     skill = control.at_update(measures, names, {"accuracy": ACCURACY, "teacher_distance": PROGRESS})
-    begun = pick(measures, recipe="opd", quantity="teacher_distance", step=0).set_index("seed")["value"]
-    away = skill["panel"].eq(PROGRESS)
-    skill.loc[away, "value"] = skill["seed"].map(begun) - skill["value"]
-    own = skill[away & skill["row"].eq("OPD")].set_index("seed")["value"]
-    skill.loc[away, "value"] /= skill["seed"].map(own)
-    skill = skill[~(away & skill["row"].eq("OPD"))]
-    return pd.concat([*parts, skill, null], ignore_index=True)
+    begun = pick(measures, recipe="opd", quantity="teacher_distance", step=0).groupby("seed")["value"].first().to_dict()
+    away = skill.loc[skill["panel"] == PROGRESS]
+    closed = away.assign(value=[begun[seed] - value for seed, value in away[["seed", "value"]].to_numpy()])
+    own = closed.loc[closed["row"] == "OPD"].groupby("seed")["value"].first().to_dict()
+    closed = closed.assign(value=[value / own[seed] for seed, value in closed[["seed", "value"]].to_numpy()])
+    parts += [skill.loc[skill["panel"] != PROGRESS], closed.loc[closed["row"] != "OPD"], null]
+    return pd.concat(parts, ignore_index=True)
 
 
 def null_of(seeds: Sequence[int], until: int) -> pd.DataFrame:
@@ -77,8 +77,9 @@ def null_of(seeds: Sequence[int], until: int) -> pd.DataFrame:
     cosine = pick(toy.measures, quantity="update_cosine", scope="attention", recipe=NULL, other_recipe="opd", null="")
     cosine = cosine[(cosine["seed"] == cosine["other_seed"]) & (cosine["step"] >= until)]
     cosine = cosine[cosine["step"] == cosine["step"].min()].assign(panel=DIRECTION)
-    scores = accuracy_gain(toy.accuracy[toy.accuracy["recipe"] == NULL])
-    scores = scores[scores["step"] == until].rename(columns={"sampled": "value"}).assign(panel=ACCURACY)
+    scores = accuracy_gain(toy.accuracy.loc[toy.accuracy["recipe"] == NULL])
+    scores = scores.loc[scores["step"] == until]
+    scores = scores.assign(panel=ACCURACY, value=scores["sampled"])
     return pd.concat([path, cosine, scores]).assign(row=_RANDOM, kind="null").filter(items=control.STRIP)
 
 
@@ -103,8 +104,8 @@ def answers(found: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for name in map(control.variant_label, VARIANTS):
         for panel in ASKED:
-            own = wide[panel, name] if (panel, name) in wide else pd.Series(dtype=float)
-            holds = UNTESTED if own.count() < SEEDS else _judge(panel, own, wide[panel])
+            own = pd.Series(wide.get((panel, name), pd.Series(dtype=float)))
+            holds = UNTESTED if int(own.count()) < SEEDS else _judge(panel, own, pd.DataFrame(wide[panel]))
             rows.append({"run": name, "asked": panel, "number": _interval(own).text(".2f"), "holds": holds})
     return pd.DataFrame(rows)
 
@@ -130,19 +131,20 @@ def _interval(values: pd.Series) -> Interval:
 
 def shown(judged: pd.DataFrame) -> pd.DataFrame:
     """Lay the answers out as text, a row for each variant and a column for each question."""
-    cells = judged.assign(cell=judged["holds"] + ": " + judged["number"], asked=judged["asked"].map(ASKED))
-    table = cells.pivot(index="run", columns="asked", values="cell").reindex(index=judged["run"].unique())
-    return table[list(ASKED.values())].rename_axis(columns=None).reset_index()
+    cells = judged.assign(cell=judged["holds"] + ": " + judged["number"]).set_index(["run", "asked"])["cell"].to_dict()
+    runs = dict.fromkeys(judged["run"].tolist())
+    rows = [{"run": run} | {words: cells[run, panel] for panel, words in ASKED.items()} for run in runs]
+    return pd.DataFrame(rows)
 
 
 def say(tables: BookTables, found: pd.DataFrame, judged: pd.DataFrame) -> str:
     """Say what of OPD's progress each variant keeps, which go its way, and what the path tells; first the finding."""
-    if judged["holds"].eq(UNTESTED).any():
+    if UNTESTED in judged["holds"].tolist():
         return "What fewer tokens and another writer do where OPD learns is not tested: too few seeds.\n"
     closed, gap = distance_closed(tables).get("fixed", seed_interval([])), seed_interval(gap_closed(tables))
     where = "Where OPD learns" if closed.mean >= LEARNED else "Where OPD learned less than was asked"
     wide = found.pivot_table(index="seed", columns=["panel", "row"], values="value")
-    own = {panel: {run: _interval(wide[panel, run]) for run in judged["run"].unique()} for panel in ASKED}
+    own = {panel: {run: _interval(pd.Series(wide[panel, run])) for run in _HOW} for panel in ASKED}
     shares = listed(f"{own[PROGRESS][run].text('.0%')} with {how}" for run, how in _HOW.items())
     made, means = load_recipe("opd", tables.profile), wide.mean()
     yards = {panel: _means(means[panel], (control.OTHER_SEED, _RANDOM)) for panel in (PATH, DIRECTION)}
@@ -231,6 +233,9 @@ def _whose_path(paths: dict[str, float]) -> str:
 
 def paths_of_others(until: int) -> dict[str, float]:
     """How far the stable-rank paths of the toy's other objectives and nulls lie from OPD's, mean over seeds."""
-    parts = [tables_for(PUBLISHED, [0, 1, 2, 3, 4]).measures, load_tables(SFT_NULL).measures]
-    gaps = control.path_gaps(pd.concat(parts), (LEARNERS[0], *NULLS), until=until).groupby("row")["value"].agg("mean")
-    return {label(name): float(gaps[control.variant_label(name)]) for name in (*LEARNERS, *NULLS)}
+    toy, nulls = tables_for(PUBLISHED, [0, 1, 2, 3, 4]).measures, load_tables(SFT_NULL).measures
+    assert toy is not None
+    assert nulls is not None
+    gaps = control.path_gaps(pd.concat([toy, nulls]), (LEARNERS[0], *NULLS), until=until)
+    means = gaps.groupby("row")["value"].agg("mean").to_dict()
+    return {label(name): means[control.variant_label(name)] for name in (*LEARNERS, *NULLS)}

@@ -144,7 +144,7 @@ def also_locks(profile: str) -> str:
     if profile != PUBLISHED:
         return ""
     found = locking(both())
-    as_early = not found["below"].any()
+    as_early = True not in found["below"].tolist()
     return f" Control SFT's null {'locks as early as control SFT' if as_early else 'locks later than control SFT'}."
 
 

@@ -19,7 +19,7 @@ from opdgeom_utils.vocabulary import label, listed, metric_of
 
 NULLS = ("shuffled", "random")
 NULL_OBJECTIVES = {"opd": "opd_random_credit", "rlvr": "rlvr_random_reward"}  # trained alike, with nothing to learn
-OF_SFT = dict(zip(("sft", "control_sft"), SFT_NULLS, strict=True))  # the same of another profile
+OF_SFT: dict[str, str] = dict(zip(("sft", "control_sft"), SFT_NULLS, strict=True))  # the same of another profile
 MARGIN = 0.1  # a ratio nearer to 1 is no difference worth a sentence
 DIFFER, ALIKE, UNDEFINED = "differ", "alike to a tenth", "undefined"
 
