@@ -112,8 +112,8 @@ def common_push(tables: look_up.Tables) -> str:
     if not cosine >= AGREE:
         return ""
     return (
-        f" Control SFT's null has one ({cosine:.2f}) and learned nothing either: what seeds share is a push, and not "
-        "always a lesson."
+        f" Control SFT on the solutions of other problems has one ({cosine:.2f}) and learned nothing either: what "
+        "seeds share is a push, and not always a lesson."
     )
 
 
