@@ -155,10 +155,10 @@ def say(tables: BookTables, found: pd.DataFrame, judged: pd.DataFrame) -> str:
         f"{_which(judged, DIRECTION, 'move the weights its way')}. {_path(judged, own[PATH])} {_whose_path(paths)}\n"
         f"After {made.steps} updates on {made.prompts_per_update} prompts each OPD has closed {closed.text('.0%')} of "
         f"its distance to the teacher and {gap.text('.0%')} of the gap in accuracy (seeds: {closed.n}). Mean absolute "
-        f"log ratio to its stable-rank path: {_means(means[PATH], own[PATH])} ({yards[PATH]}); in the toy, after as "
+        f"log ratio to its stable-rank path: {_means(means[PATH], _HOW)} ({yards[PATH]}); in the toy, after as "
         f"many updates, {learn}, which learn, and {nothing}, which do not. Cosine with its update: "
-        f"{_means(means[DIRECTION], own[PATH])} ({yards[DIRECTION]}). Sampled accuracy: "
-        f"{_means(means[ACCURACY], ('OPD', *own[PATH], _RANDOM), '.1%')}."
+        f"{_means(means[DIRECTION], _HOW)} ({yards[DIRECTION]}). Sampled accuracy: "
+        f"{_means(means[ACCURACY], ('OPD', *_HOW, _RANDOM), '.1%')}."
     )
 
 
@@ -205,13 +205,9 @@ def _path(judged: pd.DataFrame, away: Mapping[str, Interval]) -> str:
     said += f"; nearer than random credit is shown of {listed(on) if on else 'none'}."
     behind = [run for run in near if by[PROGRESS][run] == NO]
     ahead = [run for run, distance in away.items() if distance.low > NEAR and by[PROGRESS][run] == YES]
-    kinds = ((behind, "near it", "do{} not keep up"), (ahead, "off it", "keep{} up"))
-    odd = [
-        f"{listed(runs)} {'is' if len(runs) == 1 else 'are'} {place} and "
-        f"{words.replace('{}', ('es' if 'do' in words else 's') * (len(runs) == 1))}"
-        for runs, place, words in kinds
-        if runs
-    ]
+    one = ("is near it and does not keep up", "is off it and keeps up")
+    more = ("are near it and do not keep up", "are off it and keep up")
+    odd = [f"{listed(runs)} {(one if len(runs) == 1 else more)[k]}" for k, runs in enumerate((behind, ahead)) if runs]
     return f"{said} So the path does not tell who learns as much: {'; '.join(odd)}." if odd else said
 
 
