@@ -11,8 +11,8 @@ import vl_convert
 
 from opdgeom_utils import charts, storage
 from opdgeom_utils.chapters.committed_tables import PUBLISHED
-from opdgeom_utils.chapters.mismatched import with_null
-from opdgeom_utils.chapters.where import NULL_OBJECTIVES, at_place
+from opdgeom_utils.chapters.mismatched import joined
+from opdgeom_utils.chapters.where import NULL_OBJECTIVES, OF_SFT, at_place
 from opdgeom_utils.claims import load_reported
 from opdgeom_utils.errors import CheckpointNotFoundError, OpdGeomError, StaleResultsError
 from opdgeom_utils.measures.of_runs import measures_of
@@ -51,8 +51,8 @@ def known_runs(profile: str) -> dict[Job, Run]:
 
 def readme_figure(tables: Tables) -> bytes:
     """Draw the book's first picture, as the SVG that README.md shows."""
-    ends = at_place(tables, "final", ["sft", "opd", "rlvr", *NULL_OBJECTIVES.values()])
-    chart = charts.hero(with_null(ends, PUBLISHED), load_reported())
+    ends = at_place(joined(tables), "final", ["sft", "opd", "rlvr", *NULL_OBJECTIVES.values(), OF_SFT["sft"]])
+    chart = charts.hero(ends, load_reported())
     return vl_convert.vegalite_to_svg(chart.properties(width=560, background="white").to_dict()).encode()
 
 

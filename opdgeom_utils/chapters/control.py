@@ -56,6 +56,15 @@ def variant_label(recipe: str) -> str:
     return WORDS.get(recipe, label(recipe))
 
 
+def another_seed(recipe: str) -> str:
+    """Row of a recipe's own other seeds.
+
+    >>> another_seed("rlvr"), another_seed("opd") == OTHER_SEED
+    ('another seed of RLVR', True)
+    """
+    return f"another seed of {label(recipe)}"
+
+
 def common_update(measures: pd.DataFrame) -> int:
     """Return the update at which runs are compared: OPD's end where its variants are as long, else 40 at the most."""
     ends = pick(measures, quantity="stable_rank", null="").groupby("recipe")["step"].agg("max").to_dict()

@@ -17,7 +17,6 @@ from opdgeom_utils.chapters.mismatched import PROFILE as SFT_NULL
 from opdgeom_utils.chapters.regime import distance_closed, gap_closed
 from opdgeom_utils.chapters.sufficiency import ENOUGH
 from opdgeom_utils.chapters.surviving import NO, UNTESTED, YES
-from opdgeom_utils.claims.matching import accuracy_gain
 from opdgeom_utils.intervals import Interval, seed_interval
 from opdgeom_utils.measures.long_table import pick
 from opdgeom_utils.recipes import load_recipe
@@ -32,12 +31,13 @@ VARIANTS = {  # and how each was trained
 }
 NULL = "opd_random_credit"
 PATH, DIRECTION, PROGRESS, ACCURACY = "distance from OPD's path", "cosine with OPD", "progress (OPD's is 1)", "accuracy"
+OF_OPD = {PATH: 0.0, DIRECTION: 1.0}  # beside itself
 NEAR, HALF = 0.1, 0.5  # of a path, as in the ledger; of what two seeds of OPD have in common
 OPEN = "not shown"
 ASKED = {PROGRESS: "keeps its progress", DIRECTION: "goes its way", PATH: "stays on its path"}
 _RANDOM = control.variant_label(NULL)
 _HOW = {run: f"{how} ({run})" for name, how in VARIANTS.items() for run in [control.variant_label(name)]}
-LEARNERS, NULLS = ("control_sft", "rlvr"), (NULL, "rlvr_random_reward", "control_sft_mismatched")  # beside the same OPD
+LEARNERS, NULLS = ("control_sft", "rlvr"), ("rlvr_random_reward", "control_sft_mismatched")  # of the toy
 
 
 def trained() -> BookTables:
@@ -45,57 +45,44 @@ def trained() -> BookTables:
     return tables_for(PROFILE, load_recipe("opd", PROFILE).seeds)
 
 
-def numbers(tables: BookTables, null: pd.DataFrame) -> pd.DataFrame:
+def numbers(tables: BookTables, names: Sequence[str] = tuple(VARIANTS)) -> pd.DataFrame:
     """Return every run's numbers beside OPD of its seed: ``row, panel, kind, seed, value``, as figures draw them.
 
-    The nulls are another seed of OPD and random credit (``null``, from :func:`null_of`). Panels: how far its
-    stable-rank path lies from OPD's, the cosine of its update with OPD's, its progress to the teacher as a share of
-    OPD's, and sampled accuracy.
+    The nulls are another seed of OPD, RLVR where it was trained, and random credit. Panels: how far its stable-rank
+    path lies from OPD's, the cosine of its update with OPD's, its progress to the teacher as a share of OPD's (none is
+    told of random credit, which goes away from its teacher), and sampled accuracy.
     """
-    measures, names = tables.measures, list(VARIANTS)
+    measures, shown = tables.measures, [*names, NULL]
     assert measures is not None
-    parts = [control.path_gaps(measures, names).assign(panel=PATH), _cosines(measures, names)]
-    skill = control.at_update(measures, names, {"accuracy": ACCURACY, "teacher_distance": PROGRESS})
+    parts = [control.path_gaps(measures, shown).assign(panel=PATH)]
+    parts += [cosines(measures, [*shown, "rlvr"]).assign(panel=DIRECTION), _progress(measures, names)]
+    parts += [control.at_update(measures, shown, {"accuracy": ACCURACY})]
+    itself = [("OPD", panel, "null", seed, at) for panel, at in OF_OPD.items() for seed in tables.seeds]
+    found = pd.concat([pd.DataFrame(itself, columns=control.STRIP), *parts], ignore_index=True)
+    return found.assign(kind=found["kind"].where(~found["row"].isin([_RANDOM, "RLVR"]), "null"))
+
+
+def _progress(measures: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """How much nearer to the teacher each run has come, on the anchor's text, as a share of OPD's of its seed."""
+    away = control.at_update(measures, names, {"teacher_distance": PROGRESS})
     begun = pick(measures, recipe="opd", quantity="teacher_distance", step=0).groupby("seed")["value"].first().to_dict()
-    away = skill.loc[skill["panel"] == PROGRESS]
     closed = away.assign(value=[begun[seed] - value for seed, value in away[["seed", "value"]].to_numpy()])
     own = closed.loc[closed["row"] == "OPD"].groupby("seed")["value"].first().to_dict()
-    closed = closed.assign(value=[value / own[seed] for seed, value in closed[["seed", "value"]].to_numpy()])
-    parts += [skill.loc[skill["panel"] != PROGRESS], closed.loc[closed["row"] != "OPD"], null]
-    return pd.concat(parts, ignore_index=True)
+    return closed.assign(value=[value / own[seed] for seed, value in closed[["seed", "value"]].to_numpy()])
 
 
-def null_of(seeds: Sequence[int], until: int) -> pd.DataFrame:
-    """Return random credit's numbers beside OPD of its seed, in the toy, as :func:`numbers` does.
-
-    ``until``: the update at which runs are compared. The cosine was measured at the next place only, and a run that
-    goes away from its teacher makes no progress.
-    """
-    toy = tables_for(PUBLISHED, list(seeds))
-    assert toy.measures is not None
-    path = control.path_gaps(toy.measures, [NULL], until=until).query("row == @_RANDOM").assign(panel=PATH)
-    cosine = pick(toy.measures, quantity="update_cosine", scope="attention", recipe=NULL, other_recipe="opd", null="")
-    cosine = cosine[(cosine["seed"] == cosine["other_seed"]) & (cosine["step"] >= until)]
-    cosine = cosine[cosine["step"] == cosine["step"].min()].assign(panel=DIRECTION)
-    scores = accuracy_gain(toy.accuracy.loc[toy.accuracy["recipe"] == NULL])
-    scores = scores.loc[scores["step"] == until]
-    scores = scores.assign(panel=ACCURACY, value=scores["sampled"])
-    return pd.concat([path, cosine, scores]).assign(row=_RANDOM, kind="null").filter(items=control.STRIP)
-
-
-def _cosines(measures: pd.DataFrame, names: list[str]) -> pd.DataFrame:
-    """Cosine of each run's update with OPD's of its seed, and of OPD's with OPD's of the other seeds, by their mean."""
-    rows = pick(measures, quantity="update_cosine", scope="attention", null="", other_recipe="opd")
+def cosines(measures: pd.DataFrame, names: Sequence[str], other: str = "opd") -> pd.DataFrame:
+    """Cosine of each run's update with ``other``'s of its seed, and of that with its other seeds, by their mean."""
+    rows = pick(measures, quantity="update_cosine", scope="attention", null="", other_recipe=other)
     rows = rows[rows["step"] == control.common_update(measures)]
-    same, seeds = rows["recipe"].isin(names) & (rows["seed"] == rows["other_seed"]), rows["recipe"].eq("opd")
+    same, seeds = rows["recipe"].isin(names) & (rows["seed"] == rows["other_seed"]), rows["recipe"].eq(other)
     named = pd.concat(
         [
             rows[same].assign(row=rows["recipe"].map(control.variant_label), kind="variant"),
-            rows[seeds].assign(row=control.OTHER_SEED, kind="null"),
+            rows[seeds].assign(row=control.another_seed(other), kind="null"),
         ]
     )
-    means = named.groupby(["row", "kind", "seed"], sort=False).agg({"value": "mean"}).reset_index()
-    return means.assign(panel=DIRECTION)
+    return named.groupby(["row", "kind", "seed"], sort=False).agg({"value": "mean"}).reset_index()
 
 
 def answers(found: pd.DataFrame) -> pd.DataFrame:
@@ -149,10 +136,11 @@ def say(tables: BookTables, found: pd.DataFrame, judged: pd.DataFrame) -> str:
     made, means = load_recipe("opd", tables.profile), wide.mean()
     yards = {panel: _means(means[panel], (control.OTHER_SEED, _RANDOM)) for panel in (PATH, DIRECTION)}
     paths = paths_of_others(made.steps)
+    others = {**paths, _RANDOM: float(means[PATH, _RANDOM])}
     learn, nothing = (listed(f"{label(n)} {paths[label(n)]:.2f}" for n in names) for names in (LEARNERS, NULLS))
     return (
         f"{where}, {_matters(judged)}of OPD's progress to the teacher a run makes {shares}. "
-        f"{_which(judged, DIRECTION, 'move the weights its way')}. {_path(judged, own[PATH])} {_whose_path(paths)}\n"
+        f"{_which(judged, DIRECTION, 'move the weights its way')}. {_path(judged, own[PATH])} {_whose_path(others)}\n"
         f"After {made.steps} updates on {made.prompts_per_update} prompts each OPD has closed {closed.text('.0%')} of "
         f"its distance to the teacher and {gap.text('.0%')} of the gap in accuracy (seeds: {closed.n}). Mean absolute "
         f"log ratio to its stable-rank path: {_means(means[PATH], _HOW)} ({yards[PATH]}); in the toy, after as "
@@ -219,7 +207,7 @@ def _whose_path(paths: dict[str, float]) -> str:
     ... )
     'Other objectives that learn from its anchor lie near its path too, and runs with nothing to learn do not.'
     """
-    learn, nothing = ([paths[label(name)] for name in names] for names in (LEARNERS, NULLS))
+    learn, nothing = ([paths[label(name)] for name in names] for names in (LEARNERS, (NULL, *NULLS)))
     if max(learn) < min(NEAR, *nothing):
         return (
             "Other objectives that learn from its anchor lie near its path too, and runs with nothing to learn do not."

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from functools import cache
+from typing import TypeVar
 
 import pandas as pd
 
@@ -28,6 +29,8 @@ PROFILE = "sft_null"
 OPD, CONTROL, NULL, SFT, RANDOM = "opd", "control_sft", "control_sft_mismatched", "sft", "opd_random_credit"
 COMPARED = {CONTROL: (OPD, CONTROL, NULL), SFT: (SFT, NULLS[SFT])}  # what has one norm in common
 PLACES = ("equal_updates", "equal_norm")
+PARTS = ("geometry", "training", "accuracy", "measures")
+Made = TypeVar("Made", Tables, BookTables)
 # What a difference of OPD and control SFT needs, by the null.
 TEXT, LEARNED, OPEN = "no learning is needed", "it takes learning", "the null lies beyond OPD"
 FEW = "the null has too few seeds"
@@ -35,28 +38,20 @@ FEW = "the null has too few seeds"
 
 @cache
 def both() -> Tables:
-    """Return the toy's OPD, control SFT, SFT and random credit, with the runs on mismatched demonstrations."""
-    own, nulls = load_tables(PUBLISHED), load_tables(PROFILE)
-    names = [OPD, CONTROL, SFT, RANDOM, *NULLS.values()]
-    parts = [(getattr(own, part), getattr(nulls, part)) for part in ("geometry", "training", "accuracy", "measures")]
-    return Tables(*(pd.concat([t.loc[t["recipe"].isin(names)] for t in pair], ignore_index=True) for pair in parts))
+    """Return the toy's tables with the runs on mismatched demonstrations."""
+    return joined(load_tables(PUBLISHED))
 
 
-def with_null(ends: pd.DataFrame, profile: str) -> pd.DataFrame:
-    """Add SFT's null at its end to the runs of a chapter, where they are those that it belongs to."""
-    if profile != PUBLISHED:
-        return ends
-    return pd.concat([ends, at_place(load_tables(PROFILE), "final", [NULLS[SFT]])], ignore_index=True)
-
-
-def joined(tables: BookTables) -> BookTables:
-    """Add SFT's nulls to a chapter's tables of runs, where they are those that the nulls belong to."""
-    if tables.profile != PUBLISHED:
+def joined(tables: Made) -> Made:
+    """Add SFT's nulls to tables of runs, seed by seed, where they are those that the nulls belong to."""
+    if set(tables.geometry["profile"]) != {PUBLISHED}:
         return tables
-    nulls = load_tables(PROFILE)
+    nulls, seeds = load_tables(PROFILE), set(tables.geometry["seed"])
+    parts = {part: (getattr(tables, part), getattr(nulls, part)) for part in PARTS}
     added = {
-        part: pd.concat([getattr(tables, part), rows.loc[rows["seed"].isin(list(tables.seeds))]], ignore_index=True)
-        for part, rows in (("geometry", nulls.geometry), ("accuracy", nulls.accuracy))
+        part: pd.concat([own, rows.loc[rows["seed"].isin(seeds)]], ignore_index=True)
+        for part, (own, rows) in parts.items()
+        if own is not None
     }
     return replace(tables, **added)
 

@@ -9,7 +9,6 @@ import pytest
 
 from opdgeom_utils.chapters import learned_variants as learned
 from opdgeom_utils.chapters.committed_tables import BookTables
-from opdgeom_utils.chapters.control import STRIP
 from opdgeom_utils.chapters.surviving import NO, UNTESTED, YES
 from opdgeom_utils.measures.long_table import as_measures
 
@@ -18,6 +17,7 @@ MADE = {
     "opd_top25": (1.02, 0.9, 0.5, 0.5),
     "opd_random25": (1.05, 0.5, 0.9, 0.6),
     "opd_teacher_writes": (1.3, 0.1, 0.9, 0.6),
+    "opd_random_credit": (0.8, 0.02, -9.0, 0.1),
 }
 
 
@@ -56,21 +56,14 @@ def tables(seeds: int = 3, end: float = 0.5, **made: tuple[float, ...]) -> BookT
     return BookTables(accuracy, log, accuracy, "rq3", tuple(range(seeds)), "", measures)
 
 
-def null(seeds: int = 3, path: float = 0.22, cosine: float = 0.02, accuracy: float = 0.1) -> pd.DataFrame:
-    """Random credit, beside OPD."""
-    panels = {learned.PATH: path, learned.DIRECTION: cosine, learned.ACCURACY: accuracy}
-    rows = [("random credit", panel, "null", seed, value) for panel, value in panels.items() for seed in range(seeds)]
-    return pd.DataFrame(rows, columns=STRIP)
-
-
-def judged(made: BookTables, beside: pd.DataFrame | None = None) -> dict[str, list[str]]:
+def judged(made: BookTables) -> dict[str, list[str]]:
     """Verdicts of each variant: progress, direction, path."""
-    found = learned.answers(learned.numbers(made, null() if beside is None else beside))
+    found = learned.answers(learned.numbers(made))
     return {str(run): rows["holds"].tolist() for run, rows in found.groupby("run", sort=False)}
 
 
 def test_numbers_are_what_was_put_in() -> None:
-    found = learned.numbers(tables(), null()).pivot_table(index="row", columns="panel", values="value")
+    found = learned.numbers(tables()).pivot_table(index="row", columns="panel", values="value")
     assert found.loc["top 25%", learned.PATH] == pytest.approx(math.log(1.02))
     assert found.loc["teacher writes", learned.DIRECTION] == pytest.approx(0.101)
     assert found.loc["another seed of OPD", learned.DIRECTION] == pytest.approx(0.6)
@@ -79,7 +72,7 @@ def test_numbers_are_what_was_put_in() -> None:
 
 
 def test_random_credit_and_another_seed_are_the_nulls() -> None:
-    found = learned.numbers(tables(), null())
+    found = learned.numbers(tables())
     assert set(found.loc[found["kind"] == "variant", "row"]) == {"top 25%", "random 25%", "teacher writes"}
     assert {"random credit", "another seed of OPD", "OPD"} <= set(found.loc[found["kind"] == "null", "row"])
 
@@ -93,21 +86,19 @@ def test_every_rule_holds_or_fails_by_itself() -> None:
 
 
 def test_near_the_path_counts_only_nearer_than_random_credit() -> None:
-    assert judged(tables(), null(path=0.01))["top 25%"][2] == NO
-    assert judged(tables(), null(cosine=0.95))["top 25%"][1] == NO
+    assert judged(tables(opd_random_credit=(1.01, 0.02, 0.0, 0.1)))["top 25%"][2] == NO
+    assert judged(tables(opd_random_credit=(0.8, 0.95, 0.0, 0.1)))["top 25%"][1] == NO
 
 
-def test_random_credit_is_the_toys_at_the_same_update() -> None:
-    found = learned.null_of([0, 1, 2], 120).pivot_table(index="seed", columns="panel", values="value")
-    assert found.shape == (3, 3)
-    assert found[learned.PATH].between(0.1, 0.3).all()
-    assert found[learned.DIRECTION].abs().max() < 0.05
+def test_no_progress_is_told_of_a_run_that_goes_away() -> None:
+    found = learned.numbers(tables())
+    assert not len(found[(found["row"] == "random credit") & (found["panel"] == learned.PROGRESS)])
 
 
 def test_two_seeds_test_nothing() -> None:
     assert {verdict for verdicts in judged(tables(2)).values() for verdict in verdicts} == {UNTESTED}
     made = tables(2)
-    found = learned.numbers(made, null())
+    found = learned.numbers(made)
     assert learned.say(made, found, learned.answers(found)).startswith("What fewer tokens and another writer do where")
 
 
@@ -115,13 +106,13 @@ def test_a_variant_that_was_not_trained_is_not_testable() -> None:
     made = tables()
     assert made.measures is not None
     without = made.measures[made.measures["recipe"] != "opd_top25"]
-    found = learned.answers(learned.numbers(BookTables(**{**vars(made), "measures": without}), null()))
+    found = learned.answers(learned.numbers(BookTables(**{**vars(made), "measures": without})))
     assert found.set_index("run").loc["top 25%", "holds"].tolist() == [UNTESTED] * 3
 
 
 def test_words_follow_the_numbers() -> None:
     made = tables()
-    found = learned.numbers(made, null())
+    found = learned.numbers(made)
     said = learned.say(made, found, learned.answers(found))
     assert said.splitlines()[0] == (
         "Where OPD learns, it matters which tokens are kept and who writes: of OPD's progress to the teacher a run "
@@ -136,11 +127,11 @@ def test_words_follow_the_numbers() -> None:
     assert "OPD has closed 29% (29% to 29%) of its distance" in said  # 0.2 of 0.7
     assert "another seed of OPD 0.17 and random credit 0.22" in said  # seeds of 7, 8 and 9
     less = tables(end=0.65)
-    numbers = learned.numbers(less, null())
+    numbers = learned.numbers(less)
     assert learned.say(less, numbers, learned.answers(numbers)).startswith("Where OPD learned less than was asked")
 
 
 def test_the_table_of_the_page() -> None:
-    shown = learned.shown(learned.answers(learned.numbers(tables(), null())))
+    shown = learned.shown(learned.answers(learned.numbers(tables())))
     assert shown.columns.tolist() == ["run", "keeps its progress", "goes its way", "stays on its path"]
     assert shown.loc[0].tolist()[:2] == ["top 25%", "no: 0.50 (0.50 to 0.50)"]
