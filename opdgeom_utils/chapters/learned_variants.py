@@ -37,7 +37,7 @@ OPEN = "not shown"
 ASKED = {PROGRESS: "keeps its progress", DIRECTION: "goes its way", PATH: "stays on its path"}
 _RANDOM = control.variant_label(NULL)
 _HOW = {run: f"{how} ({run})" for name, how in VARIANTS.items() for run in [control.variant_label(name)]}
-LEARNERS, NULLS = ("control_sft", "rlvr"), ("rlvr_random_reward", "control_sft_mismatched")  # of the toy
+LEARNERS, NULLS = ("control_sft", "rlvr"), (NULL, "rlvr_random_reward", "control_sft_mismatched")  # of the toy
 
 
 def trained() -> BookTables:
@@ -136,11 +136,10 @@ def say(tables: BookTables, found: pd.DataFrame, judged: pd.DataFrame) -> str:
     made, means = load_recipe("opd", tables.profile), wide.mean()
     yards = {panel: _means(means[panel], (control.OTHER_SEED, _RANDOM)) for panel in (PATH, DIRECTION)}
     paths = paths_of_others(made.steps)
-    others = {**paths, _RANDOM: float(means[PATH, _RANDOM])}
     learn, nothing = (listed(f"{label(n)} {paths[label(n)]:.2f}" for n in names) for names in (LEARNERS, NULLS))
     return (
         f"{where}, {_matters(judged)}of OPD's progress to the teacher a run makes {shares}. "
-        f"{_which(judged, DIRECTION, 'move the weights its way')}. {_path(judged, own[PATH])} {_whose_path(others)}\n"
+        f"{_which(judged, DIRECTION, 'move the weights its way')}. {_path(judged, own[PATH])} {_whose_path(paths)}\n"
         f"After {made.steps} updates on {made.prompts_per_update} prompts each OPD has closed {closed.text('.0%')} of "
         f"its distance to the teacher and {gap.text('.0%')} of the gap in accuracy (seeds: {closed.n}). Mean absolute "
         f"log ratio to its stable-rank path: {_means(means[PATH], _HOW)} ({yards[PATH]}); in the toy, after as "
@@ -207,7 +206,7 @@ def _whose_path(paths: dict[str, float]) -> str:
     ... )
     'Other objectives that learn from its anchor lie near its path too, and runs with nothing to learn do not.'
     """
-    learn, nothing = ([paths[label(name)] for name in names] for names in (LEARNERS, (NULL, *NULLS)))
+    learn, nothing = ([paths[label(name)] for name in names] for names in (LEARNERS, NULLS))
     if max(learn) < min(NEAR, *nothing):
         return (
             "Other objectives that learn from its anchor lie near its path too, and runs with nothing to learn do not."

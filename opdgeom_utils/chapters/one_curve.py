@@ -1,8 +1,9 @@
-"""Every statistic against coherence: whether all runs lie on one curve, or an objective leaves it.
+"""Every statistic against coherence: whether all runs lie on one curve, or one of them leaves it.
 
 Runs of one rate from one anchor have, after equally many updates, the same noise walk and the same straight line behind
-them; coherence says where between the two an update lies. Runs that differ in nothing but how much signal an update has
-(:data:`LADDER`) draw a curve. What an objective adds is what leaves it. The rule stands in LOG.md, before its numbers.
+them; coherence says where between the two an update lies. It is taken over the matrices that the statistic is of. Runs
+of OPD that differ in nothing but how much signal an update has (:data:`LADDER`) draw a curve; other objectives, and
+runs with nothing to learn, are held against it. The rule, and the one that it replaced, stand in LOG.md.
 """
 
 from __future__ import annotations
@@ -20,27 +21,28 @@ from opdgeom_utils.chapters.where import at_place
 from opdgeom_utils.charts.palette import in_order
 from opdgeom_utils.intervals import number, seed_interval
 from opdgeom_utils.measures.noise import walks_of_runs
-from opdgeom_utils.vocabulary import label, metric_of
+from opdgeom_utils.scopes import ATTENTION
+from opdgeom_utils.vocabulary import label, listed, metric_of
 
-LADDER = (
-    "opd_random_credit", "opd_64x8", "opd_full_vocab_64x8", "opd_128", "opd_full_vocab_128", "opd", "opd_full_vocab",
-)  # fmt: skip
-WITHOUT_SIGNAL, WITH_SIGNAL = "opd_random_credit_128", "opd_128"  # of one batch, both without coherence
-ASKED = ("rlvr", "rlvr_random_reward", "control_sft", "control_sft_64")
+LADDER = ("opd_64x8", "opd_full_vocab_64x8", "opd_128", "opd_full_vocab_128", "opd", "opd_full_vocab")
+LEARN, NOTHING = ("rlvr", "control_sft", "control_sft_64"), ("opd_random_credit", "rlvr_random_reward")
+ASKED = (*LEARN, *NOTHING)
+ALSO = "opd_random_credit_128"  # drawn; too few seeds to be asked
 OF_GEOMETRY = (
     "update_sparsity", "left_angle_mean_deg", "right_angle_mean_deg", "normalized_spectral_shift", "principal_overlap",
     "low_magnitude_overlap", "stable_rank",
 )  # fmt: skip
-LADDERS = "the ladder of runs that differ only in how much signal an update has"
 SIDES = {"right": "similarity to the end at a fifth, right", "left": "similarity to the end at a fifth, left"}
+OVER_ALL = ("update_sparsity",)  # statistics of all tensors; the others are of attention matrices
 LEAST = 0.1  # of the curve's own range: less is no way off it
+FEW = 2  # statistics of nine: whoever leaves in no more is on one curve with OPD
 MIN_SEEDS = 3
-UNTESTED = "it has too few seeds, or its coherence lies outside that of the ladder's runs in these tables"
+UNTESTED = "it has too few seeds, or its coherence lies outside that of OPD's runs in these tables"
 TESTED = ("leaves", "on the curve", "not decided")
 
 
 def against_coherence(tables: BookTables, updates: int) -> pd.DataFrame:
-    """One row for each run and statistic, with the run's coherence at the same update.
+    """One row for each run and statistic, with the coherence of the same matrices at the same update.
 
     Parameters
     ----------
@@ -54,17 +56,18 @@ def against_coherence(tables: BookTables, updates: int) -> pd.DataFrame:
     DataFrame
         ``recipe, seed, statistic`` (in words), ``metric, coherence, value``.
     """
-    recipes = [name for name in (*LADDER, WITHOUT_SIGNAL, *ASKED) if name in set(tables.geometry["recipe"])]
+    recipes = [name for name in (*LADDER, *ASKED, ALSO) if name in set(tables.geometry["recipe"])]
     own = tables.geometry.loc[tables.geometry["recipe"].isin(recipes)]
     here = own.loc[own["step"] == updates]
     last = own.loc[own["step"] == own.groupby("recipe")["step"].transform("max")]
-    ends, at = at_place(replace(tables, geometry=here), "final", recipes), walks_of_runs(here)["coherence"].to_dict()
+    ends, whole = at_place(replace(tables, geometry=here), "final", recipes), _coherence(here, None)
+    of_attention = _coherence(here, ATTENTION)
     rows = [
         row | {"statistic": metric_of(metric).title, "metric": metric}
         for metric in OF_GEOMETRY
-        for row in _valued(ends, metric, at)
+        for row in _valued(ends, metric, whole if metric in OVER_ALL else of_attention)
     ]
-    names, at = {label(name): name for name in recipes}, walks_of_runs(last)["coherence"].to_dict()
+    names, at = {label(name): name for name in recipes}, _coherence(last, ATTENTION)
     for side, words in SIDES.items():
         if tables.measures is None:
             break
@@ -75,21 +78,27 @@ def against_coherence(tables: BookTables, updates: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _coherence(geometry: pd.DataFrame, modules: tuple[str, ...] | None) -> dict[tuple[str, int], float]:
+    """Coherence of each run over the matrices of some kinds, or over all tensors."""
+    own = geometry if modules is None else geometry.loc[geometry["module"].isin(list(modules))]
+    return walks_of_runs(own)["coherence"].to_dict()
+
+
 def distances(points: pd.DataFrame) -> pd.DataFrame:
-    """Distance of each objective from the curve of the ladder, statistic by statistic.
+    """Distance of each run that is asked from the curve of OPD's ladder, statistic by statistic.
 
     Returns
     -------
     DataFrame
-        ``statistic, metric, recipe, mean, low, high`` (95% interval over seeds), ``span``, the range of the curve, and
-        ``verdict``: *leaves*; *on the curve*, less than a tenth of the range away; *not decided*, further but the seeds
-        disagree; or *not testable*.
+        ``statistic, metric, recipe, mean, low, high`` (95% interval over seeds), ``span``, the range of the curve and
+        of random credit together, and ``verdict``: *leaves*; *on the curve*, less than a tenth of the range away; *not
+        decided*, further but the seeds disagree; or *not testable*.
 
     Examples
     --------
     The ladder rises from 0 to 1; an objective half way along it lies at 0.8, which is 0.3 above.
 
-    >>> rows = [("opd_random_credit", 0, 0.0, 0.0), ("opd", 0, 1.0, 1.0), *(("rlvr", s, 0.5, 0.8) for s in range(3))]
+    >>> rows = [("opd_128", 0, 0.0, 0.0), ("opd", 0, 1.0, 1.0), *(("rlvr", s, 0.5, 0.8) for s in range(3))]
     >>> points = pd.DataFrame(rows, columns=["recipe", "seed", "coherence", "value"])
     >>> distances(points.assign(statistic="x", metric="x"))[["recipe", "mean", "verdict"]].round(9).values.tolist()
     [['rlvr', 0.3, 'leaves']]
@@ -99,7 +108,8 @@ def distances(points: pd.DataFrame) -> pd.DataFrame:
         own = points.loc[points["statistic"] == statistic]
         curve = curve_of(own)
         along, heights = (curve[column].to_numpy(float) for column in ("coherence", "value"))
-        span = float(np.ptp(heights))
+        null = own.loc[own["recipe"] == NOTHING[0], "value"].to_numpy(float)
+        span = float(np.ptp([*heights, null.mean()] if len(null) else heights))
         for recipe in (name for name in ASKED if name in set(own["recipe"])):
             at, values = (own.loc[own["recipe"] == recipe, c].to_numpy(float) for c in ("coherence", "value"))
             off = seed_interval(values - np.interp(at, along, heights))
@@ -119,63 +129,6 @@ def curve_of(points: pd.DataFrame) -> pd.DataFrame:
     return means.sort_values(by="coherence", ignore_index=True)
 
 
-def gaps_without_coherence(points: pd.DataFrame) -> pd.DataFrame:
-    """Whether the ladder is one curve: what OPD and random credit on as many prompts differ in at no coherence.
-
-    Returns
-    -------
-    DataFrame
-        ``statistic``, ``gap`` (OPD less random credit), ``verdict``: *not one curve* where the gap is larger than both
-        ranges over seeds together and than a tenth of the curve's range, else *one curve*; and ``nearer``, the one of
-        the two that RLVR is nearer to; ``seeds``, the fewer of the two. Without two seeds of both there is no row.
-
-    Examples
-    --------
-    >>> rows = [("opd_128", 5.0), ("opd_128", 5.2), ("opd_random_credit_128", 1.0), ("opd_random_credit_128", 1.1)]
-    >>> points = pd.DataFrame([*rows, ("rlvr", 4.0)], columns=["recipe", "value"])
-    >>> found = gaps_without_coherence(points.assign(statistic="x", coherence=0.0))
-    >>> found[["gap", "verdict", "nearer"]].round(9).values.tolist()
-    [[4.05, 'not one curve', 'opd_128']]
-    """
-    rows = []
-    for statistic, own in points.groupby("statistic", sort=False):
-        ends = [own.loc[own["recipe"] == name, "value"].to_numpy(float) for name in (WITH_SIGNAL, WITHOUT_SIGNAL)]
-        if min(map(len, ends)) < 2:
-            continue
-        (high, low), spread = map(np.mean, ends), sum(map(np.ptp, ends))
-        gap, span = float(high - low), float(np.ptp(curve_of(own)["value"].to_numpy(float)))
-        apart = abs(gap) > max(spread, LEAST * span)
-        rlvr = float(own.loc[own["recipe"] == "rlvr", "value"].mean())
-        nearer = WITH_SIGNAL if abs(rlvr - high) < abs(rlvr - low) else WITHOUT_SIGNAL
-        rows.append({"statistic": statistic, "gap": gap, "verdict": "not one curve" if apart else "one curve"})
-        rows[-1] |= {"nearer": nearer if np.isfinite(rlvr) else "", "seeds": min(map(len, ends))}
-    return pd.DataFrame(rows, columns=["statistic", "gap", "verdict", "nearer", "seeds"])
-
-
-def say_gaps(gaps: pd.DataFrame) -> str:
-    """Say whether the ladder is one curve, and what that takes from a verdict on RLVR; nothing without gaps.
-
-    >>> row = {"statistic": "x", "gap": 1.0, "verdict": "not one curve", "nearer": "opd_128", "seeds": 2}
-    >>> for said in say_gaps(pd.DataFrame([row])).split(" (2 seeds each). ")[1].split(": "):
-    ...     print(said)
-    RLVR lies nearer to that OPD than to random credit in 1 of them
-    how far it is from the curve may be how far any run is that learns.
-    """
-    if gaps.empty:
-        return ""
-    apart = gaps.loc[gaps["verdict"] == "not one curve"]
-    both = "\nOPD and random credit, both on 128 prompts an update and without coherence, differ in"
-    many = f"{len(apart)} of {len(gaps)} statistics ({gaps['seeds'].min()} seeds each)."
-    if apart.empty:
-        return f"**{LADDERS[0].upper()}{LADDERS[1:]} is one curve at its lower end.**{both} {many}"
-    said = f"**Coherence is not all that a ruler sees: {LADDERS} is not one curve.**{both} {many}"
-    if not all(gaps["nearer"].tolist()):
-        return said
-    near = apart["nearer"].tolist().count(WITH_SIGNAL)
-    alone = ": how far it is from the curve may be how far any run is that learns" if 2 * near > len(apart) else ""
-    return f"{said} RLVR lies nearer to that OPD than to random credit in {near} of them{alone}."
-
-
 def as_table(found: pd.DataFrame) -> pd.DataFrame:
     """Distances as a table to read: a line for each statistic, a column for each objective.
 
@@ -193,24 +146,51 @@ def as_table(found: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(list(lines.values()))
 
 
-def say(found: pd.DataFrame, *, which: bool = True) -> str:
-    """Say in how many statistics each objective leaves the curve, and ``which``.
+def say(found: pd.DataFrame) -> str:
+    """Say whether what learns lies on one curve and what has nothing to learn leaves it; then which run leaves where.
 
-    >>> row = {"statistic": "x", "recipe": "rlvr", "verdict": "leaves"}
-    >>> say(pd.DataFrame([row, row | {"statistic": "y", "verdict": "not decided"}]))
-    'RLVR leaves the curve in 1 of 2 statistics (x; 1 not decided).'
+    The first line is the answer.
+
+    >>> row = {"statistic": "x", "recipe": "rlvr", "verdict": "on the curve"}
+    >>> off = row | {"recipe": "rlvr_random_reward", "verdict": "leaves"}
+    >>> print(say(pd.DataFrame([row, off, off | {"statistic": "y", "verdict": "not decided"}])))
+    **What learns lies on one curve, whatever its objective.** RLVR leaves it in 0 of 1; with nothing
+    to learn, random reward in 1 of 2 statistics.
+    Random reward: x; 1 not decided.
     """
-    names, said = {label(recipe): recipe for recipe in found["recipe"].tolist()}, []
+    names, left, tested, where = {label(recipe): recipe for recipe in found["recipe"].tolist()}, {}, {}, []
     for shown in in_order(names):
         own = found.loc[found["recipe"] == names[shown]]
-        tested = own.loc[own["verdict"].isin(TESTED), "verdict"].tolist()
-        left = own.loc[own["verdict"] == TESTED[0], "statistic"].tolist()
-        open_ = f"{tested.count(TESTED[2])} not decided" if TESTED[2] in tested else ""
-        where = "; ".join(filter(None, [*(left if which and len(left) < len(tested) else []), open_]))
-        name = shown[:1].upper() + shown[1:]
-        many = f"{name} leaves the curve in {len(left)} of {len(tested)} statistics{f' ({where})' if where else ''}."
-        said.append(many if tested else f"{name} cannot be tested: {UNTESTED}.")
-    return " ".join(said)
+        verdicts = own.loc[own["verdict"].isin(TESTED), "verdict"].tolist()
+        off = own.loc[own["verdict"] == TESTED[0], "statistic"].tolist()
+        left[shown], tested[shown] = len(off), len(verdicts)
+        name, undecided = shown[:1].upper() + shown[1:], verdicts.count(TESTED[2])
+        off += [f"{undecided} not decided"] if undecided else []
+        where += [f"{name}: {'; '.join(off)}."] if off else []
+        where += [] if verdicts else [f"{name} cannot be tested: {UNTESTED}."]
+    learn, nothing = ([n for n in map(label, kind) if tested.get(n)] for kind in (LEARN, NOTHING))
+    counts = [f"{name} in {left[name]} of {tested[name]}" for name in (*learn, *nothing)]
+    parts = [listed(counts[: len(learn)]), f"with nothing to learn, {listed(counts[len(learn) :])}"]
+    said = "; ".join(parts[: 1 + bool(nothing)] if learn else parts[1 : 1 + bool(nothing)])
+    said = said.replace(" in ", " leaves it in ", 1) if learn else said
+    lead = _lead([left[n] <= FEW for n in learn], [2 * left[n] > tested[n] for n in nothing])
+    return f"{lead}{said} statistics.\n{' '.join(where)}" if said else " ".join(where)
+
+
+def _lead(on: list[bool], off: list[bool]) -> str:
+    """Say in one sentence what the counts come to; ends with a space.
+
+    >>> _lead([True, True], [True])
+    '**What learns lies on one curve, whatever its objective, and what has nothing to learn leaves it.** '
+    >>> _lead([True, False], [True]), _lead([], [])
+    ('**Not all that learns lies on one curve.** ', '')
+    """
+    if not on:
+        return ""
+    if not all(on):
+        return "**Not all that learns lies on one curve.** "
+    more = ", and what has nothing to learn leaves it" if off and all(off) else ""
+    return f"**What learns lies on one curve, whatever its objective{more}.** "
 
 
 def _valued(table: pd.DataFrame, column: str, at: Mapping[tuple[str, int], float]) -> list[dict[str, object]]:

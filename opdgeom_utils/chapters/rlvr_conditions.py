@@ -10,7 +10,6 @@ import pandas as pd
 
 from opdgeom_utils.chapters.committed_tables import BookTables
 from opdgeom_utils.chapters.null_objectives import ASKED, RULERS, rulers_of
-from opdgeom_utils.chapters.one_curve import TESTED
 from opdgeom_utils.chapters.surviving import NO, YES
 from opdgeom_utils.chapters.where import at_place
 from opdgeom_utils.claims.schema import load_claims
@@ -19,55 +18,6 @@ from opdgeom_utils.recipes import load_recipe
 from opdgeom_utils.vocabulary import label, listed, metric_of
 
 RLVR, LONG, CONTROL, NULL = "rlvr", "rlvr_long", "control_sft_64", "rlvr_random_reward"
-LEAVES = TESTED[0]
-ENOUGH = 1 / 2  # of RLVR's distance from the curve
-
-
-def few_prompts(distances: pd.DataFrame) -> pd.DataFrame:
-    """Ask, where RLVR leaves the curve, whether its control leaves it too, to the same side and half as far.
-
-    ``distances``: from :func:`opdgeom_utils.chapters.one_curve.distances`.
-    Returns ``statistic``, ``share``, the control's distance as a part of RLVR's, ``leaves``, whether the control leaves
-    the curve to RLVR's side at all, and ``enough``, *yes* or *no*; no row without the control.
-
-    >>> row = {"statistic": "x", "recipe": "rlvr", "mean": -0.4, "verdict": "leaves"}
-    >>> few_prompts(pd.DataFrame([row, row | {"recipe": "control_sft_64", "mean": -0.3}])).round(9).values.tolist()
-    [['x', 0.75, True, 'yes']]
-    """
-    own, control = (distances.loc[distances["recipe"] == name].set_index("statistic") for name in (RLVR, CONTROL))
-    rows = []
-    for name in own.index[own["verdict"] == LEAVES].intersection(control.index):
-        share = float(control.loc[name, "mean"]) / float(own.loc[name, "mean"])
-        leaves = control.loc[name, "verdict"] == LEAVES and share > 0
-        enough = YES if leaves and share >= ENOUGH else NO
-        rows.append({"statistic": name, "share": share, "leaves": leaves, "enough": enough})
-    return pd.DataFrame(rows, columns=["statistic", "share", "leaves", "enough"])
-
-
-def say_few_prompts(found: pd.DataFrame) -> str:
-    """Say in how many statistics few prompts are enough; ``found``: from :func:`few_prompts`; empty without rows.
-
-    >>> found = {"statistic": ["x", "y"], "share": [0.75, 0.3], "leaves": True, "enough": ["yes", "no"]}
-    >>> print(say_few_prompts(pd.DataFrame(found)).replace(". ", "." + chr(10)).replace("** ", "**" + chr(10)))
-    **Few prompts do not explain all of it.**
-    SFT on as few leaves the curve half as far or more in 1 of 2 statistics (x).
-    It leaves it to the same side, but only 30% as far, in 1.
-    """
-    if found.empty:
-        return ""
-    alike = found.loc[found["enough"] == YES, "statistic"].tolist()
-    part = found.loc[found["leaves"].astype(bool) & (found["enough"] == NO), "share"].tolist()
-    lead = (
-        "Few prompts explain it" if len(alike) == len(found) else
-        "Few prompts do not explain all of it" if alike or part else "Few prompts do not explain it"
-    )  # fmt: skip
-    which = f" ({'; '.join(alike)})" if 0 < len(alike) < len(found) else ""
-    many = f"{len(alike)} of {len(found)} statistics{which}"
-    rest = ""
-    if part:
-        span = f"{min(part):.0%}" + (f" to {max(part):.0%}" if len(part) > 1 else "")
-        rest = f" It leaves it to the same side, but only {span} as far, in {len(part)}."
-    return f"**{lead}.** SFT on as few leaves the curve half as far or more in {many}.{rest}"
 
 
 def beside_control(tables: BookTables) -> str:
@@ -80,9 +30,9 @@ def beside_control(tables: BookTables) -> str:
     if not set(names) <= set(found.index):
         return ""
     where = {
-        label(name): f"outside of {ASKED} times by {listed(off)}"
+        label(name): f"not within {ASKED} times of {label(name)} by {listed(off)}"
         if (off := _off(found, name))
-        else f"within {ASKED} times"
+        else f"within {ASKED} times of {label(name)}"
         for name in (CONTROL, NULL)
     }
     said = "; ".join(
@@ -90,8 +40,8 @@ def beside_control(tables: BookTables) -> str:
         for m in RULERS
     )
     return (
-        f"By the paper's rulers, after as many updates, RLVR lies {where[label(CONTROL)]} of {label(CONTROL)}. Random "
-        f"reward, which had nothing to learn, lies {where[label(NULL)]}. (In the order {'; '.join(map(label, names))}: "
+        f"By the paper's rulers, after as many updates, RLVR lies {where[label(CONTROL)]}. It lies "
+        f"{where[label(NULL)]}, which had nothing to learn. (In the order {'; '.join(map(label, names))}: "
         f"{said}.)"
     )
 

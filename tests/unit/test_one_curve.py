@@ -10,7 +10,7 @@ from opdgeom_utils import charts
 from opdgeom_utils.chapters import committed_tables, one_curve
 from opdgeom_utils.measures.noise import walk_of, walks_of_runs
 
-LADDER = {"opd_random_credit": 0.0, "opd_128": 0.25, "opd": 0.5, "opd_full_vocab": 1.0}
+LADDER = {"opd_64x8": 0.0, "opd_128": 0.25, "opd": 0.5, "opd_full_vocab": 1.0}
 
 
 def world(offsets: list[float], at: float = 0.5, recipe: str = "rlvr") -> pd.DataFrame:
@@ -50,14 +50,30 @@ def test_the_curve_is_a_broken_line_through_the_ladders_means() -> None:
     assert curve["value"].tolist() == [0.0, 0.5, 1.0, 2.0]
 
 
-def test_words_name_what_leaves_and_what_cannot_be_tested() -> None:
-    found = pd.concat(
-        [one_curve.distances(world([0.5, 0.5, 0.5])), one_curve.distances(world([0.1], recipe="control_sft"))]
+def test_random_credit_widens_the_range_and_is_no_part_of_the_curve() -> None:
+    """At ten times the curve's height RLVR's 0.5 is less than a tenth of the range, and the curve is what it was."""
+    points = pd.concat([world([0.5, 0.5, 0.5]), world([9.0, 9.0, 9.0], recipe="opd_random_credit").iloc[8:]])
+    found = one_curve.distances(points).set_index("recipe")
+    assert found.loc["rlvr", ["mean", "span", "verdict"]].tolist() == [0.5, pytest.approx(10.0), "on the curve"]
+    assert found.loc["opd_random_credit", ["mean", "verdict"]].tolist() == [9.0, "leaves"]
+
+
+def test_words_say_who_leaves_and_what_cannot_be_tested() -> None:
+    learns, null = world([0.01, 0.02, 0.03]), world([1.5, 1.5, 1.5], recipe="rlvr_random_reward")
+    found = pd.concat(map(one_curve.distances, [learns, null, world([0.1], recipe="control_sft")]))
+    lead, where = one_curve.say(found).split("\n")
+    assert lead == (
+        "**What learns lies on one curve, whatever its objective, and what has nothing to learn leaves it.** RLVR "
+        "leaves it in 0 of 1; with nothing to learn, random reward in 1 of 1 statistics."
     )
-    said = one_curve.say(found)
-    assert "RLVR leaves the curve in 1 of 1 statistics." in said
-    assert "Control SFT cannot be tested: " in said
-    assert one_curve.as_table(found).iloc[0]["RLVR"] == "0.5 (25% of the range): leaves"
+    assert "Random reward: stable rank." in where
+    assert "Control SFT cannot be tested: " in where
+    assert one_curve.as_table(found).iloc[0]["random reward"] == "1.5 (75% of the range): leaves"
+
+
+def test_an_objective_off_the_curve_is_not_hidden() -> None:
+    off = pd.concat(one_curve.distances(world([0.5, 0.5, 0.5]).assign(statistic=name)) for name in "abc")
+    assert one_curve.say(off).startswith("**Not all that learns lies on one curve.** RLVR leaves it in 3 of 3")
 
 
 def test_coherence_of_a_run_is_that_of_its_whole_update() -> None:
@@ -87,18 +103,14 @@ def test_a_figure_without_a_number_says_so() -> None:
     assert described == "Nothing to draw: the table has no defined number of a statistic."
 
 
-@pytest.mark.parametrize(
-    ("of_random", "verdict"), [([5.0, 5.3], "one curve"), ([3.5, 3.6], "not one curve"), ([5.3, 5.31], "one curve")]
-)
-def test_the_ladder_is_no_curve_where_seeds_leave_a_gap_without_coherence(of_random: list[float], verdict: str) -> None:
-    """OPD at 5.1 and 5.2 on a curve that ranges over 2: a gap of 0.2 is no more than a tenth of it."""
-    points = world([0.0, 0.0, 0.0]).query("recipe != 'opd_128'")
-    at = {"statistic": "stable rank", "metric": "stable_rank", "coherence": 0.0}
-    added = [at | {"recipe": "opd_128", "seed": seed, "value": 5.1 + seed / 10} for seed in range(2)]
-    added += [at | {"recipe": "opd_random_credit_128", "seed": s, "value": v} for s, v in enumerate(of_random)]
-    both = pd.concat([points.assign(value=points["value"] + 3.3), pd.DataFrame(added)])
-    (row,) = one_curve.gaps_without_coherence(both).to_dict(orient="records")
-    assert row["gap"] == pytest.approx(5.15 - np.mean(of_random))
-    assert row["verdict"] == verdict
-    assert one_curve.gaps_without_coherence(points).empty
-    assert one_curve.say_gaps(one_curve.gaps_without_coherence(points)) == ""
+def test_a_statistic_stands_beside_the_coherence_of_its_own_matrices() -> None:
+    """Sparsity beside all tensors, the rest beside attention, worked out from the norms."""
+    tables = committed_tables.tables_for("toy", [0, 1, 2])
+    points = one_curve.against_coherence(tables, 400).set_index(["recipe", "seed", "metric"])["coherence"]
+    own = tables.geometry.query("recipe == 'opd_128' and seed == 0 and step == 400")
+    attention = own[own["module"].isin(["q_proj", "k_proj", "v_proj", "o_proj"])]
+    for metric, rows in (("update_sparsity", own), ("stable_rank", attention)):
+        rms = ((rows["update_norm"] ** 2).sum() / rows.loc[rows["update_norm"].notna(), "n_entries"].sum()) ** 0.5
+        walk = walk_of("opd_128", "toy", 400)
+        expected = (rms**2 - walk.rms**2) / (walk.ballistic**2 - walk.rms**2)
+        assert points["opd_128", 0, metric] == pytest.approx(expected)
