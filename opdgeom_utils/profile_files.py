@@ -48,9 +48,10 @@ def profile_path(profile: str) -> Path:
     """
     path = RECIPES / f"{profile}.yaml"
     if not path.is_file():
-        known = sorted(p.stem for p in RECIPES.glob("*.yaml"))
+        known = sorted(p.stem for p in RECIPES.glob("*.yaml") if p.stem != "models")  # of the shipped models
         raise UnknownProfileError(
-            f"unknown profile {profile!r}: there is no {path.name} in data/recipes; {choices(profile, known)}"
+            f"unknown profile {profile!r}: there is no {path.name} in data/recipes; {choices(profile, known)}; or "
+            "write one of your own there, with like: and the name of one of these"
         )
     return path
 

@@ -108,6 +108,8 @@ def check_demonstrations(recipe: Recipe) -> None:
             f"recipe {recipe.name!r} is SFT, and problems of {', '.join(without)} have no demonstration; name the "
             "column that has it, add completion to each line of a file, or leave them to opd and rlvr"
         )
+    if getattr(tasks, "mismatched", False):  # wrong on purpose: SFT's null objective
+        return
     if not any(tasks.grade(p, Written(p.completion.removesuffix(END), ended=True)).reward for p in problems):
         raise RecipeError(
             f"recipe {recipe.name!r} is SFT, and of {len(problems)} demonstrations none would be graded right, such as "

@@ -45,11 +45,13 @@ def load_or_train_many(
     """Open or train several runs, ``workers`` at a time, each in a process of its own, in the order asked for.
 
     ``jobs``: pairs of recipe name and seed. Give the longest first: the last to finish decides the time.
-    ``workers``: processes at once, each with one thread.
+    ``workers``: processes at once, each with one thread; -1 for one a core.
     ``measures``: whether to measure each run's path and function too (:mod:`opdgeom_utils.measures.of_runs`).
     ``until``: stop every run at its last checkpoint up to this update, unmeasured; None trains to the end.
-    Raises WorkerError if a process fails. The other runs are finished first, and what was trained is kept.
+    Raises WorkerError if a process fails. The other runs are finished first, and what was trained is kept. Raises it
+    too where ``workers`` is no number of processes.
     """
+    workers = at_once(workers)
     more = ["measures"] * measures if until is None else [f"until={until}"]
     logs = runs_folder() / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -74,6 +76,17 @@ def load_or_train_many(
         said = "\n".join(f"{'; '.join(named)}:\n{words}" for words, named in failures.items())
         raise WorkerError(f"{count} of {len(jobs)} runs failed; the rest are kept.\n{said}")
     return [load_or_train(name, seed=seed, profile=profile, until=until) for name, seed in jobs]
+
+
+def at_once(asked: int) -> int:
+    """How many processes to run at once: as many as asked for, or one a core for -1.
+
+    >>> at_once(3), at_once(-1) >= 1
+    (3, True)
+    """
+    if asked != -1 and asked < 1:
+        raise WorkerError(f"{asked} processes at once are asked for; expected 1 or more, or -1 for one a core")
+    return (os.cpu_count() or 1) if asked == -1 else asked
 
 
 @contextmanager

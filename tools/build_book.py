@@ -95,7 +95,7 @@ def execute_notebooks(plan: Plan) -> list[Executed]:
         done.append(result)
         print(f"  {result.name:36s} {f'{result.seconds:6.1f} s' if result.ran else 'kept'}", flush=True)
 
-    with ThreadPoolExecutor(plan.jobs) as pool:
+    with ThreadPoolExecutor(plan.jobs if plan.jobs > 0 else os.cpu_count()) as pool:
         list(pool.map(one, notebook_sources(plan.root)))
     if failures:
         raise BookFailedError("\n\n".join(sorted(failures)))
@@ -235,7 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--site", type=Path, help="where the site goes (default: ROOT/_build/site)")
     parser.add_argument("--parameters", type=Path, help="papermill parameters for every notebook, a YAML file")
     parser.add_argument("--label", default="", help="banner on every page")
-    parser.add_argument("--jobs", type=int, default=2, help="notebooks executed at once")
+    parser.add_argument("--jobs", type=int, default=2, help="notebooks executed at once; -1: one a core")
     parser.add_argument("--smoke", action="store_true", help="the tests' site, under profile smoke")
     parser.add_argument("--force", action="store_true", help="render the pages again even if nothing changed")
     parser.add_argument("--linkcheck", action="store_true", help="follow outside links instead of building the site")

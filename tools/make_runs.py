@@ -14,7 +14,7 @@ from opdgeom_utils.chapters.committed_tables import PUBLISHED
 from opdgeom_utils.chapters.mismatched import joined
 from opdgeom_utils.chapters.where import NULL_OBJECTIVES, OF_SFT, at_place
 from opdgeom_utils.claims import load_reported
-from opdgeom_utils.errors import CheckpointNotFoundError, OpdGeomError, StaleResultsError
+from opdgeom_utils.errors import CheckpointNotFoundError, OpdGeomError, StaleResultsError, UnknownProfileError
 from opdgeom_utils.measures.of_runs import measures_of
 from opdgeom_utils.measures.path_overlaps import missing_counterparts
 from opdgeom_utils.models import PROJECT
@@ -62,11 +62,13 @@ def main() -> int:
     parser.add_argument("--profile", default="toy")
     parser.add_argument("--recipes", nargs="*", default=[], help="only these (default: all of the profile)")
     parser.add_argument("--seeds", nargs="*", type=int, help="only these (default: the recipe's own)")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2, help="runs at once; -1: one a core")
     parser.add_argument("--finished", action="store_true", help="train nothing: take the runs that are finished")
     parser.add_argument("--add", action="store_true", help="keep the tables' rows of runs that they hold already")
     parser.add_argument("--results", type=Path, help="folder for the tables (default: data/results/PROFILE)")
     args = parser.parse_args()
+    if args.profile == "models":
+        raise UnknownProfileError("models.yaml has the recipes of the shipped models: `make models` makes them")
     own = results_of(args.profile)
     args.results = args.results or own
     if args.results == own and archived(own):

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from opdgeom_utils.chapters.findings import order_sentence
-from opdgeom_utils.chapters.null_objectives import spectral_clause
+from opdgeom_utils.chapters.null_objectives import turning_clause
 from opdgeom_utils.chapters.path_findings import early_clause, locking_clause
 from opdgeom_utils.chapters.verdicts import verdict_of
 from opdgeom_utils.claims import OPPOSITE, UNTESTABLE, VERDICTS, matching
@@ -148,7 +148,7 @@ def _regime(card: pd.DataFrame, tables: Tables | None = None) -> str:
     size, spectra = ({verdict_of(card, name) for name in names} for names in (_SPARSITY, _SPECTRA))
     null = "Its sparsity and its masks are what its shuffled update has too." if size == {OPPOSITE} else ""
     turned = "Its rotation and drift are larger than the shuffled ones." if spectra == {OPPOSITE} else ""
-    nothing = spectral_clause(tables) if turned else ""
+    nothing = turning_clause(tables) if turned else ""
     return _joined(first, null, turned, f"{nothing}." if nothing else "")
 
 

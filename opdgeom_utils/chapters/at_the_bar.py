@@ -144,6 +144,6 @@ def say_longer(found: pd.DataFrame) -> str:
     ]
     learned = f"In {long} OPD closed {gap} of the gap in accuracy and, of the distance, {distance}"
     before = "" if (bar["held"] == YES).all() else f" ({short} are not enough)"
-    held = f"Of the other rules of chapter 2, {len(tested) - len(failed)} of {len(tested)} hold after {long}."
+    held = f"Of the other lines of its table, {len(tested) - len(failed)} of {len(tested)} hold after {long}."
     rest = f" Not: {'; '.join(failed)}." if failed else ""
     return f"**{learned}: {met} this book's bar, a third and a half, by their means{before}.**\n{held}{rest}"

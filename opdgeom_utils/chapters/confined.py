@@ -19,6 +19,7 @@ from opdgeom_utils.recipes import load_recipe
 from opdgeom_utils.vocabulary import listed
 
 PROFILE = "confined"
+PAPER_RANK = 16  # directions in which the paper holds the gradient
 LEARNED, SEEDS = 1 / 5, 3  # of the distance to the teacher; fewer seeds test nothing
 EARLY, _, RANDOM, INPUTS = SPACES.values()
 STRICT = "update held"
@@ -87,10 +88,11 @@ def say(tables: BookTables, kept: pd.DataFrame) -> str:
     The first line is the answer.
     """
     wide, made, begins = by_seed(kept), load_recipe("opd", tables.profile), kept["starts"].iloc[0]
-    narrow = f" in {kept['rank'].min()} directions"
+    rank = int(kept["rank"].min())
+    narrow = f" in {rank} directions"
     closed, gap = distance_closed(tables)["fixed"], seed_interval(gap_closed(tables))
     said = [
-        f"{_answer(wide, learned=closed.mean >= LEARNED)} In {made.steps} updates on {made.prompts_per_update} "
+        f"{_answer(wide, rank, learned=closed.mean >= LEARNED)} In {made.steps} updates on {made.prompts_per_update} "
         f"prompts each, every word judged, free OPD closes {closed.mean:.0%} of its distance to the teacher and "
         f"{gap.mean:.0%} of the gap in accuracy"
     ]
@@ -102,7 +104,10 @@ def say(tables: BookTables, kept: pd.DataFrame) -> str:
     more = _interval(_kept(wide, EARLY) - own).text("+.0%")
     shares = _shares(wide, [("in its own early space", own)])
     if len(own):
-        said += [f"Control SFT, its gradient held{narrow}, keeps {shares}; OPD minus control SFT, seed by seed: {more}"]
+        said += [
+            f"Control SFT, its gradient held{narrow}, keeps {shares}; OPD minus control SFT, seed by seed: {more} (by "
+            "distance to the teacher, which only OPD is asked to close)"
+        ]
     alone = "" if "opd_random_credit" in set(tables.accuracy["recipe"]) else " No run with random credit is beside it."
     return f"{'. '.join(said)}. Seeds: {len(wide)} where nothing else is said.{alone}"
 
@@ -134,7 +139,7 @@ def _shares(wide: pd.DataFrame, kept_in: list[tuple[str, pd.Series]]) -> str:
     return listed(f"{own.mean:.0%} {words}{f' (seeds: {own.n})' * (own.n < len(wide))}" for words, own in shares)
 
 
-def _answer(wide: pd.DataFrame, *, learned: bool) -> str:
+def _answer(wide: pd.DataFrame, rank: int, *, learned: bool) -> str:
     """Say whether the early space is enough, by gradients and by steps that are held, and whether another would do."""
     loosely, strictly = HELD.values()
     loose, strict = (_interval(_kept(wide, EARLY + ending)) for ending in (loosely, strictly))
@@ -145,11 +150,11 @@ def _answer(wide: pd.DataFrame, *, learned: bool) -> str:
         own, where = _interval(_kept(wide, EARLY + ending)), how.removeprefix(STRICT).strip().capitalize()
         if own.n >= SEEDS:
             wider.append(f"{where} it keeps {own.text('.0%')}; there the early space {_told(wide, ending)}.")
+    where = "Where OPD learns" if learned else "Where OPD learned less than was asked"
     said = (
-        f"{'Where OPD learns' if learned else 'Where OPD learned less than was asked'}, with its gradient held in its "
-        f"early space, as in the paper, it keeps {loose.text('.0%')} of its progress: {_enough(loose)}; it "
-        f"{_told(wide, loosely)}. With its updates held it keeps {strict.text('.0%')}: {_enough(strict)}; it "
-        f"{_told(wide, strictly)}."
+        f"{where}, with its gradient held in {rank} directions of its early space (the paper: {PAPER_RANK}) it keeps "
+        f"{loose.text('.0%')} of its progress: {_enough(loose)}; it {_told(wide, loosely)}. With its updates held it "
+        f"keeps {strict.text('.0%')}: {_enough(strict)}; it {_told(wide, strictly)}."
     )
     return f"{said}\n{' '.join(['(An update that is held is shorter too.)', *wider])}"
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
+from typing import Any
 
 import pandas as pd
 
@@ -12,11 +13,18 @@ from opdgeom_utils.chapters.committed_tables import BookTables
 from opdgeom_utils.chapters.literature import PAPER, kind_of, rates_published
 from opdgeom_utils.chapters.where import NULL_OBJECTIVES, at_place
 from opdgeom_utils.claims import load_reported
-from opdgeom_utils.intervals import disjoint, number, seed_interval
+from opdgeom_utils.intervals import difference, number, seed_interval
 from opdgeom_utils.measures.noise import walk_of
 from opdgeom_utils.metrics import decay_shrinkage, drift_without_decay
 from opdgeom_utils.vocabulary import label, listed, metric_of
 
+WHERE = {
+    "equal_norm": "where all of these have one norm",
+    "final": "at their ends",
+    "equal_updates": "after as many updates",
+}
+PAIRS = 3  # of runs, that are told apart or not: OPD and RLVR, and each beside its null objective
+EACH = {"ratio": "each", "ratio_rest": "each_rest"}  # the seeds of an interval
 DRIFT, SHUFFLED, REST, DECAY = "normalized_spectral_shift", "normalized_spectral_shift_shuffled", "undecayed", "decay"
 
 
@@ -45,16 +53,18 @@ def beside_shuffle(tables: BookTables, place: str, recipes: Sequence[str]) -> pd
 
     ``tables``: from :func:`with_decay`. ``place``: a key of :data:`opdgeom_utils.claims.matching.PLACES`.
     Returns ``recipe``, the means over seeds ``drift, decay, undecayed, shuffled``, and the intervals ``ratio`` and
-    ``ratio_rest`` of the shift, and of the shift without decay, over the shuffled one. Empty without a shuffled null.
+    ``ratio_rest`` of the shift, and of the shift without decay, over the shuffled one, with their seeds ``each`` and
+    ``each_rest``. Empty without a shuffled null.
     """
-    rows, columns = [], ["recipe", "drift", DECAY, REST, "shuffled", "ratio", "ratio_rest"]
+    rows, columns = [], ["recipe", "drift", DECAY, REST, "shuffled", *EACH, *EACH.values()]
     if SHUFFLED not in tables.geometry:
         return pd.DataFrame(rows, columns=columns)
     ends = at_place(tables, place, recipes).dropna(subset=[DRIFT, SHUFFLED])
     for recipe in (name for name in recipes if name in set(ends["recipe"])):
         own = ends.loc[ends["recipe"] == recipe]
-        ratios = [seed_interval((own[column] / own[SHUFFLED]).to_numpy(float)) for column in (DRIFT, REST)]
-        rows.append((recipe, *own[[DRIFT, DECAY, REST, SHUFFLED]].mean().tolist(), *ratios))
+        ratios = [(own[column] / own[SHUFFLED]).to_numpy(float) for column in (DRIFT, REST)]
+        means = own[[DRIFT, DECAY, REST, SHUFFLED]].mean().tolist()
+        rows.append((recipe, *means, *map(seed_interval, ratios), *ratios))
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -69,13 +79,16 @@ def shown(found: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def say(found: pd.DataFrame) -> str:
+def say(found: pd.DataFrame, place: str, elsewhere: Mapping[str, pd.DataFrame] | None = None) -> str:
     """Say on one line what is left of the shifts without decay, beside shuffled updates, and on the next the numbers.
+
+    ``found``: from :func:`beside_shuffle` at ``place``.
+    ``elsewhere``: the same at other places, for the null objectives.
 
     >>> from opdgeom_utils.intervals import Interval
     >>> one, two = Interval(2.0, 1.9, 2.1, 2), Interval(1.0, 0.9, 1.1, 2)
     >>> row = {"recipe": ["opd"], "drift": 4e-4, "decay": 3e-4, "ratio": [one], "ratio_rest": [two]}
-    >>> print(say(pd.DataFrame(row)))
+    >>> print(say(pd.DataFrame(row), "equal_norm"))
     Take weight decay away, and size explains the spectral shift: with it shifts are 2.00 times those of shuffled
     updates, without it 1.00 times.
     Where all of these have one norm, decay alone would shift the spectrum by 0.0003 (OPD, which shows 0.0004).
@@ -86,7 +99,7 @@ def say(found: pd.DataFrame) -> str:
     alone = listed(
         f"{number(row[DECAY], text)} ({name}, which shows {number(row['drift'], text)})" for name, row in rows.items()
     )
-    numbers = f"\nWhere all of these have one norm, decay alone would shift the spectrum by {alone}."
+    numbers = f"\n{WHERE[place][:1].upper()}{WHERE[place][1:]}, decay alone would shift the spectrum by {alone}."
     spans = []
     for column in ("ratio", "ratio_rest"):
         means = [row[column].mean for row in rows.values()]
@@ -99,26 +112,32 @@ def say(found: pd.DataFrame) -> str:
     opd, rlvr = (rows.get(label(name)) for name in ("opd", "rlvr"))
     if opd is None or rlvr is None:
         return f"Beside shuffled updates shifts are {spans[0]} times as large, without decay {spans[1]} times.{numbers}"
-    then, now = (disjoint(opd[column], rlvr[column]) for column in ("ratio", "ratio_rest"))
-    words = {True: "told apart", False: "not told apart"}
+    then, now = (_apart(opd, rlvr, column) for column in EACH.values())
+    words, places = {True: "told apart", False: "not told apart"}, {place: found, **(elsewhere or {})}
     return (
         f"A part of the spectral shift is weight decay, and no learning. With it RLVR (a shift "
         f"{rlvr['ratio'].mean:.2f} times that of its shuffled update) and OPD ({opd['ratio'].mean:.2f} times) are "
         f"{words[then]} from each other. Without it ({rlvr['ratio_rest'].mean:.2f} and {opd['ratio_rest'].mean:.2f} "
-        f"times) they are {words[now]}.{_beside_nothing(found)}{numbers}"
+        f"times) they are {words[now]}.{''.join(_beside_nothing(there, at) for at, there in places.items())}{numbers}"
     )
 
 
-def _beside_nothing(found: pd.DataFrame) -> str:
-    """Say whether the shift without decay still tells each run from its null objective; begins with a space."""
-    rest = dict(zip(found["recipe"].tolist(), found["ratio_rest"].tolist(), strict=True))
-    said = [
-        f"{label(name)} {'is' if disjoint(rest[name], rest[null]) else 'is not'} told apart from {label(null)} "
-        f"({rest[null].mean:.2f} times)"
-        for name, null in NULL_OBJECTIVES.items()
-        if {name, null} <= set(rest)
-    ]
-    return f" Without it, {'; '.join(said)}." if said else ""
+def _apart(one: Mapping[str, Any], other: Mapping[str, Any], column: str) -> bool:
+    """Whether the interval of the difference of means leaves out 0 (Welch; 95% with an allowance for the pairs)."""
+    low, high = difference(one[column], other[column], among=PAIRS)
+    return low > 0 or high < 0
+
+
+def _beside_nothing(found: pd.DataFrame, place: str) -> str:
+    """Say whether the shift without decay tells each run from its null objective there; begins with a space."""
+    rows = {row["recipe"]: row for row in found.to_dict("records")}
+    said = []
+    for name, null in NULL_OBJECTIVES.items():
+        if {name, null} <= set(rows):
+            own, other = (rows[recipe]["ratio_rest"].mean for recipe in (name, null))
+            told = "is" if _apart(rows[name], rows[null], EACH["ratio_rest"]) else "is not"
+            said.append(f"{label(name)} {told} told apart from {label(null)} ({own:.2f} and {other:.2f} times)")
+    return f" Without it, {WHERE[place]}, {' and '.join(said)}." if said else ""
 
 
 def of_the_paper() -> str:

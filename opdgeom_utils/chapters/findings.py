@@ -72,8 +72,8 @@ def short_sentence(card: pd.DataFrame, tables: Tables) -> str:
     if not updates or not norm or UNTESTABLE in updates + norm:
         return ""
     said = (
-        f"After equally many updates the paper's order of the three is {_how_many(updates)}; between updates of equal "
-        f"norm, on attention matrices, it is {_how_many(norm)}."
+        f"With control SFT in SFT's place and after equally many updates the paper's order of the three is "
+        f"{_how_many(updates)}; between updates of equal norm it is {_how_many(norm)}."
     )
     if null_objectives.lie_between(tables):
         said += BETWEEN
@@ -112,8 +112,8 @@ def order_sentence(card: pd.DataFrame, tables: Tables | None = None) -> str:
     >>> rows = [("equal_updates", "reproduced"), ("equal_norm", "not decided"), ("equal_norm", "the opposite")]
     >>> print(order_sentence(pd.DataFrame(rows, columns=["condition", "verdict"])).replace(". ", "." + chr(10)))
     At one rate and after equally many updates the paper's order is there.
-    Between updates of equal norm, on attention matrices, the order is not there: 0 of 2 (1 not decided, 1 the
-    opposite).
+    Between updates of equal norm (attention matrices; for sparsity all tensors) the order is not there: 0 of 2 (1
+    not decided, 1 the opposite).
     """
     updates, norm = (verdicts_of(card, condition) for condition in ("equal_updates", "equal_norm"))
     if not updates or not norm or UNTESTABLE in updates + norm:
@@ -122,7 +122,8 @@ def order_sentence(card: pd.DataFrame, tables: Tables | None = None) -> str:
     between = BETWEEN if null_objectives.lie_between(tables) else ""
     finding = (
         f"At one rate and after equally many updates the paper's order is {length}.{between} "
-        f"Between updates of equal norm, on attention matrices, the order is {size}: {tally(norm)}."
+        f"Between updates of equal norm (attention matrices; for sparsity all tensors) the order is {size}: "
+        f"{tally(norm)}."
     )
     more = f"{null_objectives.between_sentence(tables)}{order_with_mlp(tables)}{_shuffled_sentence(tables)}"
     return f"{finding}\n{more.strip()}".strip()
@@ -227,9 +228,8 @@ def null_sentence(card: pd.DataFrame, tables: Tables | None = None) -> str:
     >>> rows |= {"verdict": ["the opposite"] * 2, "least": [0.0, 1.5], "most": [0.0, 2.0]}
     >>> null_sentence(pd.DataFrame(rows | {"n_opposite": [1, 2], "n_comparisons": [1, 2]}))
     'Then each update ... Beside such a null 0 of 2 statements on OPD, RLVR and their order hold. Sparsity and
-    mask overlaps show what size and bf16 rounding give by themselves. Rotation and drift of OPD and RLVR are 1.5 to
-    2.0 times the shuffled ones, so these updates do not
-    spare the leading directions.'
+    mask overlaps show what size and bf16 rounding give by themselves. OPD and RLVR turn the leading directions 1.5 to
+    2.0 times as far as their shuffled updates do, so they do not spare them.'
     """
     rows = card.loc[card["condition"].isin(["null_opd", "null_rlvr", "null_order"])]
     verdicts = rows["verdict"].tolist()
@@ -239,10 +239,10 @@ def null_sentence(card: pd.DataFrame, tables: Tables | None = None) -> str:
     spectral = rows["diagnostic"].isin(["rotation", "spectral_drift"])
     held = f"Beside such a null {verdicts.count(REPRODUCED)} of {len(verdicts)} statements"
     held += " on OPD, RLVR and their order hold"
-    clauses = [held, _grid_clause(rows.loc[~spectral, "verdict"].tolist()), _spectral_clause(rows.loc[spectral])]
-    clauses += [null_objectives.spectral_clause(tables)]
+    clauses = [held, _grid_clause(rows.loc[~spectral, "verdict"].tolist()), _turning_clause(rows.loc[spectral])]
+    clauses += [null_objectives.turning_clause(tables)]
     sft = card.loc[under(card, "null_sft")].to_dict("records")
-    clauses += [f"SFT's drift is {row['value']:.2f} times its shuffled one" for row in sft]
+    clauses += [f"SFT's drift, weight decay in it, is {row['value']:.2f} times its shuffled one" for row in sft]
     return f"{opening}{'. '.join(filter(None, clauses))}."
 
 
@@ -275,13 +275,15 @@ def _grid_clause(verdicts: Sequence[str]) -> str:
     return f"Sparsity and mask overlaps show what size and bf16 rounding give by themselves{rest}"
 
 
-def _spectral_clause(rows: pd.DataFrame) -> str:
-    """Compare rotation and drift with the shuffled ones: a ratio above 1 means that place favours the spectrum."""
-    known = rows.loc[rows["least"].notna()]
+def _turning_clause(rows: pd.DataFrame) -> str:
+    """Compare rotation with the shuffled one: above 1 place favours the spectrum. Drift has weight decay in it."""
+    known = rows.loc[rows["least"].notna() & (rows["diagnostic"] == "rotation")]
     if known.empty:
         return ""
     least, most = known["least"].min(), known["most"].max()
-    span = f"Rotation and drift of OPD and RLVR are {least:.1f} to {most:.1f} times the shuffled ones"
+    span = (
+        f"OPD and RLVR turn the leading directions {least:.1f} to {most:.1f} times as far as their shuffled updates do"
+    )
     if (known["n_opposite"] == known["n_comparisons"]).all():
-        return f"{span}, so these updates do not spare the leading directions"
-    return f"{span}, so these updates spare the leading directions" if (known["verdict"] == REPRODUCED).all() else span
+        return f"{span}, so they do not spare them"
+    return f"{span}, so they spare them" if (known["verdict"] == REPRODUCED).all() else span

@@ -12,10 +12,14 @@ from torch import Tensor
 
 from opdgeom_utils import metrics
 from opdgeom_utils.claims import load_reported
+from opdgeom_utils.scopes import ATTENTION
 from opdgeom_utils.vocabulary import listed
 
 QUANTILES = 2**12
 PAPER = ["Qwen3-8B-SFT", "OPD-8B-T32B", "RLVR-8B"]
+MODEL, MATRICES = "Qwen3-8B", list(ATTENTION)  # of the paper's runs and its norms
+SURE = ("read", "inferred", "recalled", "unknown")  # how the number of updates is known, the surest first
+FITS = 1.5  # a run lies on the line of noise within this factor
 BETAS = (0.9, 0.999)  # where a source says nothing
 
 
@@ -63,11 +67,27 @@ def published() -> pd.DataFrame:
     Returns the columns of ``published_runs.csv``, ``kind`` and ``source``, then ``predicted`` with its band ``low`` to
     ``high`` over the updates and the weights that may be meant, ``literal`` (the same with steps as printed), the
     displacement of noise ``walk``, and ``ratio``, how many times as far as that the entries must have moved to be left
-    unchanged as measured. All nan where the number of updates is unknown.
+    unchanged as measured; ``ratio_most`` is that at the most updates that may be meant. Of the paper's runs
+    ``norm_ratio`` is the same by the norms of attention matrices that it prints. All nan where the number of updates is
+    unknown.
     """
     runs = load_reported("published_runs")
     runs = runs.join(pd.DataFrame([_predicted(run) for _, run in runs.iterrows()]))
-    return runs.assign(kind=runs["objective"].map(kind_of), source="published")
+    rms = runs["run"].map(dict(zip(PAPER, printed_rms(), strict=True)))
+    return runs.assign(kind=runs["objective"].map(kind_of), source="published", norm_ratio=rms / runs["walk"])
+
+
+def printed_rms() -> list[float]:
+    """Displacement per entry of the paper's SFT, OPD and RLVR, by the mean norm of attention matrices that it prints.
+
+    A matrix of n entries that all moved as far has a norm of that times the root of n.
+
+    >>> [f"{rms:.1e}" for rms in printed_rms()]
+    ['1.5e-03', '1.5e-04', '5.5e-05']
+    """
+    sizes = load_reported("weight_sizes").query("model == @MODEL and matrix in @MATRICES")["entries"].to_numpy(float)
+    norms = load_reported().query("quantity == 'attention_update_norm'").set_index("recipe")["value"]
+    return [float(norms[name] / np.sqrt(sizes).mean()) for name in ("sft", "opd", "rlvr")]
 
 
 def named(runs: pd.DataFrame, fits: pd.Series) -> pd.DataFrame:
@@ -81,32 +101,79 @@ def named(runs: pd.DataFrame, fits: pd.Series) -> pd.DataFrame:
     return runs.assign(tag=tags.mask(runs["run"].isin(PAPER), "paper's " + runs["kind"]))
 
 
+def say_fits(runs: pd.DataFrame, fits: pd.Series) -> str:
+    """Say how many runs of the literature lie near noise, of all whose updates are at hand, and of the surer ones.
+
+    >>> runs = pd.DataFrame({"ratio": [1.0, 2.0, 1.1], "sure": ["read", "inferred", "recalled"]})
+    >>> say_fits(runs, runs["ratio"] < 1.5)
+    'Of 3 runs of the literature whose number of updates is at hand (1 read, 1 inferred, 1 recalled) 2 lie within a
+    factor of 1.5 of noise, of those read or inferred 1 of 2.'
+    """
+    known = runs.loc[runs["ratio"].notna()]
+    how = ", ".join(f"{n} {words}" for words in SURE if (n := int((known["sure"] == words).sum())))
+    near, surer = fits[known.index], known["sure"].isin(list(SURE[:2]))
+    return (
+        f"Of {len(known)} runs of the literature whose number of updates is at hand ({how}) {near.sum()} lie within a "
+        f"factor of {FITS} of noise, of those read or inferred {(surer & near).sum()} of {surer.sum()}."
+    )
+
+
 def say_paper(runs: pd.DataFrame) -> str:
-    """Say what noise would leave unchanged in the paper's runs, and how many times as far as noise they went.
+    """Say how many times as far as noise the paper's runs went, by both its numbers, and what noise would leave.
 
     ``runs``: rows of :func:`published`.
 
-    >>> runs = {"kind": ["SFT", "OPD"], "predicted": [0.1, 0.8], "sparsity": [0.08, 0.5], "ratio": [1.1, 2.5]}
-    >>> say_paper(pd.DataFrame(runs)).split("**")[1].split("parameters ")[1]
-    "OPD's entries moved 2.5 times as far as noise moves them; SFT's 1.1 times."
+    >>> rows = {"kind": ["SFT", "OPD"], "predicted": [0.1, 0.8], "sparsity": [0.08, 0.5], "ratio": [1.1, 2.5]}
+    >>> for said in say_paper(pd.DataFrame(rows)).split("**"):
+    ...     print(said.strip())
+    <BLANKLINE>
+    To leave as many entries unchanged as the paper reports for its models of 8 billion parameters, OPD's must have
+    moved 2.5 times as far as noise moves them; SFT's 1.1 times.
+    Noise alone would leave unchanged: SFT 10% (measured 8%) and OPD 80% (measured 50%).
     """
-    rows = runs.filter(items=["kind", "predicted", "sparsity", "ratio"]).to_dict(orient="records")
+    rows = runs.to_dict(orient="records")
     shares = [f"{run['kind']} {run['predicted']:.0%} (measured {run['sparsity']:.0%})" for run in rows]
     first, *others = sorted(rows, key=lambda run: -run["ratio"])
     rest = listed(f"{run['kind']}'s {run['ratio']:.1f} times" for run in others)
     known = runs.dropna(subset=["literal"]) if "literal" in runs else runs.iloc[:0]
     printed = [f"{run['kind']} {run['literal']:.0%}" for run in known.to_dict(orient="records")]
-    inferred = ", if one update was made for each rollout (which is inferred)," if printed else ""
+    inferred = ", if one update was made for each rollout (which is inferred)," if printed else ","
     said = (
-        f"**In the paper's models of 8 billion parameters{inferred} {first['kind']}'s entries moved "
-        f"{first['ratio']:.1f} times as far as noise moves them; {rest}.** Noise alone would leave unchanged: "
-        f"{listed(shares)}."
+        "**To leave as many entries unchanged as the paper reports for its models of 8 billion parameters"
+        f"{inferred} {first['kind']}'s must have moved {first['ratio']:.1f} times as far as noise moves them; "
+        f"{rest}.** {_by_norm(runs)}Noise alone would leave unchanged: {listed(shares)}."
     )
     if not printed:
         return said
     less = [run["kind"] for run in known.to_dict(orient="records") if run["literal"] < run["sparsity"]]
     sign = f"; then {listed(less)} would have moved less far than noise" if less else ""
-    return f"{said} Were the steps as printed the updates, noise would leave {listed(printed)}{sign}."
+    more = [
+        f"{run['kind']} {run['ratio_most']:.1f} times" for run in rows if run["updates_high"] > 1.1 * run["updates"]
+    ]
+    most = f" At the most updates that may be meant: {listed(more)}." if more else ""
+    return f"{said} Were the steps as printed the updates, noise would leave {listed(printed)}{sign}.{most}"
+
+
+def _by_norm(runs: pd.DataFrame) -> str:
+    """Say the same by the norms that the paper prints, and what hangs on which of its two numbers is taken.
+
+    >>> rows = {"kind": ["SFT", "OPD"], "ratio": [1.0, 3.0], "norm_ratio": [2.0, 7.5]}
+    >>> _by_norm(pd.DataFrame(rows))
+    'By the norms that it prints for attention matrices it is 2.0 to 2.5 times that: OPD 7.5 and SFT 2.0. The order does
+    not hang on which is taken; whether SFT is near noise does. '
+    """
+    known = runs.dropna(subset=["norm_ratio"]) if "norm_ratio" in runs else runs.iloc[:0]
+    if known.empty:
+        return ""
+    more = known["norm_ratio"] / known["ratio"]
+    rows = sorted(known.to_dict(orient="records"), key=lambda run: -run["norm_ratio"])
+    times = listed(f"{run['kind']} {run['norm_ratio']:.1f}" for run in rows)
+    by_sparsity = sorted(rows, key=lambda run: -run["ratio"])
+    near = [run["kind"] for run in rows if run["ratio"] < FITS < run["norm_ratio"]]
+    hangs = f"{listed(near)} {'are' if len(near) > 1 else 'is'} near noise" if near else ""
+    same = "The order does not hang on which is taken" if rows == by_sparsity and hangs else ""
+    said = f"By the norms that it prints for attention matrices it is {more.min():.1f} to {more.max():.1f} times that: "
+    return f"{said}{times}. " + (f"{same}; whether {hangs} does. " if same else "")
 
 
 def overlaps() -> pd.DataFrame:
@@ -151,7 +218,7 @@ def _predicted(run: pd.Series) -> dict[str, float]:
         return walk, sparsity_of_sizes(model, walk, shrinkage=shrinkage)
 
     if math.isnan(run["updates"]):
-        return dict.fromkeys(("predicted", "low", "high", "literal", "walk", "ratio"), math.nan)
+        return dict.fromkeys(("predicted", "low", "high", "literal", "walk", "ratio", "ratio_most"), math.nan)
     best = [at(run["updates"], model) for model in models]
     band = [at(run[end], model)[1] for end in ("updates_low", "updates_high") for model in models]
     literal = math.nan if math.isnan(run["updates_literal"]) else at(run["updates_literal"], models[0])[1]
@@ -160,7 +227,7 @@ def _predicted(run: pd.Series) -> dict[str, float]:
     needed = float(np.mean([rms_of_sparsity(model, float(run["sparsity"])) for model in models]))
     return {
         "predicted": predicted, "low": min(band), "high": max(band), "literal": literal, "walk": walk,
-        "ratio": needed / walk,
+        "ratio": needed / walk, "ratio_most": needed / at(run["updates_high"], models[0])[0],
     }  # fmt: skip
 
 

@@ -97,7 +97,7 @@ def _pair(runs: pd.DataFrame, one: str, other: str, metric: str) -> dict[str, fl
 
 
 def common_push(tables: look_up.Tables) -> str:
-    """Say that a run with nothing to learn can have a direction that seeds share; empty but for the nulls' own profile.
+    """Say that a run that gets no better can have a direction that seeds share; empty but for the nulls' own profile.
 
     Begins with a space.
     """
@@ -107,8 +107,8 @@ def common_push(tables: look_up.Tables) -> str:
     if not cosine >= AGREE:
         return ""
     return (
-        f" Control SFT on the solutions of other problems has one ({cosine:.2f}) and learned nothing either: what "
-        "seeds share is a push, and not always a lesson."
+        f" Control SFT on the solutions of other problems has one ({cosine:.2f}) and got no better at its tasks "
+        "either: what seeds share is a push in common, there to the form of answers, and not always skill."
     )
 
 

@@ -24,6 +24,7 @@ RULERS = {
     "right_angle_mean_deg": "by {} on the input side (OPD {})",
     "normalized_spectral_shift": "shifts the spectrum by {} (OPD {})",
 }  # fmt: skip
+ANGLES = ("left_angle_mean_deg", "right_angle_mean_deg")
 SPECTRAL = tuple(RULERS)[1:]  # of them, what looks at singular values and not through bf16
 ALIKE = 1.5  # a factor, as in chapter 2
 ASKED = 1.2  # the narrower factor of the rule in chapter 2
@@ -170,18 +171,17 @@ def between_sentence(tables: Tables | None) -> str:
     )
 
 
-def spectral_clause(tables: Tables | None) -> str:
-    """Say how many times their shuffled ones the rotation and drift of the null objectives are; empty without them."""
+def turning_clause(tables: Tables | None) -> str:
+    """Say how far the null objectives turn the leading directions beside their shuffled updates; empty without them."""
     if tables is None or "left_angle_mean_deg_shuffled" not in tables.geometry:
         return ""
     held = [name for name in NOTHING if name in set(tables.geometry["recipe"])]
     if not held:
         return ""
     ends = at_place(tables, "final", held)
-    means = [interval.mean for m in SPECTRAL for interval in ratios_to_null(ends, m).values()]
+    means = [interval.mean for m in ANGLES for interval in ratios_to_null(ends, m).values()]
     return (
-        f"With nothing to learn they are {min(means):.1f} to {max(means):.1f} times the shuffled ones "
-        f"({listed(map(label, held))})"
+        f"With nothing to learn {listed(map(label, held))} turn them {min(means):.1f} to {max(means):.1f} times as far"
     )
 
 

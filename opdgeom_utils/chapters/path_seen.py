@@ -132,7 +132,7 @@ def came_out(measures: pd.DataFrame, k: int, among: str = "runs that learned", m
 
 def _earlier_than_others(measures: pd.DataFrame, k: int) -> str:
     """Say than which runs that learned OPD locks earlier, and than which later; empty where there is no OPD."""
-    own, not_above, late, ahead = label("opd"), set(), {}, []
+    own, every, not_above, late, ahead = label("opd"), set(), set(), {}, []
     for side in SIDES:
         at = early(measures, side, k, HEADLINE)
         late |= at.loc[at["share"] > EARLY + 0.01].set_index("series")["share"].to_dict()
@@ -140,10 +140,15 @@ def _earlier_than_others(measures: pd.DataFrame, k: int) -> str:
         if own not in values:
             return ""
         how = {str(name): seen.stands(values.loc[:, own], values.loc[:, name]) for name in values if name != own}
+        every |= set(how)
         not_above |= {name for name, word in how.items() if word != seen.ABOVE}
         ahead.append({name for name, word in how.items() if word == seen.BELOW})
     later_than = set.intersection(*ahead)
-    groups = {"locks later than": later_than, "is not shown to lock earlier than": not_above - later_than}
+    groups = {
+        "locks later than": later_than,
+        "is not shown to lock earlier than": not_above - later_than,
+        "locks earlier than": (every - not_above) if not_above else set(),
+    }
     said = "; ".join(f"{words} {listed(in_order(names))}" for words, names in groups.items() if names)
     looked = listed(f"{name} is looked at after {share:.1%} of its run" for name, share in late.items())
     return (said or "locks earlier than every other") + (f" ({looked})" if late else "")

@@ -20,6 +20,7 @@ from opdgeom_utils.chapters.where import NULL_OBJECTIVES, at_place
 from opdgeom_utils.claims.matching import accuracy_gain, final
 from opdgeom_utils.diagnose import diagnose_pair
 from opdgeom_utils.intervals import seed_interval
+from opdgeom_utils.measures.noise import walks_of_runs
 from opdgeom_utils.results import DIAGNOSE_OPTIONS, SAMPLE, are_committed, load_sample, results_of, sample_of
 from opdgeom_utils.runs import load_or_train
 from opdgeom_utils.scopes import MODULES, THROUGHOUT
@@ -94,6 +95,19 @@ def say_rlvr(found: pd.DataFrame) -> str:
         return f"RLVR gets {how} here{moves}{alone and f'; {alone}'}."
     said = f"RLVR gets {how} here{moves}: what is said of it is said of a run that did not learn"
     return f"{said}{alone and f', and {alone}'}."
+
+
+def say_embeddings(tables: BookTables) -> str:
+    """Say how far the embeddings moved beside noise, which the ruler of the layers' matrices leaves out."""
+    rows = tables.geometry.loc[tables.geometry["module"] == "embed_tokens"]
+    last = rows.loc[rows["step"] == rows.groupby("recipe")["step"].transform("max")]
+    if last.empty:
+        return ""
+    ratios = walks_of_runs(last)["walk_ratio"].groupby(level="recipe").agg("mean").sort_values()
+    ends = [f"{ratios.iloc[place]:.2f} times as far ({label(str(ratios.index[place]))})" for place in (0, -1)]
+    return (
+        f"Embeddings, which are the output layer too, are another matter: beside noise they moved {' to '.join(ends)}."
+    )
 
 
 def say_found(tables: BookTables, toy: BookTables) -> str:

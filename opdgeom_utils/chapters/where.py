@@ -142,7 +142,8 @@ def say_null_ratios(ends: pd.DataFrame, metrics: Sequence[str]) -> str:
             for name, other in pairs
             if {name, other} <= set(found)
         ]
-        unequal.append("; ".join([f"{metric_of(metric).words} ({said})", *beside]))
+        decayed = ", weight decay in it" if metric == "normalized_spectral_shift" else ""
+        unequal.append("; ".join([f"{metric_of(metric).words}{decayed} ({said})", *beside]))
     what = f": {'. '.join(unequal)}" if unequal else ""
     return f"Unequal in {len(unequal)} of {known} measures{what}." if known else seen.NOT_HERE
 

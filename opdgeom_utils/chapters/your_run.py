@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -216,14 +217,19 @@ def _open(
 
 
 def _found(name: str) -> str:
-    """Return the path of what is here, the folder of a shipped model, or the name itself, for the hub."""
+    """Return the folder of a shipped model, the path of what is here, or the name itself, for the hub.
+
+    Warns where a shipped model and something here have one name.
+    """
     path = Path(name).expanduser()
-    if path.exists():
-        return str(path)
     try:
-        return resolve_model(name)
+        found = resolve_model(name)
     except CheckpointNotFoundError:
-        return name
+        return str(path) if path.exists() else name
+    if path.exists() and path.resolve() != Path(found).resolve():
+        said = f"{name} is taken for the model that comes with the book; for what lies here write ./{name}"
+        warnings.warn(said, stacklevel=2)
+    return found
 
 
 def _checkpoints_named(tuned: str | list[str]) -> tuple[list[str], list[str]]:

@@ -105,8 +105,11 @@ def length_finding(student: Side, teacher: Side, setting: Setting) -> Finding:
     said = " and ".join(f"{limit:,}" if limit < NO_LIMIT else "any number of" for limit in limits.values())
     found = f"student and teacher read {said} tokens; prompt and completion have up to {setting.tokens:,}"
     if setting.tokens > min(limits.values()):
-        room = min(limits.values()) - setting.prompt_tokens
-        advice = f"complete at most {room:,} tokens" if room > 0 else "shorten the prompts"
+        least = min(limits.values())
+        room = least - setting.prompt_tokens
+        advice = f"complete at most {room:,} tokens"
+        if room <= 0:
+            advice = f"prompt and completion together have at most {least:,}, such as {least // 2:,} and {least // 2:,}"
         return Finding("stop", "lengths", found, advice)
     return Finding("fine", "lengths", found)
 

@@ -24,6 +24,11 @@ def watched_numbers(table: Path) -> pd.DataFrame:
 
     Raises MonitorError when the file is no table of a monitor, or has no rows.
     """
+    if not table.is_file():
+        raise MonitorError(
+            f"there is no file {table}; expected the table that a GeometryMonitor or GeometryCallback writes "
+            "(geometry.parquet in the trainer's output folder, after the first measured step)."
+        )
     try:
         rows = pd.read_parquet(table)
     except (OSError, ValueError) as error:

@@ -40,20 +40,20 @@ def test_what_is_left_is_said_by_the_intervals() -> None:
         decay.with_decay(tables({"opd": 0.006, "rlvr": 0.006}, alone)), "final", ["opd", "rlvr"]
     )
     assert [interval.mean for interval in found["ratio_rest"]] == pytest.approx([1.0, 1.0], rel=1e-5)
-    lead, numbers = decay.say(found).split("\n")
+    lead, numbers = decay.say(found, "final").split("\n")
     assert lead.startswith("Take weight decay away, and size explains the spectral shift: with it")
     assert "decay alone would shift the spectrum by 0.00399 (OPD, which shows 0.006)" in numbers
     half = decay.beside_shuffle(
         decay.with_decay(tables({"opd": 0.006, "rlvr": 0.012}, alone / 2)), "final", ["opd", "rlvr"]
     )
-    assert decay.say(half).splitlines()[0].endswith("times) they are told apart.")
+    assert decay.say(half, "final").splitlines()[0].endswith("times) they are told apart.")
     assert list(decay.shown(half)["run"]) == ["OPD", "RLVR"]
 
 
 def test_tables_without_a_shuffled_null_say_nothing() -> None:
     made = tables({"opd": 0.006}, 0.004)
     bare = BookTables(*[made.geometry.drop(columns=decay.SHUFFLED)] * 3, profile="toy", seeds=(-1, 1), source="")
-    assert decay.say(decay.beside_shuffle(decay.with_decay(bare), "final", ["opd"])) == ""
+    assert decay.say(decay.beside_shuffle(decay.with_decay(bare), "final", ["opd"]), "final") == ""
 
 
 def test_the_papers_recipes_have_a_decay_of_their_own() -> None:

@@ -367,7 +367,8 @@ def test_lengths_count_prompt_and_completion_on_both_sides(save: Save) -> None:
     level, said, advice = found(check_fit(save("student"), teacher, setting=setting), "lengths")
     assert (level, "32,768 and 600 tokens" in said, "601" in said) == ("stop", True, True)
     assert advice == "complete at most 400 tokens"
-    assert found(check_fit(save("short", longest=150), teacher, setting=setting), "lengths")[2] == "shorten the prompts"
+    short = found(check_fit(save("short", longest=150), teacher, setting=setting), "lengths")[2]
+    assert short == "prompt and completion together have at most 150, such as 75 and 75"
     assert levels(check_fit(save("student"), teacher, setting=Setting(prompt_tokens=200, completion_tokens=400))) == {}
 
 

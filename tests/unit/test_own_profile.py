@@ -311,6 +311,16 @@ def test_demonstrations_that_their_own_verifier_calls_wrong_are_refused(
     check_models("mine")
 
 
+def test_demonstrations_of_other_problems_are_wrong_on_purpose(sums: list[str], world: World, tmp_path: Path) -> None:
+    """SFT's null objective: no answer of another problem is right, and that is no slip."""
+    rows = [{"prompt": p, "answer": str(n), "completion": str(n)} for n, p in enumerate(sums)]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    said = (world.recipes / "mine.yaml").read_text()
+    (world.recipes / "mine.yaml").write_text(said.replace("kind: jsonl", "kind: jsonl\n    mismatched: true"))
+    tasks_of.cache_clear()
+    check_models("mine")
+
+
 @pytest.mark.parametrize("side", ["train", "held_out"])
 def test_one_prompt_of_many_that_is_too_long_is_told(side: str, sums: list[str], tmp_path: Path) -> None:
     """Of 500 problems a sample of 64 would hardly have it."""
@@ -319,7 +329,7 @@ def test_one_prompt_of_many_that_is_too_long_is_told(side: str, sums: list[str],
     rows = [{"prompt": text, "answer": "1", "completion": "1"} for text in texts]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     tasks_of.cache_clear()
-    with pytest.raises(RecipeError, match=r"lengths: .* read 128 and 128 tokens; .* up to 167; shorten the prompts"):
+    with pytest.raises(RecipeError, match=r"lengths: .* read 128 and 128 tokens; .* up to 167; prompt and completion"):
         check_models("mine")
 
 

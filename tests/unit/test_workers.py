@@ -40,6 +40,12 @@ def test_runs_come_back_in_the_order_asked_for(world: World, monkeypatch: pytest
     assert all(isinstance(run, Run) and (run.path / "DONE").is_file() for run in runs)
 
 
+@pytest.mark.parametrize("asked", [0, -2])
+def test_no_number_of_processes_is_refused(asked: int) -> None:
+    with pytest.raises(workers.WorkerError, match=f"{asked} processes at once .* expected 1 or more, or -1"):
+        workers.load_or_train_many([("sft", 0)], profile="tiny", workers=asked)
+
+
 def test_a_failure_names_its_run_and_keeps_the_rest(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "_start", start)
     with pytest.raises(workers.WorkerError, match=r"1 of 2 runs failed(?s:.*)no_such, seed 0(?s:.*)unknown recipe"):
