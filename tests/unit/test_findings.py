@@ -56,14 +56,14 @@ def test_null_sentence_draws_the_conclusion_that_the_counts_allow(verdicts: list
     [
         (
             {1.5: "the opposite", 2.0: "the opposite"},
-            "1.5 to 2.0 times the shuffled ones, so these updates do not spare",
+            "1.5 to 2.0 times as far as their shuffled updates do, so they do not spare",
         ),
         (
             {0.5: "reproduced", 0.8: "reproduced"},
-            "0.5 to 0.8 times the shuffled ones, so these updates spare the leading",
+            "0.5 to 0.8 times as far as their shuffled updates do, so they spare",
         ),
-        ({0.5: "reproduced", 2.0: "the opposite"}, "0.5 to 2.0 times the shuffled ones."),
-        ({1.05: "not decided", 2.0: "the opposite"}, "1.1 to 2.0 times the shuffled ones."),
+        ({0.5: "reproduced", 2.0: "the opposite"}, "0.5 to 2.0 times as far as their shuffled updates do."),
+        ({1.05: "not decided", 2.0: "the opposite"}, "1.1 to 2.0 times as far as their shuffled updates do."),
     ],
 )
 def test_a_ratio_speaks_only_when_its_interval_leaves_one(ratios: dict[float, str], words: str) -> None:
@@ -73,7 +73,9 @@ def test_a_ratio_speaks_only_when_its_interval_leaves_one(ratios: dict[float, st
 
 def test_the_range_of_ratios_is_that_of_all_comparisons_and_not_of_the_deciding_one() -> None:
     row = beside_null("the opposite", "rotation", 1.8) | {"least": 1.5, "n_comparisons": 2, "n_opposite": 2}
-    assert "Rotation and drift of OPD and RLVR are 1.5 to 1.8 times" in findings.null_sentence(pd.DataFrame([row]))
+    drift = row | {"diagnostic": "spectral_drift", "most": 9.0}  # has weight decay in it
+    said = findings.null_sentence(pd.DataFrame([row, drift]))
+    assert "OPD and RLVR turn the leading directions 1.5 to 1.8 times" in said
 
 
 def test_matched_sentence_counts_each_match_by_itself() -> None:
@@ -227,13 +229,13 @@ def test_the_answer_in_short_follows_the_verdicts_and_the_tables() -> None:
     tables = committed_tables.tables_for("toy", [0, 1, 2])
     conditions = {"condition": ["equal_updates", "equal_norm"], "verdict": ["reproduced", "the opposite"]}
     said = findings.short_sentence(pd.DataFrame(conditions), tables)
-    assert "is there; between updates of equal norm, on attention matrices, it is not there. Random credit" in said
+    assert "is there; between updates of equal norm it is not there. Random credit" in said
     assert "two seeds of OPD change the weights alike (cosine 0.8" in said
-    assert said.endswith("what seeds share is a push, and not always a lesson.")
+    assert said.endswith("to the form of answers, and not always skill.")
     alike = tables.measures.assign(value=0.5) if tables.measures is not None else None
     alone = tables.geometry.loc[tables.geometry["recipe"] != "opd_random_credit"]
     short = findings.short_sentence(pd.DataFrame(conditions), replace(tables, geometry=alone, measures=alike))
-    assert short.endswith("between updates of equal norm, on attention matrices, it is not there.")
+    assert short.endswith("between updates of equal norm it is not there.")
     assert findings.short_sentence(pd.DataFrame(conditions).assign(verdict="not testable"), tables) == ""
 
 
