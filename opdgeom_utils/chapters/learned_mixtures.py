@@ -153,55 +153,52 @@ def say(tables: BookTables, found: pd.DataFrame, expected: pd.DataFrame, judged:
     if UNTESTED in judged["way"].tolist():
         return "What a mixture of objectives does where both learn is not tested: too few seeds.\n"
     wide = found.pivot_table(index="seed", columns=["panel", "row"], values="value")
-    closed = distance_closed(tables)["fixed"]
+    means, runs, closed = wide.mean(), list(judged.index), distance_closed(tables)["fixed"]
     gained = float(final(accuracy_gain(tables.accuracy.loc[tables.accuracy["recipe"] == "rlvr"]))["gain"].mean())
     both = closed.mean >= CLOSED and gained >= GAINED
     where = "Where both objectives learn" if both else "Where they learned less than was asked"
     between, seeds = (wide[learned.DIRECTION, row] for row in ("RLVR", control.OTHER_SEED))
     apart = interval(between - seeds).high < 0
-    way = (
-        _direction(wide, judged, expected)
-        if apart
-        else "the two are not told apart by direction, so no mixture is placed"
-    )
-    raw = [control.variant_label(name) for name in MIXTURES]
-    means = wide.mean()
-    progress = listed(f"{interval(wide[learned.PROGRESS, run]).text('.0%')} at {run}" for run in raw)
-    scores = listed(f"{run} {means[learned.ACCURACY, run]:.1%}" for run in ("OPD", *raw, "RLVR"))
-    cosines = listed(f"{run} {means[learned.DIRECTION, run]:.2f} and {means[WITH_RLVR, run]:.2f}" for run in raw)
-    gaps = listed(f"{run} {means[learned.PATH, run]:.2f}" for run in (*raw, "RLVR", control.OTHER_SEED, _RANDOM))
-    return (
-        f"{where}, {way}. {_path_tells(wide, judged)} Of OPD's progress to its teacher a mixture makes {progress}.\n"
-        f"After {load_recipe('opd', PROFILE).steps} updates OPD has closed {closed.text('.0%')} of its distance to the "
-        f"teacher, and RLVR has gained {100 * gained:.1f} points of accuracy (seeds: {closed.n}). Cosine of a "
-        f"mixture's update with OPD's and with RLVR's: {cosines}; of OPD's with RLVR's {between.mean():.2f}, with "
-        f"another seed's {seeds.mean():.2f}. Mean absolute log ratio to OPD's stable-rank path: {gaps}. Sampled "
-        f"accuracy: {scores}."
-    )
-
-
-def _direction(wide: pd.DataFrame, judged: pd.DataFrame, expected: pd.DataFrame) -> str:
-    """Say whether strength or weight decides where a mixture's update goes."""
-    half, equal = (control.variant_label(name) for name in ("mix_50", "equal_mix_50"))
-    beyond = interval(wide[SHARE, half] - wide[SHARE, equal])
-    counts = "counts" if beyond.low > 0 else "is not shown to count"
-    cells = [
-        f"{run} {judged.loc[run, 'share']}, where strength gives {strength:.2f} and alpha {alpha:.2f}"
-        if strength != alpha
-        else f"{run} {judged.loc[run, 'share']}, where both give {alpha:.2f}"
+    way = _direction(wide) if apart else "the two are not told apart by direction, so no mixture is placed"
+    shares = "; ".join(
+        f"{run} {judged.loc[run, 'share']}, by strength {strength:.2f}, by alpha {alpha:.2f}"
         for run, strength, alpha in expected.itertuples()
-    ]
-    return f"strength {counts}: OPD's share of a mixture's direction is, at {'; at '.join(cells)}"
+    )
+    cosines = listed(f"{run} {means[learned.DIRECTION, run]:.2f} and {means[WITH_RLVR, run]:.2f}" for run in runs)
+    gaps = listed(f"{run} {means[learned.PATH, run]:.2f}" for run in (*runs, "RLVR", control.OTHER_SEED, _RANDOM))
+    progress = listed(f"{run} {interval(wide[learned.PROGRESS, run]).text('.0%')}" for run in runs)
+    scores = listed(f"{run} {means[learned.ACCURACY, run]:.1%}" for run in ("OPD", *runs, "RLVR"))
+    return (
+        f"{where}, {way}. {_path_tells(wide, judged)}\n"
+        f"After {load_recipe('opd', PROFILE).steps} updates OPD has closed {closed.text('.0%')} of its distance to the "
+        f"teacher, and RLVR has gained {100 * gained:.1f} points of accuracy (seeds: {closed.n}). OPD's share of a "
+        f"mixture's direction: {shares}. Cosine of a mixture's update with OPD's and with RLVR's: {cosines}; of OPD's "
+        f"with RLVR's {between.mean():.2f}, with another seed's {seeds.mean():.2f}. Mean absolute log ratio to OPD's "
+        f"stable-rank path: {gaps}. Share of OPD's progress to its teacher: {progress}. Sampled accuracy: {scores}."
+    )
+
+
+def _direction(wide: pd.DataFrame) -> str:
+    """Say whether the strength of the gradients decides where a mixture's update goes, or its weight alone."""
+    half, equal = (wide[SHARE, control.variant_label(name)] for name in ("mix_50", "equal_mix_50"))
+    counts = "counts" if interval(half - equal).low > 0 else "is not shown to count"
+    return (
+        f"the strength of a gradient {counts} in a mixture, beside its weight: of half OPD and half RLVR, OPD's share "
+        f"of the direction is {half.mean():.2f} as they are and {equal.mean():.2f} where both are brought to one norm"
+    )
 
 
 def _path_tells(wide: pd.DataFrame, judged: pd.DataFrame) -> str:
-    """Say which mixtures stay on OPD's stable-rank path, and whether RLVR itself leaves it."""
-    leaves = interval(wide[learned.PATH, "RLVR"] - wide[learned.PATH, control.OTHER_SEED]).low > 0
-    runs = {kind: judged.index[judged["path"] == kind].tolist() for kind in (YES, NO)}
-    on, off = (listed(names) if names else "none" for names in runs.values())
-    said = f"On OPD's stable-rank path stay: {on}; shown to leave it: {off}."
-    return (
-        said
-        if leaves
-        else f"The stable-rank path tells nothing here, because RLVR itself is not shown to leave it. {said}"
-    )
+    """Say which mixtures stay on OPD's stable-rank path, and whether RLVR itself leaves it.
+
+    >>> head = pd.MultiIndex.from_product([[learned.PATH], ["RLVR", control.OTHER_SEED]])
+    >>> near = pd.DataFrame([[0.03, 0.04], [0.04, 0.03], [0.03, 0.03]], columns=head)
+    >>> _path_tells(near, pd.DataFrame({"path": [YES, NO]}, index=["a", "b"]))
+    'The stable-rank path does not tell: RLVR itself is not shown to leave it.'
+    >>> _path_tells(near + [0.2, 0.0], pd.DataFrame({"path": [YES, NO]}, index=["a", "b"]))
+    "RLVR leaves OPD's stable-rank path; shown to stay on it: a; shown to leave it: b."
+    """
+    if interval(wide[learned.PATH, "RLVR"] - wide[learned.PATH, control.OTHER_SEED]).low <= 0:
+        return "The stable-rank path does not tell: RLVR itself is not shown to leave it."
+    on, off = (listed(judged.index[judged["path"] == kind].tolist() or ["none"]) for kind in (YES, NO))
+    return f"RLVR leaves OPD's stable-rank path; shown to stay on it: {on}; shown to leave it: {off}."

@@ -181,7 +181,8 @@ def turning_clause(tables: Tables | None) -> str:
     ends = at_place(tables, "final", held)
     means = [interval.mean for m in ANGLES for interval in ratios_to_null(ends, m).values()]
     return (
-        f"With nothing to learn {listed(map(label, held))} turn them {min(means):.1f} to {max(means):.1f} times as far"
+        f"With nothing to learn {listed(map(label, held))} turn the leading directions {min(means):.1f} to "
+        f"{max(means):.1f} times as far"
     )
 
 

@@ -84,8 +84,8 @@ def test_words_follow_the_numbers() -> None:
     said = confined.say(made, confined.progress(made))
     assert said.startswith(
         "Where OPD learns, with its gradient held in 4 directions of its early space (the paper: 16) it keeps 90% (90% "
-        "to 90%) of its progress: enough by its rule; it keeps less than a random space and keeps more than the space of its "
-        "inputs. With its updates held it keeps 50% (50% to 50%): less than the 80% asked; it keeps more than a random "
+        "to 90%) of its progress: enough by its rule; it keeps less than a random space and keeps more than the space of "
+        "its inputs. With its updates held it keeps 50% (50% to 50%): less than the 80% asked; it keeps more than a random "
         "space and keeps more than the space of its inputs.\n(An update that is held is shorter too.) In 80 updates on "
         "128 prompts each"
     )
@@ -94,5 +94,6 @@ def test_words_follow_the_numbers() -> None:
         "With its update held in 4 directions from step 16 on, it keeps of the progress 50% in its early space, 20% in "
         "the space of its inputs and 10% in a random space. Control SFT, its gradient held in 4 directions, keeps 60% "
         "in its own early space; OPD minus control SFT, seed by seed: +30% (+30% to +30%) (by distance to "
-        "the teacher, which only OPD is asked to close). Seeds: 3 where nothing else is said. No run with random credit is beside it."
+        "the teacher, which only OPD is asked to close). Seeds: 3 where nothing else is said. No run with "
+        "random credit is beside it."
     ) in said

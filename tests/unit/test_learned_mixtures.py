@@ -141,15 +141,18 @@ def test_a_mixture_that_was_not_trained_is_not_testable() -> None:
 
 
 def test_words_follow_the_numbers() -> None:
-    words = said(tables())
-    assert words.startswith("Where both objectives learn, strength counts: OPD's share of a mixture's direction is, at")
-    assert "where strength gives 0.90 and alpha 0.50" in words
-    assert "RLVR has gained 10.0 points" in words
+    lead, numbers = said(tables()).split("\n")
+    assert lead == (
+        "Where both objectives learn, the strength of a gradient counts in a mixture, beside its weight: of half OPD "
+        "and half RLVR, OPD's share of the direction is 0.88 as they are and 0.50 where both are brought to one norm. RLVR "
+        "leaves OPD's stable-rank path; shown to stay on it: alpha 0.5 and alpha 0.5 (equal norms); shown to leave it: "
+        "alpha 0.05."
+    )
+    assert "alpha 0.5 0.88 (0.88 to 0.88), by strength 0.90, by alpha 0.50; alpha 0.05 0.30" in numbers
+    assert "RLVR has gained 10.0 points" in numbers
     assert said(tables(gain=0.0)).startswith("Where they learned less than was asked")
-    alike = tables(equal_mix_50=(1.05, 0.88, 0.6, 0.66))
-    assert "strength is not shown to count" in said(alike)
-    assert "The stable-rank path tells nothing here" not in words
-    assert "The stable-rank path tells nothing here" in said(tables(rlvr=(1.0, 0.0, -0.1, 0.66)))
+    assert "is not shown to count in a mixture" in said(tables(equal_mix_50=(1.05, 0.88, 0.6, 0.66)))
+    assert "path does not tell: RLVR itself" in said(tables(rlvr=(1.0, 0.0, -0.1, 0.66)))
 
 
 def test_objectives_of_one_direction_place_no_mixture() -> None:
