@@ -88,7 +88,7 @@ def say(tables: BookTables, kept: pd.DataFrame) -> str:
     The first line is the answer.
     """
     wide, made, begins = by_seed(kept), load_recipe("opd", tables.profile), kept["starts"].iloc[0]
-    rank = int(kept["rank"].min())
+    rank = int(kept["rank"].to_numpy(int).min())
     narrow = f" in {rank} directions"
     closed, gap = distance_closed(tables)["fixed"], seed_interval(gap_closed(tables))
     said = [

@@ -6,6 +6,8 @@ lies is read from three cosines; what its path tells is read beside random credi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from opdgeom_utils.chapters import control
@@ -16,7 +18,6 @@ from opdgeom_utils.chapters.regime import distance_closed
 from opdgeom_utils.chapters.sufficiency import ENOUGH
 from opdgeom_utils.chapters.surviving import NO, UNTESTED, YES
 from opdgeom_utils.claims.matching import accuracy_gain, final
-from opdgeom_utils.intervals import Interval, seed_interval
 from opdgeom_utils.measures.long_table import pick
 from opdgeom_utils.recipes import load_recipe
 from opdgeom_utils.vocabulary import listed
@@ -48,12 +49,23 @@ def numbers(tables: BookTables, beside: BookTables) -> pd.DataFrame:
     assert beside.measures is not None
     own = learned.numbers(tables, MIXTURES)
     null = control.path_gaps(beside.measures, [learned.NULL]).assign(panel=learned.PATH, kind="null")
-    null = null[null["row"] == _RANDOM]
+    null = null.loc[null["row"] == _RANDOM]
     rlvr = learned.cosines(tables.measures, ["opd", *MIXTURES], "rlvr").assign(panel=WITH_RLVR)
-    found = pd.concat([own, null, rlvr], ignore_index=True)
-    found["kind"] = found["kind"].where(found["row"] != "OPD", "null")
-    found = pd.concat([found, _shares(found)])
-    return found.sort_values("panel", key=lambda panels: panels.map(ASKED.index), kind="stable", ignore_index=True)
+    parts = [own, null, rlvr]
+    found = pd.concat([*parts, _shares(pd.concat(parts))])
+    found = found.assign(kind=found["kind"].where(found["row"] != "OPD", "null"))
+    return pd.concat([found.loc[found["panel"] == panel] for panel in ASKED], ignore_index=True)
+
+
+def seeds_of(found: pd.DataFrame, panel: str, row: str) -> pd.Series:
+    """One number of one run by seed; empty where it was not trained.
+
+    >>> rows = pd.DataFrame([["OPD", "p", "null", 3, 0.5]], columns=control.STRIP)
+    >>> seeds_of(rows, "p", "OPD").to_dict(), len(seeds_of(rows, "p", "RLVR"))
+    ({3: 0.5}, 0)
+    """
+    own = found.loc[(found["panel"] == panel) & (found["row"] == row)]
+    return pd.Series(own["value"].to_numpy(float), index=own["seed"].to_numpy(int))
 
 
 def share_of(with_opd: float, with_rlvr: float, between: float) -> float:
@@ -72,13 +84,14 @@ def share_of(with_opd: float, with_rlvr: float, between: float) -> float:
 
 def _shares(found: pd.DataFrame) -> pd.DataFrame:
     """OPD's share of every mixture's direction, by seeds, as more rows of the table."""
-    wide = found.pivot_table(index="seed", columns=["panel", "row"], values="value")
-    ends = (("OPD", 1.0), ("RLVR", 0.0))
-    rows = [(name, SHARE, "null", seed, share) for name, share in ends for seed in wide.index]
+    between = seeds_of(found, learned.DIRECTION, "RLVR")
+    rows = [
+        (name, SHARE, "null", seed, share) for name, share in (("OPD", 1.0), ("RLVR", 0.0)) for seed in between.index
+    ]
     for name in map(control.variant_label, MIXTURES):
-        if {(learned.DIRECTION, name), (learned.DIRECTION, "RLVR"), (WITH_RLVR, name)} <= set(wide.columns):
-            three = wide[[(learned.DIRECTION, name), (WITH_RLVR, name), (learned.DIRECTION, "RLVR")]].dropna()
-            rows += [(name, SHARE, "variant", seed, share_of(*own)) for seed, *own in three.itertuples()]
+        opd, rlvr = (seeds_of(found, panel, name) for panel in (learned.DIRECTION, WITH_RLVR))
+        held = [seed for seed in between.index if seed in opd.index and seed in rlvr.index]
+        rows += [(name, SHARE, "variant", seed, share_of(opd[seed], rlvr[seed], between[seed])) for seed in held]
     return pd.DataFrame(rows, columns=control.STRIP)
 
 
@@ -87,7 +100,7 @@ def expected_shares(measures: pd.DataFrame) -> pd.DataFrame:
 
     The norms are those at the anchor, attention matrices; where the two are brought to one norm both say the same.
     """
-    ratio = float(pick(measures, quantity="gradient_ratio", step=0)["value"].mean())
+    ratio = float(pick(measures, quantity="gradient_ratio", step=0)["value"].to_numpy(float).mean())
     made = {control.variant_label(name): load_recipe(name, PROFILE) for name in MIXTURES}
     q = {name: 1.0 if recipe.equal_gradients else ratio for name, recipe in made.items()}
     rows = {name: (r.alpha * q[name] / (r.alpha * q[name] + 1 - r.alpha), r.alpha) for name, r in made.items()}
@@ -101,104 +114,96 @@ def answers(found: pd.DataFrame, expected: pd.DataFrame) -> pd.DataFrame:
     that lies nearer to what strength gives or to alpha), ``path`` and ``progress`` (whether it stays on OPD's path and
     keeps its progress), ``gain`` (whether it keeps RLVR's gain in accuracy).
     """
-    wide = found.pivot_table(index="seed", columns=["panel", "row"], values="value")
-    rows = {}
+    rows, rlvr = {}, seeds_of(found, learned.ACCURACY, "RLVR")
     for name in map(control.variant_label, MIXTURES):
-        own = {panel: there[name] for panel in ASKED if name in (there := pd.DataFrame(wide.get(panel)))}
-        if len(own) < len(ASKED) or int(own[SHARE].count()) < SEEDS:
-            rows[name] = dict.fromkeys(("way", "share", "nearer", "path", "progress", "gain"), UNTESTED)
+        own = {panel: seeds_of(found, panel, name) for panel in ASKED}
+        if min(map(len, own.values())) < SEEDS:
+            rows[name] = dict.fromkeys(SAID, UNTESTED)
             continue
-        lead, kept = interval(own[learned.DIRECTION] - own[WITH_RLVR]), interval(own[learned.PROGRESS])
         strength, alpha = expected.loc[name, [STRENGTH, WEIGHT]].to_numpy(float)
-        beyond = interval((own[SHARE] - strength).abs() - (own[SHARE] - alpha).abs())
-        told = "" if strength == alpha else _side(beyond, STRENGTH, WEIGHT)
+        beyond = (own[SHARE] - strength).abs() - (own[SHARE] - alpha).abs()
+        kept = learned.interval(own[learned.PROGRESS])
         rows[name] = {
-            "way": _side(lead, "RLVR's", "OPD's"),
-            "share": interval(own[SHARE]).text(".2f"),
-            "nearer": told,
-            "path": _path(own[learned.PATH], pd.DataFrame(wide[learned.PATH])),
+            "way": _side(own[learned.DIRECTION] - own[WITH_RLVR], "RLVR's", "OPD's"),
+            "share": learned.interval(own[SHARE]).text(".2f"),
+            "nearer": "" if strength == alpha else _side(beyond, STRENGTH, WEIGHT),
+            "path": _path(found, own[learned.PATH]),
             "progress": YES if kept.low >= ENOUGH else NO if kept.high < ENOUGH else learned.OPEN,
-            "gain": NO if interval(own[learned.ACCURACY] - wide[learned.ACCURACY, "RLVR"]).high < 0 else YES,
+            "gain": NO if learned.interval(own[learned.ACCURACY] - rlvr).high < 0 else YES,
         }
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _side(difference: Interval, below: str, above: str) -> str:
-    return below if difference.high < 0 else above if difference.low > 0 else NEITHER
+def _side(difference: pd.Series, below: str, above: str) -> str:
+    """Say on which side of 0 the seeds are, by the interval of their mean."""
+    found = learned.interval(difference)
+    return below if found.high < 0 else above if found.low > 0 else NEITHER
 
 
-def _path(own: pd.Series, there: pd.DataFrame) -> str:
+def _path(found: pd.DataFrame, own: pd.Series) -> str:
     """Judge a path: *yes* where near and nearer than random credit, *no* where further than another seed of OPD."""
-    near, beyond = interval(own), interval(own - there[_RANDOM])
-    if near.high < learned.NEAR and beyond.high < 0:
+    random, seeds = (seeds_of(found, learned.PATH, row) for row in (_RANDOM, control.OTHER_SEED))
+    if learned.interval(own).high < learned.NEAR and learned.interval(own - random).high < 0:
         return YES
-    return NO if interval(own - there[control.OTHER_SEED]).low > 0 else learned.OPEN
-
-
-def interval(values: pd.Series) -> Interval:
-    """95% interval over seeds, those without a number left out."""
-    return seed_interval(values.dropna().to_numpy(float))
+    return NO if learned.interval(own - seeds).low > 0 else learned.OPEN
 
 
 def shown(judged: pd.DataFrame, expected: pd.DataFrame) -> pd.DataFrame:
     """Lay the answers out, with the shares that strength and alpha give, a row per mixture."""
-    table = judged.rename(columns=SAID).join(expected.map("{:.2f}".format).add_prefix("by "))
-    ordered = table.rename_axis("mixture").reset_index()
-    first = ["mixture", SAID["way"], SAID["share"], *(f"by {c}" for c in expected)]
-    return ordered[[*first, *(c for c in ordered if c not in first)]]
+    cells = {"mixture": judged.index.tolist()} | {SAID[key]: judged[key].tolist() for key in ("way", "share")}
+    cells |= {f"by {column}": [f"{value:.2f}" for value in expected[column].tolist()] for column in expected}
+    cells |= {SAID[key]: judged[key].tolist() for key in ("nearer", "path", "progress", "gain")}
+    return pd.DataFrame(cells)
 
 
 def say(tables: BookTables, found: pd.DataFrame, expected: pd.DataFrame, judged: pd.DataFrame) -> str:
     """Say what decides a mixture's direction, what the path tells of it, and what it learns; first the finding."""
     if UNTESTED in judged["way"].tolist():
         return "What a mixture of objectives does where both learn is not tested: too few seeds.\n"
-    wide = found.pivot_table(index="seed", columns=["panel", "row"], values="value")
-    means, runs, closed = wide.mean(), list(judged.index), distance_closed(tables)["fixed"]
-    gained = float(final(accuracy_gain(tables.accuracy.loc[tables.accuracy["recipe"] == "rlvr"]))["gain"].mean())
-    both = closed.mean >= CLOSED and gained >= GAINED
+
+    def listed_of(panel: str, rows: Sequence[str], shown: str = ".2f") -> str:
+        return listed(f"{row} {seeds_of(found, panel, row).to_numpy(float).mean():{shown}}" for row in rows)
+
+    runs, closed = judged.index.tolist(), distance_closed(tables)["fixed"]
+    gained = final(accuracy_gain(tables.accuracy.loc[tables.accuracy["recipe"] == "rlvr"]))["gain"].to_numpy(float)
+    both = closed.mean >= CLOSED and gained.mean() >= GAINED
     where = "Where both objectives learn" if both else "Where they learned less than was asked"
-    between, seeds = (wide[learned.DIRECTION, row] for row in ("RLVR", control.OTHER_SEED))
-    apart = interval(between - seeds).high < 0
-    way = _direction(wide) if apart else "the two are not told apart by direction, so no mixture is placed"
+    between, seeds = (seeds_of(found, learned.DIRECTION, row) for row in ("RLVR", control.OTHER_SEED))
+    apart = learned.interval(between - seeds).high < 0
+    way = _direction(found) if apart else "the two are not told apart by direction, so no mixture is placed"
     shares = "; ".join(
         f"{run} {judged.loc[run, 'share']}, by strength {strength:.2f}, by alpha {alpha:.2f}"
         for run, strength, alpha in expected.itertuples()
     )
-    cosines = listed(f"{run} {means[learned.DIRECTION, run]:.2f} and {means[WITH_RLVR, run]:.2f}" for run in runs)
-    gaps = listed(f"{run} {means[learned.PATH, run]:.2f}" for run in (*runs, "RLVR", control.OTHER_SEED, _RANDOM))
-    progress = listed(f"{run} {interval(wide[learned.PROGRESS, run]).text('.0%')}" for run in runs)
-    scores = listed(f"{run} {means[learned.ACCURACY, run]:.1%}" for run in ("OPD", *runs, "RLVR"))
+    progress = listed(f"{run} {learned.interval(seeds_of(found, learned.PROGRESS, run)).text('.0%')}" for run in runs)
     return (
-        f"{where}, {way}. {_path_tells(wide, judged)}\n"
+        f"{where}, {way}. {_path_tells(found, judged)}\n"
         f"After {load_recipe('opd', PROFILE).steps} updates OPD has closed {closed.text('.0%')} of its distance to the "
-        f"teacher, and RLVR has gained {100 * gained:.1f} points of accuracy (seeds: {closed.n}). OPD's share of a "
-        f"mixture's direction: {shares}. Cosine of a mixture's update with OPD's and with RLVR's: {cosines}; of OPD's "
-        f"with RLVR's {between.mean():.2f}, with another seed's {seeds.mean():.2f}. Mean absolute log ratio to OPD's "
-        f"stable-rank path: {gaps}. Share of OPD's progress to its teacher: {progress}. Sampled accuracy: {scores}."
+        f"teacher, and RLVR has gained {100 * gained.mean():.1f} points of accuracy (seeds: {closed.n}). OPD's share "
+        f"of a mixture's direction: {shares}. Cosine with OPD's update: "
+        f"{listed_of(learned.DIRECTION, [*runs, 'RLVR', control.OTHER_SEED])}; with RLVR's: "
+        f"{listed_of(WITH_RLVR, [*runs, control.another_seed('rlvr')])}. Mean absolute log ratio to OPD's stable-rank "
+        f"path: {listed_of(learned.PATH, [*runs, 'RLVR', control.OTHER_SEED, _RANDOM])}. Share of OPD's progress to "
+        f"its teacher: {progress}. Sampled accuracy: {listed_of(learned.ACCURACY, ['OPD', *runs, 'RLVR'], '.1%')}."
     )
 
 
-def _direction(wide: pd.DataFrame) -> str:
+def _direction(found: pd.DataFrame) -> str:
     """Say whether the strength of the gradients decides where a mixture's update goes, or its weight alone."""
-    half, equal = (wide[SHARE, control.variant_label(name)] for name in ("mix_50", "equal_mix_50"))
-    counts = "counts" if interval(half - equal).low > 0 else "is not shown to count"
+    half, equal = (seeds_of(found, SHARE, control.variant_label(name)) for name in ("mix_50", "equal_mix_50"))
+    counts = "counts" if learned.interval(half - equal).low > 0 else "is not shown to count"
+    means = [float(share.to_numpy(float).mean()) for share in (half, equal)]
     return (
         f"the strength of a gradient {counts} in a mixture, beside its weight: of half OPD and half RLVR, OPD's share "
-        f"of the direction is {half.mean():.2f} as they are and {equal.mean():.2f} where both are brought to one norm"
+        f"of the direction is {means[0]:.2f} as they are and {means[1]:.2f} where both are brought to one norm"
     )
 
 
-def _path_tells(wide: pd.DataFrame, judged: pd.DataFrame) -> str:
-    """Say which mixtures stay on OPD's stable-rank path, and whether RLVR itself leaves it.
-
-    >>> head = pd.MultiIndex.from_product([[learned.PATH], ["RLVR", control.OTHER_SEED]])
-    >>> near = pd.DataFrame([[0.03, 0.04], [0.04, 0.03], [0.03, 0.03]], columns=head)
-    >>> _path_tells(near, pd.DataFrame({"path": [YES, NO]}, index=["a", "b"]))
-    'The stable-rank path does not tell: RLVR itself is not shown to leave it.'
-    >>> _path_tells(near + [0.2, 0.0], pd.DataFrame({"path": [YES, NO]}, index=["a", "b"]))
-    "RLVR leaves OPD's stable-rank path; shown to stay on it: a; shown to leave it: b."
-    """
-    if interval(wide[learned.PATH, "RLVR"] - wide[learned.PATH, control.OTHER_SEED]).low <= 0:
+def _path_tells(found: pd.DataFrame, judged: pd.DataFrame) -> str:
+    """Say which mixtures stay on OPD's stable-rank path, and whether RLVR itself leaves it."""
+    rlvr, seeds = (seeds_of(found, learned.PATH, row) for row in ("RLVR", control.OTHER_SEED))
+    if learned.interval(rlvr - seeds).low <= 0:
         return "The stable-rank path does not tell: RLVR itself is not shown to leave it."
-    on, off = (listed(judged.index[judged["path"] == kind].tolist() or ["none"]) for kind in (YES, NO))
+    runs = {kind: [run for run, path in judged["path"].to_dict().items() if path == kind] for kind in (YES, NO)}
+    on, off = (listed(map(str, names or ["none"])) for names in runs.values())
     return f"RLVR leaves OPD's stable-rank path; shown to stay on it: {on}; shown to leave it: {off}."

@@ -93,26 +93,27 @@ def answers(found: pd.DataFrame) -> pd.DataFrame:
         for panel in ASKED:
             own = pd.Series(wide.get((panel, name), pd.Series(dtype=float)))
             holds = UNTESTED if int(own.count()) < SEEDS else _judge(panel, own, pd.DataFrame(wide[panel]))
-            rows.append({"run": name, "asked": panel, "number": _interval(own).text(".2f"), "holds": holds})
+            rows.append({"run": name, "asked": panel, "number": interval(own).text(".2f"), "holds": holds})
     return pd.DataFrame(rows)
 
 
 def _judge(panel: str, own: pd.Series, there: pd.DataFrame) -> str:
     """Judge one number of a variant, by seeds: *yes* where its rule holds, *no* where the opposite of a part does."""
     if panel == PROGRESS:
-        kept = _interval(own)
+        kept = interval(own)
         return YES if kept.low >= ENOUGH else NO if kept.high < ENOUGH else OPEN
-    beyond = _interval(own - there[_RANDOM])
+    beyond = interval(own - there[_RANDOM])
     if panel == PATH:
-        near = _interval(own)
+        near = interval(own)
         good, bad = near.high < NEAR and beyond.high < 0, near.low > NEAR or beyond.low > 0
     else:
-        half = _interval(own - HALF * there[control.OTHER_SEED])
+        half = interval(own - HALF * there[control.OTHER_SEED])
         good, bad = half.low > 0 and beyond.low > 0, half.high < 0 or beyond.high < 0
     return YES if good else NO if bad else OPEN
 
 
-def _interval(values: pd.Series) -> Interval:
+def interval(values: pd.Series) -> Interval:
+    """95% interval over seeds, those without a number left out."""
     return seed_interval(values.dropna().to_numpy(float))
 
 
@@ -131,7 +132,7 @@ def say(tables: BookTables, found: pd.DataFrame, judged: pd.DataFrame) -> str:
     closed, gap = distance_closed(tables).get("fixed", seed_interval([])), seed_interval(gap_closed(tables))
     where = "Where OPD learns" if closed.mean >= LEARNED else "Where OPD learned less than was asked"
     wide = found.pivot_table(index="seed", columns=["panel", "row"], values="value")
-    own = {panel: {run: _interval(pd.Series(wide[panel, run])) for run in _HOW} for panel in ASKED}
+    own = {panel: {run: interval(pd.Series(wide[panel, run])) for run in _HOW} for panel in ASKED}
     shares = listed(f"{own[PROGRESS][run].text('.0%')} with {how}" for run, how in _HOW.items())
     made, means = load_recipe("opd", tables.profile), wide.mean()
     yards = {panel: _means(means[panel], (control.OTHER_SEED, _RANDOM)) for panel in (PATH, DIRECTION)}

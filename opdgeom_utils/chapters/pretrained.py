@@ -103,8 +103,9 @@ def say_embeddings(tables: BookTables) -> str:
     last = rows.loc[rows["step"] == rows.groupby("recipe")["step"].transform("max")]
     if last.empty:
         return ""
-    ratios = walks_of_runs(last)["walk_ratio"].groupby(level="recipe").agg("mean").sort_values()
-    ends = [f"{ratios.iloc[place]:.2f} times as far ({label(str(ratios.index[place]))})" for place in (0, -1)]
+    ratios = walks_of_runs(last)["walk_ratio"].groupby(level="recipe").agg("mean").to_dict()
+    far = sorted((float(ratio), label(str(recipe))) for recipe, ratio in ratios.items())
+    ends = [f"{ratio:.2f} times as far ({run})" for ratio, run in (far[0], far[-1])]
     return (
         f"Embeddings, which are the output layer too, are another matter: beside noise they moved {' to '.join(ends)}."
     )

@@ -84,10 +84,10 @@ def test_words_follow_the_numbers() -> None:
     said = confined.say(made, confined.progress(made))
     assert said.startswith(
         "Where OPD learns, with its gradient held in 4 directions of its early space (the paper: 16) it keeps 90% (90% "
-        "to 90%) of its progress: enough by its rule; it keeps less than a random space and keeps more than the space of "
-        "its inputs. With its updates held it keeps 50% (50% to 50%): less than the 80% asked; it keeps more than a random "
-        "space and keeps more than the space of its inputs.\n(An update that is held is shorter too.) In 80 updates on "
-        "128 prompts each"
+        "to 90%) of its progress: enough by its rule; it keeps less than a random space and keeps more than the space "
+        "of its inputs. With its updates held it keeps 50% (50% to 50%): less than the 80% asked; it keeps more than a "
+        "random space and keeps more than the space of its inputs.\n(An update that is held is shorter too.) In 80 "
+        "updates on 128 prompts each"
     )
     assert "free OPD closes 43% of its distance to the teacher" in said  # 0.3 of 0.7
     assert (
