@@ -170,7 +170,7 @@ def say(tables: BookTables, found: pd.DataFrame, expected: pd.DataFrame, judged:
     where = "Where both objectives learn" if both else "Where they learned less than was asked"
     between, seeds = (seeds_of(found, learned.DIRECTION, row) for row in ("RLVR", control.OTHER_SEED))
     apart = learned.interval(between - seeds).high < 0
-    way = _direction(found) if apart else "the two are not told apart by direction, so no mixture is placed"
+    way = _direction(found, expected) if apart else "the two are not told apart by direction, so no mixture is placed"
     shares = "; ".join(
         f"{run} {judged.loc[run, 'share']}, by strength {strength:.2f}, by alpha {alpha:.2f}"
         for run, strength, alpha in expected.itertuples()
@@ -188,14 +188,17 @@ def say(tables: BookTables, found: pd.DataFrame, expected: pd.DataFrame, judged:
     )
 
 
-def _direction(found: pd.DataFrame) -> str:
+def _direction(found: pd.DataFrame, expected: pd.DataFrame) -> str:
     """Say whether the strength of the gradients decides where a mixture's update goes, or its weight alone."""
-    half, equal = (seeds_of(found, SHARE, control.variant_label(name)) for name in ("mix_50", "equal_mix_50"))
+    names = [control.variant_label(name) for name in ("mix_50", "equal_mix_50", "mix_05")]
+    half, equal, little = (seeds_of(found, SHARE, name) for name in names)
     counts = "counts" if learned.interval(half - equal).low > 0 else "is not shown to count"
-    means = [float(share.to_numpy(float).mean()) for share in (half, equal)]
+    means = [float(share.to_numpy(float).mean()) for share in (half, equal, little)]
+    strength, alpha = expected.loc[names[2], [STRENGTH, WEIGHT]].to_numpy(float)
     return (
         f"the strength of a gradient {counts} in a mixture, beside its weight: of half OPD and half RLVR, OPD's share "
-        f"of the direction is {means[0]:.2f} as they are and {means[1]:.2f} where both are brought to one norm"
+        f"of the direction is {means[0]:.2f} as they are and {means[1]:.2f} where both are brought to one norm; of "
+        f"{alpha:.0%} OPD it is {means[2]:.2f} (by strength {strength:.2f})"
     )
 
 

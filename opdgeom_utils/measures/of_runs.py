@@ -19,10 +19,11 @@ from opdgeom_utils.scopes import HEADLINE, THROUGHOUT
 
 
 def _compared(run: Run, *, masked: bool = False) -> bool:
-    """Whether variants, or those with fewer tokens, have a run's seed: what they are compared with is measured then."""
+    """Whether variants have a run's seed (``masked``: those with fewer tokens, or mixed): what they need is measured."""
     profile = run.recipe.profile
     variants = (load_recipe(name, profile) for name in recipe_names(profile) if name not in HEADLINE)
-    return any(run.seed in recipe.seeds for recipe in variants if recipe.keep_fraction < 1 or not masked)
+    asked = (v for v in variants if not masked or v.keep_fraction < 1 or v.objective == "mixed")
+    return any(run.seed in variant.seeds for variant in asked)
 
 
 def _has_ruler(run: Run) -> bool:

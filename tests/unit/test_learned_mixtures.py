@@ -144,9 +144,9 @@ def test_words_follow_the_numbers() -> None:
     lead, numbers = said(tables()).split("\n")
     assert lead == (
         "Where both objectives learn, the strength of a gradient counts in a mixture, beside its weight: of half OPD "
-        "and half RLVR, OPD's share of the direction is 0.88 as they are and 0.50 where both are brought to one norm. "
-        "RLVR leaves OPD's stable-rank path; shown to stay on it: alpha 0.5 and alpha 0.5 (equal norms); shown to "
-        "leave it: alpha 0.05."
+        "and half RLVR, OPD's share of the direction is 0.88 as they are and 0.50 where both are brought to one norm; "
+        "of 5% OPD it is 0.30 (by strength 0.32). RLVR leaves OPD's stable-rank path; shown to stay on it: alpha 0.5 "
+        "and alpha 0.5 (equal norms); shown to leave it: alpha 0.05."
     )
     assert "alpha 0.5 0.88 (0.88 to 0.88), by strength 0.90, by alpha 0.50; alpha 0.05 0.30" in numbers
     assert "RLVR has gained 10.0 points" in numbers
