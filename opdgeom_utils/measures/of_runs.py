@@ -19,7 +19,7 @@ from opdgeom_utils.scopes import HEADLINE, THROUGHOUT
 
 
 def _compared(run: Run, *, masked: bool = False) -> bool:
-    """Whether variants have a run's seed (``masked``: those with fewer tokens, or mixed): what they need is measured."""
+    """Whether variants have a run's seed (``masked``: with fewer tokens, or mixed): what they need is measured."""
     profile = run.recipe.profile
     variants = (load_recipe(name, profile) for name in recipe_names(profile) if name not in HEADLINE)
     asked = (v for v in variants if not masked or v.keep_fraction < 1 or v.objective == "mixed")
