@@ -149,8 +149,9 @@ def _path(found: pd.DataFrame, own: pd.Series) -> str:
 
 
 def shown(judged: pd.DataFrame, expected: pd.DataFrame) -> pd.DataFrame:
-    """Lay the answers out, with the shares that strength and alpha give, a row per mixture."""
-    cells = {"mixture": judged.index.tolist()} | {SAID[key]: judged[key].tolist() for key in ("way", "share")}
+    """Lay the answers out, with the shares that strength and alpha give and without intervals, a row per mixture."""
+    cells = {"mixture": judged.index.tolist(), SAID["way"]: judged["way"].tolist()}
+    cells[SAID["share"]] = [share.split(" (")[0] for share in judged["share"].tolist()]
     cells |= {f"by {column}": [f"{value:.2f}" for value in expected[column].tolist()] for column in expected}
     cells |= {SAID[key]: judged[key].tolist() for key in ("nearer", "path", "progress", "gain")}
     return pd.DataFrame(cells)

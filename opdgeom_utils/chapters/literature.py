@@ -121,6 +121,8 @@ def say_fits(runs: pd.DataFrame, fits: pd.Series) -> str:
 def say_paper(runs: pd.DataFrame) -> str:
     """Say how many times as far as noise the paper's runs went, by both its numbers, and what noise would leave.
 
+    The first line is the finding.
+
     ``runs``: rows of :func:`published`.
 
     >>> rows = {"kind": ["SFT", "OPD"], "predicted": [0.1, 0.8], "sparsity": [0.08, 0.5], "ratio": [1.1, 2.5]}
@@ -141,7 +143,7 @@ def say_paper(runs: pd.DataFrame) -> str:
     said = (
         "**To leave as many entries unchanged as the paper reports for its models of 8 billion parameters"
         f"{inferred} {first['kind']}'s must have moved {first['ratio']:.1f} times as far as noise moves them; "
-        f"{rest}.** {_by_norm(runs)}Noise alone would leave unchanged: {listed(shares)}."
+        f"{rest}.** {_by_norm(runs).strip()}\nNoise alone would leave unchanged: {listed(shares)}."
     )
     if not printed:
         return said
