@@ -147,7 +147,7 @@ def _regime(card: pd.DataFrame, tables: Tables | None = None) -> str:
     first = chosen(card, "opd_distinct_at_equal_norm", words)
     size, spectra = ({verdict_of(card, name) for name in names} for names in (_SPARSITY, _SPECTRA))
     null = "Its sparsity and its masks are what its shuffled update has too." if size == {OPPOSITE} else ""
-    turned = "Its rotation and drift are larger than the shuffled ones." if spectra == {OPPOSITE} else ""
+    turned = "It turns the leading directions further than its shuffled update does." if spectra == {OPPOSITE} else ""
     nothing = turning_clause(tables) if turned else ""
     return _joined(first, null, turned, f"{nothing}." if nothing else "")
 

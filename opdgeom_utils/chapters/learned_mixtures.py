@@ -27,7 +27,7 @@ MIXTURES = ("mix_50", "mix_05", "equal_mix_50")
 CLOSED, GAINED = 0.15, 0.03  # of the distance to the teacher, by OPD; sampled accuracy, by RLVR
 WITH_RLVR, SHARE = "cosine with RLVR", "OPD's share of its direction"
 _RANDOM = control.variant_label(learned.NULL)
-STRENGTH, WEIGHT, NEITHER = "strength", "alpha", "neither"
+STRENGTH, WEIGHT, NEITHER, UNPLACED = "strength", "alpha", "neither", "not placed"
 ASKED = (learned.PATH, learned.DIRECTION, WITH_RLVR, SHARE, learned.PROGRESS, learned.ACCURACY)
 SAID = {"way": "goes whose way", "share": "OPD's share", "nearer": "nearer to", "path": "stays on OPD's path",
         "progress": "keeps OPD's progress", "gain": "keeps RLVR's gain"}  # fmt: skip
@@ -51,7 +51,12 @@ def numbers(tables: BookTables, beside: BookTables) -> pd.DataFrame:
     null = control.path_gaps(beside.measures, [learned.NULL]).assign(panel=learned.PATH, kind="null")
     null = null.loc[null["row"] == _RANDOM]
     rlvr = learned.cosines(tables.measures, ["opd", *MIXTURES], "rlvr").assign(panel=WITH_RLVR)
-    parts = [own, null, rlvr]
+    scores = final(accuracy_gain(tables.accuracy))
+    scores = scores.loc[scores["recipe"].isin(["opd", "rlvr", *MIXTURES])]
+    scores = scores.assign(row=scores["recipe"].map(control.variant_label), panel=learned.ACCURACY, kind="variant")
+    scores = scores.assign(kind=scores["kind"].where(~scores["recipe"].isin(["opd", "rlvr"]), "null"))
+    scores = scores.assign(value=scores["sampled"]).filter(items=control.STRIP)
+    parts = [own.loc[own["panel"] != learned.ACCURACY], null, rlvr, scores]
     found = pd.concat([*parts, _shares(pd.concat(parts))])
     found = found.assign(kind=found["kind"].where(found["row"] != "OPD", "null"))
     return pd.concat([found.loc[found["panel"] == panel] for panel in ASKED], ignore_index=True)
@@ -112,7 +117,8 @@ def answers(found: pd.DataFrame, expected: pd.DataFrame) -> pd.DataFrame:
 
     Columns: ``way`` (whose way its update goes), ``share`` and ``nearer`` (OPD's share of its direction, and whether
     that lies nearer to what strength gives or to alpha), ``path`` and ``progress`` (whether it stays on OPD's path and
-    keeps its progress), ``gain`` (whether it keeps RLVR's gain in accuracy).
+    keeps its progress), ``gain`` (whether it keeps RLVR's gain in accuracy). Where OPD and RLVR are not told apart by
+    direction, the first three are ``not placed``.
     """
     rows, rlvr = {}, seeds_of(found, learned.ACCURACY, "RLVR")
     for name in map(control.variant_label, MIXTURES):
@@ -123,15 +129,23 @@ def answers(found: pd.DataFrame, expected: pd.DataFrame) -> pd.DataFrame:
         strength, alpha = expected.loc[name, [STRENGTH, WEIGHT]].to_numpy(float)
         beyond = (own[SHARE] - strength).abs() - (own[SHARE] - alpha).abs()
         kept = learned.interval(own[learned.PROGRESS])
-        rows[name] = {
+        placed = {
             "way": _side(own[learned.DIRECTION] - own[WITH_RLVR], "RLVR's", "OPD's"),
             "share": learned.interval(own[SHARE]).text(".2f"),
             "nearer": "" if strength == alpha else _side(beyond, STRENGTH, WEIGHT),
+        }
+        rows[name] = (placed if told_apart(found) else dict.fromkeys(placed, UNPLACED)) | {
             "path": _path(found, own[learned.PATH]),
             "progress": YES if kept.low >= ENOUGH else NO if kept.high < ENOUGH else learned.OPEN,
             "gain": NO if learned.interval(own[learned.ACCURACY] - rlvr).high < 0 else YES,
         }
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def told_apart(found: pd.DataFrame) -> bool:
+    """Whether OPD's direction is further from RLVR's than from another seed's of OPD."""
+    between, seeds = (seeds_of(found, learned.DIRECTION, row) for row in ("RLVR", control.OTHER_SEED))
+    return learned.interval(between - seeds).high < 0
 
 
 def _side(difference: pd.Series, below: str, above: str) -> str:
@@ -169,8 +183,7 @@ def say(tables: BookTables, found: pd.DataFrame, expected: pd.DataFrame, judged:
     gained = final(accuracy_gain(tables.accuracy.loc[tables.accuracy["recipe"] == "rlvr"]))["gain"].to_numpy(float)
     both = closed.mean >= CLOSED and gained.mean() >= GAINED
     where = "Where both objectives learn" if both else "Where they learned less than was asked"
-    between, seeds = (seeds_of(found, learned.DIRECTION, row) for row in ("RLVR", control.OTHER_SEED))
-    apart = learned.interval(between - seeds).high < 0
+    apart = told_apart(found)
     way = _direction(found, expected) if apart else "the two are not told apart by direction, so no mixture is placed"
     shares = "; ".join(
         f"{run} {judged.loc[run, 'share']}, by strength {strength:.2f}, by alpha {alpha:.2f}"
@@ -184,8 +197,9 @@ def say(tables: BookTables, found: pd.DataFrame, expected: pd.DataFrame, judged:
         f"of a mixture's direction: {shares}. Cosine with OPD's update: "
         f"{listed_of(learned.DIRECTION, [*runs, 'RLVR', control.OTHER_SEED])}; with RLVR's: "
         f"{listed_of(WITH_RLVR, [*runs, control.another_seed('rlvr')])}. Mean absolute log ratio to OPD's stable-rank "
-        f"path: {listed_of(learned.PATH, [*runs, 'RLVR', control.OTHER_SEED, _RANDOM])}. Share of OPD's progress to "
-        f"its teacher: {progress}. Sampled accuracy: {listed_of(learned.ACCURACY, ['OPD', *runs, 'RLVR'], '.1%')}."
+        f"path: {listed_of(learned.PATH, [*runs, 'RLVR', control.OTHER_SEED, _RANDOM])} (of another profile, beside "
+        f"its own OPD). Share of OPD's progress to its teacher: {progress}. Sampled accuracy: "
+        f"{listed_of(learned.ACCURACY, ['OPD', *runs, 'RLVR'], '.1%')}."
     )
 
 

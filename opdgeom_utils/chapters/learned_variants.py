@@ -144,7 +144,7 @@ def say(tables: BookTables, found: pd.DataFrame, judged: pd.DataFrame) -> str:
         f"After {made.steps} updates on {made.prompts_per_update} prompts each OPD has closed {closed.text('.0%')} of "
         f"its distance to the teacher and {gap.text('.0%')} of the gap in accuracy (seeds: {closed.n}). Mean absolute "
         f"log ratio to its stable-rank path: {_means(means[PATH], _HOW)} ({yards[PATH]}); in the toy, after as "
-        f"many updates, {learn}, which learn, and {nothing}, which do not. Cosine with its update: "
+        f"many updates, {learn}, which get better at their tasks, and {nothing}, which do not. Cosine with its update: "
         f"{_means(means[DIRECTION], _HOW)} ({yards[DIRECTION]}). Sampled accuracy: "
         f"{_means(means[ACCURACY], ('OPD', *_HOW, _RANDOM), '.1%')}."
     )
@@ -200,19 +200,19 @@ def _path(judged: pd.DataFrame, away: Mapping[str, Interval]) -> str:
 
 
 def _whose_path(paths: dict[str, float]) -> str:
-    """Say whether other objectives that learn lie nearer to OPD's path than runs with nothing to learn.
+    """Say whether other objectives that learn lie nearer to OPD's path than runs that cannot get better.
 
     >>> _whose_path(
     ...     {"control SFT": 0.03, "RLVR": 0.06, "random credit": 0.3, "random reward": 0.4, "mismatched control": 0.5}
     ... )
-    'Other objectives that learn from its anchor lie near its path too, and runs with nothing to learn do not.'
+    'Other objectives that learn from its anchor lie near its path too, and runs that cannot get better do not.'
     """
     learn, nothing = ([paths[label(name)] for name in names] for names in (LEARNERS, NULLS))
     if max(learn) < min(NEAR, *nothing):
         return (
-            "Other objectives that learn from its anchor lie near its path too, and runs with nothing to learn do not."
+            "Other objectives that learn from its anchor lie near its path too, and runs that cannot get better do not."
         )
-    return "By this distance other objectives that learn are not set apart from runs with nothing to learn."
+    return "By this distance other objectives that learn are not set apart from runs that cannot get better."
 
 
 def paths_of_others(until: int) -> dict[str, float]:

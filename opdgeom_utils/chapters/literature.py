@@ -102,19 +102,19 @@ def named(runs: pd.DataFrame, fits: pd.Series) -> pd.DataFrame:
 
 
 def say_fits(runs: pd.DataFrame, fits: pd.Series) -> str:
-    """Say how many runs of the literature lie near noise, of all whose updates are at hand, and of the surer ones.
+    """Say how many runs of the literature lie near noise, of all whose updates are known or guessed, and of the surer.
 
     >>> runs = pd.DataFrame({"ratio": [1.0, 2.0, 1.1], "sure": ["read", "inferred", "recalled"]})
     >>> say_fits(runs, runs["ratio"] < 1.5)
-    'Of 3 runs of the literature whose number of updates is at hand (1 read, 1 inferred, 1 recalled) 2 lie within a
-    factor of 1.5 of noise, of those read or inferred 1 of 2.'
+    'Of 3 runs of the literature whose number of updates is known or guessed (1 read, 1 inferred, 1 recalled) 2 lie
+    within a factor of 1.5 of noise, of those read or inferred 1 of 2.'
     """
     known = runs.loc[runs["ratio"].notna()]
     how = ", ".join(f"{n} {words}" for words in SURE if (n := int((known["sure"] == words).sum())))
     near, surer = fits[known.index], known["sure"].isin(list(SURE[:2]))
     return (
-        f"Of {len(known)} runs of the literature whose number of updates is at hand ({how}) {near.sum()} lie within a "
-        f"factor of {FITS} of noise, of those read or inferred {(surer & near).sum()} of {surer.sum()}."
+        f"Of {len(known)} runs of the literature whose number of updates is known or guessed ({how}) {near.sum()} lie "
+        f"within a factor of {FITS} of noise, of those read or inferred {(surer & near).sum()} of {surer.sum()}."
     )
 
 

@@ -1,4 +1,4 @@
-"""SFT beside a run with nothing to learn: the same prompts, each with the demonstration of another problem.
+"""SFT beside a run that cannot get better: the same prompts, each with the demonstration of another problem.
 
 Profile ``sft_null`` trains these nulls as profile ``toy`` trains control SFT and SFT. The rules are in LOG.md.
 """
@@ -70,7 +70,7 @@ def beside(tables: Tables) -> pd.DataFrame:
 
 
 def needs(tables: Tables) -> pd.DataFrame:
-    """Ask of each difference of OPD and control SFT at equal norm whether a run with nothing to learn has it too.
+    """Ask of each difference of OPD and control SFT at equal norm whether a run that cannot get better has it.
 
     Returns ``metric``, the means ``opd, control, null``, whether OPD and control SFT are ``apart``, and ``needs``: ``no
     learning is needed`` where the null lies on control SFT's side of OPD, told apart from it; ``it takes learning``
@@ -144,7 +144,7 @@ def also_locks(profile: str) -> str:
 
 
 def _say_locking(found: pd.DataFrame) -> str:
-    """Say whether a run with nothing to learn locks as control SFT does, and whether it locks more than noise."""
+    """Say whether a run that cannot get better locks as control SFT does, and whether it locks more than noise."""
     at = listed(
         f"{row['null']:.2f} on the side of the {WHOSE[row['side']]} (control SFT {row['control']:.2f}, random credit "
         f"{row['random']:.2f})"

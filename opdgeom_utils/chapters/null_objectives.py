@@ -182,7 +182,7 @@ def turning_clause(tables: Tables | None) -> str:
     means = [interval.mean for m in ANGLES for interval in ratios_to_null(ends, m).values()]
     return (
         f"With nothing to learn {listed(map(label, held))} turn the leading directions {min(means):.1f} to "
-        f"{max(means):.1f} times as far"
+        f"{max(means):.1f} times as far as their shuffled updates do"
     )
 
 

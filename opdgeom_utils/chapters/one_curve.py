@@ -35,7 +35,7 @@ OF_GEOMETRY = (
 SIDES = {"right": "similarity to the end at a fifth, right", "left": "similarity to the end at a fifth, left"}
 OVER_ALL = ("update_sparsity",)  # statistics of all tensors; the others are of attention matrices
 LEAST = 0.1  # of the curve's own range: less is no way off it
-FEW = 2  # statistics of nine: whoever leaves in no more is on one curve with OPD
+FEW, OF = 2, 9  # whoever leaves in no more of so many statistics is on one curve with OPD
 MIN_SEEDS = 3
 UNTESTED = "it has too few seeds, or its coherence lies outside that of OPD's runs in these tables"
 TESTED = ("leaves", "on the curve", "not decided")
@@ -84,8 +84,10 @@ def _coherence(geometry: pd.DataFrame, modules: tuple[str, ...] | None) -> dict[
     return walks_of_runs(own)["coherence"].to_dict()
 
 
-def distances(points: pd.DataFrame) -> pd.DataFrame:
+def distances(points: pd.DataFrame, *, own_range: bool = False) -> pd.DataFrame:
     """Distance of each run that is asked from the curve of OPD's ladder, statistic by statistic.
+
+    ``own_range``: take the tenth of the curve's own range, without random credit, which is the stricter question.
 
     Returns
     -------
@@ -109,7 +111,7 @@ def distances(points: pd.DataFrame) -> pd.DataFrame:
         curve = curve_of(own)
         along, heights = (curve[column].to_numpy(float) for column in ("coherence", "value"))
         null = own.loc[own["recipe"] == NOTHING[0], "value"].to_numpy(float)
-        span = float(np.ptp([*heights, null.mean()] if len(null) else heights))
+        span = float(np.ptp([*heights, null.mean()] if len(null) and not own_range else heights))
         for recipe in (name for name in ASKED if name in set(own["recipe"])):
             at, values = (own.loc[own["recipe"] == recipe, c].to_numpy(float) for c in ("coherence", "value"))
             off = seed_interval(values - np.interp(at, along, heights))
@@ -129,6 +131,24 @@ def curve_of(points: pd.DataFrame) -> pd.DataFrame:
     return means.sort_values(by="coherence", ignore_index=True)
 
 
+def scatter(points: pd.DataFrame) -> float:
+    """How far OPD's rungs lie from the curve of the others at most, as a share of its own range; ends are left out.
+
+    >>> rows = [("opd_128", 0.0, 0.0), ("opd_64x8", 0.5, 0.7), ("opd", 1.0, 1.0)]
+    >>> points = pd.DataFrame(rows, columns=["recipe", "coherence", "value"]).assign(statistic="x")
+    >>> round(scatter(points), 9)
+    0.2
+    """
+    shares = [0.0]
+    for _, own in points.groupby("statistic"):
+        curve = curve_of(own)
+        along, heights = (curve[column].to_numpy(float) for column in ("coherence", "value"))
+        for rung in range(1, len(along) - 1):
+            there = np.interp(along[rung], np.delete(along, rung), np.delete(heights, rung))
+            shares.append(abs(heights[rung] - there) / np.ptp(heights))
+    return float(max(shares))
+
+
 def as_table(found: pd.DataFrame) -> pd.DataFrame:
     """Distances as a table to read: a line for each statistic, a column for each objective.
 
@@ -146,16 +166,16 @@ def as_table(found: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(list(lines.values()))
 
 
-def say(found: pd.DataFrame) -> str:
+def say(found: pd.DataFrame, strict: pd.DataFrame | None = None) -> str:
     """Say whether what learns lies on one curve and what has nothing to learn leaves it; then which run leaves where.
 
-    The first line is the answer.
+    The first line is the answer. ``strict``: the same by the curve's own range, of which the counts are said.
 
     >>> row = {"statistic": "x", "recipe": "rlvr", "verdict": "on the curve"}
     >>> off = row | {"recipe": "rlvr_random_reward", "verdict": "leaves"}
     >>> print(say(pd.DataFrame([row, off, off | {"statistic": "y", "verdict": "not decided"}])))
-    **What learns lies on one curve, whatever its objective.** RLVR leaves it in 0 of 1; with nothing
-    to learn, random reward in 1 of 2 statistics.
+    **To a tenth of what separates OPD from random credit, what learns lies on one curve, whatever its objective.** RLVR
+    leaves it in 0 of 1; with nothing to learn, random reward in 1 of 2 statistics.
     Random reward: x; 1 not decided.
     """
     names, left, tested, where = {label(recipe): recipe for recipe in found["recipe"].tolist()}, {}, {}, []
@@ -173,15 +193,29 @@ def say(found: pd.DataFrame) -> str:
     parts = [listed(counts[: len(learn)]), f"with nothing to learn, {listed(counts[len(learn) :])}"]
     said = "; ".join(parts[: 1 + bool(nothing)] if learn else parts[1 : 1 + bool(nothing)])
     said = said.replace(" in ", " leaves it in ", 1) if learn else said
-    lead = _lead([left[n] <= FEW for n in learn], [2 * left[n] > tested[n] for n in nothing])
-    return f"{lead}{said} statistics.\n{' '.join(where)}" if said else " ".join(where)
+    lead = _lead([left[n] * OF <= FEW * tested[n] for n in learn], [2 * left[n] > tested[n] for n in nothing])
+    return f"{lead}{said} statistics.\n{' '.join(where)}{_strictly(strict)}" if said else " ".join(where)
+
+
+def _strictly(strict: pd.DataFrame | None) -> str:
+    """Say in how many statistics what learns leaves the curve by a tenth of its own range; begins with a space.
+
+    >>> _strictly(pd.DataFrame({"recipe": ["rlvr", "rlvr", "opd_random_credit"], "verdict": ["leaves", "x", "leaves"]}))
+    " By a tenth of the range of OPD's runs alone: RLVR 1."
+    """
+    if strict is None:
+        return ""
+    left = strict.loc[strict["verdict"] == TESTED[0], "recipe"].tolist()
+    counts = listed(f"{label(name)} {left.count(name)}" for name in LEARN if name in set(strict["recipe"]))
+    return f" By a tenth of the range of OPD's runs alone: {counts}."
 
 
 def _lead(on: list[bool], off: list[bool]) -> str:
     """Say in one sentence what the counts come to; ends with a space.
 
     >>> _lead([True, True], [True])
-    '**What learns lies on one curve, whatever its objective, and what has nothing to learn leaves it.** '
+    '**To a tenth of what separates OPD from random credit, what learns lies on one curve, whatever its objective, and
+    what has nothing to learn leaves it.** '
     >>> _lead([True, False], [True]), _lead([], [])
     ('**Not all that learns lies on one curve.** ', '')
     """
@@ -190,7 +224,8 @@ def _lead(on: list[bool], off: list[bool]) -> str:
     if not all(on):
         return "**Not all that learns lies on one curve.** "
     more = ", and what has nothing to learn leaves it" if off and all(off) else ""
-    return f"**What learns lies on one curve, whatever its objective{more}.** "
+    what = "what learns lies on one curve, whatever its objective"
+    return f"**To a tenth of what separates OPD from random credit, {what}{more}.** "
 
 
 def _valued(table: pd.DataFrame, column: str, at: Mapping[tuple[str, int], float]) -> list[dict[str, object]]:

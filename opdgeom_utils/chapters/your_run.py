@@ -222,6 +222,8 @@ def _found(name: str) -> str:
     Warns where a shipped model and something here have one name.
     """
     path = Path(name).expanduser()
+    if path.exists() and path.name != name:  # a path, and no bare name
+        return str(path)
     try:
         found = resolve_model(name)
     except CheckpointNotFoundError:

@@ -122,7 +122,7 @@ def test_words_follow_the_numbers() -> None:
         "teacher writes. Less than 0.1 from its stable-rank path are top 25% and random 25%; nearer than random "
         "credit is shown of top 25% and random 25%. So the path does not tell who learns as much: top 25% is near "
         "it and does not keep up; teacher writes is off it and keeps up. Other objectives that learn from its "
-        "anchor lie near its path too, and runs with nothing to learn do not."
+        "anchor lie near its path too, and runs that cannot get better do not."
     )
     assert "OPD has closed 29% (29% to 29%) of its distance" in said  # 0.2 of 0.7
     assert "another seed of OPD 0.17 and random credit 0.22" in said  # seeds of 7, 8 and 9

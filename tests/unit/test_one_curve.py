@@ -63,8 +63,9 @@ def test_words_say_who_leaves_and_what_cannot_be_tested() -> None:
     found = pd.concat(map(one_curve.distances, [learns, null, world([0.1], recipe="control_sft")]))
     lead, where = one_curve.say(found).split("\n")
     assert lead == (
-        "**What learns lies on one curve, whatever its objective, and what has nothing to learn leaves it.** RLVR "
-        "leaves it in 0 of 1; with nothing to learn, random reward in 1 of 1 statistics."
+        "**To a tenth of what separates OPD from random credit, what learns lies on one curve, whatever its objective, "
+        "and what has nothing to learn leaves it.** RLVR leaves it in 0 of 1; "
+        "with nothing to learn, random reward in 1 of 1 statistics."
     )
     assert "Random reward: stable rank." in where
     assert "Control SFT cannot be tested: " in where
