@@ -177,7 +177,7 @@ def say(tables: BookTables, found: pd.DataFrame, expected: pd.DataFrame, judged:
         return "What a mixture of objectives does where both learn is not tested: too few seeds.\n"
 
     def listed_of(panel: str, rows: Sequence[str], shown: str = ".2f") -> str:
-        return listed(f"{row} {seeds_of(found, panel, row).to_numpy(float).mean():{shown}}" for row in rows)
+        return listed(f"{seeds_of(found, panel, row).to_numpy(float).mean():{shown}} ({_named(row)})" for row in rows)
 
     runs, closed = judged.index.tolist(), distance_closed(tables)["fixed"]
     gained = final(accuracy_gain(tables.accuracy.loc[tables.accuracy["recipe"] == "rlvr"]))["gain"].to_numpy(float)
@@ -186,10 +186,11 @@ def say(tables: BookTables, found: pd.DataFrame, expected: pd.DataFrame, judged:
     apart = told_apart(found)
     way = _direction(found, expected) if apart else "the two are not told apart by direction, so no mixture is placed"
     shares = "; ".join(
-        f"{run} {judged.loc[run, 'share']}, by strength {strength:.2f}, by alpha {alpha:.2f}"
+        f"{judged.loc[run, 'share']} at {_named(run)}, where strength gives {strength:.2f} and alpha {alpha:.2f}"
         for run, strength, alpha in expected.itertuples()
     )
-    progress = listed(f"{run} {learned.interval(seeds_of(found, learned.PROGRESS, run)).text('.0%')}" for run in runs)
+    kept = [(learned.interval(seeds_of(found, learned.PROGRESS, run)).text(".0%"), _named(run)) for run in runs]
+    progress = listed(f"{share} at {run}" for share, run in kept)
     return (
         f"{where}, {way}. {_path_tells(found, judged)}\n"
         f"After {load_recipe('opd', PROFILE).steps} updates OPD has closed {closed.text('.0%')} of its distance to the "
@@ -197,10 +198,19 @@ def say(tables: BookTables, found: pd.DataFrame, expected: pd.DataFrame, judged:
         f"of a mixture's direction: {shares}. Cosine with OPD's update: "
         f"{listed_of(learned.DIRECTION, [*runs, 'RLVR', control.OTHER_SEED])}; with RLVR's: "
         f"{listed_of(WITH_RLVR, [*runs, control.another_seed('rlvr')])}. Mean absolute log ratio to OPD's stable-rank "
-        f"path: {listed_of(learned.PATH, [*runs, 'RLVR', control.OTHER_SEED, _RANDOM])} (of another profile, beside "
-        f"its own OPD). Share of OPD's progress to its teacher: {progress}. Sampled accuracy: "
+        f"path: {listed_of(learned.PATH, [*runs, 'RLVR', control.OTHER_SEED, _RANDOM])}; the last is of another "
+        f"profile, beside its own OPD. Share of OPD's progress to its teacher: {progress}. Sampled accuracy: "
         f"{listed_of(learned.ACCURACY, ['OPD', *runs, 'RLVR'], '.1%')}."
     )
+
+
+def _named(row: str) -> str:
+    """Name of a run inside parentheses.
+
+    >>> _named("alpha 0.5 (equal norms)")
+    'alpha 0.5, equal norms'
+    """
+    return row.replace(" (", ", ").rstrip(")")
 
 
 def _direction(found: pd.DataFrame, expected: pd.DataFrame) -> str:

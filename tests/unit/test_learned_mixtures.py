@@ -149,7 +149,7 @@ def test_words_follow_the_numbers() -> None:
         "of 5% OPD it is 0.30 (by strength 0.32). RLVR leaves OPD's stable-rank path; shown to stay on it: alpha 0.5 "
         "and alpha 0.5 (equal norms); shown to leave it: alpha 0.05."
     )
-    assert "alpha 0.5 0.88 (0.88 to 0.88), by strength 0.90, by alpha 0.50; alpha 0.05 0.30" in numbers
+    assert "0.88 (0.88 to 0.88) at alpha 0.5, where strength gives 0.90 and alpha 0.50; 0.30" in numbers
     assert "RLVR has gained 16.1 points" in numbers
     assert said(tables(gain=0.0)).startswith("Where they learned less than was asked")
     assert "is not shown to count in a mixture" in said(tables(equal_mix_50=(1.05, 0.88, 0.6, 0.66)))
