@@ -734,3 +734,8 @@ def test_the_page_of_a_run_without_a_walk_says_so(tmp_path: Path) -> None:
     page = (tmp_path / "g.html").read_text()
     assert "nan times" not in page
     assert "How far noise would go by step 1 is not known" in page
+
+
+def test_a_table_that_is_not_there_is_called_missing(tmp_path: Path) -> None:
+    with pytest.raises(MonitorError, match=r"there is no file .*geometry\.parquet; expected the table that a Geometry"):
+        watched_numbers(tmp_path / "geometry.parquet")

@@ -15,7 +15,13 @@ from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from opdgeom_utils import results, storage
-from opdgeom_utils.errors import CheckpointNotFoundError, OpdGeomError, RecipeError, StaleResultsError
+from opdgeom_utils.errors import (
+    CheckpointNotFoundError,
+    OpdGeomError,
+    RecipeError,
+    StaleResultsError,
+    UnknownProfileError,
+)
 from opdgeom_utils.measures import functional, gradient_moments
 from opdgeom_utils.measures.gradient_moments import MomentPlan
 from opdgeom_utils.measures.of_runs import measures_of_run
@@ -437,6 +443,12 @@ def test_adding_a_run_keeps_the_matrices_of_the_others(mine: Folders, tmp_path: 
     assert [set(sample) for sample in held] == [{"reference", "opd/0"}, *[{"reference", "opd/0", "rlvr/0"}] * 2]
     assert all(held[2][name].equal(held[1][name]) for name in held[1])
     assert held[1]["opd/0"].equal(held[0]["opd/0"])
+
+
+def test_the_recipes_of_shipped_models_are_no_profile_of_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["make_runs", "--profile", "models"])
+    with pytest.raises(UnknownProfileError, match="make models"):
+        make_runs.main()
 
 
 def test_archived_tables_are_not_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from opdgeom_utils.chapters import your_run
 from opdgeom_utils.chapters.your_run import matching_k, open_run
 from opdgeom_utils.checkpoints import OpenCheckpoint, StoredTensor
 from opdgeom_utils.errors import CheckpointMismatchError, MetricInputError, NotebookParameterError
+from opdgeom_utils.models import resolve_model
 
 
 def save(path: Path, **shapes: tuple[int, ...]) -> str:
@@ -142,3 +143,15 @@ def test_labels_are_distinct(before: str, tmp_path: Path) -> None:
     assert labels[1:] == names
     assert len(set(labels)) == 3
     assert not any(str(tmp_path.parent) in label for label in labels)
+
+
+def test_a_shipped_name_is_the_shipped_model_and_a_path_is_what_lies_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `opdgeom check` has it: a folder of that name here does not take its place unseen."""
+    (tmp_path / "anchor").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.warns(UserWarning, match=r"anchor is taken for the model that comes with the book.*write \./anchor"):
+        assert your_run._found("anchor") == resolve_model("anchor")
+    assert Path(your_run._found("./anchor")).resolve() == tmp_path / "anchor"
+    assert your_run._found(str(tmp_path / "anchor")) == str(tmp_path / "anchor")
