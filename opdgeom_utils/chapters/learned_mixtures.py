@@ -48,17 +48,17 @@ def numbers(tables: BookTables, beside: BookTables) -> pd.DataFrame:
     assert tables.measures is not None
     assert beside.measures is not None
     own = learned.numbers(tables, MIXTURES)
-    null = control.path_gaps(beside.measures, [learned.NULL]).assign(panel=learned.PATH, kind="null")
+    null = control.path_gaps(beside.measures, [learned.NULL]).assign(panel=learned.PATH)
     null = null.loc[null["row"] == _RANDOM]
     rlvr = learned.cosines(tables.measures, ["opd", *MIXTURES], "rlvr").assign(panel=WITH_RLVR)
     scores = final(accuracy_gain(tables.accuracy))
     scores = scores.loc[scores["recipe"].isin(["opd", "rlvr", *MIXTURES])]
-    scores = scores.assign(row=scores["recipe"].map(control.variant_label), panel=learned.ACCURACY, kind="variant")
-    scores = scores.assign(kind=scores["kind"].where(~scores["recipe"].isin(["opd", "rlvr"]), "null"))
-    scores = scores.assign(value=scores["sampled"]).filter(items=control.STRIP)
+    rows = scores["recipe"].map(control.variant_label)
+    scores = scores.assign(row=rows, panel=learned.ACCURACY, kind="variant", value=scores["sampled"])
+    scores = scores.filter(items=control.STRIP)
     parts = [own.loc[own["panel"] != learned.ACCURACY], null, rlvr, scores]
     found = pd.concat([*parts, _shares(pd.concat(parts))])
-    found = found.assign(kind=found["kind"].where(found["row"] != "OPD", "null"))
+    found = found.assign(kind=found["kind"].where(found["row"].isin(map(control.variant_label, MIXTURES)), "null"))
     return pd.concat([found.loc[found["panel"] == panel] for panel in ASKED], ignore_index=True)
 
 

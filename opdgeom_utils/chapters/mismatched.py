@@ -198,7 +198,7 @@ def say(tables: Tables) -> str:
     agree = {name: seed_interval(cosines(tables.measures, name, name)).mean for name in names}
     told = [agree[null] - agree[RANDOM] >= AGREE for null in NULLS.values()]
     common = (
-        "agreement of seeds alone is no sign that something was learned"
+        "agreement of seeds alone is no sign that a run got better"
         if all(told)
         else "its seeds do not agree as those of a run that learns do"
     )

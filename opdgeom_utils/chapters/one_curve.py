@@ -189,10 +189,11 @@ def say(found: pd.DataFrame, strict: pd.DataFrame | None = None) -> str:
         where += [f"{name}: {'; '.join(off)}."] if off else []
         where += [] if verdicts else [f"{name} cannot be tested: {UNTESTED}."]
     learn, nothing = ([n for n in map(label, kind) if tested.get(n)] for kind in (LEARN, NOTHING))
-    counts = [f"{name} in {left[name]} of {tested[name]}" for name in (*learn, *nothing)]
-    parts = [listed(counts[: len(learn)]), f"with nothing to learn, {listed(counts[len(learn) :])}"]
-    said = "; ".join(parts[: 1 + bool(nothing)] if learn else parts[1 : 1 + bool(nothing)])
-    said = said.replace(" in ", " leaves it in ", 1) if learn else said
+    leaves = {name: f"in {left[name]} of {tested[name]}" for name in (*learn, *nothing)}
+    if learn:  # the verb stands once, with the first
+        leaves[learn[0]] = f"leaves it {leaves[learn[0]]}"
+    groups = {"": learn, "with nothing to learn, ": nothing}
+    said = "; ".join(head + listed(f"{n} {leaves[n]}" for n in names) for head, names in groups.items() if names)
     lead = _lead([left[n] * OF <= FEW * tested[n] for n in learn], [2 * left[n] > tested[n] for n in nothing])
     return f"{lead}{said} statistics.\n{' '.join(where)}{_strictly(strict)}" if said else " ".join(where)
 

@@ -82,7 +82,7 @@ def test_the_finding_says_what_the_nulls_are_and_what_they_show(gain: float, ver
     lead, rest = mismatched.say(made).split("\n")
     assert lead.startswith(f"SFT on the solutions of other problems {verb}")
     assert "ends with 1.00 to 1.10 times SFT's numbers; 1 of 6 diagnostics tell the two apart there, 1 at equal" in lead
-    assert "two of its seeds is 0.86, of SFT's 0.85: agreement of seeds alone is no sign that something" in lead
+    assert "two of its seeds is 0.86, of SFT's 0.85: agreement of seeds alone is no sign that a run got better" in lead
     assert "1 of 6 diagnostics tell it from control SFT after as many updates, 1 at equal norm." in rest
     assert "a cosine of 0.80 (control SFT 0.95, random credit 0.00)" in rest
     assert "At equal norm 1 of 6 tell OPD from control SFT (normalized spectral shift: it takes learning)." in rest
