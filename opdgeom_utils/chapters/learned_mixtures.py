@@ -58,7 +58,7 @@ def numbers(tables: BookTables, beside: BookTables) -> pd.DataFrame:
     scores = scores.filter(items=control.STRIP)
     parts = [own.loc[own["panel"] != learned.ACCURACY], null, rlvr, scores]
     found = pd.concat([*parts, _shares(pd.concat(parts))])
-    found = found.assign(kind=found["kind"].where(found["row"].isin(map(control.variant_label, MIXTURES)), "null"))
+    found = found.assign(kind=found["kind"].where(found["row"].isin([*map(control.variant_label, MIXTURES)]), "null"))
     return pd.concat([found.loc[found["panel"] == panel] for panel in ASKED], ignore_index=True)
 
 
