@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from opdgeom_utils.chapters import confined
 from opdgeom_utils.chapters.findings import order_sentence
 from opdgeom_utils.chapters.null_objectives import turning_clause
 from opdgeom_utils.chapters.path_findings import early_clause, locking_clause
@@ -18,7 +19,7 @@ from opdgeom_utils.vocabulary import label, listed
 
 REPRODUCED, PARTLY, UNDECIDED = VERDICTS[:3]
 LITTLE = 1.25  # a factor up to which rounding is called a small part
-_SPARSITY = ("opd_sparsity_beyond_null", "opd_masks_beyond_null")
+_SPARSITY = ("opd_sparsity_beyond_null", "opd_principal_mask_beyond_null_seen")
 _SPECTRA = ("opd_rotates_less_than_null", "opd_drifts_less_than_null")
 _SPACES = {"early_space_beats_random_by_distance_seen": "a random space"}
 _SPACES |= {"early_space_beats_activations_by_distance_seen": "the space of the inputs"}
@@ -33,7 +34,7 @@ def answers(card: pd.DataFrame, tables: Tables) -> dict[int, str]:
         3: "Below 1/256 not at all: two different bf16 numbers are never closer than that, relative to the larger one. "
         "Chapter 3 sweeps the tolerance.",
         4: _locking(card),
-        5: _projection(card),
+        5: _joined("In the first regime:", first, confined.beside_others()) if (first := _projection(card)) else "",
         6: _mixture(card),
         7: _regime(card, tables),
         8: _rounding(tables),
@@ -78,7 +79,7 @@ def _locking(card: pd.DataFrame) -> str:
     >>> rows |= {"later_steps_stay_right": "partly", "locking_early_k16": "partly"}
     >>> for said in _locking(pd.DataFrame({"id": list(rows), "verdict": list(rows.values())})).split(". "):
     ...     print(said)
-    On the side of the inputs OPD is, at a tenth of its updates, ahead of RLVR and of a random walk
+    On the side of the inputs OPD is, at a tenth of its updates, ahead of RLVR and of a random walk, the weakest null
     That OPD's update settles into its final space earlier than SFT's is not shown
     Its later steps stay in the early space beyond chance on the side of the outputs, in part on that of the inputs.
     """
@@ -98,15 +99,15 @@ def _projection(card: pd.DataFrame) -> str:
 
     >>> name = "early_space_beats_random_by_distance_seen"
     >>> _projection(pd.DataFrame({"id": [name], "verdict": ["not decided"]}))
-    'Better than another space it is not shown to be: a random space is not told apart from it.'
+    'better than another space it is not shown to be: a random space is not told apart from it.'
     """
     better = [words for name, words in _SPACES.items() if verdict_of(card, name) == REPRODUCED]
     apart = [words for name, words in _SPACES.items() if verdict_of(card, name) in (PARTLY, UNDECIDED)]
     lone = [words for name, words in _SPACES.items() if verdict_of(card, name) == UNTESTABLE]
     are = "is" if len(apart) == 1 else "are"
-    first = f"It is better than {listed(better)}." if better else ""
+    first = f"it is better than {listed(better)}." if better else ""
     if apart and not better:
-        first = f"Better than another space it is not shown to be: {listed(apart)} {are} not told apart from it."
+        first = f"better than another space it is not shown to be: {listed(apart)} {are} not told apart from it."
     elif apart:
         first += f" Not told apart from it {are} {listed(apart)}."
     sweeps = [verdict_of(card, f"projection_{what}_sweep") for what in ("rank", "start")]
@@ -146,7 +147,11 @@ def _regime(card: pd.DataFrame, tables: Tables | None = None) -> str:
     }
     first = chosen(card, "opd_distinct_at_equal_norm", words)
     size, spectra = ({verdict_of(card, name) for name in names} for names in (_SPARSITY, _SPECTRA))
-    null = "Its sparsity and its masks are what its shuffled update has too." if size == {OPPOSITE} else ""
+    null = (
+        "Its sparsity and its mask of principal entries are what its shuffled update has too."
+        if size == {OPPOSITE}
+        else ""
+    )
     turned = "It turns the leading directions further than its shuffled update does." if spectra == {OPPOSITE} else ""
     nothing = turning_clause(tables) if turned else ""
     return _joined(first, null, turned, f"{nothing}." if nothing else "")

@@ -210,8 +210,8 @@ def mixing(gaps: pd.DataFrame, aligned: pd.DataFrame, masks: Sequence[str], card
     By means mixing in RLVR moves OPD's path no further than RLVR's own is: at most 0.010, RLVR 0.080 (seeds:
     1)
     Nearer than another seed of OPD (0.040) stay 1 of 1 mixtures (1 seed each)
-    As to the mechanism, on other batches 0 of 1 masks are shown to come nearer to OPD's gradient directions
-    than random credit's gradient does; by means 0 of 1 do on every side.
+    As to the mechanism, 0 of 1 masks are shown to come nearer to OPD's gradient directions than random
+    credit's gradient does (by means 0 of 1 do on every side).
     """
     (mixed,), yardsticks = _gaps_of(gaps, gaps.loc[gaps["kind"] == "variant", "row"].unique().tolist())
     if yardsticks is None:
@@ -240,9 +240,10 @@ def _beyond_random_credit(aligned: pd.DataFrame, masks: Sequence[str]) -> str:
     means, most = aligned.pivot_table(index="panel", columns="row", values="value"), ""
     if OWN_BATCHES in means:
         near = means[OWN_BATCHES] / means[CHANCE]
-        most = f" (at most {near.min():.2f} to {near.max():.2f} times as near could be: OPD's own other batches are)"
+        most = (
+            f" The test is weak: OPD's own other batches come only {near.min():.2f} to {near.max():.2f} times as near."
+        )
     return (
-        f" As to the mechanism, on other batches {count} are shown to come nearer to OPD's gradient directions than "
-        f"random credit's gradient does{most}; by means {len(set.intersection(*by_means))} of {len(here)} do on every "
-        "side."
+        f" As to the mechanism, {count} are shown to come nearer to OPD's gradient directions than random credit's "
+        f"gradient does (by means {len(set.intersection(*by_means))} of {len(here)} do on every side).{most}"
     )

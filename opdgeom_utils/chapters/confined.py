@@ -6,7 +6,9 @@ Progress is distance to the teacher, from where the projection begins to the fre
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping
 
 import pandas as pd
 
@@ -15,6 +17,7 @@ from opdgeom_utils.chapters.regime import distance_closed, gap_closed
 from opdgeom_utils.chapters.sufficiency import ENOUGH, SPACES, projected_runs, start_and_ends
 from opdgeom_utils.chapters.surviving import NO, UNTESTED, YES
 from opdgeom_utils.intervals import Interval, seed_interval
+from opdgeom_utils.measures.long_table import pick
 from opdgeom_utils.recipes import load_recipe
 from opdgeom_utils.vocabulary import listed
 
@@ -32,19 +35,31 @@ def confined() -> BookTables:
     return tables_for(PROFILE, load_recipe("opd", PROFILE).seeds)
 
 
-def progress(tables: BookTables) -> pd.DataFrame:
-    """Return the progress to the teacher that each held run ``kept``, as chapter 6 counts it.
+def progress(tables: BookTables, quantity: str = "teacher_distance") -> pd.DataFrame:
+    """Return the progress that each held run ``kept``, as chapter 6 counts it, by distance to the teacher or accuracy.
 
     The ``space`` of a run that is held in more directions than the first of its kind says in how many: ``early space of
     16, update held``.
     """
     assert tables.measures is not None
     ends = start_and_ends(tables.measures, projected_runs(tables.profile))
-    ends = ends[ends["quantity"] == "teacher_distance"]
+    ends = ends[ends["quantity"] == quantity]
     wider = ends["space"].str.partition(", ")
     wider = wider[0] + " of " + ends["rank"].astype(str) + wider[1] + wider[2]
     kept = (ends["held_end"] - ends["start"]) / (ends["free_end"] - ends["start"])
     return ends.assign(space=ends["space"].where(ends["sweep"] != "rank", wider), kept=kept)
+
+
+def passed(tables: BookTables) -> dict[str, float]:
+    """Return the share of each step's squared norm that lies in the space of a run, by its space; means over seeds.
+
+    Where the update is held that is what is left of it: a run in a space that lets less through takes shorter steps.
+    """
+    assert tables.measures is not None
+    inside = pick(tables.measures, quantity="update_inside", null="").groupby("recipe")["value"].agg("mean").to_dict()
+    runs = progress(tables).drop_duplicates(["free", "space"])
+    named = zip(runs["recipe"], runs["free"], runs["space"], strict=True)
+    return {space: float(inside[name]) for name, free, space in named if free == "opd" and name in inside}
 
 
 def by_seed(kept: pd.DataFrame) -> pd.DataFrame:
@@ -64,17 +79,17 @@ def answers(tables: BookTables, kept: pd.DataFrame) -> pd.DataFrame:
     wide, closed = by_seed(kept), distance_closed(tables).get("fixed", seed_interval([]))
     found = [("free, OPD closes a fifth of its distance", closed.text(".0%"), closed.n, closed.mean >= LEARNED)]
     for how, ending in _held(wide).items():
-        own = _interval(_kept(wide, EARLY + ending))
+        own = seed_interval(_kept(wide, EARLY + ending))
         rule = f"{how}: the early space keeps {ENOUGH:.0%} of the progress"
         found.append((rule, own.text(".0%"), own.n, own.low >= ENOUGH))
         for other in (INPUTS, RANDOM):
-            gap = _interval(_lead(wide, ending, other))
+            gap = seed_interval(_lead(wide, ending, other))
             found.append((f"{how}: it keeps more than {WORDS[other]}", gap.text("+.0%"), gap.n, gap.low > 0))
         if ending not in HELD.values():
-            gap = _interval(_lead(wide, ending, RANDOM) - _lead(wide, HELD[STRICT], RANDOM))
+            gap = seed_interval(_lead(wide, ending, RANDOM) - _lead(wide, HELD[STRICT], RANDOM))
             rule = f"{how}: its lead over {WORDS[RANDOM]} is smaller than with fewer"
             found.append((rule, gap.text("+.0%"), gap.n, gap.high < 0))
-    gap = _interval(_kept(wide, EARLY) - _kept(wide, EARLY, "control_sft"))
+    gap = seed_interval(_kept(wide, EARLY) - _kept(wide, EARLY, "control_sft"))
     rule = "gradient held: OPD keeps more in its early space than control SFT in its own"
     found.append((rule, gap.text("+.0%"), gap.n, gap.low > 0))
     table = pd.DataFrame(found, columns=["rule", "found", "seeds", "holds"])
@@ -91,25 +106,41 @@ def say(tables: BookTables, kept: pd.DataFrame) -> str:
     rank = int(kept["rank"].to_numpy(int).min())
     narrow = f" in {rank} directions"
     closed, gap = distance_closed(tables)["fixed"], seed_interval(gap_closed(tables))
+    let = passed(tables)
     said = [
-        f"{_answer(wide, rank, learned=closed.mean >= LEARNED)} In {made.steps} updates on {made.prompts_per_update} "
-        f"prompts each, every word judged, free OPD closes {closed.mean:.0%} of its distance to the teacher and "
-        f"{gap.mean:.0%} of the gap in accuracy"
+        f"{_answer(wide, rank, closed, let)}{_lengths(let, wide)} In {made.steps} updates on "
+        f"{made.prompts_per_update} prompts each, every word judged, free OPD closes {closed.mean:.0%} of its distance "
+        f"to the teacher and {gap.mean:.0%} of the gap in accuracy"
     ]
     for how, ending in _held(wide).items():
         kept_in = [(f"in {WORDS[space]}", _kept(wide, space + ending)) for space in (EARLY, INPUTS, RANDOM)]
         width = "" if ending not in HELD.values() else narrow
         said += [f"With its {how}{width} from step {begins} on, it keeps of the progress {_shares(wide, kept_in)}"]
     own = _kept(wide, EARLY, "control_sft")
-    more = _interval(_kept(wide, EARLY) - own).text("+.0%")
+    more = seed_interval(_kept(wide, EARLY) - own).text("+.0%")
     shares = _shares(wide, [("in its own early space", own)])
     if len(own):
         said += [
-            f"Control SFT, its gradient held{narrow}, keeps {shares}; OPD minus control SFT, seed by seed: {more} (by "
-            "distance to the teacher, which only OPD is asked to close)"
+            f"Control SFT, its gradient held{narrow}, keeps {shares}; OPD minus control SFT, seed by seed: {more} by "
+            f"distance to the teacher, which only OPD is asked to close{_by_accuracy(tables)}"
         ]
     alone = "" if "opd_random_credit" in set(tables.accuracy["recipe"]) else " No run with random credit is beside it."
     return f"{'. '.join(said)}. Seeds: {len(wide)} where nothing else is said.{alone}"
+
+
+def beside_others() -> str:
+    """Say, from the committed tables, which spaces the early one beats where OPD learns and its update is held.
+
+    >>> print(beside_others())
+    Where OPD learns a little (chapter 6; outside this ledger), with its updates held, the early space keeps more than a
+    random space and is not told apart from the space of its inputs; in 16 directions it keeps more than a random space
+    and is not told apart from the space of its inputs.
+    """
+    wide = by_seed(progress(confined()))
+    told = [_told(wide, ending) for how, ending in _held(wide).items() if how.startswith(STRICT)]
+    widths = [how.removeprefix(STRICT).strip() for how in _held(wide) if how.startswith(STRICT)]
+    said = "; ".join(f"{width} it {words}" if width else words for width, words in zip(widths, told, strict=True))
+    return f"Where OPD learns a little (chapter 6; outside this ledger), with its updates held, the early space {said}."
 
 
 def _held(wide: pd.DataFrame) -> dict[str, str]:
@@ -129,34 +160,62 @@ def _lead(wide: pd.DataFrame, ending: str, other: str) -> pd.Series:
     return _kept(wide, EARLY + ending) - _kept(wide, other + ending)
 
 
-def _interval(values: pd.Series) -> Interval:
-    return seed_interval(values.dropna().to_numpy(float))
-
-
 def _shares(wide: pd.DataFrame, kept_in: list[tuple[str, pd.Series]]) -> str:
     """List means, with their seeds where these are not all."""
     shares = [(words, seed_interval(values.to_numpy(float))) for words, values in kept_in if len(values)]
     return listed(f"{own.mean:.0%} {words}{f' (seeds: {own.n})' * (own.n < len(wide))}" for words, own in shares)
 
 
-def _answer(wide: pd.DataFrame, rank: int, *, learned: bool) -> str:
+def _by_accuracy(tables: BookTables) -> str:
+    """Say by how much more OPD keeps in its early space than control SFT by accuracy, the ruler of SFT; or nothing."""
+    if tables.measures is None or "accuracy" not in set(tables.measures["quantity"]):
+        return ""
+    kept = by_seed(progress(tables, "accuracy"))
+    more = seed_interval(_kept(kept, EARLY) - _kept(kept, EARLY, "control_sft"))
+    return f"; by accuracy {more.text('+.0%')}" if more.n else ""
+
+
+def _lengths(inside: Mapping[str, float], wide: pd.DataFrame) -> str:
+    """Say what part of each step a space lets through where the update is held, and what that leaves open."""
+    said = []
+    for ending in list(_held(wide).values())[1:]:
+        let = [inside.get(space + ending, math.nan) for space in (EARLY, INPUTS, RANDOM)]
+        if not any(map(math.isnan, let)):
+            said.append("{:.0%}, {:.0%} and {:.0%}".format(*let))
+    if not said:
+        return "(An update that is held is shorter too.)"
+    return (
+        "An update that is held is shorter too: of each step's squared norm the early space, the inputs' and a random "
+        f"one let through {' ('.join(said)}{', with more directions)' if len(said) > 1 else ''}. How much of a lead "
+        "over a random space is length is not known."
+    )
+
+
+def _answer(wide: pd.DataFrame, rank: int, closed: Interval, inside: Mapping[str, float]) -> str:
     """Say whether the early space is enough, by gradients and by steps that are held, and whether another would do."""
     loosely, strictly = HELD.values()
-    loose, strict = (_interval(_kept(wide, EARLY + ending)) for ending in (loosely, strictly))
+    loose, strict = (seed_interval(_kept(wide, EARLY + ending)) for ending in (loosely, strictly))
     if min(loose.n, strict.n) < SEEDS:
         return "Whether the early space is enough where OPD learns is not tested: too few seeds.\n"
     wider = []
     for how, ending in [*_held(wide).items()][len(HELD) :]:
-        own, where = _interval(_kept(wide, EARLY + ending)), how.removeprefix(STRICT).strip().capitalize()
+        own, where = seed_interval(_kept(wide, EARLY + ending)), how.removeprefix(STRICT).strip().capitalize()
         if own.n >= SEEDS:
             wider.append(f"{where} it keeps {own.text('.0%')}; there the early space {_told(wide, ending)}.")
-    where = "Where OPD learns" if learned else "Where OPD learned less than was asked"
-    said = (
-        f"{where}, with its gradient held in {rank} directions of its early space (the paper: {PAPER_RANK}) it keeps "
-        f"{loose.text('.0%')} of its progress: {_enough(loose)}; it {_told(wide, loosely)}. With its updates held it "
-        f"keeps {strict.text('.0%')}: {_enough(strict)}; it {_told(wide, strictly)}."
+    learned = "learns" if closed.low >= LEARNED else "learns a little" if closed.mean >= LEARNED else "hardly learns"
+    let = [inside.get(space + strictly, math.nan) for space in (EARLY, RANDOM)]
+    longer = (
+        ""
+        if any(map(math.isnan, let))
+        else f" (its steps are {math.sqrt(let[0] / let[1]):.1f} times those in a random one)"
     )
-    return f"{said}\n{' '.join(['(An update that is held is shorter too.)', *wider])}"
+    as_paper = "" if ("opd", f"{EARLY} of {PAPER_RANK}") in wide else ", not run here"
+    said = (
+        f"Where OPD {learned}, with its gradient held in {rank} directions of its early space (the paper: {PAPER_RANK}"
+        f"{as_paper}) it keeps {loose.text('.0%')} of its progress: {_enough(loose)}; it {_told(wide, loosely)}. With "
+        f"its updates held it keeps {strict.text('.0%')}: {_enough(strict)}; it {_told(wide, strictly)}{longer}."
+    )
+    return f"{said}\n{''.join(f'{words} ' for words in wider)}"
 
 
 def _enough(kept: Interval) -> str:
@@ -170,7 +229,7 @@ def _told(wide: pd.DataFrame, ending: str) -> str:
     """Say on which side of a random space, and of the inputs', the early one is."""
     how = []
     for space in (RANDOM, INPUTS):
-        gap = _interval(_lead(wide, ending, space))
+        gap = seed_interval(_lead(wide, ending, space))
         word = "keeps more than" if gap.low > 0 else "keeps less than" if gap.high < 0 else "is not told apart from"
         how += [f"{word} {WORDS[space]}"]
     return listed(how)

@@ -114,11 +114,16 @@ def say(found: pd.DataFrame, place: str, elsewhere: Mapping[str, pd.DataFrame] |
         return f"Beside shuffled updates shifts are {spans[0]} times as large, without decay {spans[1]} times.{numbers}"
     then, now = (_apart(opd, rlvr, column) for column in EACH.values())
     words, places = {True: "told apart", False: "not told apart"}, {place: found, **(elsewhere or {})}
+    beside = {at: _beside_nothing(there) for at, there in places.items()}
+    told = {" and ".join(said) for said in beside.values()}
+    where = f"; so it is {listed(WHERE[at] for at in beside)}" if len(told) == 1 else f" {WHERE[place]}"
+    nothing = f" Without it {' and '.join(beside[place])}{where}." if beside[place] else ""
+    shares = [f"; {WHERE[at]} {listed(said.values())}" for at, said in beside.items() if said]
     return (
-        f"A part of the spectral shift is weight decay, and no learning. With it RLVR (a shift "
-        f"{rlvr['ratio'].mean:.2f} times that of its shuffled update) and OPD ({opd['ratio'].mean:.2f} times) are "
-        f"{words[then]} from each other. Without it ({rlvr['ratio_rest'].mean:.2f} and {opd['ratio_rest'].mean:.2f} "
-        f"times) they are {words[now]}.{''.join(_beside_nothing(there, at) for at, there in places.items())}{numbers}"
+        f"A part of the spectral shift is weight decay, and no learning. With it RLVR and OPD are {words[then]} from "
+        f"each other, without it they are {words[now]}.{nothing}\nAs multiples of their shuffled updates' the shifts "
+        f"of RLVR and OPD are {rlvr['ratio'].mean:.2f} and {opd['ratio'].mean:.2f}, without decay "
+        f"{rlvr['ratio_rest'].mean:.2f} and {opd['ratio_rest'].mean:.2f}{''.join(shares)}. {numbers.strip()}"
     )
 
 
@@ -128,16 +133,17 @@ def _apart(one: Mapping[str, Any], other: Mapping[str, Any], column: str) -> boo
     return low > 0 or high < 0
 
 
-def _beside_nothing(found: pd.DataFrame, place: str) -> str:
-    """Say whether the shift without decay tells each run from its null objective there; begins with a space."""
+def _beside_nothing(found: pd.DataFrame) -> dict[str, str]:
+    """Say whether the shift without decay tells each run from its null objective: the words, and both numbers."""
     rows = {row["recipe"]: row for row in found.to_dict("records")}
-    said = []
+    said = {}
     for name, null in NULL_OBJECTIVES.items():
         if {name, null} <= set(rows):
             own, other = (rows[recipe]["ratio_rest"].mean for recipe in (name, null))
             told = "is" if _apart(rows[name], rows[null], EACH["ratio_rest"]) else "is not"
-            said.append(f"{label(name)} {told} told apart from {label(null)} ({own:.2f} and {other:.2f} times)")
-    return f" Without it, {WHERE[place]}, {' and '.join(said)}." if said else ""
+            words = f"{label(name)} {told} told apart from {label(null)}"
+            said[words] = f"{label(name)} {own:.2f}, {label(null)} {other:.2f}"
+    return said
 
 
 def of_the_paper() -> str:

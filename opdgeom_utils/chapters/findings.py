@@ -6,6 +6,7 @@ The words are fixed; the counts and the clauses that depend on them come from th
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,7 +28,7 @@ _MATCHES = {
     "equal_norm": "at equal norm of the update",
     "equal_accuracy": "at equal accuracy gained",
 }
-BETWEEN = " Random credit and random reward, with nothing to learn, lie in between too."
+BETWEEN = " There random credit and random reward, with nothing to learn, lie in between too."
 
 
 def findings(card: pd.DataFrame, tables: Tables) -> dict[str, str]:
@@ -49,17 +50,18 @@ def findings(card: pd.DataFrame, tables: Tables) -> dict[str, str]:
 def for_landing(name: str, said: str) -> dict[str, str]:
     r"""Cut an answer where its first line ends: ``lead_<name>`` is shown at once, ``answer_<name>`` folded.
 
-    Markdown takes the end of a line for a space, so the answer is whole wherever else it stands.
+    ``head_<name>`` is the first sentence of all, for the first page. Markdown takes the end of a line for a space, so
+    the answer is whole wherever else it stands.
 
     >>> for_landing("x", "**It is so, by 0.5.** That is.\nAll else follows.")
-    {'lead_x': 'It is so, by 0.5. That is.', 'answer_x': 'All else follows.'}
+    {'head_x': 'It is so, by 0.5.', 'lead_x': 'It is so, by 0.5. That is.', 'answer_x': 'All else follows.'}
     """
     lead, _, rest = said.replace("**", "").partition("\n")
-    return {f"lead_{name}": lead, f"answer_{name}": rest}
+    return {f"head_{name}": re.split(r"(?<=[.!?]) (?=[A-Z(])", lead)[0], f"lead_{name}": lead, f"answer_{name}": rest}
 
 
 def glue_answer(name: str, said: str) -> None:
-    """Give the pages both parts of an answer, by the names of :func:`for_landing`."""
+    """Give the pages the parts of an answer, by the names of :func:`for_landing`."""
     from myst_nb import glue  # only a chapter needs the book's tools
 
     for key, part in for_landing(name, said).items():
@@ -71,12 +73,10 @@ def short_sentence(card: pd.DataFrame, tables: Tables) -> str:
     updates, norm = (verdicts_of(card, condition) for condition in ("equal_updates", "equal_norm"))
     if not updates or not norm or UNTESTABLE in updates + norm:
         return ""
-    said = (
-        f"With control SFT in SFT's place and after equally many updates the paper's order of the three is "
-        f"{_how_many(updates)}; between updates of equal norm it is {_how_many(norm)}."
-    )
+    said = f"After equally many updates, with control SFT in SFT's place, the paper's order is {_how_many(updates)}."
     if null_objectives.lie_between(tables):
         said += BETWEEN
+    said += f" Between updates of equal norm it is {_how_many(norm)}."
     direction = null_objectives.common_direction(tables)
     return f"{said}{direction}{mismatched.common_push(tables) if direction else ''}"
 
@@ -112,8 +112,8 @@ def order_sentence(card: pd.DataFrame, tables: Tables | None = None) -> str:
     >>> rows = [("equal_updates", "reproduced"), ("equal_norm", "not decided"), ("equal_norm", "the opposite")]
     >>> print(order_sentence(pd.DataFrame(rows, columns=["condition", "verdict"])).replace(". ", "." + chr(10)))
     At one rate and after equally many updates the paper's order is there.
-    Between updates of equal norm (attention matrices; for sparsity all tensors) the order is not there: 0 of 2 (1
-    not decided, 1 the opposite).
+    Between updates of equal norm it is not there: 0 of 2 (1 not decided, 1 the opposite).
+    (Equal norm of the attention matrices; for sparsity, of all tensors.)
     """
     updates, norm = (verdicts_of(card, condition) for condition in ("equal_updates", "equal_norm"))
     if not updates or not norm or UNTESTABLE in updates + norm:
@@ -122,10 +122,10 @@ def order_sentence(card: pd.DataFrame, tables: Tables | None = None) -> str:
     between = BETWEEN if null_objectives.lie_between(tables) else ""
     finding = (
         f"At one rate and after equally many updates the paper's order is {length}.{between} "
-        f"Between updates of equal norm (attention matrices; for sparsity all tensors) the order is {size}: "
-        f"{tally(norm)}."
+        f"Between updates of equal norm it is {size}: {tally(norm)}."
     )
-    more = f"{null_objectives.between_sentence(tables)}{order_with_mlp(tables)}{_shuffled_sentence(tables)}"
+    more = "(Equal norm of the attention matrices; for sparsity, of all tensors.)"
+    more += f"{null_objectives.between_sentence(tables)}{order_with_mlp(tables)}{_shuffled_sentence(tables)}"
     return f"{finding}\n{more.strip()}".strip()
 
 
@@ -231,7 +231,7 @@ def null_sentence(card: pd.DataFrame, tables: Tables | None = None) -> str:
     mask overlaps show what size and bf16 rounding give by themselves. OPD and RLVR turn the leading directions 1.5 to
     2.0 times as far as their shuffled updates do, so they do not spare them.'
     """
-    rows = card.loc[card["condition"].isin(["null_opd", "null_rlvr", "null_order"])]
+    rows = card.loc[under(card, "null_opd", "null_rlvr", "null_order")]
     verdicts = rows["verdict"].tolist()
     opening = "Then each update is shuffled inside its own matrix, so that it keeps its size and loses its place. "
     if set(verdicts) <= {UNTESTABLE}:

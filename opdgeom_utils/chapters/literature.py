@@ -129,21 +129,20 @@ def say_paper(runs: pd.DataFrame) -> str:
     >>> for said in say_paper(pd.DataFrame(rows)).split("**"):
     ...     print(said.strip())
     <BLANKLINE>
-    To leave as many entries unchanged as the paper reports for its models of 8 billion parameters, OPD's must have
-    moved 2.5 times as far as noise moves them; SFT's 1.1 times.
+    By the sparsity that the paper reports OPD moved the weights 2.5 times as far as noise moves them, SFT 1.1 times.
     Noise alone would leave unchanged: SFT 10% (measured 8%) and OPD 80% (measured 50%).
     """
     rows = runs.to_dict(orient="records")
     shares = [f"{run['kind']} {run['predicted']:.0%} (measured {run['sparsity']:.0%})" for run in rows]
     first, *others = sorted(rows, key=lambda run: -run["ratio"])
-    rest = listed(f"{run['kind']}'s {run['ratio']:.1f} times" for run in others)
+    rest = listed(f"{run['kind']} {run['ratio']:.1f} times" for run in others)
     known = runs.dropna(subset=["literal"]) if "literal" in runs else runs.iloc[:0]
     printed = [f"{run['kind']} {run['literal']:.0%}" for run in known.to_dict(orient="records")]
-    inferred = ", if one update was made for each rollout (which is inferred)," if printed else ","
+    inferred = " (if it made one update for each rollout, which is inferred)" if printed else ""
     said = (
-        "**To leave as many entries unchanged as the paper reports for its models of 8 billion parameters"
-        f"{inferred} {first['kind']}'s must have moved {first['ratio']:.1f} times as far as noise moves them; "
-        f"{rest}.** {_by_norm(runs).strip()}\nNoise alone would leave unchanged: {listed(shares)}."
+        f"**By the sparsity that the paper reports{inferred} {first['kind']} moved the weights {first['ratio']:.1f} "
+        f"times as far as noise moves them, {rest}.** {_by_norm(runs).strip()}\n"
+        f"Noise alone would leave unchanged: {listed(shares)}."
     )
     if not printed:
         return said
@@ -161,21 +160,20 @@ def _by_norm(runs: pd.DataFrame) -> str:
 
     >>> rows = {"kind": ["SFT", "OPD"], "ratio": [1.0, 3.0], "norm_ratio": [2.0, 7.5]}
     >>> _by_norm(pd.DataFrame(rows))
-    'By the norms that it prints for attention matrices it is 2.0 to 2.5 times that: OPD 7.5 and SFT 2.0. The order does
-    not hang on which is taken; whether SFT is near noise does. '
+    'By the norms that it prints for attention matrices it is OPD 7.5 and SFT 2.0. The order does not hang on which is
+    taken; whether SFT is near noise does. '
     """
     known = runs.dropna(subset=["norm_ratio"]) if "norm_ratio" in runs else runs.iloc[:0]
     if known.empty:
         return ""
-    more = known["norm_ratio"] / known["ratio"]
     rows = sorted(known.to_dict(orient="records"), key=lambda run: -run["norm_ratio"])
     times = listed(f"{run['kind']} {run['norm_ratio']:.1f}" for run in rows)
     by_sparsity = sorted(rows, key=lambda run: -run["ratio"])
     near = [run["kind"] for run in rows if run["ratio"] < FITS < run["norm_ratio"]]
     hangs = f"{listed(near)} {'are' if len(near) > 1 else 'is'} near noise" if near else ""
     same = "The order does not hang on which is taken" if rows == by_sparsity and hangs else ""
-    said = f"By the norms that it prints for attention matrices it is {more.min():.1f} to {more.max():.1f} times that: "
-    return f"{said}{times}. " + (f"{same}; whether {hangs} does. " if same else "")
+    said = f"By the norms that it prints for attention matrices it is {times}. "
+    return said + (f"{same}; whether {hangs} does. " if same else "")
 
 
 def overlaps() -> pd.DataFrame:

@@ -107,8 +107,8 @@ def common_push(tables: look_up.Tables) -> str:
     if not cosine >= AGREE:
         return ""
     return (
-        f" Control SFT on the solutions of other problems has one ({cosine:.2f}) and got no better at its tasks "
-        "either: what seeds share is a push in common, there to the form of answers, and not always skill."
+        " But a common direction is not skill: control SFT on the solutions of other problems has one too "
+        f"({cosine:.2f}), and its accuracy falls."
     )
 
 

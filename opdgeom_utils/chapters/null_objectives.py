@@ -72,13 +72,13 @@ def nothing_sentence(tables: Tables) -> str:
     shown = {metric: metric_of(metric).shown.replace(".3g", "#.3g") for metric in RULERS}  # 3.00 beside 2.96
     said = listed(RULERS[m].format(*(number(v, shown[m]) for v in values)) for m, values in both.items())
     apart = max(max(a / b, b / a) for a, b in both.values())
-    like = "nearly what" if apart < ALIKE else "something else than"
-    asked = f" (chapter 2's rule asked for less than {ASKED})" if ASKED <= apart < ALIKE else ""
+    like = "comes within" if apart < ALIKE else "is no nearer than"
+    asked = f" (chapter 2 asked for {ASKED})" if ASKED <= apart < ALIKE else ""
     ruined = ", which its training ruins," if _fell(tables, pair[1]) else ""
     return (
-        f"By the paper's rulers random credit, a run with nothing to learn{ruined or ','} leaves {like} OPD leaves, at "
-        "this rate. In entries unchanged and, on attention matrices, in the turn of the leading directions and the "
-        f"shift of the spectrum they differ by a factor of {apart:.2f} at most{asked}.{_in_the_mlp(tables)}\n"
+        f"By the paper's rulers random credit, a run with nothing to learn{ruined or ','} {like} {apart:.2f} "
+        f"times of what OPD leaves, at this rate{asked}. That is in entries unchanged and, on attention matrices, in "
+        f"the turn of the leading directions and the shift of the spectrum.{_in_the_mlp(tables)}\n"
         f"Random credit reads the student's own text. It {said}."
     )
 
@@ -132,7 +132,7 @@ def common_direction(tables: Tables) -> str:
     if not opd.mean > null.mean + AGREE:
         return ""
     return (
-        " What these two lack is a common direction: two seeds of OPD change the weights alike (cosine "
+        " Runs with random credit lack a common direction: two seeds of OPD change the weights alike (cosine "
         f"{opd.mean:z.2f}), two of random credit do not ({null.mean:z.2f}; {min(opd.n, null.n)} pairs each)."
     )
 

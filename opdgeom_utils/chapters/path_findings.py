@@ -19,9 +19,10 @@ def path_sentence(card: pd.DataFrame) -> str:
     right, left = (tally(verdicts_of(card, f"path_nulls_{side}")) for side in ("right", "left"))
     inside = _by_verdict(card.loc[under(card, "projection", "projection_nulls")])
     return (
-        f"{early_clause(card)}{locking_clause(card)}{_beyond_clause(card)}\n"
-        f"Of {len(paper)} statements of the paper on the path {len(held)} hold. Of the rules that OPD locks earlier "
-        f"than processes that learn nothing {right} hold on the side of the inputs, {left} on that of the outputs. "
+        f"{locking_clause(card)}{_beyond_clause(card)}\n"
+        f"{early_clause(card)}Of {len(paper)} statements of the paper on the path {len(held)} hold. Of the rules "
+        f"that OPD locks earlier than processes that learn nothing {right} hold on the side of the inputs, {left} on "
+        "that of the outputs. "
         f"{f'Reproduced{_listed_apart(held)}. ' if held else ''}On training inside the early space: {inside}"
     )
 
@@ -30,7 +31,10 @@ def early_clause(card: pd.DataFrame) -> str:
     """Say whether OPD's update settles early at all; empty where it was not tested."""
     verdict = verdict_of(card, "locking_before_a_tenth")
     if verdict == REPRODUCED:
-        return "On the side of the inputs OPD is, at a tenth of its updates, ahead of RLVR and of a random walk. "
+        return (
+            "On the side of the inputs OPD is, at a tenth of its updates, ahead of RLVR and of a random walk, the "
+            "weakest null. "
+        )
     return "That it settles early is not shown. " if verdict not in ("", UNTESTABLE) else ""
 
 

@@ -149,7 +149,7 @@ def _earlier_than_others(measures: pd.DataFrame, k: int) -> str:
         "is not shown to lock earlier than": not_above - later_than,
         "locks earlier than": (every - not_above) if not_above else set(),
     }
-    said = "; ".join(f"{words} {listed(in_order(names))}" for words, names in groups.items() if names)
+    said = ", and ".join(f"{words} {listed(in_order(names))}" for words, names in groups.items() if names)
     looked = listed(f"{name} is looked at after {share:.1%} of its run" for name, share in late.items())
     return (said or "locks earlier than every other") + (f" ({looked})" if late else "")
 

@@ -41,7 +41,7 @@ COUNTERPARTS = {
     "opd_code": "OPD-8B-T32B-Code",
     "rlvr": "RLVR-8B",
 }
-WITHIN = "settings_{}_within_seeds_corrected_seen"  # the claims on the range of the furthest of many seeds
+WITHIN = "settings_sparsity_within_seeds_corrected_seen"  # the claim on the range of the furthest of many seeds
 EQUAL_UPDATES = "settings_sparsity_order_equal_updates"
 
 
@@ -232,23 +232,19 @@ def came_out(rows: pd.DataFrame, ranges: pd.DataFrame, places: Mapping[str, floa
 def _further(card: pd.DataFrame, away: int, settings: int) -> str:
     """Say how many settings take OPD further than another seed would, with an allowance for many comparisons.
 
-    >>> rows = [("settings_sparsity_within_seeds_corrected_seen", "not decided", 0.75, 0, 1)]
-    >>> rows += [("settings_others_within_seeds_corrected_seen", "reproduced", 1.0, 5, 5)]
-    >>> _further(pd.DataFrame(rows, columns=["id", "verdict", "value", "n_hold", "n_comparisons"]), 3, 4)
-    'Of 4 other teachers, students and data 1 takes OPD further than another seed would by sparsity, and none by the 5
-    other diagnostics, with an allowance for many comparisons. (One seed of each can show a difference, not its
-    absence.)'
+    >>> card = pd.DataFrame({"id": [WITHIN], "value": [0.75]})
+    >>> _further(card, 3, 4)
+    'Of 4 other teachers, students and data 1 takes OPD further than another seed would by sparsity, with an allowance
+    for so many. (One seed of each can show a difference, not its absence.)'
     """
-    rows = card.set_index("id").filter(items=[WITHIN.format("sparsity"), WITHIN.format("others")], axis=0)
-    if len(rows) < 2 or rows["value"].isna().to_numpy().any():
+    shares = card.loc[card["id"].eq(WITHIN), "value"].dropna().tolist()
+    if not shares:
         return f"{away} of {settings} settings take OPD further than another seed would, in some diagnostic."
-    (sparsity, _, _), (_, hold, of) = rows[["value", "n_hold", "n_comparisons"]].to_numpy(float)
-    out = round((1 - sparsity) * settings)
-    rest = f"none by the {of:.0f} other diagnostics" if hold == of else f"some by {of - hold:.0f} of {of:.0f} others"
+    out = round((1 - shares[0]) * settings)
     return (
         f"Of {settings} other teachers, students and data {out} {'takes' if out == 1 else 'take'} OPD further than "
-        f"another seed would by sparsity, and {rest}, with an allowance for many comparisons. (One seed of each can "
-        "show a difference, not its absence.)"
+        "another seed would by sparsity, with an allowance for so many. (One seed of each can show a difference, not "
+        "its absence.)"
     )
 
 
@@ -280,7 +276,7 @@ def _largest_shift(rows: pd.DataFrame) -> str:
     gap = abs(float(means[furthest] - means["opd"]))
     both = rows[["update_sparsity", "update_sparsity_shuffled"]].to_numpy(float)
     most = float(abs(both[:, 0] - both[:, 1]).max())
-    size = ": what differs is the size of the update, not its place" if most < gap / 2 else ""
+    size = ": what differs is how large the update is beside the weights, not its place" if most < gap / 2 else ""
     return (
         f"By {metric_of('update_sparsity').words} the largest move is {number(gap, unit='points')} "
         f"({SETTINGS[furthest]}); shuffling moves no run by more than {number(most, unit='points')}{size}. "

@@ -49,17 +49,16 @@ def say(found: pd.DataFrame) -> str:
     """Say how many findings survive, and which.
 
     >>> say(pd.DataFrame({"finding": ["A", "B", "C"], "survives": ["yes", "no", "not testable"]}))
-    'Of 2 findings of the toy that can be tested here, 1 survives: "A". Not here: "B".'
+    'Of 2 findings of the toy that can be tested here 1 survives. Here too: "A". Not here: "B".'
     """
-    verdicts = found["survives"].tolist()
-    kept = verdicts.count(YES)
-    tested = kept + verdicts.count(NO)
-    named, gone = (
-        "; ".join(f'"{name.split(" (")[0]}"' for name in found.loc[found["survives"] == verdict, "finding"])
+    named = {
+        verdict: [f'"{name.split(" (")[0]}"' for name in found.loc[found["survives"] == verdict, "finding"]]
         for verdict in (YES, NO)
-    )
-    which, rest = f": {named}" if named else "", f" Not here: {gone}." if gone else ""
-    return f"Of {tested} findings of the toy that can be tested here, {kept} survive{'s' * (kept == 1)}{which}.{rest}"
+    }
+    kept, tested = len(named[YES]), sum(map(len, named.values()))
+    which = [f" {head}: {'; '.join(named[v])}." for v, head in ((YES, "Here too"), (NO, "Not here")) if named[v]]
+    survive = f"{kept} survive{'s' * (kept == 1)}"
+    return f"Of {tested} findings of the toy that can be tested here {survive}.{''.join(which)}"
 
 
 def _held(tables: BookTables, *recipes: str) -> bool:
@@ -117,7 +116,8 @@ def _order(tables: BookTables) -> Found:
         null = at_place(replace(tables, geometry=attention), "equal_updates", [*order, RANDOM])
         said += "; random credit {:.1e}, {:.1%}".format(*means_of(null, RANDOM, [RULERS[2], "update_sparsity"]))
     gain = float(gained.to_numpy(float).mean())
-    said += "; RLVR lost accuracy" * (gain < 0) + "; RLVR's accuracy did not change" * (gain == 0)
+    if gain <= 0:  # the place of a run that did not learn says nothing of its objective
+        return f"{said}; RLVR {'lost accuracy' if gain < 0 else 'gained no accuracy'}", None
     return said, [*shift] == sorted(shift, reverse=True) and [*hidden] == sorted(hidden)
 
 

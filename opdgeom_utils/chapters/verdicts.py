@@ -124,7 +124,7 @@ def kinds_of_no(card: pd.DataFrame) -> str:
     Of these 1 came out in full
     1 holds in part, 0 are not decided, 1 came out the opposite
     Of the 2 rules that can be held against a number of the paper's, 1 had less than an 80% chance to pass even if that
-    number were true here: that such a claim is not decided says nothing.
+    number were true here; that such a claim does not pass says little.
     """
     verdicts = card["verdict"].tolist()
     held, partly, undecided, opposite = (verdicts.count(word) for word in VERDICTS[:4])
@@ -135,8 +135,23 @@ def kinds_of_no(card: pd.DataFrame) -> str:
         f"{partly} {'hold' if partly != 1 else 'holds'} in part, {undecided} "
         f"{'are' if undecided != 1 else 'is'} not decided, {opposite} came out the opposite. "
         f"Of the {len(known)} rules that can be held against a number of the paper's, {len(too_weak(card))} had "
-        "less than an 80% chance to pass even if that number were true here: that such a claim is not decided says "
-        "nothing."
+        "less than an 80% chance to pass even if that number were true here; that such a claim does not pass says "
+        "little."
+    )
+
+
+def milder_than_said(card: pd.DataFrame) -> str:
+    """Say how many of the verdicts "partly" hide that some comparison shows the opposite.
+
+    >>> milder_than_said(pd.DataFrame({"verdict": ["partly", "partly"], "n_opposite": [1, 0], "id": ["x_order", "y"]}))
+    'of the 2 claims that hold in part, 1 show the opposite in another part; 1 of them are on an order, and by their own
+    words refuted.'
+    """
+    both = card.loc[(card["verdict"] == VERDICTS[1]) & (card["n_opposite"] > 0)]
+    return (
+        f"of the {card['verdict'].tolist().count(VERDICTS[1])} claims that hold in part, {len(both)} show the opposite "
+        f"in another part; {int(both['id'].str.endswith('_order').sum())} of them are on an order, and by their own "
+        "words refuted."
     )
 
 

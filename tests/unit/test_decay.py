@@ -46,7 +46,7 @@ def test_what_is_left_is_said_by_the_intervals() -> None:
     half = decay.beside_shuffle(
         decay.with_decay(tables({"opd": 0.006, "rlvr": 0.012}, alone / 2)), "final", ["opd", "rlvr"]
     )
-    assert decay.say(half, "final").splitlines()[0].endswith("times) they are told apart.")
+    assert decay.say(half, "final").splitlines()[0].endswith("from each other, without it they are told apart.")
     assert list(decay.shown(half)["run"]) == ["OPD", "RLVR"]
 
 

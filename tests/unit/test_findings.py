@@ -148,7 +148,8 @@ def test_counts_go_by_what_a_verdict_means_and_not_by_its_word() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sparsity", "words"), [(0.04, "nearly what OPD leaves"), (0.40, "something else than OPD leaves")]
+    ("sparsity", "words"),
+    [(0.04, "comes within 1.00 times of what OPD leaves"), (0.40, "is no nearer than 10.00 times")],
 )
 def test_the_null_objective_is_set_beside_opd(sparsity: float, words: str) -> None:
     keys = {"profile": "toy", "seed": 0, "step": 400, "module": "q_proj", "n_entries": 10, "update_norm": 1.0}
@@ -229,13 +230,14 @@ def test_the_answer_in_short_follows_the_verdicts_and_the_tables() -> None:
     tables = committed_tables.tables_for("toy", [0, 1, 2])
     conditions = {"condition": ["equal_updates", "equal_norm"], "verdict": ["reproduced", "the opposite"]}
     said = findings.short_sentence(pd.DataFrame(conditions), tables)
-    assert "is there; between updates of equal norm it is not there. Random credit" in said
+    assert "SFT's place, the paper's order is there. There random credit and random reward, with nothing" in said
+    assert "Between updates of equal norm it is not there. Runs with random credit lack" in said
     assert "two seeds of OPD change the weights alike (cosine 0.8" in said
-    assert said.endswith("to the form of answers, and not always skill.")
+    assert said.endswith("has one too (0.98), and its accuracy falls.")
     alike = tables.measures.assign(value=0.5) if tables.measures is not None else None
     alone = tables.geometry.loc[tables.geometry["recipe"] != "opd_random_credit"]
     short = findings.short_sentence(pd.DataFrame(conditions), replace(tables, geometry=alone, measures=alike))
-    assert short.endswith("between updates of equal norm it is not there.")
+    assert short.endswith("the paper's order is there. Between updates of equal norm it is not there.")
     assert findings.short_sentence(pd.DataFrame(conditions).assign(verdict="not testable"), tables) == ""
 
 

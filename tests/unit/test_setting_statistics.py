@@ -71,7 +71,6 @@ def test_a_setting_between_but_apart_keeps_its_order_only() -> None:
     tables = world(opd_student_small=0.8)
     assert word("settings_sparsity_order", tables) == word("settings_other_orders", tables) == "reproduced"
     assert word("settings_sparsity_near_opd", tables) == word("settings_others_near_opd", tables) == "not decided"
-    assert word("settings_others_within_seeds_corrected_seen", tables) == "not decided"
 
 
 def test_a_tenth_of_the_distance_is_near_and_outside_the_seeds() -> None:

@@ -56,7 +56,7 @@ def test_what_was_not_run_is_not_testable(toy: BookTables) -> None:
     left = replace(toy, geometry=toy.geometry[toy.geometry["recipe"] == "sft"], measures=None)
     found = surviving.surviving(left, toy)
     assert set(found["survives"]) == {surviving.UNTESTED}
-    assert surviving.say(found) == "Of 0 findings of the toy that can be tested here, 0 survive."
+    assert surviving.say(found) == "Of 0 findings of the toy that can be tested here 0 survive."
 
 
 def test_cosines_are_those_of_pairs_of_seeds_or_of_one_seed(toy: BookTables) -> None:

@@ -1,0 +1,62 @@
+"""The first page's two tables: what each kind of run did, and the paper's three runs beside noise."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from opdgeom_utils.chapters import mismatched
+from opdgeom_utils.chapters.committed_tables import BookTables
+from opdgeom_utils.chapters.literature import PAPER
+from opdgeom_utils.chapters.update_path import agreement
+from opdgeom_utils.claims.matching import accuracy_gain, final
+from opdgeom_utils.measures.noise import walks_of_runs
+from opdgeom_utils.vocabulary import label
+
+LEARN = ("sft", "control_sft", "opd", "opd_full_vocab", "rlvr")
+NOTHING = ("sft_mismatched", "control_sft_mismatched", "opd_random_credit", "rlvr_random_reward")
+
+
+def runs_in_a_line(tables: BookTables) -> pd.DataFrame:
+    """Lay out every kind of run at its own end, as text: what it learned, how far it went, whether its seeds agree.
+
+    ``tables``: a profile's; of the published one, SFT's nulls are added. Columns: ``run``, ``right answers`` (sampled,
+    at the start and at the end), ``times as far as noise`` (:func:`opdgeom_utils.metrics.walk_ratio` of the whole
+    update), ``two seeds agree`` (cosine of their updates, attention matrices) and ``seeds``. Means over seeds. What a
+    profile has not trained is left out, and what was not measured is a dash.
+    """
+    tables = mismatched.joined(tables)
+    ends = final(accuracy_gain(tables.accuracy)).groupby("recipe").agg({"sampled": "mean", "gain": "mean"})
+    geometry = tables.geometry
+    last = geometry.loc[geometry["step"] == geometry.groupby(["recipe", "seed"])["step"].transform("max")]
+    walks = walks_of_runs(last)["walk_ratio"].groupby("recipe")
+    far, seeds = walks.agg("mean").to_dict(), walks.agg("size").to_dict()
+    shared = {} if tables.measures is None else agreement(tables.measures).set_index("recipe")["cosine"].to_dict()
+    rows = []
+    for name in (*LEARN, *NOTHING):
+        if name in far and name in ends.index:
+            now, gain = ends.loc[name, ["sampled", "gain"]].to_numpy(float)
+            said = {"run": label(name), "right answers": f"{now - gain:.0%} → {now:.0%}"}
+            said["times as far as noise"] = f"{far[name]:.2f}"
+            agree = f"{shared[name]:z.2f}" if not math.isnan(shared.get(name, math.nan)) else "-"
+            rows.append(said | {"two seeds agree": agree, "seeds": str(seeds[name])})
+    return pd.DataFrame(rows)
+
+
+def paper_beside_noise(runs: pd.DataFrame) -> pd.DataFrame:
+    """Lay out what the paper's three runs leave unchanged, what noise alone would, and how far beyond it they went.
+
+    ``runs``: of :func:`opdgeom_utils.chapters.literature.published`. The last two columns are the same question put to
+    the two numbers that the paper prints: its sparsities, and the norms of its attention matrices.
+    """
+    own = runs.set_index("run").loc[PAPER]
+    return pd.DataFrame(
+        {
+            "the paper's": own["kind"].tolist(),
+            "unchanged": [f"{share:.0%}" for share in own["sparsity"]],
+            "by noise alone": [f"{share:.0%}" for share in own["predicted"]],
+            "times as far as noise": [f"{ratio:.1f}" for ratio in own["ratio"]],
+            "by its norms": [f"{ratio:.1f}" for ratio in own["norm_ratio"]],
+        }
+    )
