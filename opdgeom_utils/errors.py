@@ -75,8 +75,7 @@ class UnknownProfileError(OpdGeomError, KeyError):
 class UnknownRecipeError(OpdGeomError, KeyError):
     """The profile exists, but has no recipe of that name."""
 
-    def __str__(self) -> str:
-        return str(self.args[0]) if self.args else ""
+    __str__ = UnknownProfileError.__str__
 
 
 class RecipeError(OpdGeomError, ValueError):

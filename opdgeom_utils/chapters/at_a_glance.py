@@ -1,4 +1,4 @@
-"""The first page's two tables: what each kind of run did, and the paper's three runs beside noise."""
+"""The first page's table: what each kind of run learned, how far it went, and whether its seeds agree."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pandas as pd
 
 from opdgeom_utils.chapters import mismatched
 from opdgeom_utils.chapters.committed_tables import BookTables
-from opdgeom_utils.chapters.literature import PAPER
 from opdgeom_utils.chapters.update_path import agreement
 from opdgeom_utils.claims.matching import accuracy_gain, final
 from opdgeom_utils.measures.noise import walks_of_runs
@@ -42,21 +41,3 @@ def runs_in_a_line(tables: BookTables) -> pd.DataFrame:
             agree = f"{shared[name]:z.2f}" if not math.isnan(shared.get(name, math.nan)) else "-"
             rows.append(said | {"two seeds agree": agree, "seeds": str(seeds[name])})
     return pd.DataFrame(rows)
-
-
-def paper_beside_noise(runs: pd.DataFrame) -> pd.DataFrame:
-    """Lay out what the paper's three runs leave unchanged, what noise alone would, and how far beyond it they went.
-
-    ``runs``: of :func:`opdgeom_utils.chapters.literature.published`. The last two columns are the same question put to
-    the two numbers that the paper prints: its sparsities, and the norms of its attention matrices.
-    """
-    own = runs.set_index("run").loc[PAPER]
-    return pd.DataFrame(
-        {
-            "the paper's": own["kind"].tolist(),
-            "unchanged": [f"{share:.0%}" for share in own["sparsity"]],
-            "by noise alone": [f"{share:.0%}" for share in own["predicted"]],
-            "times as far as noise": [f"{ratio:.1f}" for ratio in own["ratio"]],
-            "by its norms": [f"{ratio:.1f}" for ratio in own["norm_ratio"]],
-        }
-    )

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from opdgeom_utils.chapters.settings import SETTINGS
 from opdgeom_utils.chapters.update_path import K
 from opdgeom_utils.errors import MetricInputError
 from opdgeom_utils.measures.long_table import pick
@@ -40,7 +41,7 @@ MIX_PLACES = {name: (f"{a:g}", "raw") for name, a in zip(RAW.values(), ALPHAS.va
 MIX_PLACES |= {name: (f"{a:g}", "equal norms") for name, a in zip(EQUAL.values(), ALPHAS.values(), strict=True)}
 VARIANTS = {**TOKENS, **WRITERS, **RAW, **EQUAL}
 PARTS = ("path", "function", "moments", "overlaps")  # of the long table, what these chapters read
-WORDS = {**VARIANTS, "random_credit": "random credit"}
+WORDS = {**VARIANTS, **SETTINGS, "random_credit": "random credit"}
 PLACE = 40
 GATE = "rlvr_leaves_opds_path"  # the claim on which those about paths rest
 OTHER_SEED, AGAINST = "another seed of OPD", "OPD and RLVR"

@@ -68,6 +68,13 @@ def glue_answer(name: str, said: str) -> None:
         glue(key, part, display=False)
 
 
+def glue_table(name: str, table: pd.DataFrame) -> None:
+    """Give the pages a table of text, without its index."""
+    from myst_nb import glue
+
+    glue(name, table.style.hide(axis="index"), display=False)
+
+
 def short_sentence(card: pd.DataFrame, tables: Tables) -> str:
     """Answer the book's question in three sentences: the order, its null objective, and what learning adds."""
     updates, norm = (verdicts_of(card, condition) for condition in ("equal_updates", "equal_norm"))

@@ -1,7 +1,7 @@
 """Mixtures of OPD and RLVR where both learn: runs of profile ``mixing``, by the rules LOG.md had before them.
 
 Everything is of attention matrices, seed by seed, at the runs' end. Where between the two objectives a mixture's update
-lies is read from three cosines; what its path tells is read beside random credit, of profile ``rq3``.
+lies is read from three cosines; what its path tells is read beside random credit.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from opdgeom_utils.chapters.regime import distance_closed
 from opdgeom_utils.chapters.sufficiency import ENOUGH
 from opdgeom_utils.chapters.surviving import NO, UNTESTED, YES
 from opdgeom_utils.claims.matching import accuracy_gain, final
+from opdgeom_utils.intervals import seed_interval
 from opdgeom_utils.measures.long_table import pick
 from opdgeom_utils.recipes import load_recipe
 from opdgeom_utils.vocabulary import listed
@@ -38,25 +39,21 @@ def trained() -> BookTables:
     return tables_for(PROFILE, load_recipe("opd", PROFILE).seeds)
 
 
-def numbers(tables: BookTables, beside: BookTables) -> pd.DataFrame:
-    """Return every mixture's numbers beside OPD and RLVR of its seed: ``row, panel, kind, seed, value``.
+def numbers(tables: BookTables) -> pd.DataFrame:
+    """Return every mixture's numbers beside OPD, RLVR and random credit of its seed: ``row, panel, kind, seed, value``.
 
-    ``beside``: tables that hold random credit and the OPD from whose path its distance is taken. Panels: how far the
-    stable-rank path lies from OPD's, cosines with the updates of OPD and of RLVR, OPD's share of the direction,
-    progress to the teacher as a share of OPD's, and sampled accuracy.
+    Panels: how far the stable-rank path lies from OPD's, cosines with the updates of OPD and of RLVR, OPD's share of
+    the direction, progress to the teacher as a share of OPD's, and sampled accuracy.
     """
     assert tables.measures is not None
-    assert beside.measures is not None
     own = learned.numbers(tables, MIXTURES)
-    null = control.path_gaps(beside.measures, [learned.NULL]).assign(panel=learned.PATH)
-    null = null.loc[null["row"] == _RANDOM]
     rlvr = learned.cosines(tables.measures, ["opd", *MIXTURES], "rlvr").assign(panel=WITH_RLVR)
     scores = final(accuracy_gain(tables.accuracy))
     scores = scores.loc[scores["recipe"].isin(["opd", "rlvr", *MIXTURES])]
     rows = scores["recipe"].map(control.variant_label)
     scores = scores.assign(row=rows, panel=learned.ACCURACY, kind="variant", value=scores["sampled"])
     scores = scores.filter(items=control.STRIP)
-    parts = [own.loc[own["panel"] != learned.ACCURACY], null, rlvr, scores]
+    parts = [own.loc[own["panel"] != learned.ACCURACY], rlvr, scores]
     found = pd.concat([*parts, _shares(pd.concat(parts))])
     found = found.assign(kind=found["kind"].where(found["row"].isin([*map(control.variant_label, MIXTURES)]), "null"))
     return pd.concat([found.loc[found["panel"] == panel] for panel in ASKED], ignore_index=True)
@@ -128,16 +125,16 @@ def answers(found: pd.DataFrame, expected: pd.DataFrame) -> pd.DataFrame:
             continue
         strength, alpha = expected.loc[name, [STRENGTH, WEIGHT]].to_numpy(float)
         beyond = (own[SHARE] - strength).abs() - (own[SHARE] - alpha).abs()
-        kept = learned.interval(own[learned.PROGRESS])
+        kept = seed_interval(own[learned.PROGRESS])
         placed = {
             "way": _side(own[learned.DIRECTION] - own[WITH_RLVR], "RLVR's", "OPD's"),
-            "share": learned.interval(own[SHARE]).text(".2f"),
+            "share": seed_interval(own[SHARE]).text(".2f"),
             "nearer": "" if strength == alpha else _side(beyond, STRENGTH, WEIGHT),
         }
         rows[name] = (placed if told_apart(found) else dict.fromkeys(placed, UNPLACED)) | {
             "path": _path(found, own[learned.PATH]),
             "progress": YES if kept.low >= ENOUGH else NO if kept.high < ENOUGH else learned.OPEN,
-            "gain": NO if learned.interval(own[learned.ACCURACY] - rlvr).high < 0 else YES,
+            "gain": NO if seed_interval(own[learned.ACCURACY] - rlvr).high < 0 else YES,
         }
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -145,21 +142,21 @@ def answers(found: pd.DataFrame, expected: pd.DataFrame) -> pd.DataFrame:
 def told_apart(found: pd.DataFrame) -> bool:
     """Whether OPD's direction is further from RLVR's than from another seed's of OPD."""
     between, seeds = (seeds_of(found, learned.DIRECTION, row) for row in ("RLVR", control.OTHER_SEED))
-    return learned.interval(between - seeds).high < 0
+    return seed_interval(between - seeds).high < 0
 
 
 def _side(difference: pd.Series, below: str, above: str) -> str:
     """Say on which side of 0 the seeds are, by the interval of their mean."""
-    found = learned.interval(difference)
+    found = seed_interval(difference)
     return below if found.high < 0 else above if found.low > 0 else NEITHER
 
 
 def _path(found: pd.DataFrame, own: pd.Series) -> str:
     """Judge a path: *yes* where near and nearer than random credit, *no* where further than another seed of OPD."""
     random, seeds = (seeds_of(found, learned.PATH, row) for row in (_RANDOM, control.OTHER_SEED))
-    if learned.interval(own).high < learned.NEAR and learned.interval(own - random).high < 0:
+    if seed_interval(own).high < learned.NEAR and seed_interval(own - random).high < 0:
         return YES
-    return NO if learned.interval(own - seeds).low > 0 else learned.OPEN
+    return NO if seed_interval(own - seeds).low > 0 else learned.OPEN
 
 
 def shown(judged: pd.DataFrame, expected: pd.DataFrame) -> pd.DataFrame:
@@ -189,7 +186,7 @@ def say(tables: BookTables, found: pd.DataFrame, expected: pd.DataFrame, judged:
         f"{judged.loc[run, 'share']} at {_named(run)}, where strength gives {strength:.2f} and alpha {alpha:.2f}"
         for run, strength, alpha in expected.itertuples()
     )
-    kept = [(learned.interval(seeds_of(found, learned.PROGRESS, run)).text(".0%"), _named(run)) for run in runs]
+    kept = [(seed_interval(seeds_of(found, learned.PROGRESS, run)).text(".0%"), _named(run)) for run in runs]
     progress = listed(f"{share} at {run}" for share, run in kept)
     return (
         f"{where}, {way}. {_path_tells(found, judged)}\n"
@@ -198,8 +195,8 @@ def say(tables: BookTables, found: pd.DataFrame, expected: pd.DataFrame, judged:
         f"of a mixture's direction: {shares}. Cosine with OPD's update: "
         f"{listed_of(learned.DIRECTION, [*runs, 'RLVR', control.OTHER_SEED])}; with RLVR's: "
         f"{listed_of(WITH_RLVR, [*runs, control.another_seed('rlvr')])}. Mean absolute log ratio to OPD's stable-rank "
-        f"path: {listed_of(learned.PATH, [*runs, 'RLVR', control.OTHER_SEED, _RANDOM])}; the last is of another "
-        f"profile, beside its own OPD. Share of OPD's progress to its teacher: {progress}. Sampled accuracy: "
+        f"path: {listed_of(learned.PATH, [*runs, 'RLVR', control.OTHER_SEED, _RANDOM])}. Share of "
+        f"OPD's progress to its teacher: {progress}. Sampled accuracy: "
         f"{listed_of(learned.ACCURACY, ['OPD', *runs, 'RLVR'], '.1%')}."
     )
 
@@ -217,20 +214,22 @@ def _direction(found: pd.DataFrame, expected: pd.DataFrame) -> str:
     """Say whether the strength of the gradients decides where a mixture's update goes, or its weight alone."""
     names = [control.variant_label(name) for name in ("mix_50", "equal_mix_50", "mix_05")]
     half, equal, little = (seeds_of(found, SHARE, name) for name in names)
-    counts = "counts" if learned.interval(half - equal).low > 0 else "is not shown to count"
+    counts = "counts" if seed_interval(half - equal).low > 0 else "is not shown to count"
     means = [float(share.to_numpy(float).mean()) for share in (half, equal, little)]
     strength, alpha = expected.loc[names[2], [STRENGTH, WEIGHT]].to_numpy(float)
+    by, alone = expected.loc[names[0], [STRENGTH, WEIGHT]].to_numpy(float)
     return (
-        f"the strength of a gradient {counts} in a mixture, beside its weight: of half OPD and half RLVR, OPD's share "
-        f"of the direction is {means[0]:.2f} as they are and {means[1]:.2f} where both are brought to one norm; of "
-        f"{alpha:.0%} OPD it is {means[2]:.2f} (by strength {strength:.2f})"
+        f"the strength of a gradient {counts} in a mixture, beside its weight: at half OPD and half RLVR OPD's share "
+        f"of the direction is {means[0]:.2f}, where strength predicts {by:.2f} and weight {alone:.2f}. With both "
+        f"gradients at one norm it is {means[1]:.2f}, where either predicts {expected.loc[names[1], STRENGTH]:.2f}; of "
+        f"{alpha:.0%} OPD it is {means[2]:.2f} (strength: {strength:.2f})"
     )
 
 
 def _path_tells(found: pd.DataFrame, judged: pd.DataFrame) -> str:
     """Say which mixtures stay on OPD's stable-rank path, and whether RLVR itself leaves it."""
     rlvr, seeds = (seeds_of(found, learned.PATH, row) for row in ("RLVR", control.OTHER_SEED))
-    if learned.interval(rlvr - seeds).low <= 0:
+    if seed_interval(rlvr - seeds).low <= 0:
         return "The stable-rank path does not tell: RLVR itself is not shown to leave it."
     runs = {kind: [run for run, path in judged["path"].to_dict().items() if path == kind] for kind in (YES, NO)}
     on, off = (listed(map(str, names or ["none"])) for names in runs.values())

@@ -25,9 +25,9 @@ from opdgeom_utils.vocabulary import label, listed
 
 PROFILE = "rq3"
 VARIANTS = {  # and how each was trained
-    "opd_top25": "only the quarter of the tokens that the teacher objects to most",
-    "opd_random25": "only a random quarter",
-    "opd_teacher_writes": "completions that the teacher wrote",
+    "opd_top25": "the quarter of the tokens that the teacher objects to most",
+    "opd_random25": "a random quarter",
+    "opd_teacher_writes": "text that the teacher wrote",
 }
 NULL = "opd_random_credit"
 PATH, DIRECTION, PROGRESS, ACCURACY = "distance from OPD's path", "cosine with OPD", "progress (OPD's is 1)", "accuracy"
@@ -36,7 +36,7 @@ NEAR, HALF = 0.1, 0.5  # of a path, as in the ledger; of what two seeds of OPD h
 OPEN = "not shown"
 ASKED = {PROGRESS: "keeps its progress", DIRECTION: "goes its way", PATH: "stays on its path"}
 _RANDOM = control.variant_label(NULL)
-_HOW = {run: f"{how} ({run})" for name, how in VARIANTS.items() for run in [control.variant_label(name)]}
+_HOW = {control.variant_label(name): how for name, how in VARIANTS.items()}
 LEARNERS, NULLS = ("control_sft", "rlvr"), (NULL, "rlvr_random_reward", "control_sft_mismatched")  # of the toy
 
 
@@ -92,29 +92,24 @@ def answers(found: pd.DataFrame) -> pd.DataFrame:
     for name in map(control.variant_label, VARIANTS):
         for panel in ASKED:
             own = pd.Series(wide.get((panel, name), pd.Series(dtype=float)))
-            holds = UNTESTED if int(own.count()) < SEEDS else _judge(panel, own, pd.DataFrame(wide[panel]))
-            rows.append({"run": name, "asked": panel, "number": interval(own).text(".2f"), "holds": holds})
+            holds = UNTESTED if int(own.count()) < SEEDS else judge(panel, own, pd.DataFrame(wide[panel]))
+            rows.append({"run": name, "asked": panel, "number": seed_interval(own).text(".2f"), "holds": holds})
     return pd.DataFrame(rows)
 
 
-def _judge(panel: str, own: pd.Series, there: pd.DataFrame) -> str:
+def judge(panel: str, own: pd.Series, there: pd.DataFrame) -> str:
     """Judge one number of a variant, by seeds: *yes* where its rule holds, *no* where the opposite of a part does."""
     if panel == PROGRESS:
-        kept = interval(own)
+        kept = seed_interval(own)
         return YES if kept.low >= ENOUGH else NO if kept.high < ENOUGH else OPEN
-    beyond = interval(own - there[_RANDOM])
+    beyond = seed_interval(own - there[_RANDOM])
     if panel == PATH:
-        near = interval(own)
+        near = seed_interval(own)
         good, bad = near.high < NEAR and beyond.high < 0, near.low > NEAR or beyond.low > 0
     else:
-        half = interval(own - HALF * there[control.OTHER_SEED])
+        half = seed_interval(own - HALF * there[control.OTHER_SEED])
         good, bad = half.low > 0 and beyond.low > 0, half.high < 0 or beyond.high < 0
     return YES if good else NO if bad else OPEN
-
-
-def interval(values: pd.Series) -> Interval:
-    """95% interval over seeds, those without a number left out."""
-    return seed_interval(values.dropna().to_numpy(float))
 
 
 def shown(judged: pd.DataFrame) -> pd.DataFrame:
@@ -132,17 +127,19 @@ def say(tables: BookTables, found: pd.DataFrame, judged: pd.DataFrame) -> str:
     closed, gap = distance_closed(tables).get("fixed", seed_interval([])), seed_interval(gap_closed(tables))
     where = "Where OPD learns" if closed.mean >= LEARNED else "Where OPD learned less than was asked"
     wide = found.pivot_table(index="seed", columns=["panel", "row"], values="value")
-    own = {panel: {run: interval(pd.Series(wide[panel, run])) for run in _HOW} for panel in ASKED}
-    shares = listed(f"{own[PROGRESS][run].text('.0%')} with {how}" for run, how in _HOW.items())
+    own = {panel: {run: seed_interval(pd.Series(wide[panel, run])) for run in _HOW} for panel in ASKED}
+    shares = listed(f"{own[PROGRESS][run].mean:.0%} with {how}" for run, how in _HOW.items())
+    spans = listed(f"{run} {own[PROGRESS][run].text('.0%')}" for run in _HOW)
     made, means = load_recipe("opd", tables.profile), wide.mean()
     yards = {panel: _means(means[panel], (control.OTHER_SEED, _RANDOM)) for panel in (PATH, DIRECTION)}
     paths = paths_of_others(made.steps)
     learn, nothing = (listed(f"{label(n)} {paths[label(n)]:.2f}" for n in names) for names in (LEARNERS, NULLS))
     return (
-        f"{where}, {_matters(judged)}of OPD's progress to the teacher a run makes {shares}. "
+        f"{where}, {_matters(judged)}of OPD's progress to the teacher a run keeps {shares}. "
         f"{_which(judged, DIRECTION, 'move the weights its way')}. {_path(judged, own[PATH])} {_whose_path(paths)}\n"
         f"After {made.steps} updates on {made.prompts_per_update} prompts each OPD has closed {closed.text('.0%')} of "
-        f"its distance to the teacher and {gap.text('.0%')} of the gap in accuracy (seeds: {closed.n}). Mean absolute "
+        f"its distance to the teacher and {gap.text('.0%')} of the gap in accuracy (seeds: {closed.n}). Progress kept: "
+        f"{spans}. Mean absolute "
         f"log ratio to its stable-rank path: {_means(means[PATH], _HOW)} ({yards[PATH]}); in the toy, after as "
         f"many updates, {learn}, which get better at their tasks, and {nothing}, which do not. Cosine with its update: "
         f"{_means(means[DIRECTION], _HOW)} ({yards[DIRECTION]}). Sampled accuracy: "
@@ -184,19 +181,21 @@ def _path(judged: pd.DataFrame, away: Mapping[str, Interval]) -> str:
     >>> rows = {"run": ["a", "b"] * 2, "asked": [PATH] * 2 + [PROGRESS] * 2, "holds": [OPEN, YES, NO, YES]}
     >>> _path(pd.DataFrame(rows), {"a": Interval(0.03, 0.01, 0.05, 3), "b": Interval(0.03, 0.01, 0.05, 3)})
     'Less than 0.1 from its stable-rank path are a and b; nearer than random credit is shown of b. So the path does not
-    tell who learns as much: a is near it and does not keep up.'
+    tell how much is learned: a is near it and does not keep up.'
     """
     by = {asked: dict(rows[["run", "holds"]].to_numpy()) for asked, rows in judged.groupby("asked")}
     near = [run for run, distance in away.items() if distance.high < NEAR]
     on = [run for run, holds in by[PATH].items() if holds == YES]
-    said = f"Less than {NEAR:g} from its stable-rank path are {listed(near) if near else 'none'}"
-    said += f"; nearer than random credit is shown of {listed(on) if on else 'none'}."
+    same = on == near
+    said = f"Less than {NEAR:g} from its stable-rank path {'(and nearer than random credit) ' * same}are "
+    said += listed(near) if near else "none"
+    said += "." if same else f"; nearer than random credit is shown of {listed(on) if on else 'none'}."
     behind = [run for run in near if by[PROGRESS][run] == NO]
     ahead = [run for run, distance in away.items() if distance.low > NEAR and by[PROGRESS][run] == YES]
     one = ("is near it and does not keep up", "is off it and keeps up")
     more = ("are near it and do not keep up", "are off it and keep up")
     odd = [f"{listed(runs)} {(one if len(runs) == 1 else more)[k]}" for k, runs in enumerate((behind, ahead)) if runs]
-    return f"{said} So the path does not tell who learns as much: {'; '.join(odd)}." if odd else said
+    return f"{said} So the path does not tell how much is learned: {'; '.join(odd)}." if odd else said
 
 
 def _whose_path(paths: dict[str, float]) -> str:
@@ -205,13 +204,11 @@ def _whose_path(paths: dict[str, float]) -> str:
     >>> _whose_path(
     ...     {"control SFT": 0.03, "RLVR": 0.06, "random credit": 0.3, "random reward": 0.4, "mismatched control": 0.5}
     ... )
-    'Other objectives that learn from its anchor lie near its path too, and runs that cannot get better do not.'
+    'Other objectives that learn from its anchor lie near it too, and runs that cannot get better do not.'
     """
     learn, nothing = ([paths[label(name)] for name in names] for names in (LEARNERS, NULLS))
     if max(learn) < min(NEAR, *nothing):
-        return (
-            "Other objectives that learn from its anchor lie near its path too, and runs that cannot get better do not."
-        )
+        return "Other objectives that learn from its anchor lie near it too, and runs that cannot get better do not."
     return "By this distance other objectives that learn are not set apart from runs that cannot get better."
 
 

@@ -90,6 +90,24 @@ def printed_rms() -> list[float]:
     return [float(norms[name] / np.sqrt(sizes).mean()) for name in ("sft", "opd", "rlvr")]
 
 
+def paper_beside_noise(runs: pd.DataFrame) -> pd.DataFrame:
+    """Lay out what the paper's three runs leave unchanged, what noise alone would, and how far beyond it they went.
+
+    ``runs``: of :func:`published`. The last two columns are the same question put to
+    the two numbers that the paper prints: its sparsities, and the norms of its attention matrices.
+    """
+    own = runs.set_index("run").loc[PAPER]
+    return pd.DataFrame(
+        {
+            "the paper's": own["kind"].tolist(),
+            "unchanged": [f"{share:.0%}" for share in own["sparsity"]],
+            "by noise alone": [f"{share:.0%}" for share in own["predicted"]],
+            "times as far as noise": [f"{ratio:.1f}" for ratio in own["ratio"]],
+            "by its norms": [f"{ratio:.1f}" for ratio in own["norm_ratio"]],
+        }
+    )
+
+
 def named(runs: pd.DataFrame, fits: pd.Series) -> pd.DataFrame:
     """Give a ``tag`` to the runs that a figure names, the paper's and those that noise does not fit; empty for others.
 

@@ -92,7 +92,7 @@ def say_learned(runs: pd.DataFrame) -> str:
     >>> rows = {"ratio": [1.0, 1.3, 2.0], "sparsity": 0.04, "predicted": 0.04, "accuracy": 0.6, "gain": 0.1}
     >>> runs = pd.DataFrame(rows, index=["opd_random_credit", "opd", "opd_full_vocab"])
     >>> say_learned(runs).split(". ")[-1]
-    'Learning lies in the direction (chapter 5 compares seeds), and only where the signal is strong also in the length.'
+    'A steady signal shows in the direction (chapter 5 compares seeds), and in the length only where it is strong.'
     """
     ratio, accuracy, gain = (runs[column].to_dict() for column in ("ratio", "accuracy", "gain"))
     off = (runs["sparsity"] - runs["predicted"]).abs().to_dict()["opd_random_credit"]
@@ -110,8 +110,8 @@ def say_learned(runs: pd.DataFrame) -> str:
         f"Random credit moved {ratio['opd_random_credit']:.2f} times as far as noise, and noise predicts its sparsity "
         f"to {100 * off:.2f} points, though it ruined the model: {accuracy['opd_random_credit']:.0%} right, where it "
         f"began at {accuracy['opd'] - gain['opd']:.0%}. So the ruler holds on real text and real gradients. Of those "
-        f"that learn, {said}.{no_further} Learning lies "
-        "in the direction (chapter 5 compares seeds), and only where the signal is strong also in the length."
+        f"that learn, {said}.{no_further} A steady signal shows in the direction (chapter 5 compares seeds), and in "
+        "the length only where it is strong."
     )
 
 

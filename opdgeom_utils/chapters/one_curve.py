@@ -8,7 +8,7 @@ runs with nothing to learn, are held against it. The rule, and the one that it r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -41,22 +41,24 @@ UNTESTED = "it has too few seeds, or its coherence lies outside that of OPD's ru
 TESTED = ("leaves", "on the curve", "not decided")
 
 
-def against_coherence(tables: BookTables, updates: int) -> pd.DataFrame:
+def against_coherence(tables: BookTables, updates: int, asked: Sequence[str] = (*ASKED, ALSO)) -> pd.DataFrame:
     """One row for each run and statistic, with the coherence of the same matrices at the same update.
 
     Parameters
     ----------
     tables
-        A profile's tables, with measures for the two statistics of the path.
+        A profile's tables, with measures for the two statistics of the path; without measures these are left out.
     updates
         Where the runs are compared. The path's statistics are each run's own, at its own end.
+    asked
+        The recipes beside the ladder's.
 
     Returns
     -------
     DataFrame
         ``recipe, seed, statistic`` (in words), ``metric, coherence, value``.
     """
-    recipes = [name for name in (*LADDER, *ASKED, ALSO) if name in set(tables.geometry["recipe"])]
+    recipes = [name for name in (*LADDER, *asked) if name in set(tables.geometry["recipe"])]
     own = tables.geometry.loc[tables.geometry["recipe"].isin(recipes)]
     here = own.loc[own["step"] == updates]
     last = own.loc[own["step"] == own.groupby("recipe")["step"].transform("max")]
@@ -84,7 +86,7 @@ def _coherence(geometry: pd.DataFrame, modules: tuple[str, ...] | None) -> dict[
     return walks_of_runs(own)["coherence"].to_dict()
 
 
-def distances(points: pd.DataFrame, *, own_range: bool = False) -> pd.DataFrame:
+def distances(points: pd.DataFrame, *, own_range: bool = False, asked: Sequence[str] = ASKED) -> pd.DataFrame:
     """Distance of each run that is asked from the curve of OPD's ladder, statistic by statistic.
 
     ``own_range``: take the tenth of the curve's own range, without random credit, which is the stricter question.
@@ -112,7 +114,7 @@ def distances(points: pd.DataFrame, *, own_range: bool = False) -> pd.DataFrame:
         along, heights = (curve[column].to_numpy(float) for column in ("coherence", "value"))
         null = own.loc[own["recipe"] == NOTHING[0], "value"].to_numpy(float)
         span = float(np.ptp([*heights, null.mean()] if len(null) and not own_range else heights))
-        for recipe in (name for name in ASKED if name in set(own["recipe"])):
+        for recipe in (name for name in asked if name in set(own["recipe"])):
             at, values = (own.loc[own["recipe"] == recipe, c].to_numpy(float) for c in ("coherence", "value"))
             off = seed_interval(values - np.interp(at, along, heights))
             far = abs(off.mean) >= LEAST * span

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-import numpy as np
 import pandas as pd
 
 from opdgeom_utils.chapters import seen
@@ -72,10 +71,8 @@ def _at_a_tenth(measures: pd.DataFrame, k: int) -> str:
     """Set OPD beside its control and its null at a tenth of the run, between two checkpoints as the claim has it."""
     recipes, means = ["opd", NOTHING[0], "control_sft", "rlvr"], {}
     for side in WHOSE:
-        curves = path_curves(measures, "sim_to_end", side=side, k=k, recipes=recipes).sort_values("share")
-        for run, own in curves.groupby("recipe", sort=False):
-            seeds = [part[["share", "value"]].to_numpy(float).T for _, part in own.groupby("seed")]
-            means[str(run), side] = float(np.mean([np.interp(TENTH, share, value) for share, value in seeds]))
+        curves = at_share(path_curves(measures, "sim_to_end", side=side, k=k, recipes=recipes), TENTH)
+        means |= {(run, side): value for run, value in curves.groupby("recipe")["value"].agg("mean").to_dict().items()}
     names = [name for name in map(label, recipes) if {(name, side) for side in WHOSE} <= set(means)]
     if names[:2] != [label("opd"), label(NOTHING[0])]:
         return ""

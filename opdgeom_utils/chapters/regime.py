@@ -15,7 +15,6 @@ from opdgeom_utils.chapters.where import NULL_OBJECTIVES
 from opdgeom_utils.claims.matching import accuracy_gain, final
 from opdgeom_utils.intervals import Interval, seed_interval
 from opdgeom_utils.measures.long_table import pick
-from opdgeom_utils.measures.noise import walks_of_runs
 from opdgeom_utils.recipes import load_recipe, recipe_names
 from opdgeom_utils.trained_models import needed_run
 from opdgeom_utils.vocabulary import label, listed
@@ -162,8 +161,7 @@ def _beside_noise(tables: BookTables) -> str:
     """Say how far OPD moved beside noise, at its end; empty where its norms were not measured."""
     if not {"update_norm", "n_entries"} <= set(tables.geometry):
         return ""
-    own = tables.geometry.loc[tables.geometry["recipe"] == "opd"]
-    ratio = walks_of_runs(own.loc[own["step"] == own["step"].max()])["walk_ratio"].to_numpy(float).mean()
+    ratio = first_nulls.walk_at_end(tables, "opd")
     if ratio < 1:
         return f", and it moved less far than noise would have ({ratio:.2f} times; chapter 2)"
     if ratio < ALIKE:

@@ -49,10 +49,11 @@ def path_curves(
     return rows.assign(recipe=own, series=null.fillna(own), share=share).filter(items=columns).reset_index(drop=True)
 
 
-def at_share(curves: pd.DataFrame) -> pd.DataFrame:
-    """Take each curve at a fifth of the run, as the rules of the claims do: on a straight line between checkpoints.
+def at_share(curves: pd.DataFrame, share: float = EARLY) -> pd.DataFrame:
+    """Take each curve at a share of the run, as the rules of the claims do: on a straight line between checkpoints.
 
-    A curve that begins later is taken at its first checkpoint; its ``share`` says so.
+    ``share``: a fifth, where nothing else is asked. A curve that begins later is taken at its first checkpoint; its
+    ``share`` says so.
 
     >>> runs = {"recipe": "sft", "series": "SFT", "seed": 0, "step": [30, 45, 200], "share": [0.15, 0.225, 1.0]}
     >>> at_share(pd.DataFrame(runs | {"value": [0.50, 0.56, 1.0]}))[["step", "share", "value"]].round(9).values.tolist()
@@ -62,7 +63,7 @@ def at_share(curves: pd.DataFrame) -> pd.DataFrame:
     for _, own in curves.groupby(["recipe", "series", "seed"], sort=False):
         ordered = own.sort_values("share")
         at = ordered.loc[:, "share"].to_numpy(float)
-        taken = {name: np.interp(EARLY, at, ordered[name].to_numpy(float)) for name in ("step", "share", "value")}
+        taken = {name: np.interp(share, at, ordered[name].to_numpy(float)) for name in ("step", "share", "value")}
         parts.append(ordered.iloc[[0]].assign(**taken))
     return pd.concat(parts, ignore_index=True) if parts else curves
 

@@ -32,8 +32,13 @@ def cosines_of(share: float) -> tuple[float, float]:
     return float(made @ opd), float(made @ rlvr)
 
 
-def tables(seeds: int = 3, ratio: float = 9.0, gain: float = 0.16, **made: tuple[float, ...]) -> BookTables:
-    """OPD has stable rank 7 and goes from 0.7 to 0.5; its seeds have a cosine of 0.7; all else is ``MADE``."""
+def tables(
+    seeds: int = 3, ratio: float = 9.0, gain: float = 0.16, null: float = 0.8, **made: tuple[float, ...]
+) -> BookTables:
+    """OPD has stable rank 7 and goes from 0.7 to 0.5; its seeds have a cosine of 0.7; all else is ``MADE``.
+
+    ``null``: stable rank of random credit, as a share of OPD's.
+    """
     rows: list[dict[str, Any]] = []
     for seed in range(seeds):
         wobble = 0.001 * seed
@@ -57,6 +62,8 @@ def tables(seeds: int = 3, ratio: float = 9.0, gain: float = 0.16, **made: tuple
             there = {"other_seed": seed, "other_step": 120, "quantity": "update_cosine", "scope": "attention"}
             for other, value in zip(("opd", "rlvr"), cosines_of(share + wobble * (name != "rlvr")), strict=True):
                 rows += [own | there | {"other_recipe": other, "value": value}] if other != name else []
+        credit = {"recipe": "opd_random_credit", "seed": seed, "quantity": "stable_rank", "scope": "attention"}
+        rows += [credit | {"step": step, "value": null * (7.0 + 0.05 * seed)} for step in (50, 120)]
     ends = {"opd": 0.64, "rlvr": 0.5 + gain} | {n: (MADE | made)[n][3] for n in learned.MIXTURES if n in MADE | made}
     scores = [
         {"profile": "mixing", "recipe": name, "seed": s, "step": step, "family": "sum", "n_prompts": 64, "sampled": v}
@@ -67,28 +74,16 @@ def tables(seeds: int = 3, ratio: float = 9.0, gain: float = 0.16, **made: tuple
     return BookTables(pd.DataFrame(scores), log, pd.DataFrame(scores), "mixing", tuple(range(seeds)), "", measures)
 
 
-def beside(factor: float = 0.8, seeds: int = 3) -> BookTables:
-    """OPD and random credit, whose stable rank is ``factor`` of OPD's."""
-    rows = [
-        {"profile": "rq3", "recipe": name, "seed": seed, "step": step, "quantity": "stable_rank", "scope": "attention"}
-        | {"value": value * (7.0 + seed)}
-        for name, value in (("opd", 1.0), ("opd_random_credit", factor), ("opd_top25", 1.0))
-        for seed in range(seeds) for step in (50, 120)
-    ]  # fmt: skip
-    empty = pd.DataFrame()
-    return BookTables(empty, empty, empty, "rq3", tuple(range(seeds)), "", as_measures(rows))
-
-
-def judged(made: BookTables, null: BookTables | None = None) -> pd.DataFrame:
+def judged(made: BookTables) -> pd.DataFrame:
     """Apply the rules to made runs."""
     assert made.measures is not None
-    return learned.answers(learned.numbers(made, null or beside()), learned.expected_shares(made.measures))
+    return learned.answers(learned.numbers(made), learned.expected_shares(made.measures))
 
 
-def said(made: BookTables, null: BookTables | None = None) -> str:
+def said(made: BookTables) -> str:
     """Sentences of made runs."""
     assert made.measures is not None
-    found, expected = learned.numbers(made, null or beside()), learned.expected_shares(made.measures)
+    found, expected = learned.numbers(made), learned.expected_shares(made.measures)
     return learned.say(made, found, expected, learned.answers(found, expected))
 
 
@@ -126,7 +121,7 @@ def test_weight_is_told_from_strength() -> None:
 
 
 def test_near_the_path_counts_only_nearer_than_random_credit() -> None:
-    assert judged(tables(), beside(1.01)).loc["alpha 0.5", "path"] != YES
+    assert judged(tables(null=1.01)).loc["alpha 0.5", "path"] != YES
 
 
 def test_two_seeds_test_nothing() -> None:
@@ -144,10 +139,11 @@ def test_a_mixture_that_was_not_trained_is_not_testable() -> None:
 def test_words_follow_the_numbers() -> None:
     lead, numbers = said(tables()).split("\n")
     assert lead == (
-        "Where both objectives learn, the strength of a gradient counts in a mixture, beside its weight: of half OPD "
-        "and half RLVR, OPD's share of the direction is 0.88 as they are and 0.50 where both are brought to one norm; "
-        "of 5% OPD it is 0.30 (by strength 0.32). RLVR leaves OPD's stable-rank path; shown to stay on it: alpha 0.5 "
-        "and alpha 0.5 (equal norms); shown to leave it: alpha 0.05."
+        "Where both objectives learn, the strength of a gradient counts in a mixture, beside its weight: at half OPD "
+        "and half RLVR OPD's share of the direction is 0.88, where strength predicts 0.90 and weight 0.50. With both "
+        "gradients at one norm it is 0.50, where either predicts 0.50; of 5% OPD it is 0.30 (strength: 0.32). RLVR "
+        "leaves OPD's stable-rank path; shown to stay on it: alpha 0.5 and alpha 0.5 (equal norms); shown to leave it: "
+        "alpha 0.05."
     )
     assert "0.88 (0.88 to 0.88) at alpha 0.5, where strength gives 0.90 and alpha 0.50; 0.30" in numbers
     assert "RLVR has gained 16.1 points" in numbers
@@ -167,7 +163,7 @@ def test_objectives_of_one_direction_place_no_mixture() -> None:
 
 
 def test_the_panels_of_the_figure() -> None:
-    found = learned.numbers(tables(), beside())
+    found = learned.numbers(tables())
     wanted = {variants.PATH, variants.DIRECTION, learned.WITH_RLVR, learned.SHARE, variants.PROGRESS, variants.ACCURACY}
     assert set(found["panel"]) == wanted
     shown = learned.shown(judged(tables()), pd.DataFrame(learned.expected_shares(tables().measures)))

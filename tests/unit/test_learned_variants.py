@@ -116,14 +116,14 @@ def test_words_follow_the_numbers() -> None:
     said = learned.say(made, found, learned.answers(found))
     assert said.splitlines()[0] == (
         "Where OPD learns, it matters which tokens are kept and who writes: of OPD's progress to the teacher a run "
-        "makes 50% (50% to 50%) with only the quarter of the tokens that the teacher objects to most (top 25%), "
-        "90% (90% to 90%) with only a random quarter (random 25%) and 90% (90% to 90%) with completions that the "
-        "teacher wrote (teacher writes). That they move the weights its way holds of: top 25% and random 25%; not "
-        "teacher writes. Less than 0.1 from its stable-rank path are top 25% and random 25%; nearer than random "
-        "credit is shown of top 25% and random 25%. So the path does not tell who learns as much: top 25% is near "
-        "it and does not keep up; teacher writes is off it and keeps up. Other objectives that learn from its "
-        "anchor lie near its path too, and runs that cannot get better do not."
+        "keeps 50% with the quarter of the tokens that the teacher objects to most, 90% with a random quarter and 90% "
+        "with text that the teacher wrote. That they move the weights its way holds of: top 25% and random 25%; not "
+        "teacher writes. Less than 0.1 from its stable-rank path (and nearer than random credit) are top 25% and "
+        "random 25%. So the path does not tell how much is learned: top 25% is near it and does not keep up; teacher "
+        "writes is off it and keeps up. Other objectives that learn from its anchor lie near it too, and runs that "
+        "cannot get better do not."
     )
+    assert "Progress kept: top 25% 50% (50% to 50%), random 25% 90% (90% to 90%) and teacher writes 90%" in said
     assert "OPD has closed 29% (29% to 29%) of its distance" in said  # 0.2 of 0.7
     assert "another seed of OPD 0.17 and random credit 0.22" in said  # seeds of 7, 8 and 9
     less = tables(end=0.65)

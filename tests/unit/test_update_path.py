@@ -87,10 +87,8 @@ def test_what_comes_out_says_whether_locking_tells_opd_apart():
     assert path_seen.came_out(table, 4).startswith(alike)
     before = table["recipe"].isin(["sft", "control_sft"]) & table["quantity"].eq("sim_to_end") & table["null"].eq("")
     behind = table.assign(value=table["value"] + 0.1 * before)
-    later = (
-        "Among the runs that learned, OPD locks later than SFT and control SFT; is not shown to lock earlier than RLVR."
-    )
-    assert path_seen.came_out(behind, 4).startswith(later)
+    later = "OPD locks later than SFT and control SFT, and is not shown to lock earlier than RLVR."
+    assert path_seen.came_out(behind, 4).startswith(f"Among the runs that learned, {later}")
     ahead = table["recipe"].eq("opd") & table["quantity"].eq("sim_to_end") & table["null"].eq("")
     table.loc[ahead, "value"] += 0.2
     said = path_seen.came_out(table, 4)

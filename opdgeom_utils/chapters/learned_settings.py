@@ -1,0 +1,253 @@
+"""Other teachers, another student and other data where OPD learns: runs of profile ``rq3``, by the rules of LOG.md.
+
+Everything is at the runs' end, seed by seed, beside OPD of the same seed. Where a setting lies is one number, the mean
+over the six diagnostics of how far it is from OPD, and is held against the same number of other objectives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from opdgeom_utils.chapters import control, mismatched, one_curve
+from opdgeom_utils.chapters import learned_variants as learned
+from opdgeom_utils.chapters.committed_tables import PUBLISHED, BookTables, tables_for
+from opdgeom_utils.chapters.confined import SEEDS
+from opdgeom_utils.chapters.first_nulls import runs_at
+from opdgeom_utils.chapters.learned_variants import DIRECTION, OPEN, PATH
+from opdgeom_utils.chapters.regime import distance_closed
+from opdgeom_utils.chapters.surviving import NO, UNTESTED, YES
+from opdgeom_utils.claims import matching
+from opdgeom_utils.intervals import seed_interval
+from opdgeom_utils.vocabulary import label, listed
+
+ASKED = ("opd_mathematics", "opd_code", "opd_teacher_small", "opd_teacher_moe", "opd_student_small")
+OTHER_SIZE = "opd_student_small"  # no cosine with OPD is taken of it
+OBJECTIVES, NULLS = ("rlvr", "control_sft"), ("rlvr_random_reward", "control_sft_mismatched")  # of the toy
+CLOSED = 0.15  # of the distance to the setting's own teacher
+PLACE, SPARSITY, OWN = "distance from OPD's place", "update sparsity", "distance to its teacher closed"
+RULES = {
+    OWN: "learned",
+    PLACE: "nearer than another objective",
+    SPARSITY: "between control SFT and RLVR",
+    DIRECTION: "goes OPD's way",
+    PATH: "stays on OPD's path",
+}
+_RANDOM = control.variant_label(learned.NULL)
+
+
+def held(tables: BookTables) -> list[str]:
+    """Return the settings that the tables have, in the order in which they are told."""
+    return [name for name in ASKED if name in set(tables.geometry["recipe"])]
+
+
+def toy() -> BookTables:
+    """Return the toy's committed tables with SFT's nulls: the other objectives, of the same recipe and anchor."""
+    return mismatched.joined(tables_for(PUBLISHED, [0, 1, 2, 3, 4]))
+
+
+def numbers(tables: BookTables, beside: BookTables) -> pd.DataFrame:
+    """Return every setting's numbers, as figures draw them: ``row, panel, kind, seed, value``.
+
+    ``tables``: of profile ``rq3``. ``beside``: from :func:`toy`, for the other objectives, each beside the toy's OPD.
+    Panels: distance from OPD's place, update sparsity (a share), cosine with OPD's update, distance from its
+    stable-rank path, sampled accuracy on all families.
+    """
+    names = held(tables)
+    found = learned.numbers(tables, names)
+    found = found.loc[found["panel"].isin([PATH, DIRECTION, learned.ACCURACY])]
+    small = found["row"].eq(control.variant_label(OTHER_SIZE)) & found["panel"].eq(DIRECTION)
+    own = places(tables, [*names, learned.NULL])
+    others = places(beside, [*OBJECTIVES, *NULLS], until=control.common_update(_measures(tables)))
+    others = others.loc[(others["row"] != control.OTHER_SEED) & others["seed"].isin(tables.seeds)]
+    parts = [own, others, found.loc[~small]]
+    table = pd.concat(parts, ignore_index=True)
+    rows = {control.variant_label(name) for name in names}
+    return table.assign(kind=["variant" if row in rows else "null" for row in table["row"]])
+
+
+def _measures(tables: BookTables) -> pd.DataFrame:
+    assert tables.measures is not None
+    return tables.measures
+
+
+def places(tables: BookTables, names: Sequence[str], until: int | None = None) -> pd.DataFrame:
+    """Return how far runs lie from OPD of their seed, and their sparsity: ``row, panel, kind, seed, value``.
+
+    The distance is the mean over the six diagnostics of ``|log(run / OPD)|``: 0.1 is about a tenth. Another seed of OPD
+    is the next one. ``until``: the update; None takes the common one.
+    """
+    at = control.common_update(_measures(tables)) if until is None else until
+    runs = runs_at(tables, at).set_index(["recipe", "seed"])[[*matching.METRICS]]
+    seeds = [int(seed) for recipe, seed in runs.index if recipe == "opd"]
+    turned = dict(zip(seeds, seeds[1:] + seeds[:1], strict=True))
+    pairs = [(control.variant_label(name), (name, seed), seed) for name in names for seed in seeds]
+    pairs += [(control.OTHER_SEED, ("opd", turned[seed]), seed) for seed in seeds if turned[seed] != seed]
+    rows = []
+    for row, key, seed in pairs:
+        if key in runs.index:
+            apart = np.abs(np.log(runs.loc[key].to_numpy(float) / runs.loc["opd", seed].to_numpy(float)))
+            rows.append((row, PLACE, "null", seed, float(apart.mean())))
+    shown = [(control.variant_label(n), (n, seed), seed) for n in ("opd", *names) for seed in seeds]
+    rows += [
+        (row, SPARSITY, "null", s, float(runs.loc[k, "update_sparsity"])) for row, k, s in shown if k in runs.index
+    ]
+    return pd.DataFrame(rows, columns=control.STRIP)
+
+
+def answers(tables: BookTables, found: pd.DataFrame) -> pd.DataFrame:
+    """Apply the rules to :func:`numbers`: ``run, asked, number`` (in words), ``holds``, a row per setting and rule."""
+    wide = found.pivot_table(index="seed", columns=["panel", "row"], values="value")
+    rows = []
+    for name in held(tables):
+        run = control.variant_label(name)
+        closed = distance_closed(tables, name).get("own", seed_interval([]))
+        rows.append((run, OWN, closed.text(".0%"), _untested(closed.n) or (YES if closed.mean >= CLOSED else NO)))
+        for panel in (PLACE, SPARSITY, DIRECTION, PATH):
+            if (panel, run) not in wide:
+                rows.append((run, panel, "-", UNTESTED))
+                continue
+            own = wide[panel, run]
+            shown = ".1%" if panel == SPARSITY else ".2f"
+            holds = _untested(int(own.count())) or _judge(panel, own, pd.DataFrame(wide[panel]))
+            rows.append((run, panel, seed_interval(own).text(shown), holds))
+    return pd.DataFrame(rows, columns=["run", "asked", "number", "holds"])
+
+
+def _untested(seeds: int) -> str:
+    return UNTESTED if seeds < SEEDS else ""
+
+
+def _judge(panel: str, own: pd.Series, there: pd.DataFrame) -> str:
+    """Judge one number of a setting by its seeds.
+
+    >>> beside = pd.DataFrame({"RLVR": [0.3, 0.3, 0.3], "control SFT": [0.5, 0.5, 0.5], "random credit": [0.9, 1, 1]})
+    >>> [_judge(PLACE, pd.Series(own), beside) for own in ([0.1, 0.1, 0.11], [0.4, 0.41, 0.4], [0.1, 0.3, 0.5])]
+    ['yes', 'no', 'not shown']
+    """
+    if panel in (DIRECTION, PATH):
+        return learned.judge(panel, own, there)
+    objectives = [label(name) for name in OBJECTIVES]
+    if panel == SPARSITY:
+        low, high = sorted(there[name].mean() for name in objectives)
+        return YES if own.dropna().between(low, high).all() else NO
+    gaps = {name: seed_interval(own - there[name]) for name in (*objectives, _RANDOM)}
+    if all(gap.high < 0 for gap in gaps.values()):
+        return YES
+    return NO if any(gaps[name].low > 0 for name in objectives) else OPEN
+
+
+def on_the_curve(tables: BookTables, beside: BookTables) -> pd.DataFrame:
+    """Hold settings, and the variants of profile ``rq3``, against the curve that OPD's rungs of the toy draw.
+
+    At the common update, by the statistics that need no path. Returns the rows of
+    :func:`opdgeom_utils.chapters.one_curve.distances`.
+    """
+    names, at = [*held(tables), *learned.VARIANTS], control.common_update(_measures(tables))
+    own = tables.geometry.loc[tables.geometry["recipe"].isin(names)]
+    null = beside.geometry["recipe"].isin([*one_curve.LADDER, one_curve.NOTHING[0]])
+    both = replace(beside, geometry=pd.concat([beside.geometry.loc[null], own], ignore_index=True), measures=None)
+    points = one_curve.against_coherence(both, at, (*names, one_curve.NOTHING[0]))
+    return one_curve.distances(points, asked=names)
+
+
+def curve_counts(found: pd.DataFrame) -> dict[str, tuple[int, int]]:
+    """Count, by the name of a run, in how many statistics it leaves the curve, and in how many it was tested."""
+    counts = {}
+    for recipe, own in found.groupby("recipe", sort=False)["verdict"]:
+        tested = own[own.isin(one_curve.TESTED)]
+        counts[control.variant_label(str(recipe))] = (int((tested == one_curve.TESTED[0]).sum()), len(tested))
+    return counts
+
+
+def curve_table(found: pd.DataFrame) -> pd.DataFrame:
+    """Lay out :func:`on_the_curve`: a row for each run, in how many statistics it leaves, and how far off it lies."""
+    rows = []
+    for recipe, own in found.groupby("recipe", sort=False):
+        run = control.variant_label(str(recipe))
+        left, tested = curve_counts(own)[run]
+        away = own.loc[own["verdict"] == one_curve.TESTED[0], "statistic"].tolist()
+        most = float((own["mean"].abs() / own["span"]).max())
+        on = "yes" if one_curve.OF * left <= one_curve.FEW * tested else "no"
+        which = listed(away) if away else "-"
+        rows.append((run, on if tested else UNTESTED, f"{left} of {tested}", which, f"{most:.0%}"))
+    return pd.DataFrame(rows, columns=["run", "on the curve", "leaves it in", "which", "furthest, of the range"])
+
+
+def shown(judged: pd.DataFrame) -> pd.DataFrame:
+    """Lay the answers out as text, a row for each setting and a column for each rule."""
+    cells = judged.assign(cell=judged["holds"] + ": " + judged["number"]).set_index(["run", "asked"])["cell"].to_dict()
+    return pd.DataFrame([
+        {"setting": run} | {words: cells[run, asked] for asked, words in RULES.items()}
+        for run in dict.fromkeys(judged["run"].tolist())
+    ])  # fmt: skip
+
+
+def say(found: pd.DataFrame, judged: pd.DataFrame, counts: Mapping[str, tuple[int, int]]) -> str:
+    """Say whether the setting or the objective decides where OPD lies, and what settings share; first the finding."""
+    runs = dict.fromkeys(judged["run"].tolist())
+    by = {asked: rows.set_index("run")["holds"].to_dict() for asked, rows in judged.groupby("asked")}
+    if not runs or UNTESTED in by[PLACE].values():
+        return "What another teacher, student or task does where OPD learns is not tested: too few seeds.\n"
+    means = found.groupby(["panel", "row"])["value"].agg("mean").to_dict()
+
+    def those(asked: str, word: str) -> list[str]:
+        return [run for run in runs if by[asked].get(run) == word]
+
+    near, far = those(PLACE, YES), those(PLACE, NO)
+    if len(near) == len(runs):
+        lead = f"in none of {len(runs)} settings does OPD's place move as far as another objective does"
+    else:
+        lead = (
+            f"of {len(runs)} other teachers, students and data {len(near)} are shown to move OPD's place less than "
+            f"another objective does{f' ({listed(near)})' if near else ''}"
+        )
+        lead += f", and {listed(far)} to move it further than one does" if far else ""
+    little = those(OWN, NO)
+    aside = f" (Learned less than was asked: {listed(little)}.)" if little else ""
+    order = those(SPARSITY, YES)
+    rows = [*runs, control.OTHER_SEED, *map(label, OBJECTIVES), _RANDOM, *map(control.variant_label, NULLS)]
+    on = [run for run, (left, tested) in counts.items() if tested and one_curve.OF * left <= one_curve.FEW * tested]
+    asked_of = [run for run, (_, tested) in counts.items() if tested]
+    return (
+        f"Where OPD learns, {lead}.{aside} By update sparsity {len(order)} of {len(runs)} lie between control SFT and "
+        f"RLVR after as many updates. {_which(by[DIRECTION], 'go its way')} {_which(by[PATH], 'stay on its path')}\n"
+        f"Mean absolute log ratio to OPD over six diagnostics: {_means(means, PLACE, rows)}. Update sparsity: "
+        f"{_means(means, SPARSITY, ['OPD', *rows], '.1%')}. Cosine with OPD's update: "
+        f"{_means(means, DIRECTION, rows)}. Distance from its stable-rank path: {_means(means, PATH, rows)}. Of "
+        f"{len(asked_of)} kinds of run that chapter 4's curve had not seen {len(on)} lie on it{_off(counts, on)}. "
+        f"Seeds: {found.groupby(['panel', 'row'])['seed'].nunique().loc[PLACE, list(runs)].min()}."
+    )
+
+
+def _which(holds: Mapping[str, str], words: str) -> str:
+    """Say of which settings a rule holds, of which not, and of which neither is shown.
+
+    >>> _which({"a": YES, "b": OPEN, "c": UNTESTED}, "go its way")
+    'Shown to go its way: a; not shown: b.'
+    """
+    runs = {kind: [run for run, word in holds.items() if word == kind] for kind in (YES, NO, OPEN)}
+    heads = {YES: f"Shown to {words}: ", NO: "shown not to: ", OPEN: "not shown: "}
+    said = "; ".join(f"{heads[kind]}{listed(names)}" for kind, names in runs.items() if names)
+    return f"{said[:1].upper()}{said[1:]}." if said else ""
+
+
+def _means(means: Mapping[tuple[str, str], float], panel: str, rows: Sequence[str], shown: str = ".2f") -> str:
+    """List the means that a panel has, by the names of the runs."""
+    return listed(f"{row} {means[panel, row]:z{shown}}" for row in dict.fromkeys(rows) if (panel, row) in means)
+
+
+def _off(counts: Mapping[str, tuple[int, int]], on: Sequence[str]) -> str:
+    """List the runs off the curve, with their counts.
+
+    >>> _off({"a": (3, 7), "b": (0, 7), "c": (0, 0)}, ["b"])
+    ' (off it: a in 3 of 7 statistics; not to be tested: c)'
+    """
+    off = [f"{run} in {left} of {of}" for run, (left, of) in counts.items() if of and run not in on]
+    untested = [run for run, (_, of) in counts.items() if not of]
+    said = [f"off it: {listed(off)} statistics"] if off else []
+    said += [f"not to be tested: {listed(untested)}"] if untested else []
+    return f" ({'; '.join(said)})" if said else ""
