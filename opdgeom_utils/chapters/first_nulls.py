@@ -13,10 +13,12 @@ import numpy as np
 import pandas as pd
 
 from opdgeom_utils.chapters.committed_tables import tables_for
+from opdgeom_utils.chapters.update_path import K
 from opdgeom_utils.chapters.where import NULL_OBJECTIVES
 from opdgeom_utils.claims import matching
 from opdgeom_utils.claims.look_up import Tables
 from opdgeom_utils.intervals import difference, further_seed, number
+from opdgeom_utils.measures.long_table import pick
 from opdgeom_utils.measures.noise import walks_of_runs
 from opdgeom_utils.scopes import ATTENTION
 from opdgeom_utils.vocabulary import label, listed, metric_of
@@ -80,6 +82,28 @@ def walk_at_end(tables: Tables, recipe: str) -> float:
     return float(walks_of_runs(own.loc[own["step"] == own["step"].max()])["walk_ratio"].to_numpy(float).mean())
 
 
+def shared_spaces(tables: Tables, recipe: str, step: int) -> tuple[float, float]:
+    """Return what the leading spaces of two seeds have in common, left and right: Sim_4, mean over the pairs."""
+    assert tables.measures is not None
+    cell = {"recipe": recipe, "other_recipe": recipe, "step": step, "k": K, "scope": "attention"}
+    left, right = (pick(tables.measures, quantity="overlap", side=side, **cell)["value"] for side in ("left", "right"))
+    return float(left.to_numpy(float).mean()), float(right.to_numpy(float).mean())
+
+
+def say_direction(archived: Tables, nulls: Tables) -> str:
+    """Say whether two seeds share more of their spaces than two of their null do; begins with a space."""
+    said, apart = [], []
+    for run, step in (PAIRS[0], PAIRS[2]):
+        null = NULL_OBJECTIVES[run]
+        own, other = shared_spaces(archived, run, step), shared_spaces(nulls, null, step)
+        apart += [mine > its for mine, its in zip(own, other, strict=True)]
+        said.append(
+            f"two seeds of {label(run)} share {own[0]:.2f} and {own[1]:.2f} of their {K} leading directions (outputs, "
+            f"inputs; update {step}), two of {label(null)} {other[0]:.2f} and {other[1]:.2f}"
+        )
+    return f" {'Direction tells them apart' if all(apart) else 'By direction'}: {'; '.join(said)}."
+
+
 def say_short(table: pd.DataFrame, updates: int) -> str:
     """Say for OPD after so many updates what its null shows, for a sentence that is already begun.
 
@@ -139,7 +163,7 @@ def say(table: pd.DataFrame, inside: tuple[int, int], walk: float) -> str:
         )
         place.append(nearer >= MOST)
     finding = (
-        "In the first regime OPD and RLVR lie where runs with nothing to learn lie"
+        "In the first regime OPD and RLVR lie, by the paper's diagnostics, where runs with nothing to learn lie"
         if all(place)
         else "In the first regime not every run lies where a run with nothing to learn does"
     )

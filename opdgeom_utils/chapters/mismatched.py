@@ -191,7 +191,7 @@ def say(tables: Tables) -> str:
     apart = {key: int(held.loc[key, "apart"].sum()) for key in held.index.unique()}
     ratios = held.loc[(SFT, "equal_updates"), "null"] / held.loc[(SFT, "equal_updates"), "own"]
     learned = {
-        run: f"{'gets no better at its tasks' if nothing else 'still learns'} (accuracy {start:.0%} to {end:.0%})"
+        run: f"{'falls' if nothing else 'still learns,'} from {start:.0%} to {end:.0%} right"
         for run, (start, end, nothing) in zip(NULLS, learned_nothing(tables).values(), strict=True)
     }
     names = (*NULLS, *NULLS.values(), RANDOM)

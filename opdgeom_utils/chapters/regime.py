@@ -198,7 +198,8 @@ def say_regime(tables: BookTables, until: int | None = None) -> str:
         said += f"Of its distance to the teacher in nats it closed {listed(shares_of)}. "
     if until is not None and until < recipe.steps:
         then = seed_interval(gap_closed(tables, until=until)).mean
-        said += f"This chapter compares runs at update {until}, where it had closed {then:.0%} of the gap. "
+        said += f"This chapter compares runs at update {until}, where it had closed {then:.0%} of the gap (on "
+        said += "the fewer prompts that are asked under way). "
     if mean >= LEARNED:
         fixed = closed.get("fixed", seed_interval([])).mean
         short = "" if fixed >= HALF else f" The other part of this book's bar, {HALF:.0%} of the distance, it misses."

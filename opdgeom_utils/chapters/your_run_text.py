@@ -189,7 +189,7 @@ def nearest_words(found: Mapping[str, str]) -> str:
     """Say whether the rulers agree on the nearest objective of the paper.
 
     >>> nearest_words({"update_sparsity": "OPD", "normalized_spectral_shift": "OPD"})
-    "All 2 rulers put the paper's OPD nearest."
+    "All 2 rulers put the paper's OPD nearest, which names how far an update went, not what made it."
     >>> nearest_words({"update_sparsity": "OPD", "normalized_spectral_shift": "SFT"})
     "The rulers disagree on the paper's nearest point: SFT by normalized spectral shift; OPD by update sparsity."
     """
@@ -197,7 +197,10 @@ def nearest_words(found: Mapping[str, str]) -> str:
         return "No ruler gives a number that could be set beside the paper's."
     objectives = sorted(set(found.values()), key=["SFT", "OPD", "RLVR"].index)
     if len(objectives) == 1:
-        return f"All {len(found)} rulers put the paper's {objectives[0]} nearest."
+        return (
+            f"All {len(found)} rulers put the paper's {objectives[0]} nearest, which names how far an update went, not "
+            "what made it."
+        )
     groups = [(o, [metric_of(m).words for m in found if found[m] == o]) for o in objectives]
     clauses = "; ".join(f"{objective} by {listed(metrics)}" for objective, metrics in groups)
     return f"The rulers disagree on the paper's nearest point: {clauses}."

@@ -1,6 +1,7 @@
 """The first regime beside its null objectives: counts, intervals and sentences from made-up runs."""
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -62,7 +63,9 @@ def test_the_finding_names_what_lies_beside_what() -> None:
     assert "in 35 of 36 numbers: so compare with care: the code has changed" in far
     near = first_nulls.beside(archived, tables("b", NULLS | {"rlvr_random_reward": 2.0}))
     said = first_nulls.say(near, (36, 36), 1.0)
-    assert said.startswith("In the first regime OPD and RLVR lie where runs with nothing to learn lie.\n")
+    assert said.startswith(
+        "In the first regime OPD and RLVR lie, by the paper's diagnostics, where runs with nothing to learn"
+    )
     assert "Random reward has 1.00 to 1.00 times RLVR's numbers after 80 updates, and is told apart by 0 of 6" in said
     shown = first_nulls.shown(near, "OPD", 40)
     assert shown["difference"].tolist() == ["not told apart"] * 6
@@ -71,3 +74,11 @@ def test_the_finding_names_what_lies_beside_what() -> None:
 
 def test_another_regime_has_no_such_sentence() -> None:
     assert first_nulls.beside_regime("first_regime", 13) == ""
+
+
+def test_direction_is_said_to_tell_only_where_it_does() -> None:
+    archived, nulls = first_nulls.both()
+    assert first_nulls.say_direction(archived, nulls).startswith(" Direction tells them apart: two seeds of OPD share")
+    assert nulls.measures is not None
+    alike = replace(nulls, measures=nulls.measures.assign(value=0.9))
+    assert first_nulls.say_direction(archived, alike).startswith(" By direction: ")
