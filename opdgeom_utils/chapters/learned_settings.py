@@ -186,7 +186,7 @@ def shown(judged: pd.DataFrame) -> pd.DataFrame:
     ])  # fmt: skip
 
 
-def say(found: pd.DataFrame, judged: pd.DataFrame, counts: Mapping[str, tuple[int, int]]) -> str:
+def say(found: pd.DataFrame, judged: pd.DataFrame) -> str:
     """Say whether the setting or the objective decides where OPD lies, and what settings share; first the finding."""
     runs = dict.fromkeys(judged["run"].tolist())
     by = {asked: rows.set_index("run")["holds"].to_dict() for asked, rows in judged.groupby("asked")}
@@ -210,17 +210,37 @@ def say(found: pd.DataFrame, judged: pd.DataFrame, counts: Mapping[str, tuple[in
     aside = f" (Learned less than was asked: {listed(little)}.)" if little else ""
     order = those(SPARSITY, YES)
     rows = [*runs, control.OTHER_SEED, *map(label, OBJECTIVES), _RANDOM, *map(control.variant_label, NULLS)]
-    on = [run for run, (left, tested) in counts.items() if tested and one_curve.OF * left <= one_curve.FEW * tested]
-    asked_of = [run for run, (_, tested) in counts.items() if tested]
     return (
         f"Where OPD learns, {lead}.{aside} By update sparsity {len(order)} of {len(runs)} lie between control SFT and "
         f"RLVR after as many updates. {_which(by[DIRECTION], 'go its way')} {_which(by[PATH], 'stay on its path')}\n"
         f"Mean absolute log ratio to OPD over six diagnostics: {_means(means, PLACE, rows)}. Update sparsity: "
         f"{_means(means, SPARSITY, ['OPD', *rows], '.1%')}. Cosine with OPD's update: "
-        f"{_means(means, DIRECTION, rows)}. Distance from its stable-rank path: {_means(means, PATH, rows)}. Of "
-        f"{len(asked_of)} kinds of run that chapter 4's curve had not seen {len(on)} lie on it{_off(counts, on)}. "
+        f"{_means(means, DIRECTION, rows)}. Distance from its stable-rank path: {_means(means, PATH, rows)}. "
         f"Seeds: {found.groupby(['panel', 'row'])['seed'].nunique().loc[PLACE, list(runs)].min()}."
     )
+
+
+def say_curve(found: pd.DataFrame) -> str:
+    """Say how many kinds of run that the one curve had not seen lie on it.
+
+    ``found``: from :func:`on_the_curve`.
+
+    >>> rows = {"recipe": ["opd_code"] * 2 + ["opd_top25"] * 2 + ["opd_mathematics"]}
+    >>> rows |= {"verdict": ["leaves", "leaves", "on the curve", "not decided", "not testable"]}
+    >>> say_curve(pd.DataFrame(rows))
+    'Of 2 kinds of run that it had not seen 1 lies on it (off it: code only in 2 of 2 statistics; not to be tested,
+    because no run of OPD has their coherence: mathematics only).'
+    """
+    counts = curve_counts(found)
+    tested = {run: n for run, n in counts.items() if n[1]}
+    on = [run for run, (left, of) in tested.items() if one_curve.OF * left <= one_curve.FEW * of]
+    off = [f"{run} in {left} of {of}" for run, (left, of) in tested.items() if run not in on]
+    said = [f"off it: {listed(off)} statistics"] if off else []
+    if untested := [run for run in counts if run not in tested]:
+        said += [f"not to be tested, because no run of OPD has their coherence: {listed(untested)}"]
+    aside = f" ({'; '.join(said)})" if said else ""
+    lie = "lies" if len(on) == 1 else "lie"
+    return f"Of {len(tested)} kinds of run that it had not seen {len(on)} {lie} on it{aside}."
 
 
 def _which(holds: Mapping[str, str], words: str) -> str:
@@ -238,16 +258,3 @@ def _which(holds: Mapping[str, str], words: str) -> str:
 def _means(means: Mapping[tuple[str, str], float], panel: str, rows: Sequence[str], shown: str = ".2f") -> str:
     """List the means that a panel has, by the names of the runs."""
     return listed(f"{row} {means[panel, row]:z{shown}}" for row in dict.fromkeys(rows) if (panel, row) in means)
-
-
-def _off(counts: Mapping[str, tuple[int, int]], on: Sequence[str]) -> str:
-    """List the runs off the curve, with their counts.
-
-    >>> _off({"a": (3, 7), "b": (0, 7), "c": (0, 0)}, ["b"])
-    ' (off it: a in 3 of 7 statistics; not to be tested: c)'
-    """
-    off = [f"{run} in {left} of {of}" for run, (left, of) in counts.items() if of and run not in on]
-    untested = [run for run, (_, of) in counts.items() if not of]
-    said = [f"off it: {listed(off)} statistics"] if off else []
-    said += [f"not to be tested: {listed(untested)}"] if untested else []
-    return f" ({'; '.join(said)})" if said else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import warnings
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from opdgeom_utils.diagnose.schedule import schedule_of, state_beside
 from opdgeom_utils.diagnose.steps import ALIKE, checkpoints_inside, numbered, step_before
 from opdgeom_utils.diagnose.trajectory import selected
 from opdgeom_utils.errors import CheckpointNotFoundError, MetricInputError, NotebookParameterError, ways
-from opdgeom_utils.models import resolve_model
+from opdgeom_utils.models import MODELS, resolve_model
 from opdgeom_utils.vocabulary import label, listed
 
 TO_FILL_IN = "FILL-IN"
@@ -212,7 +213,14 @@ def _open(
     source = _found(name)
     own = revision if source == name and not Path(name).exists() and "@" not in name else None
     below = None if base is None else _found(base)
-    opened = open_checkpoint(source, revision=own, base=below, allow_pickle=allow_pickle)
+    try:
+        opened = open_checkpoint(source, revision=own, base=below, allow_pickle=allow_pickle)
+    except CheckpointNotFoundError as error:
+        shipped = [path.name for path in MODELS.iterdir()] if MODELS.is_dir() else []
+        near = difflib.get_close_matches(name, shipped, 1)
+        if source != name or not near:
+            raise
+        raise CheckpointNotFoundError(f"{error} Or did you mean {near[0]!r}, which comes with the book?") from error
     return replace(opened, label=f"{name}@{own}" if own else shown)
 
 

@@ -115,14 +115,13 @@ def test_two_seeds_test_nothing() -> None:
     assert set(judged(tables(2)).to_numpy().ravel()) == {UNTESTED}
     made = tables(2)
     found = settings.numbers(made, toy())
-    assert settings.say(found, settings.answers(made, found), {}).startswith("What another teacher, student or task")
+    assert settings.say(found, settings.answers(made, found)).startswith("What another teacher, student or task")
 
 
 def test_words_follow_the_numbers() -> None:
     made = tables()
     found = settings.numbers(made, toy())
-    counts = {"mathematics only": (1, 7), "code only": (5, 7), "student of two layers": (0, 0)}
-    lead, numbers = settings.say(found, settings.answers(made, found), counts).split("\n")
+    lead, numbers = settings.say(found, settings.answers(made, found)).split("\n")
     assert lead == (
         "Where OPD learns, of 3 other teachers, students and data 2 are shown to move OPD's place less than another "
         "objective does (mathematics only and student of two layers), and code only to move it further than one does. "
@@ -130,11 +129,11 @@ def test_words_follow_the_numbers() -> None:
         "RLVR after as many updates. Shown to go its way: mathematics only; shown not to: code only. Shown to stay on "
         "its path: mathematics only and student of two layers; shown not to: code only."
     )
-    assert "Of 2 kinds of run that chapter 4's curve had not seen 1 lie on it (off it: code only in 5 of 7 " in numbers
-    assert numbers.endswith("not to be tested: student of two layers). Seeds: 3.")
+    assert "code only 0.41" in numbers  # log 1.5
+    assert numbers.endswith(" Seeds: 3.")
     near = tables(opd_code=(1.05, 1.02, 0.6, 0.4))
     found = settings.numbers(near, toy())
-    said = settings.say(found, settings.answers(near, found), {})
+    said = settings.say(found, settings.answers(near, found))
     assert said.startswith("Where OPD learns, in none of 3 settings does OPD's place move as far as another objective")
 
 
@@ -158,5 +157,8 @@ def test_a_run_off_the_curve_is_found_and_one_on_it_is_not() -> None:
     counts = settings.curve_counts(found)
     assert counts["mathematics only"] == (0, len(one_curve.OF_GEOMETRY))
     assert counts["code only"] == (len(one_curve.OF_GEOMETRY),) * 2
+    assert settings.say_curve(found).startswith(
+        "Of 2 kinds of run that it had not seen 1 lies on it (off it: code only"
+    )
     shown = settings.curve_table(found).set_index("run")
     assert shown["on the curve"].to_dict() == {"mathematics only": "yes", "code only": "no"}

@@ -9,7 +9,12 @@ from safetensors.torch import save_file
 from opdgeom_utils.chapters import your_run
 from opdgeom_utils.chapters.your_run import matching_k, open_run
 from opdgeom_utils.checkpoints import OpenCheckpoint, StoredTensor
-from opdgeom_utils.errors import CheckpointMismatchError, MetricInputError, NotebookParameterError
+from opdgeom_utils.errors import (
+    CheckpointMismatchError,
+    CheckpointNotFoundError,
+    MetricInputError,
+    NotebookParameterError,
+)
 from opdgeom_utils.models import resolve_model
 
 
@@ -155,3 +160,12 @@ def test_a_shipped_name_is_the_shipped_model_and_a_path_is_what_lies_there(
         assert your_run._found("anchor") == resolve_model("anchor")
     assert Path(your_run._found("./anchor")).resolve() == tmp_path / "anchor"
     assert your_run._found(str(tmp_path / "anchor")) == str(tmp_path / "anchor")
+
+
+def test_a_shipped_name_with_a_slip_is_recognised(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointNotFoundError, match="Or did you mean 'anchor', which comes with the book"):
+        open_run("base", "achor")
+    with pytest.raises(CheckpointNotFoundError) as found:
+        open_run("base", "org/nothing-like-it")
+    assert "did you mean" not in str(found.value)
