@@ -112,23 +112,23 @@ def tokens(gaps: pd.DataFrame, fewer: Sequence[str], others: Sequence[str], card
     >>> gaps = pd.DataFrame(rows, columns=["row", "value"]).assign(seed=0)
     >>> row = {"id": GATE, "verdict": "not decided", "value": 0.08, "low": 0.06, "high": 0.1}
     >>> card = pd.DataFrame([row | {"threshold": 0.1, "n_seeds": 5}])
-    >>> for said in tokens(gaps, ["top 50%"], ["anchor writes"], card).split(". "):
+    >>> for said in tokens(gaps, ["top 50%"], ["anchor writes"], card).splitlines():
     ...     print(said)
-    By means, runs with half or a quarter of the tokens lie at most 0.010 from OPD's path (mean absolute log ratio of
-    stable ranks), those of another writer 0.400 to 0.400
-    The yardsticks: another seed of OPD is 0.100 away, RLVR 0.200
     But RLVR itself is not shown to leave OPD's path (not decided: 0.08, 0.06 to 0.1, seeds: 5; its rule
     asks for more than 0.1), so a path that stays says little of the objective.
+    By means, runs with half or a quarter of the tokens lie at most 0.010 from OPD's path (mean absolute log ratio of
+    stable ranks), those of another writer 0.400 to 0.400. The yardsticks: another seed of OPD is 0.100 away, RLVR
+    0.200.
     """
     (kept, moved), yardsticks = _gaps_of(gaps, fewer, others)
     if yardsticks is None:
         return "The runs with fewer tokens, those of other writers and their yardsticks are not all in these tables."
     seed, rlvr = yardsticks
     return (
-        f"{_told_apart(gaps, [*fewer, *others])}By means, runs with half or a quarter of the tokens lie at most "
-        f"{max(kept):.3f} from OPD's path (mean absolute log ratio of stable ranks), those of another writer "
-        f"{min(moved):.3f} to {max(moved):.3f}. The yardsticks: another seed of OPD is {seed:.3f} away, RLVR "
-        f"{rlvr:.3f}. {_power(card, 'a path that stays says little of the objective')}"
+        f"{_told_apart(gaps, [*fewer, *others])}{_power(card, 'a path that stays says little of the objective')}\n"
+        f"By means, runs with half or a quarter of the tokens lie at most {max(kept):.3f} from OPD's path (mean "
+        f"absolute log ratio of stable ranks), those of another writer {min(moved):.3f} to {max(moved):.3f}. The yardsticks: "
+        f"another seed of OPD is {seed:.3f} away, RLVR {rlvr:.3f}."
     )
 
 
@@ -203,15 +203,13 @@ def mixing(gaps: pd.DataFrame, aligned: pd.DataFrame, masks: Sequence[str], card
     >>> aligned = pd.DataFrame(rows, columns=["row", "seed", "value"]).assign(panel="left moment")
     >>> row = {"id": GATE, "verdict": "not decided", "value": 0.08, "low": 0.06, "high": 0.1}
     >>> card = pd.DataFrame([row | {"threshold": 0.1, "n_seeds": 5}])
-    >>> for said in mixing(gaps, aligned, ["top 50%"], card).split(". "):
+    >>> for said in mixing(gaps, aligned, ["top 50%"], card).splitlines():
     ...     print(said)
     RLVR itself is not shown to leave OPD's path (not decided: 0.08, 0.06 to 0.1, seeds: 5; its rule
-    asks for more than 0.1), so the paper cannot be tested on paths here
+    asks for more than 0.1), so the paper cannot be tested on paths here. As to the mechanism, 0 of 1 masks are shown to
+    come nearer to OPD's gradient directions than random credit's gradient does (by means 0 of 1 do on every side).
     By means mixing in RLVR moves OPD's path no further than RLVR's own is: at most 0.010, RLVR 0.080 (seeds:
-    1)
-    Nearer than another seed of OPD (0.040) stay 1 of 1 mixtures (1 seed each)
-    As to the mechanism, 0 of 1 masks are shown to come nearer to OPD's gradient directions than random
-    credit's gradient does (by means 0 of 1 do on every side).
+    1). Nearer than another seed of OPD (0.040) stay 1 of 1 mixtures (1 seed each).
     """
     (mixed,), yardsticks = _gaps_of(gaps, gaps.loc[gaps["kind"] == "variant", "row"].unique().tolist())
     if yardsticks is None:
@@ -220,10 +218,10 @@ def mixing(gaps: pd.DataFrame, aligned: pd.DataFrame, masks: Sequence[str], card
     tested = _power(card, "the paper cannot be tested on paths here").removeprefix("But ")
     how = "no further than RLVR's own is" if max(mixed) <= rlvr else "further than RLVR's own is"
     return (
-        f"{tested} By means mixing in RLVR moves OPD's path {how}: at most {max(mixed):.3f}, RLVR {rlvr:.3f} (seeds: "
+        f"{tested}{_beyond_random_credit(aligned, masks)}\n"
+        f"By means mixing in RLVR moves OPD's path {how}: at most {max(mixed):.3f}, RLVR {rlvr:.3f} (seeds: "
         f"{gaps.loc[gaps['row'] == 'RLVR', 'seed'].nunique()}). Nearer than another seed of OPD ({seed:.3f}) stay "
         f"{sum(m < seed for m in mixed)} of {len(mixed)} mixtures{_seeds(gaps)}."
-        f"{_beyond_random_credit(aligned, masks)}"
     )
 
 

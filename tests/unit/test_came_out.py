@@ -36,4 +36,4 @@ def test_paths_are_told_apart_seed_by_seed(offset: float, words: str) -> None:
     card = pd.DataFrame({"id": [GATE], "verdict": ["reproduced"]})
     said = came_out.tokens(gaps, ["top 50%"], ["teacher writes"], card)
     assert words in said
-    assert said.endswith("the ruler can tell objectives apart.")
+    assert said.splitlines()[0].endswith("the ruler can tell objectives apart.")
