@@ -127,8 +127,8 @@ def tokens(gaps: pd.DataFrame, fewer: Sequence[str], others: Sequence[str], card
     return (
         f"{_told_apart(gaps, [*fewer, *others])}{_power(card, 'a path that stays says little of the objective')}\n"
         f"By means, runs with half or a quarter of the tokens lie at most {max(kept):.3f} from OPD's path (mean "
-        f"absolute log ratio of stable ranks), those of another writer {min(moved):.3f} to {max(moved):.3f}. The yardsticks: "
-        f"another seed of OPD is {seed:.3f} away, RLVR {rlvr:.3f}."
+        f"absolute log ratio of stable ranks), those of another writer {min(moved):.3f} to {max(moved):.3f}. The "
+        f"yardsticks: another seed of OPD is {seed:.3f} away, RLVR {rlvr:.3f}."
     )
 
 
