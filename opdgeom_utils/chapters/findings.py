@@ -28,7 +28,7 @@ _MATCHES = {
     "equal_norm": "at equal norm of the update",
     "equal_accuracy": "at equal accuracy gained",
 }
-BETWEEN = " There random credit and random reward, with nothing to learn, lie in between too."
+BETWEEN = " Random credit and random reward, with nothing to learn, lie in between there too."
 
 
 def findings(card: pd.DataFrame, tables: Tables) -> dict[str, str]:

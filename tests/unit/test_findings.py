@@ -230,7 +230,7 @@ def test_the_answer_in_short_follows_the_verdicts_and_the_tables() -> None:
     tables = committed_tables.tables_for("toy", [0, 1, 2])
     conditions = {"condition": ["equal_updates", "equal_norm"], "verdict": ["reproduced", "the opposite"]}
     said = findings.short_sentence(pd.DataFrame(conditions), tables)
-    assert "SFT's place, the paper's order is there. There random credit and random reward, with nothing" in said
+    assert "SFT's place, the paper's order is there. Random credit and random reward, with nothing" in said
     assert "Between updates of equal norm it is not there. Runs with random credit lack" in said
     assert "two seeds of OPD change the weights alike (cosine 0.8" in said
     assert said.endswith("has one too (0.98), and its accuracy falls.")
