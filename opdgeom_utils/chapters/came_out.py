@@ -22,6 +22,7 @@ from opdgeom_utils.intervals import number, seed_interval
 from opdgeom_utils.vocabulary import listed
 
 EARLY, REST, RANDOM, INPUTS = SPACES.values()
+WEAK = 1.5  # a factor below which OPD itself is hardly nearer to its directions than a run with nothing to learn
 
 
 def how_sure(tables: BookTables, until: int | None = None) -> str:
@@ -114,7 +115,7 @@ def tokens(gaps: pd.DataFrame, fewer: Sequence[str], others: Sequence[str], card
     >>> card = pd.DataFrame([row | {"threshold": 0.1, "n_seeds": 5}])
     >>> for said in tokens(gaps, ["top 50%"], ["anchor writes"], card).splitlines():
     ...     print(said)
-    But RLVR itself is not shown to leave OPD's path (not decided: 0.08, 0.06 to 0.1, seeds: 5; its rule
+    RLVR itself is not shown to leave OPD's path (not decided: 0.08, 0.06 to 0.1, seeds: 5; its rule
     asks for more than 0.1), so a path that stays says little of the objective.
     By means, runs with half or a quarter of the tokens lie at most 0.010 from OPD's path (mean absolute log ratio of
     stable ranks), those of another writer 0.400 to 0.400. The yardsticks: another seed of OPD is 0.100 away, RLVR
@@ -123,9 +124,10 @@ def tokens(gaps: pd.DataFrame, fewer: Sequence[str], others: Sequence[str], card
     (kept, moved), yardsticks = _gaps_of(gaps, fewer, others)
     if yardsticks is None:
         return "The runs with fewer tokens, those of other writers and their yardsticks are not all in these tables."
-    seed, rlvr = yardsticks
+    (seed, rlvr), apart = yardsticks, _told_apart(gaps, [*fewer, *others])
+    tested = _power(card, "a path that stays says little of the objective")
     return (
-        f"{_told_apart(gaps, [*fewer, *others])}{_power(card, 'a path that stays says little of the objective')}\n"
+        f"{apart}{tested if apart else tested.removeprefix('But ')}\n"
         f"By means, runs with half or a quarter of the tokens lie at most {max(kept):.3f} from OPD's path (mean "
         f"absolute log ratio of stable ranks), those of another writer {min(moved):.3f} to {max(moved):.3f}. The "
         f"yardsticks: another seed of OPD is {seed:.3f} away, RLVR {rlvr:.3f}."
@@ -238,9 +240,8 @@ def _beyond_random_credit(aligned: pd.DataFrame, masks: Sequence[str]) -> str:
     means, most = aligned.pivot_table(index="panel", columns="row", values="value"), ""
     if OWN_BATCHES in means:
         near = means[OWN_BATCHES] / means[CHANCE]
-        most = (
-            f" The test is weak: OPD's own other batches come only {near.min():.2f} to {near.max():.2f} times as near."
-        )
+        most = f" OPD's own other batches come {near.min():.2f} to {near.max():.2f} times as near as random credit's"
+        most += ": the test is weak." if near.max() < WEAK else "."
     return (
         f" As to the mechanism, {count} are shown to come nearer to OPD's gradient directions than random credit's "
         f"gradient does (by means {len(set.intersection(*by_means))} of {len(here)} do on every side).{most}"

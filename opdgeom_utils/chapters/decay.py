@@ -115,12 +115,13 @@ def say(found: pd.DataFrame, place: str, elsewhere: Mapping[str, pd.DataFrame] |
     then, now = (_apart(opd, rlvr, column) for column in EACH.values())
     words, places = {True: "told apart", False: "not told apart"}, {place: found, **(elsewhere or {})}
     beside = {at: _beside_nothing(there) for at, there in places.items()}
-    told = {" and ".join(said) for said in beside.values()}
-    where = f"; so it is {listed(WHERE[at] for at in beside)}" if len(told) == 1 else f" {WHERE[place]}"
-    nothing = f" Without it {' and '.join(beside[place])}{where}." if beside[place] else ""
+    told: dict[str, list[str]] = {}  # what is told, and where
+    for at, said in beside.items():
+        told.setdefault(" and ".join(said), []).append(WHERE[at])
+    nothing = "".join(f" Without it, {' and '.join(where)}, {words_}." for words_, where in told.items() if words_)
     shares = [f"; {WHERE[at]} {listed(said.values())}" for at, said in beside.items() if said]
     return (
-        f"A part of the spectral shift is weight decay, and no learning. With it RLVR and OPD are {words[then]} from "
+        f"A part of the spectral shift is weight decay, and no learning: with it RLVR and OPD are {words[then]} from "
         f"each other, without it they are {words[now]}.{nothing}\nAs multiples of their shuffled updates' the shifts "
         f"of RLVR and OPD are {rlvr['ratio'].mean:.2f} and {opd['ratio'].mean:.2f}, without decay "
         f"{rlvr['ratio_rest'].mean:.2f} and {opd['ratio_rest'].mean:.2f}{''.join(shares)}. {numbers.strip()}"

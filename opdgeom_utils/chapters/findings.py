@@ -83,7 +83,7 @@ def short_sentence(card: pd.DataFrame, tables: Tables) -> str:
     said = f"After equally many updates, with control SFT in SFT's place, the paper's order is {_how_many(updates)}."
     if null_objectives.lie_between(tables):
         said += BETWEEN
-    said += f" Between updates of equal norm it is {_how_many(norm)}."
+    said += f" Between updates of equal norm the order is {_how_many(norm)}."
     direction = null_objectives.common_direction(tables)
     return f"{said}{direction}{mismatched.common_push(tables) if direction else ''}"
 
@@ -119,7 +119,7 @@ def order_sentence(card: pd.DataFrame, tables: Tables | None = None) -> str:
     >>> rows = [("equal_updates", "reproduced"), ("equal_norm", "not decided"), ("equal_norm", "the opposite")]
     >>> print(order_sentence(pd.DataFrame(rows, columns=["condition", "verdict"])).replace(". ", "." + chr(10)))
     At one rate and after equally many updates the paper's order is there.
-    Between updates of equal norm it is not there: 0 of 2 (1 not decided, 1 the opposite).
+    Between updates of equal norm the order is not there: 0 of 2 (1 not decided, 1 the opposite).
     (Equal norm of the attention matrices; for sparsity, of all tensors.)
     """
     updates, norm = (verdicts_of(card, condition) for condition in ("equal_updates", "equal_norm"))
@@ -129,7 +129,7 @@ def order_sentence(card: pd.DataFrame, tables: Tables | None = None) -> str:
     between = BETWEEN if null_objectives.lie_between(tables) else ""
     finding = (
         f"At one rate and after equally many updates the paper's order is {length}.{between} "
-        f"Between updates of equal norm it is {size}: {tally(norm)}."
+        f"Between updates of equal norm the order is {size}: {tally(norm)}."
     )
     more = "(Equal norm of the attention matrices; for sparsity, of all tensors.)"
     more += f"{null_objectives.between_sentence(tables)}{order_with_mlp(tables)}{_shuffled_sentence(tables)}"

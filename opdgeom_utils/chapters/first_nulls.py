@@ -27,6 +27,7 @@ ARCHIVED, PROFILE = "first_regime", "first_regime_null"
 PAIRS = (("opd", 40), ("opd", 80), ("rlvr", 80))  # an objective, and the update at which it and its null are compared
 SAME = 0.99  # confidence of the range in which one more seed of today's OPD must lie
 MOST = 5  # of six diagnostics that must say so
+FURTHER = 0.1  # so much more of their spaces must two seeds share than two of their null, to be told apart by it
 
 
 @cache
@@ -96,12 +97,12 @@ def say_direction(archived: Tables, nulls: Tables) -> str:
     for run, step in (PAIRS[0], PAIRS[2]):
         null = NULL_OBJECTIVES[run]
         own, other = shared_spaces(archived, run, step), shared_spaces(nulls, null, step)
-        apart += [mine > its for mine, its in zip(own, other, strict=True)]
+        apart += [mine - its >= FURTHER for mine, its in zip(own, other, strict=True)]
         said.append(
             f"two seeds of {label(run)} share {own[0]:.2f} and {own[1]:.2f} of their {K} leading directions (outputs, "
             f"inputs; update {step}), two of {label(null)} {other[0]:.2f} and {other[1]:.2f}"
         )
-    return f" {'Direction tells them apart' if all(apart) else 'By direction'}: {'; '.join(said)}."
+    return f" {'Direction tells them apart, by means' if all(apart) else 'By direction, by means'}: {'; '.join(said)}."
 
 
 def say_short(table: pd.DataFrame, updates: int) -> str:

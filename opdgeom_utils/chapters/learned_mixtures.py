@@ -154,6 +154,8 @@ def _side(difference: pd.Series, below: str, above: str) -> str:
 def _path(found: pd.DataFrame, own: pd.Series) -> str:
     """Judge a path: *yes* where near and nearer than random credit, *no* where further than another seed of OPD."""
     random, seeds = (seeds_of(found, learned.PATH, row) for row in (_RANDOM, control.OTHER_SEED))
+    if len(random) < SEEDS:
+        return UNTESTED
     if seed_interval(own).high < learned.NEAR and seed_interval(own - random).high < 0:
         return YES
     return NO if seed_interval(own - seeds).low > 0 else learned.OPEN
@@ -176,6 +178,7 @@ def say(tables: BookTables, found: pd.DataFrame, expected: pd.DataFrame, judged:
     def listed_of(panel: str, rows: Sequence[str], shown: str = ".2f") -> str:
         return listed(f"{seeds_of(found, panel, row).to_numpy(float).mean():{shown}} ({_named(row)})" for row in rows)
 
+    null = [_RANDOM] if _RANDOM in set(found["row"]) else []
     runs, closed = judged.index.tolist(), distance_closed(tables)["fixed"]
     gained = final(accuracy_gain(tables.accuracy.loc[tables.accuracy["recipe"] == "rlvr"]))["gain"].to_numpy(float)
     both = closed.mean >= CLOSED and gained.mean() >= GAINED
@@ -195,7 +198,7 @@ def say(tables: BookTables, found: pd.DataFrame, expected: pd.DataFrame, judged:
         f"of a mixture's direction: {shares}. Cosine with OPD's update: "
         f"{listed_of(learned.DIRECTION, [*runs, 'RLVR', control.OTHER_SEED])}; with RLVR's: "
         f"{listed_of(WITH_RLVR, [*runs, control.another_seed('rlvr')])}. Mean absolute log ratio to OPD's stable-rank "
-        f"path: {listed_of(learned.PATH, [*runs, 'RLVR', control.OTHER_SEED, _RANDOM])}. Share of "
+        f"path: {listed_of(learned.PATH, [*runs, 'RLVR', control.OTHER_SEED, *null])}. Share of "
         f"OPD's progress to its teacher: {progress}. Sampled accuracy: "
         f"{listed_of(learned.ACCURACY, ['OPD', *runs, 'RLVR'], '.1%')}."
     )

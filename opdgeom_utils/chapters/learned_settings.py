@@ -31,7 +31,7 @@ CLOSED = 0.15  # of the distance to the setting's own teacher
 PLACE, SPARSITY, OWN = "distance from OPD's place", "update sparsity", "distance to its teacher closed"
 RULES = {
     OWN: "learned",
-    PLACE: "nearer than another objective",
+    PLACE: "nearer than other objectives and a null",
     SPARSITY: "between control SFT and RLVR",
     DIRECTION: "goes OPD's way",
     PATH: "stays on OPD's path",
@@ -62,7 +62,7 @@ def numbers(tables: BookTables, beside: BookTables) -> pd.DataFrame:
     small = found["row"].eq(control.variant_label(OTHER_SIZE)) & found["panel"].eq(DIRECTION)
     own = places(tables, [*names, learned.NULL])
     others = places(beside, [*OBJECTIVES, *NULLS], until=control.common_update(_measures(tables)))
-    others = others.loc[(others["row"] != control.OTHER_SEED) & others["seed"].isin(tables.seeds)]
+    others = others.loc[~others["row"].isin(["OPD", control.OTHER_SEED]) & others["seed"].isin(tables.seeds)]
     parts = [own, others, found.loc[~small]]
     table = pd.concat(parts, ignore_index=True)
     rows = {control.variant_label(name) for name in names}
@@ -170,10 +170,11 @@ def curve_table(found: pd.DataFrame) -> pd.DataFrame:
         run = control.variant_label(str(recipe))
         left, tested = curve_counts(own)[run]
         away = own.loc[own["verdict"] == one_curve.TESTED[0], "statistic"].tolist()
-        most = float((own["mean"].abs() / own["span"]).max())
+        known = own.loc[own["verdict"].isin(one_curve.TESTED)]
+        most = f"{(known['mean'].abs() / known['span']).max():.0%}" if tested else "-"
         on = "yes" if one_curve.OF * left <= one_curve.FEW * tested else "no"
         which = listed(away) if away else "-"
-        rows.append((run, on if tested else UNTESTED, f"{left} of {tested}", which, f"{most:.0%}"))
+        rows.append((run, on if tested else UNTESTED, f"{left} of {tested}", which, most))
     return pd.DataFrame(rows, columns=["run", "on the curve", "leaves it in", "which", "furthest, of the range"])
 
 
@@ -186,7 +187,7 @@ def shown(judged: pd.DataFrame) -> pd.DataFrame:
     ])  # fmt: skip
 
 
-def say(found: pd.DataFrame, judged: pd.DataFrame) -> str:
+def say(tables: BookTables, found: pd.DataFrame, judged: pd.DataFrame) -> str:
     """Say whether the setting or the objective decides where OPD lies, and what settings share; first the finding."""
     runs = dict.fromkeys(judged["run"].tolist())
     by = {asked: rows.set_index("run")["holds"].to_dict() for asked, rows in judged.groupby("asked")}
@@ -198,25 +199,28 @@ def say(found: pd.DataFrame, judged: pd.DataFrame) -> str:
         return [run for run in runs if by[asked].get(run) == word]
 
     near, far = those(PLACE, YES), those(PLACE, NO)
+    than = "RLVR, control SFT and a run with nothing to learn"
     if len(near) == len(runs):
-        lead = f"in none of {len(runs)} settings does OPD's place move as far as another objective does"
+        lead = f"none of {len(runs)} other teachers, students and data moves OPD's place as far as {than} do"
     else:
+        are = "is" if len(near) == 1 else "are"
         lead = (
-            f"of {len(runs)} other teachers, students and data {len(near)} are shown to move OPD's place less than "
-            f"another objective does{f' ({listed(near)})' if near else ''}"
+            f"{len(near)} of {len(runs)} other teachers, students and data {are} shown to move OPD's place less than "
         )
-        lead += f", and {listed(far)} to move it further than one does" if far else ""
+        lead += f"{than} do{f' ({listed(near)})' if near else ''}"
+        lead += f", and {listed(far)} to move it further than RLVR or control SFT" if far else ""
     little = those(OWN, NO)
     aside = f" (Learned less than was asked: {listed(little)}.)" if little else ""
     order = those(SPARSITY, YES)
     rows = [*runs, control.OTHER_SEED, *map(label, OBJECTIVES), _RANDOM, *map(control.variant_label, NULLS)]
     return (
-        f"Where OPD learns, {lead}.{aside} By update sparsity {len(order)} of {len(runs)} lie between control SFT and "
-        f"RLVR after as many updates. {_which(by[DIRECTION], 'go its way')} {_which(by[PATH], 'stay on its path')}\n"
+        f"{learned.where(tables)}, {lead}.{aside} By update sparsity {len(order)} of {len(runs)} lie between control "
+        f"SFT and RLVR after as many updates. {_which(by[DIRECTION], 'go its way')} "
+        f"{_which(by[PATH], 'stay on its path')}\n"
         f"Mean absolute log ratio to OPD over six diagnostics: {_means(means, PLACE, rows)}. Update sparsity: "
         f"{_means(means, SPARSITY, ['OPD', *rows], '.1%')}. Cosine with OPD's update: "
-        f"{_means(means, DIRECTION, rows)}. Distance from its stable-rank path: {_means(means, PATH, rows)}. "
-        f"Seeds: {found.groupby(['panel', 'row'])['seed'].nunique().loc[PLACE, list(runs)].min()}."
+        f"{_means(means, DIRECTION, rows)}. Distance from its stable-rank path: {_means(means, PATH, rows)}. Seeds: "
+        f"{found.groupby(['panel', 'row'])['seed'].nunique().loc[PLACE, list(runs)].min()}."
     )
 
 
@@ -228,19 +232,22 @@ def say_curve(found: pd.DataFrame) -> str:
     >>> rows = {"recipe": ["opd_code"] * 2 + ["opd_top25"] * 2 + ["opd_mathematics"]}
     >>> rows |= {"verdict": ["leaves", "leaves", "on the curve", "not decided", "not testable"]}
     >>> say_curve(pd.DataFrame(rows))
-    'Of 2 kinds of run that it had not seen 1 lies on it (off it: code only in 2 of 2 statistics; not to be tested,
-    because no run of OPD has their coherence: mathematics only).'
+    "Of the kinds of run that it had not seen (2), on it: top 25%; off it, in so many statistics: code only (2 of 2);
+    not to be tested (too few seeds, or a coherence outside that of the toy's runs of OPD): mathematics only."
     """
     counts = curve_counts(found)
     tested = {run: n for run, n in counts.items() if n[1]}
+    untested = [run for run in counts if run not in tested]
+    why = "too few seeds, or a coherence outside that of the toy's runs of OPD"
+    aside = f"not to be tested ({why}): {listed(untested)}" if untested else ""
+    if not tested:
+        return f"None of the runs that it had not seen can be held against it; {aside}."
     on = [run for run, (left, of) in tested.items() if one_curve.OF * left <= one_curve.FEW * of]
-    off = [f"{run} in {left} of {of}" for run, (left, of) in tested.items() if run not in on]
-    said = [f"off it: {listed(off)} statistics"] if off else []
-    if untested := [run for run in counts if run not in tested]:
-        said += [f"not to be tested, because no run of OPD has their coherence: {listed(untested)}"]
-    aside = f" ({'; '.join(said)})" if said else ""
-    lie = "lies" if len(on) == 1 else "lie"
-    return f"Of {len(tested)} kinds of run that it had not seen {len(on)} {lie} on it{aside}."
+    off = [f"{run} ({left} of {of})" for run, (left, of) in tested.items() if run not in on]
+    said = [f"on it: {listed(on) if on else 'none'}"] + (
+        [f"off it, in so many statistics: {listed(off)}"] if off else []
+    )
+    return f"Of the kinds of run that it had not seen ({len(tested)}), {'; '.join([*said, aside] if aside else said)}."
 
 
 def _which(holds: Mapping[str, str], words: str) -> str:

@@ -125,7 +125,6 @@ def say(tables: BookTables, found: pd.DataFrame, judged: pd.DataFrame) -> str:
     if UNTESTED in judged["holds"].tolist():
         return "What fewer tokens and another writer do where OPD learns is not tested: too few seeds.\n"
     closed, gap = distance_closed(tables).get("fixed", seed_interval([])), seed_interval(gap_closed(tables))
-    where = "Where OPD learns" if closed.mean >= LEARNED else "Where OPD learned less than was asked"
     wide = found.pivot_table(index="seed", columns=["panel", "row"], values="value")
     own = {panel: {run: seed_interval(pd.Series(wide[panel, run])) for run in _HOW} for panel in ASKED}
     shares = listed(f"{own[PROGRESS][run].mean:.0%} with {how}" for run, how in _HOW.items())
@@ -135,7 +134,7 @@ def say(tables: BookTables, found: pd.DataFrame, judged: pd.DataFrame) -> str:
     paths = paths_of_others(made.steps)
     learn, nothing = (listed(f"{label(n)} {paths[label(n)]:.2f}" for n in names) for names in (LEARNERS, NULLS))
     return (
-        f"{where}, {_matters(judged)}of OPD's progress to the teacher a run keeps {shares}. "
+        f"{where(tables)}, {_matters(judged)}of OPD's progress to the teacher a run keeps {shares}. "
         f"{_which(judged, DIRECTION, 'move the weights its way')}. {_path(judged, own[PATH])} {_whose_path(paths)}\n"
         f"After {made.steps} updates on {made.prompts_per_update} prompts each OPD has closed {closed.text('.0%')} of "
         f"its distance to the teacher and {gap.text('.0%')} of the gap in accuracy (seeds: {closed.n}). Progress kept: "
@@ -145,6 +144,12 @@ def say(tables: BookTables, found: pd.DataFrame, judged: pd.DataFrame) -> str:
         f"{_means(means[DIRECTION], _HOW)} ({yards[DIRECTION]}). Sampled accuracy: "
         f"{_means(means[ACCURACY], ('OPD', *_HOW, _RANDOM), '.1%')}."
     )
+
+
+def where(tables: BookTables) -> str:
+    """Say whether OPD learned in these tables, at the head of a sentence."""
+    closed = distance_closed(tables).get("fixed", seed_interval([]))
+    return "Where OPD learns" if closed.mean >= LEARNED else "Where OPD learned less than was asked"
 
 
 def _matters(judged: pd.DataFrame) -> str:

@@ -178,7 +178,7 @@ def _by_norm(runs: pd.DataFrame) -> str:
 
     >>> rows = {"kind": ["SFT", "OPD"], "ratio": [1.0, 3.0], "norm_ratio": [2.0, 7.5]}
     >>> _by_norm(pd.DataFrame(rows))
-    'By the norms that it prints for attention matrices it is OPD 7.5 and SFT 2.0. The order does not hang on which is
+    'By the norms that it prints for attention matrices: OPD 7.5 and SFT 2.0. The order does not hang on which is
     taken; whether SFT is near noise does. '
     """
     known = runs.dropna(subset=["norm_ratio"]) if "norm_ratio" in runs else runs.iloc[:0]
@@ -190,7 +190,7 @@ def _by_norm(runs: pd.DataFrame) -> str:
     near = [run["kind"] for run in rows if run["ratio"] < FITS < run["norm_ratio"]]
     hangs = f"{listed(near)} {'are' if len(near) > 1 else 'is'} near noise" if near else ""
     same = "The order does not hang on which is taken" if rows == by_sparsity and hangs else ""
-    said = f"By the norms that it prints for attention matrices it is {times}. "
+    said = f"By the norms that it prints for attention matrices: {times}. "
     return said + (f"{same}; whether {hangs} does. " if same else "")
 
 

@@ -106,9 +106,12 @@ def common_push(tables: look_up.Tables) -> str:
     cosine = seed_interval(cosines(both().measures, NULL, NULL)).mean
     if not cosine >= AGREE:
         return ""
+    start, end, nothing = learned_nothing(both())[NULL]
+    if not nothing:
+        return ""
     return (
         " But a common direction is not skill: control SFT on the solutions of other problems has one too "
-        f"({cosine:.2f}), and its accuracy falls."
+        f"({cosine:.2f}), and goes from {start:.0%} to {end:.0%} right."
     )
 
 
@@ -191,7 +194,7 @@ def say(tables: Tables) -> str:
     apart = {key: int(held.loc[key, "apart"].sum()) for key in held.index.unique()}
     ratios = held.loc[(SFT, "equal_updates"), "null"] / held.loc[(SFT, "equal_updates"), "own"]
     learned = {
-        run: f"{'falls' if nothing else 'still learns,'} from {start:.0%} to {end:.0%} right"
+        run: f"{'gains nothing' if nothing else 'still learns'} (from {start:.0%} to {end:.0%} right)"
         for run, (start, end, nothing) in zip(NULLS, learned_nothing(tables).values(), strict=True)
     }
     names = (*NULLS, *NULLS.values(), RANDOM)
@@ -205,17 +208,17 @@ def say(tables: Tables) -> str:
     seeds = tables.geometry.groupby("recipe")["seed"].nunique().to_dict()
     walks = {name: f"{walk_at_end(tables, name):.2f}" for name in (NULL, CONTROL)}
     return (
-        f"SFT on the solutions of other problems {learned[SFT]} and ends with {ratios.min():.2f} to "
-        f"{ratios.max():.2f} times SFT's numbers; {apart[SFT, 'equal_updates']} of {of} diagnostics tell the two apart "
-        f"there, {apart[SFT, 'equal_norm']} at equal norm. The cosine of two of its seeds is {agree[NULLS[SFT]]:z.2f}, "
-        f"of SFT's {agree[SFT]:z.2f}: {common}. (These "
-        "solutions push the same way in every update: how answers look without their problem.)\n"
-        f"The same done to control SFT {learned[CONTROL]}. {apart[CONTROL, 'equal_updates']} of {of} diagnostics tell "
-        f"it from control SFT after as many updates, {apart[CONTROL, 'equal_norm']} at equal norm. Its update is "
-        f"{walks[NULL]} times as long as noise makes it (control SFT's {walks[CONTROL]}); two of its seeds have a "
-        f"cosine of {agree[NULL]:z.2f} (control SFT {agree[CONTROL]:z.2f}, random credit {agree[RANDOM]:z.2f}). "
-        f"{_say_needs(needs(tables))} {_say_locking(locking(tables))} Seeds of the "
-        f"nulls: {seeds[NULL]} of control SFT's, {seeds[NULLS[SFT]]} of SFT's."
+        f"SFT on the solutions of other problems {learned[SFT]} and ends with {ratios.min():.2f} to {ratios.max():.2f} "
+        f"times SFT's numbers; {apart[SFT, 'equal_updates']} of {of} diagnostics tell the two apart there, "
+        f"{apart[SFT, 'equal_norm']} at equal norm. The cosine of two of its seeds is {agree[NULLS[SFT]]:z.2f}, of "
+        f"SFT's {agree[SFT]:z.2f}: {common}. (These solutions push the same way in every update: how answers look "
+        "without their problem.)\n"
+        f"Control SFT on the solutions of other problems {learned[CONTROL]}. {apart[CONTROL, 'equal_updates']} of {of} "
+        f"diagnostics tell it from control SFT after as many updates, {apart[CONTROL, 'equal_norm']} at equal norm. "
+        f"Its update is {walks[NULL]} times as long as noise makes it (control SFT's {walks[CONTROL]}); two of its "
+        f"seeds have a cosine of {agree[NULL]:z.2f} (control SFT {agree[CONTROL]:z.2f}, random credit "
+        f"{agree[RANDOM]:z.2f}). {_say_needs(needs(tables))} {_say_locking(locking(tables))} Seeds of the nulls: "
+        f"{seeds[NULL]} of control SFT's, {seeds[NULLS[SFT]]} of SFT's."
     )
 
 

@@ -72,13 +72,14 @@ def nothing_sentence(tables: Tables) -> str:
     shown = {metric: metric_of(metric).shown.replace(".3g", "#.3g") for metric in RULERS}  # 3.00 beside 2.96
     said = listed(RULERS[m].format(*(number(v, shown[m]) for v in values)) for m, values in both.items())
     apart = max(max(a / b, b / a) for a, b in both.values())
-    like = "comes within" if apart < ALIKE else "is no nearer than"
+    like = "comes within" if apart < ALIKE else "differs by"
     asked = f" (chapter 2 asked for {ASKED})" if ASKED <= apart < ALIKE else ""
     ruined = ", which its training ruins," if _fell(tables, pair[1]) else ""
     return (
-        f"By the paper's rulers random credit, a run with nothing to learn{ruined or ','} {like} {apart:.2f} "
-        f"times of what OPD leaves, at this rate{asked}. That is in entries unchanged and, on attention matrices, in "
-        f"the turn of the leading directions and the shift of the spectrum.{_in_the_mlp(tables)}\n"
+        f"By the paper's rulers random credit, a run with nothing to learn{ruined or ','} {like} a factor of "
+        f"{apart:.2f} {'of' if apart < ALIKE else 'from'} what OPD leaves, at this rate{asked}. That is in entries "
+        "unchanged and, on attention matrices, in the turn of the leading directions and the shift of the "
+        f"spectrum.{_in_the_mlp(tables)}\n"
         f"Random credit reads the student's own text. It {said}."
     )
 
@@ -113,11 +114,12 @@ def agreement_sentence(tables: Tables) -> str:
             f" From one anchor OPD's update points more the way of {nearer}: its cosine is "
             f"{across['control_sft']:z.2f} with control SFT and {across['rlvr']:z.2f} with RLVR{beside}."
         )
+    opd, null = cosines["opd"], cosines["opd_random_credit"]
+    tells = "Direction tells them apart" if opd >= null + AGREE else "Direction does not tell them apart plainly"
+    pairs = shared.set_index("recipe").loc[["opd", "opd_random_credit"], "pairs"].min()
     return (
-        f"What tells them apart most plainly is direction. Updates of two seeds of OPD have a cosine of "
-        f"{cosines['opd']:z.2f}, those of two seeds of random credit one of {cosines['opd_random_credit']:z.2f} "
-        f"({shared.set_index('recipe').loc[['opd', 'opd_random_credit'], 'pairs'].min()} pairs of seeds). A push that "
-        "is the same in every seed shows so, whatever it teaches.\n"
+        f"{tells}: updates of two seeds of OPD have a cosine of {opd:z.2f}, those of two seeds of random credit one of "
+        f"{null:z.2f} ({pairs} pairs of seeds). A push that is the same in every seed shows so, whatever it teaches.\n"
         + (f"The same cosine of the others: {', '.join(rest)}." if rest else "")
         + kin
     )

@@ -19,7 +19,7 @@ from opdgeom_utils.chapters.update_path import (
 )
 from opdgeom_utils.charts.palette import in_order
 from opdgeom_utils.measures.long_table import pick
-from opdgeom_utils.measures.paths import EARLY, HILL_K, SIDES
+from opdgeom_utils.measures.paths import EARLY, SIDES
 from opdgeom_utils.scopes import HEADLINE, MAIN
 from opdgeom_utils.vocabulary import NULLS, RESCALED, ROUNDED, label, listed, metric_of
 
@@ -149,20 +149,6 @@ def _earlier_than_others(measures: pd.DataFrame, k: int) -> str:
     said = ", and ".join(f"{words} {listed(in_order(names))}" for words, names in groups.items() if names)
     looked = listed(f"{name} is looked at after {share:.1%} of its run" for name, share in late.items())
     return (said or "locks earlier than every other") + (f" ({looked})" if late else "")
-
-
-def hill_beside(measures: pd.DataFrame | None) -> str:
-    """Say by what factor OPD's Hill estimate goes along the run, and that of runs with nothing to learn."""
-    if measures is None:
-        return ""
-    ends = seen.first_and_last(path_curves(measures, "hill", k=HILL_K, recipes=["opd", *NOTHING]))
-    factors = {run: seen.trend(*first_and_last)[1] for run, first_and_last in ends.items()}
-    own = factors.pop(label("opd"), None)
-    if own is None or not factors:
-        return ""
-    rest = listed(f"{run}'s {factor:.2f} times" for run, factor in factors.items())
-    seeds = min(len(first) for first, _ in ends.values())
-    return f"OPD's Hill estimate ends at {own:.2f} times its first value, {rest} (seeds: {seeds})."
 
 
 def beside_nulls(measures: pd.DataFrame, quantity: str, side: str, k: int) -> str:

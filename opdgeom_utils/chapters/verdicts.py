@@ -143,15 +143,17 @@ def kinds_of_no(card: pd.DataFrame) -> str:
 def milder_than_said(card: pd.DataFrame) -> str:
     """Say how many of the verdicts "partly" hide that some comparison shows the opposite.
 
-    >>> milder_than_said(pd.DataFrame({"verdict": ["partly", "partly"], "n_opposite": [1, 0], "id": ["x_order", "y"]}))
-    'of the 2 claims that hold in part, 1 show the opposite in another part; 1 of them are on an order, and by their own
-    words refuted.'
+    >>> rows = {"verdict": ["partly"] * 3, "n_opposite": [1, 1, 0], "id": ["x_order_equal_norm", "y", "z"]}
+    >>> milder_than_said(pd.DataFrame(rows))
+    'of the claims that hold in part (3), some show the opposite in another part (2). Those among them that are on an
+    order (1) are by their own words refuted.'
     """
-    both = card.loc[(card["verdict"] == VERDICTS[1]) & (card["n_opposite"] > 0)]
+    partly = card.loc[card["verdict"] == VERDICTS[1]]
+    both = partly.loc[partly["n_opposite"] > 0]
+    orders = int(both["id"].str.contains("_order").sum())
     return (
-        f"of the {card['verdict'].tolist().count(VERDICTS[1])} claims that hold in part, {len(both)} show the opposite "
-        f"in another part; {int(both['id'].str.endswith('_order').sum())} of them are on an order, and by their own "
-        "words refuted."
+        f"of the claims that hold in part ({len(partly)}), some show the opposite in another part ({len(both)}). Those "
+        f"among them that are on an order ({orders}) are by their own words refuted."
     )
 
 

@@ -111,7 +111,7 @@ def test_longer_steps_are_no_lead_of_a_space() -> None:
     longer = replace(made, measures=pd.concat([made.measures, inside]))
     assert confined.passed(longer)["random space, update held"] == pytest.approx(0.02)
     said = confined.say(longer, confined.progress(longer))
-    assert "the space of its inputs (its steps are 3.0 times those in a random one).\n" in said
+    assert "the space of its inputs. In the early space its steps are 3.0 times as long as in a random one.\n" in said
     assert "the inputs' and a random one let through 18%, 10% and 2%. How much of a lead" in said
 
 

@@ -59,3 +59,20 @@ def test_tables_without_a_shuffled_null_say_nothing() -> None:
 def test_the_papers_recipes_have_a_decay_of_their_own() -> None:
     """OPD: 299 updates at 1e-6 with a decay of .1."""
     assert f"{1 - (1 - 1e-7) ** 299:.1e} (OPD; printed: of the order of 1e-04)" in decay.of_the_paper()
+
+
+def test_null_objectives_are_told_apart_place_by_place() -> None:
+    """One sentence where all places say one thing, and one for each where they do not."""
+    shifts = {"opd": 0.006, "rlvr": 0.012, "opd_random_credit": 0.006, "rlvr_random_reward": 0.012}
+    made = decay.with_decay(tables(shifts, 0.001))
+    found = decay.beside_shuffle(made, "final", list(shifts))
+    lead = decay.say(found, "final").splitlines()[0]
+    alike = "OPD is not told apart from random credit and RLVR is not told apart from random reward"
+    assert lead.endswith(f" Without it, at their ends, {alike}.")
+    both = decay.say(found, "final", {"equal_updates": found}).splitlines()[0]
+    assert both.endswith(f" Without it, at their ends and after as many updates, {alike}.")
+    other = decay.beside_shuffle(
+        decay.with_decay(tables(shifts | {"opd_random_credit": 0.02}, 0.001)), "final", list(shifts)
+    )
+    apart = decay.say(found, "final", {"equal_updates": other}).splitlines()[0]
+    assert f"at their ends, {alike}. Without it, after as many updates, OPD is told apart from" in apart

@@ -149,7 +149,7 @@ def test_counts_go_by_what_a_verdict_means_and_not_by_its_word() -> None:
 
 @pytest.mark.parametrize(
     ("sparsity", "words"),
-    [(0.04, "comes within 1.00 times of what OPD leaves"), (0.40, "is no nearer than 10.00 times")],
+    [(0.04, "comes within a factor of 1.00 of what OPD leaves"), (0.40, "differs by a factor of 10.00 from what")],
 )
 def test_the_null_objective_is_set_beside_opd(sparsity: float, words: str) -> None:
     keys = {"profile": "toy", "seed": 0, "step": 400, "module": "q_proj", "n_entries": 10, "update_norm": 1.0}
@@ -231,13 +231,13 @@ def test_the_answer_in_short_follows_the_verdicts_and_the_tables() -> None:
     conditions = {"condition": ["equal_updates", "equal_norm"], "verdict": ["reproduced", "the opposite"]}
     said = findings.short_sentence(pd.DataFrame(conditions), tables)
     assert "SFT's place, the paper's order is there. Random credit and random reward, with nothing" in said
-    assert "Between updates of equal norm it is not there. Runs with random credit lack" in said
+    assert "Between updates of equal norm the order is not there. Runs with random credit lack" in said
     assert "two seeds of OPD change the weights alike (cosine 0.8" in said
-    assert said.endswith("has one too (0.98), and its accuracy falls.")
+    assert said.endswith("has one too (0.98), and goes from 55% to 5% right.")
     alike = tables.measures.assign(value=0.5) if tables.measures is not None else None
     alone = tables.geometry.loc[tables.geometry["recipe"] != "opd_random_credit"]
     short = findings.short_sentence(pd.DataFrame(conditions), replace(tables, geometry=alone, measures=alike))
-    assert short.endswith("the paper's order is there. Between updates of equal norm it is not there.")
+    assert short.endswith("the paper's order is there. Between updates of equal norm the order is not there.")
     assert findings.short_sentence(pd.DataFrame(conditions).assign(verdict="not testable"), tables) == ""
 
 

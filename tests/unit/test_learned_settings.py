@@ -90,6 +90,11 @@ def test_a_place_is_the_mean_log_ratio_to_opd_of_the_same_seed() -> None:
     assert found[settings.SPARSITY, "code only"] == pytest.approx(0.15 * 1.001)
 
 
+def test_the_toys_opd_is_not_mixed_with_that_of_the_settings() -> None:
+    found = settings.numbers(tables(), toy())
+    assert found.groupby(["panel", "row"]).size()[settings.SPARSITY, "OPD"] == 3
+
+
 def test_every_rule_holds_or_fails_by_itself() -> None:
     found = judged(tables())
     near, far, small = (found.loc[run] for run in ("mathematics only", "code only", "student of two layers"))
@@ -115,26 +120,29 @@ def test_two_seeds_test_nothing() -> None:
     assert set(judged(tables(2)).to_numpy().ravel()) == {UNTESTED}
     made = tables(2)
     found = settings.numbers(made, toy())
-    assert settings.say(found, settings.answers(made, found)).startswith("What another teacher, student or task")
+    assert settings.say(made, found, settings.answers(made, found)).startswith("What another teacher, student or task")
 
 
 def test_words_follow_the_numbers() -> None:
     made = tables()
     found = settings.numbers(made, toy())
-    lead, numbers = settings.say(found, settings.answers(made, found)).split("\n")
+    lead, numbers = settings.say(made, found, settings.answers(made, found)).split("\n")
     assert lead == (
-        "Where OPD learns, of 3 other teachers, students and data 2 are shown to move OPD's place less than another "
-        "objective does (mathematics only and student of two layers), and code only to move it further than one does. "
-        "(Learned less than was asked: student of two layers.) By update sparsity 2 of 3 lie between control SFT and "
-        "RLVR after as many updates. Shown to go its way: mathematics only; shown not to: code only. Shown to stay on "
-        "its path: mathematics only and student of two layers; shown not to: code only."
+        "Where OPD learns, 2 of 3 other teachers, students and data are shown to move OPD's place less than RLVR, "
+        "control SFT and a run with nothing to learn do (mathematics only and student of two layers), and code only "
+        "to move it further than RLVR or control SFT. (Learned less than was asked: student of two layers.) By update "
+        "sparsity 2 of 3 lie between control SFT and RLVR after as many updates. Shown to go its way: mathematics "
+        "only; shown not to: code only. Shown to stay on its path: mathematics only and student of two layers; shown "
+        "not to: code only."
     )
     assert "code only 0.41" in numbers  # log 1.5
     assert numbers.endswith(" Seeds: 3.")
     near = tables(opd_code=(1.05, 1.02, 0.6, 0.4))
     found = settings.numbers(near, toy())
-    said = settings.say(found, settings.answers(near, found))
-    assert said.startswith("Where OPD learns, in none of 3 settings does OPD's place move as far as another objective")
+    said = settings.say(near, found, settings.answers(near, found))
+    assert said.startswith(
+        "Where OPD learns, none of 3 other teachers, students and data moves OPD's place as far as RLVR"
+    )
 
 
 def test_a_run_off_the_curve_is_found_and_one_on_it_is_not() -> None:
@@ -157,8 +165,7 @@ def test_a_run_off_the_curve_is_found_and_one_on_it_is_not() -> None:
     counts = settings.curve_counts(found)
     assert counts["mathematics only"] == (0, len(one_curve.OF_GEOMETRY))
     assert counts["code only"] == (len(one_curve.OF_GEOMETRY),) * 2
-    assert settings.say_curve(found).startswith(
-        "Of 2 kinds of run that it had not seen 1 lies on it (off it: code only"
-    )
+    said = settings.say_curve(found)
+    assert said.endswith("(2), on it: mathematics only; off it, in so many statistics: code only (7 of 7).")
     shown = settings.curve_table(found).set_index("run")
     assert shown["on the curve"].to_dict() == {"mathematics only": "yes", "code only": "no"}

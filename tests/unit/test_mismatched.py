@@ -74,7 +74,9 @@ def test_a_difference_from_opd_needs_learning_where_the_null_lacks_it() -> None:
     assert held[held].index.tolist() == [("control_sft", p, m) for p in mismatched.PLACES for m in (LEFT, SHIFT)]
 
 
-@pytest.mark.parametrize(("gain", "verb"), [(-0.4, "falls from 50% to 10% right"), (0.1, "still learns, from")])
+@pytest.mark.parametrize(
+    ("gain", "verb"), [(-0.4, "gains nothing (from 50% to 10% right)"), (0.1, "still learns (from")]
+)
 def test_the_finding_says_what_the_nulls_are_and_what_they_show(gain: float, verb: str) -> None:
     made = tables({("control_sft", SHIFT): 2.0, ("sft_mismatched", SHIFT): 3.3}, gain=gain)
     lead, rest = mismatched.say(made).split("\n")

@@ -78,3 +78,13 @@ def test_of_one_seed_nothing_is_said_of_direction(toy: BookTables) -> None:
     assert said.endswith("Runs have one seed here at most.")
     assert "nan" not in said
     assert "Direction tells the two apart: the cosine of two seeds is 0." in pretrained.say_found(toy, toy)
+
+
+@pytest.mark.parametrize(("end", "said"), [(0.0, "RLVR lost accuracy"), (0.5, "RLVR gained no accuracy")])
+def test_the_order_is_not_tested_where_rlvr_did_not_learn(toy: BookTables, end: float, said: str) -> None:
+    """A run that gained nothing has the place of a run that did not learn; here it starts at a half."""
+    value = (toy.accuracy["step"] == 0).map({True: 0.5, False: end})
+    own = toy.accuracy["recipe"] == "rlvr"
+    accuracy = toy.accuracy.assign(sampled=toy.accuracy["sampled"].where(~own, value))
+    row = surviving.surviving(replace(toy, accuracy=accuracy), toy).iloc[5]
+    assert (row["survives"], said in row["this model"]) == (surviving.UNTESTED, True)
