@@ -239,7 +239,7 @@ def _beyond_random_credit(aligned: pd.DataFrame, masks: Sequence[str]) -> str:
     count = f"{len(nearer)} of {len(here)} masks"
     means, most = aligned.pivot_table(index="panel", columns="row", values="value"), ""
     if OWN_BATCHES in means:
-        near = means[OWN_BATCHES] / means[CHANCE]
+        near = (means[OWN_BATCHES] / means[CHANCE]).to_numpy(float)
         most = f" OPD's own other batches come {near.min():.2f} to {near.max():.2f} times as near as random credit's"
         most += ": the test is weak." if near.max() < WEAK else "."
     return (

@@ -81,20 +81,19 @@ def places(tables: BookTables, names: Sequence[str], until: int | None = None) -
     is the next one. ``until``: the update; None takes the common one.
     """
     at = control.common_update(_measures(tables)) if until is None else until
-    runs = runs_at(tables, at).set_index(["recipe", "seed"])[[*matching.METRICS]]
-    seeds = [int(seed) for recipe, seed in runs.index if recipe == "opd"]
+    columns = ["recipe", "seed", *matching.METRICS]
+    runs = {(recipe, seed): np.array(own) for recipe, seed, *own in runs_at(tables, at)[columns].to_numpy().tolist()}
+    sparsity = matching.METRICS.index("update_sparsity")
+    seeds = [seed for recipe, seed in runs if recipe == "opd"]
     turned = dict(zip(seeds, seeds[1:] + seeds[:1], strict=True))
     pairs = [(control.variant_label(name), (name, seed), seed) for name in names for seed in seeds]
     pairs += [(control.OTHER_SEED, ("opd", turned[seed]), seed) for seed in seeds if turned[seed] != seed]
     rows = []
     for row, key, seed in pairs:
-        if key in runs.index:
-            apart = np.abs(np.log(runs.loc[key].to_numpy(float) / runs.loc["opd", seed].to_numpy(float)))
-            rows.append((row, PLACE, "null", seed, float(apart.mean())))
+        if key in runs:
+            rows.append((row, PLACE, "null", seed, float(np.abs(np.log(runs[key] / runs["opd", seed])).mean())))
     shown = [(control.variant_label(n), (n, seed), seed) for n in ("opd", *names) for seed in seeds]
-    rows += [
-        (row, SPARSITY, "null", s, float(runs.loc[k, "update_sparsity"])) for row, k, s in shown if k in runs.index
-    ]
+    rows += [(row, SPARSITY, "null", seed, runs[key][sparsity]) for row, key, seed in shown if key in runs]
     return pd.DataFrame(rows, columns=control.STRIP)
 
 
@@ -110,7 +109,7 @@ def answers(tables: BookTables, found: pd.DataFrame) -> pd.DataFrame:
             if (panel, run) not in wide:
                 rows.append((run, panel, "-", UNTESTED))
                 continue
-            own = wide[panel, run]
+            own = pd.Series(wide[panel, run])
             shown = ".1%" if panel == SPARSITY else ".2f"
             holds = _untested(int(own.count())) or _judge(panel, own, pd.DataFrame(wide[panel]))
             rows.append((run, panel, seed_interval(own).text(shown), holds))
@@ -157,9 +156,9 @@ def on_the_curve(tables: BookTables, beside: BookTables) -> pd.DataFrame:
 def curve_counts(found: pd.DataFrame) -> dict[str, tuple[int, int]]:
     """Count, by the name of a run, in how many statistics it leaves the curve, and in how many it was tested."""
     counts = {}
-    for recipe, own in found.groupby("recipe", sort=False)["verdict"]:
-        tested = own[own.isin(one_curve.TESTED)]
-        counts[control.variant_label(str(recipe))] = (int((tested == one_curve.TESTED[0]).sum()), len(tested))
+    for recipe, own in found.groupby("recipe", sort=False):
+        tested = [verdict for verdict in own["verdict"].tolist() if verdict in one_curve.TESTED]
+        counts[control.variant_label(str(recipe))] = (tested.count(one_curve.TESTED[0]), len(tested))
     return counts
 
 
