@@ -198,29 +198,38 @@ def say(tables: BookTables, found: pd.DataFrame, judged: pd.DataFrame) -> str:
         return [run for run in runs if by[asked].get(run) == word]
 
     near, far = those(PLACE, YES), those(PLACE, NO)
-    than = "RLVR, control SFT and a run with nothing to learn"
-    if len(near) == len(runs):
-        lead = f"none of {len(runs)} other teachers, students and data moves OPD's place as far as {than} do"
-    else:
-        are = "is" if len(near) == 1 else "are"
-        lead = (
-            f"{len(near)} of {len(runs)} other teachers, students and data {are} shown to move OPD's place less than "
-        )
-        lead += f"{than} do{f' ({listed(near)})' if near else ''}"
-        lead += f", and {listed(far)} to move it further than RLVR or control SFT" if far else ""
+    yards = [control.OTHER_SEED, _RANDOM, *map(label, OBJECTIVES)]
+    lead = (
+        f"by means OPD's place (log ratio over six diagnostics) is moved by {_means(means, PLACE, [*runs])}; by "
+        f"{_means(means, PLACE, yards)}."
+    )
+    told = [run for run in runs if not _no_further(found, run)]
+    lead += f" Shown to move it further than another seed: {listed(told) if told else 'none'}."
+    lead += f" Shown to move it less than RLVR, control SFT and random credit: {listed(near) if near else 'none'}"
+    lead += f"; further than RLVR or control SFT: {listed(far)}." if far else "."
     little = those(OWN, NO)
     aside = f" (Learned less than was asked: {listed(little)}.)" if little else ""
     order = those(SPARSITY, YES)
-    rows = [*runs, control.OTHER_SEED, *map(label, OBJECTIVES), _RANDOM, *map(control.variant_label, NULLS)]
+    low, high = sorted(means[SPARSITY, label(name)] for name in OBJECTIVES)
+    idle = [name for name in (_RANDOM, *map(control.variant_label, NULLS)) if (SPARSITY, name) in means]
+    within = [name for name in idle if low < means[SPARSITY, name] < high]
+    too = f" ({listed(within)} too)" if within else ""
+    rows = [*runs, *yards, *map(control.variant_label, NULLS)]
     return (
-        f"{learned.where(tables)}, {lead}.{aside} By update sparsity {len(order)} of {len(runs)} lie between control "
-        f"SFT and RLVR after as many updates. {_which(by[DIRECTION], 'go its way')} "
+        f"{learned.where(tables)}, {lead}{aside} By update sparsity {len(order)} of {len(runs)} lie between control "
+        f"SFT and RLVR after as many updates{too}. {_which(by[DIRECTION], 'go its way')} "
         f"{_which(by[PATH], 'stay on its path')}\n"
         f"Mean absolute log ratio to OPD over six diagnostics: {_means(means, PLACE, rows)}. Update sparsity: "
         f"{_means(means, SPARSITY, ['OPD', *rows], '.1%')}. Cosine with OPD's update: "
         f"{_means(means, DIRECTION, rows)}. Distance from its stable-rank path: {_means(means, PATH, rows)}. Seeds: "
         f"{found.groupby(['panel', 'row'])['seed'].nunique().loc[PLACE, list(runs)].min()}."
     )
+
+
+def _no_further(found: pd.DataFrame, run: str) -> bool:
+    """Whether a setting is not shown to lie further from OPD's place than another seed: the interval holds 0."""
+    wide = found.loc[found["panel"] == PLACE].pivot_table(index="seed", columns="row", values="value")
+    return not seed_interval(wide[run] - wide[control.OTHER_SEED]).low > 0
 
 
 def say_curve(found: pd.DataFrame) -> str:
@@ -231,14 +240,15 @@ def say_curve(found: pd.DataFrame) -> str:
     >>> rows = {"recipe": ["opd_code"] * 2 + ["opd_top25"] * 2 + ["opd_mathematics"]}
     >>> rows |= {"verdict": ["leaves", "leaves", "on the curve", "not decided", "not testable"]}
     >>> say_curve(pd.DataFrame(rows))
-    "Of the kinds of run that it had not seen (2), on it: top 25%; off it, in so many statistics: code only (2 of 2);
-    not to be tested (too few seeds, or a coherence outside that of the toy's runs of OPD): mathematics only."
+    "Held against runs that it had not seen, it has 1 of 2 kinds on it (on it: top 25%; off it, in so many statistics:
+    code only (2 of 2); not to be tested, for too few seeds or a coherence outside that of the toy's runs of OPD:
+    mathematics only)."
     """
     counts = curve_counts(found)
     tested = {run: n for run, n in counts.items() if n[1]}
     untested = [run for run in counts if run not in tested]
-    why = "too few seeds, or a coherence outside that of the toy's runs of OPD"
-    aside = f"not to be tested ({why}): {listed(untested)}" if untested else ""
+    why = "for too few seeds or a coherence outside that of the toy's runs of OPD"
+    aside = f"not to be tested, {why}: {listed(untested)}" if untested else ""
     if not tested:
         return f"None of the runs that it had not seen can be held against it; {aside}."
     on = [run for run, (left, of) in tested.items() if one_curve.OF * left <= one_curve.FEW * of]
@@ -246,7 +256,8 @@ def say_curve(found: pd.DataFrame) -> str:
     said = [f"on it: {listed(on) if on else 'none'}"] + (
         [f"off it, in so many statistics: {listed(off)}"] if off else []
     )
-    return f"Of the kinds of run that it had not seen ({len(tested)}), {'; '.join([*said, aside] if aside else said)}."
+    said = "; ".join([*said, aside] if aside else said)
+    return f"Held against runs that it had not seen, it has {len(on)} of {len(tested)} kinds on it ({said})."
 
 
 def _which(holds: Mapping[str, str], words: str) -> str:

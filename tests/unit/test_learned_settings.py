@@ -128,21 +128,21 @@ def test_words_follow_the_numbers() -> None:
     found = settings.numbers(made, toy())
     lead, numbers = settings.say(made, found, settings.answers(made, found)).split("\n")
     assert lead == (
-        "Where OPD learns, 2 of 3 other teachers, students and data are shown to move OPD's place less than RLVR, "
-        "control SFT and a run with nothing to learn do (mathematics only and student of two layers), and code only "
-        "to move it further than RLVR or control SFT. (Learned less than was asked: student of two layers.) By update "
-        "sparsity 2 of 3 lie between control SFT and RLVR after as many updates. Shown to go its way: mathematics "
-        "only; shown not to: code only. Shown to stay on its path: mathematics only and student of two layers; shown "
-        "not to: code only."
+        "Where OPD learns, by means OPD's place (log ratio over six diagnostics) is moved by mathematics only 0.05, "
+        "code only 0.41 and student of two layers 0.05; by another seed of OPD 0.00, random credit 0.18, RLVR 0.26 "
+        "and control SFT 0.36. Shown to move it further than another seed: mathematics only, code only and student of "
+        "two layers. Shown to move it less than RLVR, control SFT and random credit: mathematics only and student of "
+        "two layers; further than RLVR or control SFT: code only. (Learned less than was asked: student of two "
+        "layers.) By update sparsity 2 of 3 lie between control SFT and RLVR after as many updates (random credit and "
+        "random reward too). Shown to go its way: mathematics only; shown not to: code only. Shown to stay on its "
+        "path: mathematics only and student of two layers; shown not to: code only."
     )
     assert "code only 0.41" in numbers  # log 1.5
     assert numbers.endswith(" Seeds: 3.")
-    near = tables(opd_code=(1.05, 1.02, 0.6, 0.4))
+    near = tables(opd_code=(1.001, 1.02, 0.6, 0.4))
     found = settings.numbers(near, toy())
     said = settings.say(near, found, settings.answers(near, found))
-    assert said.startswith(
-        "Where OPD learns, none of 3 other teachers, students and data moves OPD's place as far as RLVR"
-    )
+    assert "further than another seed: mathematics only and student of two layers. Shown to move it less" in said
 
 
 def test_a_run_off_the_curve_is_found_and_one_on_it_is_not() -> None:
@@ -166,6 +166,8 @@ def test_a_run_off_the_curve_is_found_and_one_on_it_is_not() -> None:
     assert counts["mathematics only"] == (0, len(one_curve.OF_GEOMETRY))
     assert counts["code only"] == (len(one_curve.OF_GEOMETRY),) * 2
     said = settings.say_curve(found)
-    assert said.endswith("(2), on it: mathematics only; off it, in so many statistics: code only (7 of 7).")
+    assert said.endswith(
+        "1 of 2 kinds on it (on it: mathematics only; off it, in so many statistics: code only (7 of 7))."
+    )
     shown = settings.curve_table(found).set_index("run")
     assert shown["on the curve"].to_dict() == {"mathematics only": "yes", "code only": "no"}
