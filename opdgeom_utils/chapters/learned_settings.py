@@ -239,10 +239,10 @@ def say_curve(found: pd.DataFrame) -> str:
 
     >>> rows = {"recipe": ["opd_code"] * 2 + ["opd_top25"] * 2 + ["opd_mathematics"]}
     >>> rows |= {"verdict": ["leaves", "leaves", "on the curve", "not decided", "not testable"]}
-    >>> say_curve(pd.DataFrame(rows))
-    "Held against runs that it had not seen, it has 1 of 2 kinds on it (on it: top 25%; off it, in so many statistics:
-    code only (2 of 2); not to be tested, for too few seeds or a coherence outside that of the toy's runs of OPD:
-    mathematics only)."
+    >>> print(say_curve(pd.DataFrame(rows)))
+    Held against runs that it had not seen, it has 1 of 2 kinds on it.
+    That is, on it: top 25%; off it, in so many statistics: code only (2 of 2); not to be tested, for too few seeds or a
+    coherence outside that of the toy's runs of OPD: mathematics only.
     """
     counts = curve_counts(found)
     tested = {run: n for run, n in counts.items() if n[1]}
@@ -257,7 +257,7 @@ def say_curve(found: pd.DataFrame) -> str:
         [f"off it, in so many statistics: {listed(off)}"] if off else []
     )
     said = "; ".join([*said, aside] if aside else said)
-    return f"Held against runs that it had not seen, it has {len(on)} of {len(tested)} kinds on it ({said})."
+    return f"Held against runs that it had not seen, it has {len(on)} of {len(tested)} kinds on it.\nThat is, {said}."
 
 
 def _which(holds: Mapping[str, str], words: str) -> str:

@@ -167,7 +167,7 @@ def test_a_run_off_the_curve_is_found_and_one_on_it_is_not() -> None:
     assert counts["code only"] == (len(one_curve.OF_GEOMETRY),) * 2
     said = settings.say_curve(found)
     assert said.endswith(
-        "1 of 2 kinds on it (on it: mathematics only; off it, in so many statistics: code only (7 of 7))."
+        "1 of 2 kinds on it.\nThat is, on it: mathematics only; off it, in so many statistics: code only (7 of 7)."
     )
     shown = settings.curve_table(found).set_index("run")
     assert shown["on the curve"].to_dict() == {"mathematics only": "yes", "code only": "no"}
