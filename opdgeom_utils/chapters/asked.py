@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from opdgeom_utils.chapters import confined
+from opdgeom_utils.chapters.committed_tables import PUBLISHED
 from opdgeom_utils.chapters.findings import order_sentence
 from opdgeom_utils.chapters.null_objectives import turning_clause
 from opdgeom_utils.chapters.path_findings import early_clause, locking_clause
@@ -34,7 +35,7 @@ def answers(card: pd.DataFrame, tables: Tables) -> dict[int, str]:
         3: "Below 1/256 not at all: two different bf16 numbers are never closer than that, relative to the larger one. "
         "Chapter 3 sweeps the tolerance.",
         4: _locking(card),
-        5: _joined("In the first regime:", first, confined.beside_others()) if (first := _projection(card)) else "",
+        5: _held_in_a_space(card, tables),
         6: _mixture(card),
         7: _regime(card, tables),
         8: _rounding(tables),
@@ -92,6 +93,14 @@ def _locking(card: pd.DataFrame) -> str:
     left, right = (chosen(card, f"later_steps_stay_{side}", how) for side in ("left", "right"))
     steps = f"Its later steps stay in the early space {left} on the side of the outputs, {right} on that of the inputs."
     return _joined(early_clause(card).strip(), locking_clause(card).strip(), steps if left and right else "")
+
+
+def _held_in_a_space(card: pd.DataFrame, tables: Tables) -> str:
+    """Say what :func:`_projection` says; of the published tables also which regime that is, and what the later has."""
+    found = _projection(card)
+    if found and set(tables.geometry["profile"]) == {PUBLISHED}:
+        return f"In the first regime: {found} {confined.beside_others()}"
+    return f"{found[:1].upper()}{found[1:]}"
 
 
 def _projection(card: pd.DataFrame) -> str:

@@ -8,13 +8,15 @@ import pandas as pd
 
 from opdgeom_utils.chapters import mismatched
 from opdgeom_utils.chapters.committed_tables import BookTables
+from opdgeom_utils.chapters.first_nulls import walk_at_end
 from opdgeom_utils.chapters.update_path import agreement
+from opdgeom_utils.chapters.where import NULL_OBJECTIVES, OF_SFT
 from opdgeom_utils.claims.matching import accuracy_gain, final
-from opdgeom_utils.measures.noise import walks_of_runs
+from opdgeom_utils.scopes import THROUGHOUT
 from opdgeom_utils.vocabulary import label
 
-LEARN = ("sft", "control_sft", "opd", "opd_full_vocab", "rlvr")
-NOTHING = ("sft_mismatched", "control_sft_mismatched", "opd_random_credit", "rlvr_random_reward")
+NOTHING = (*OF_SFT.values(), *NULL_OBJECTIVES.values())
+ORDER = (*(name for name in THROUGHOUT if name not in NOTHING), *NOTHING)
 
 
 def runs_in_a_line(tables: BookTables) -> pd.DataFrame:
@@ -27,17 +29,14 @@ def runs_in_a_line(tables: BookTables) -> pd.DataFrame:
     """
     tables = mismatched.joined(tables)
     ends = final(accuracy_gain(tables.accuracy)).groupby("recipe").agg({"sampled": "mean", "gain": "mean"})
-    geometry = tables.geometry
-    last = geometry.loc[geometry["step"] == geometry.groupby(["recipe", "seed"])["step"].transform("max")]
-    walks = walks_of_runs(last)["walk_ratio"].groupby("recipe")
-    far, seeds = walks.agg("mean").to_dict(), walks.agg("size").to_dict()
+    seeds = tables.geometry.groupby("recipe")["seed"].agg("nunique").to_dict()
     shared = {} if tables.measures is None else agreement(tables.measures).set_index("recipe")["cosine"].to_dict()
     rows = []
-    for name in (*LEARN, *NOTHING):
-        if name in far and name in ends.index:
+    for name in ORDER:
+        if name in seeds and name in ends.index:
             now, gain = ends.loc[name, ["sampled", "gain"]].to_numpy(float)
             said = {"run": label(name), "right answers": f"{now - gain:.0%} → {now:.0%}"}
-            said["times as far as noise"] = f"{far[name]:.2f}"
+            said["times as far as noise"] = f"{walk_at_end(tables, name):.2f}"
             agree = f"{shared[name]:z.2f}" if not math.isnan(shared.get(name, math.nan)) else "-"
             rows.append(said | {"two seeds agree": agree, "seeds": str(seeds[name])})
     return pd.DataFrame(rows)

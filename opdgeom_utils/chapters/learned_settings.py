@@ -6,7 +6,7 @@ over the six diagnostics of how far it is from OPD, and is held against the same
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -171,19 +171,10 @@ def curve_table(found: pd.DataFrame) -> pd.DataFrame:
         away = own.loc[own["verdict"] == one_curve.TESTED[0], "statistic"].tolist()
         known = own.loc[own["verdict"].isin(one_curve.TESTED)]
         most = f"{(known['mean'].abs() / known['span']).max():.0%}" if tested else "-"
-        on = "yes" if one_curve.OF * left <= one_curve.FEW * tested else "no"
+        on = "yes" if one_curve.is_on(left, tested) else "no"
         which = listed(away) if away else "-"
         rows.append((run, on if tested else UNTESTED, f"{left} of {tested}", which, most))
     return pd.DataFrame(rows, columns=["run", "on the curve", "leaves it in", "which", "furthest, of the range"])
-
-
-def shown(judged: pd.DataFrame) -> pd.DataFrame:
-    """Lay the answers out as text, a row for each setting and a column for each rule."""
-    cells = judged.assign(cell=judged["holds"] + ": " + judged["number"]).set_index(["run", "asked"])["cell"].to_dict()
-    return pd.DataFrame([
-        {"setting": run} | {words: cells[run, asked] for asked, words in RULES.items()}
-        for run in dict.fromkeys(judged["run"].tolist())
-    ])  # fmt: skip
 
 
 def say(tables: BookTables, found: pd.DataFrame, judged: pd.DataFrame) -> str:
@@ -192,7 +183,8 @@ def say(tables: BookTables, found: pd.DataFrame, judged: pd.DataFrame) -> str:
     by = {asked: rows.set_index("run")["holds"].to_dict() for asked, rows in judged.groupby("asked")}
     if not runs or UNTESTED in by[PLACE].values():
         return "What another teacher, student or task does where OPD learns is not tested: too few seeds.\n"
-    means = found.groupby(["panel", "row"])["value"].agg("mean").to_dict()
+    means = found.groupby(["panel", "row"])["value"].agg("mean")
+    place, sparsity, cosine, path = (pd.Series(means[panel]) for panel in (PLACE, SPARSITY, DIRECTION, PATH))
 
     def those(asked: str, word: str) -> list[str]:
         return [run for run in runs if by[asked].get(run) == word]
@@ -200,8 +192,8 @@ def say(tables: BookTables, found: pd.DataFrame, judged: pd.DataFrame) -> str:
     near, far = those(PLACE, YES), those(PLACE, NO)
     yards = [control.OTHER_SEED, _RANDOM, *map(label, OBJECTIVES)]
     lead = (
-        f"by means OPD's place (log ratio over six diagnostics) is moved by {_means(means, PLACE, [*runs])}; by "
-        f"{_means(means, PLACE, yards)}."
+        f"by means OPD's place (log ratio over six diagnostics) is moved by {learned.listed_means(place, runs)}; by "
+        f"{learned.listed_means(place, yards)}."
     )
     told = [run for run in runs if not _no_further(found, run)]
     lead += f" Shown to move it further than another seed: {listed(told) if told else 'none'}."
@@ -210,19 +202,19 @@ def say(tables: BookTables, found: pd.DataFrame, judged: pd.DataFrame) -> str:
     little = those(OWN, NO)
     aside = f" (Learned less than was asked: {listed(little)}.)" if little else ""
     order = those(SPARSITY, YES)
-    low, high = sorted(means[SPARSITY, label(name)] for name in OBJECTIVES)
-    idle = [name for name in (_RANDOM, *map(control.variant_label, NULLS)) if (SPARSITY, name) in means]
-    within = [name for name in idle if low < means[SPARSITY, name] < high]
+    low, high = sorted(sparsity[label(name)] for name in OBJECTIVES)
+    idle = [name for name in (_RANDOM, *map(control.variant_label, NULLS)) if name in sparsity]
+    within = [name for name in idle if low < sparsity[name] < high]
     too = f" ({listed(within)} too)" if within else ""
     rows = [*runs, *yards, *map(control.variant_label, NULLS)]
     return (
         f"{learned.where(tables)}, {lead}{aside} By update sparsity {len(order)} of {len(runs)} lie between control "
-        f"SFT and RLVR after as many updates{too}. {_which(by[DIRECTION], 'go its way')} "
-        f"{_which(by[PATH], 'stay on its path')}\n"
-        f"Mean absolute log ratio to OPD over six diagnostics: {_means(means, PLACE, rows)}. Update sparsity: "
-        f"{_means(means, SPARSITY, ['OPD', *rows], '.1%')}. Cosine with OPD's update: "
-        f"{_means(means, DIRECTION, rows)}. Distance from its stable-rank path: {_means(means, PATH, rows)}. Seeds: "
-        f"{found.groupby(['panel', 'row'])['seed'].nunique().loc[PLACE, list(runs)].min()}."
+        f"SFT and RLVR after as many updates{too}. {learned.which(judged, DIRECTION, 'go its way')}. "
+        f"{learned.which(judged, PATH, 'stay on its path')}.\n"
+        f"Mean absolute log ratio to OPD over six diagnostics: {learned.listed_means(place, rows)}. Update sparsity: "
+        f"{learned.listed_means(sparsity, ['OPD', *rows], '.1%')}. Cosine with OPD's update: "
+        f"{learned.listed_means(cosine, rows)}. Distance from its stable-rank path: "
+        f"{learned.listed_means(path, rows)}. Seeds: {found.loc[found['panel'] == PLACE, 'seed'].nunique()}."
     )
 
 
@@ -251,27 +243,10 @@ def say_curve(found: pd.DataFrame) -> str:
     aside = f"not to be tested, {why}: {listed(untested)}" if untested else ""
     if not tested:
         return f"None of the runs that it had not seen can be held against it; {aside}."
-    on = [run for run, (left, of) in tested.items() if one_curve.OF * left <= one_curve.FEW * of]
+    on = [run for run, n in tested.items() if one_curve.is_on(*n)]
     off = [f"{run} ({left} of {of})" for run, (left, of) in tested.items() if run not in on]
     said = [f"on it: {listed(on) if on else 'none'}"] + (
         [f"off it, in so many statistics: {listed(off)}"] if off else []
     )
     said = "; ".join([*said, aside] if aside else said)
     return f"Held against runs that it had not seen, it has {len(on)} of {len(tested)} kinds on it.\nThat is, {said}."
-
-
-def _which(holds: Mapping[str, str], words: str) -> str:
-    """Say of which settings a rule holds, of which not, and of which neither is shown.
-
-    >>> _which({"a": YES, "b": OPEN, "c": UNTESTED}, "go its way")
-    'Shown to go its way: a; not shown: b.'
-    """
-    runs = {kind: [run for run, word in holds.items() if word == kind] for kind in (YES, NO, OPEN)}
-    heads = {YES: f"Shown to {words}: ", NO: "shown not to: ", OPEN: "not shown: "}
-    said = "; ".join(f"{heads[kind]}{listed(names)}" for kind, names in runs.items() if names)
-    return f"{said[:1].upper()}{said[1:]}." if said else ""
-
-
-def _means(means: Mapping[tuple[str, str], float], panel: str, rows: Sequence[str], shown: str = ".2f") -> str:
-    """List the means that a panel has, by the names of the runs."""
-    return listed(f"{row} {means[panel, row]:z{shown}}" for row in dict.fromkeys(rows) if (panel, row) in means)

@@ -112,11 +112,11 @@ def judge(panel: str, own: pd.Series, there: pd.DataFrame) -> str:
     return YES if good else NO if bad else OPEN
 
 
-def shown(judged: pd.DataFrame) -> pd.DataFrame:
-    """Lay the answers out as text, a row for each variant and a column for each question."""
+def shown(judged: pd.DataFrame, asked: Mapping[str, str] = ASKED) -> pd.DataFrame:
+    """Lay answers out as text, a row for each run and a column for each question, by its words in ``asked``."""
     cells = judged.assign(cell=judged["holds"] + ": " + judged["number"]).set_index(["run", "asked"])["cell"].to_dict()
     runs = dict.fromkeys(judged["run"].tolist())
-    rows = [{"run": run} | {words: cells[run, panel] for panel, words in ASKED.items()} for run in runs]
+    rows = [{"run": run} | {words: cells[run, panel] for panel, words in asked.items()} for run in runs]
     return pd.DataFrame(rows)
 
 
@@ -130,19 +130,19 @@ def say(tables: BookTables, found: pd.DataFrame, judged: pd.DataFrame) -> str:
     shares = listed(f"{own[PROGRESS][run].mean:.0%} with {how}" for run, how in _HOW.items())
     spans = listed(f"{run} {own[PROGRESS][run].text('.0%')}" for run in _HOW)
     made, means = load_recipe("opd", tables.profile), wide.mean()
-    yards = {panel: _means(means[panel], (control.OTHER_SEED, _RANDOM)) for panel in (PATH, DIRECTION)}
+    yards = {panel: listed_means(means[panel], (control.OTHER_SEED, _RANDOM)) for panel in (PATH, DIRECTION)}
     paths = paths_of_others(made.steps)
     learn, nothing = (listed(f"{label(n)} {paths[label(n)]:.2f}" for n in names) for names in (LEARNERS, NULLS))
     return (
         f"{where(tables)}, {_matters(judged)}of OPD's progress to the teacher a run keeps {shares}. "
-        f"{_which(judged, DIRECTION, 'move the weights its way')}. {_path(judged, own[PATH])} {_whose_path(paths)}\n"
+        f"{which(judged, DIRECTION, 'move the weights its way')}. {_path(judged, own[PATH])} {_whose_path(paths)}\n"
         f"After {made.steps} updates on {made.prompts_per_update} prompts each OPD has closed {closed.text('.0%')} of "
         f"its distance to the teacher and {gap.text('.0%')} of the gap in accuracy (seeds: {closed.n}). Progress kept: "
         f"{spans}. Mean absolute "
-        f"log ratio to its stable-rank path: {_means(means[PATH], _HOW)} ({yards[PATH]}); in the toy, after as "
+        f"log ratio to its stable-rank path: {listed_means(means[PATH], _HOW)} ({yards[PATH]}); in the toy, after as "
         f"many updates, {learn}, which get better at their tasks, and {nothing}, which do not. Cosine with its update: "
-        f"{_means(means[DIRECTION], _HOW)} ({yards[DIRECTION]}). Sampled accuracy: "
-        f"{_means(means[ACCURACY], ('OPD', *_HOW, _RANDOM), '.1%')}."
+        f"{listed_means(means[DIRECTION], _HOW)} ({yards[DIRECTION]}). Sampled accuracy: "
+        f"{listed_means(means[ACCURACY], ('OPD', *_HOW, _RANDOM), '.1%')}."
     )
 
 
@@ -158,16 +158,16 @@ def _matters(judged: pd.DataFrame) -> str:
     return "it matters which tokens are kept and who writes: " if {YES, NO} <= set(verdicts) else ""
 
 
-def _means(means: pd.Series, rows: Iterable[str], shown: str = ".2f") -> str:
-    """List means of runs by their names."""
-    return listed(f"{row} {means[row]:{shown}}" for row in rows)
+def listed_means(means: pd.Series, rows: Iterable[str], shown: str = ".2f") -> str:
+    """List the means that there are, by the names of the runs."""
+    return listed(f"{row} {means[row]:z{shown}}" for row in dict.fromkeys(rows) if row in means)
 
 
-def _which(judged: pd.DataFrame, asked: str, words: str) -> str:
+def which(judged: pd.DataFrame, asked: str, words: str) -> str:
     """Say of which variants a rule holds, of which it does not, and of which neither is shown.
 
     >>> rows = {"run": ["a", "b", "c"], "asked": PROGRESS, "holds": [YES, NO, OPEN]}
-    >>> _which(pd.DataFrame(rows), PROGRESS, "keep up"), _which(pd.DataFrame(rows)[:1], PROGRESS, "keep up")
+    >>> which(pd.DataFrame(rows), PROGRESS, "keep up"), which(pd.DataFrame(rows)[:1], PROGRESS, "keep up")
     ('That they keep up holds of: a; not b; not shown of c', 'All keep up')
     """
     held = judged[judged["asked"] == asked]

@@ -168,6 +168,15 @@ def as_table(found: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(list(lines.values()))
 
 
+def is_on(left: int, tested: int) -> bool:
+    """Whether a run that leaves the curve in so many of the statistics tested is on it.
+
+    >>> is_on(2, 9), is_on(2, 7)
+    (True, False)
+    """
+    return left * OF <= FEW * tested
+
+
 def say(found: pd.DataFrame, strict: pd.DataFrame | None = None) -> str:
     """Say whether what learns lies on one curve and what has nothing to learn leaves it; then which run leaves where.
 
@@ -196,7 +205,7 @@ def say(found: pd.DataFrame, strict: pd.DataFrame | None = None) -> str:
         leaves[learn[0]] = f"leaves it {leaves[learn[0]]}"
     groups = {"": learn, "with nothing to learn, ": nothing}
     said = "; ".join(head + listed(f"{n} {leaves[n]}" for n in names) for head, names in groups.items() if names)
-    lead = _lead([left[n] * OF <= FEW * tested[n] for n in learn], [2 * left[n] > tested[n] for n in nothing])
+    lead = _lead([is_on(left[n], tested[n]) for n in learn], [2 * left[n] > tested[n] for n in nothing])
     return f"{lead}{said} statistics.\n{' '.join(where)}{_strictly(strict)}" if said else " ".join(where)
 
 

@@ -15,7 +15,7 @@ from opdgeom_utils.results import load_tables
 def test_every_line_says_what_the_tables_say() -> None:
     tables = committed_tables.tables_for("toy", [0, 1, 2])
     lines = at_a_glance.runs_in_a_line(tables).set_index("run")
-    assert lines.index[:3].tolist() == ["SFT", "control SFT", "OPD"]
+    assert lines.index[:3].tolist() == ["SFT", "OPD", "RLVR"]
     assert set(lines.loc[["mismatched SFT", "random credit"], "seeds"]) == {"3"}
     own = tables.geometry[tables.geometry["recipe"] == "opd"]
     ratio = walks_of_runs(own[own["step"] == own["step"].max()])["walk_ratio"].mean()
@@ -32,12 +32,7 @@ def test_what_a_profile_has_not_is_left_out() -> None:
     lines = at_a_glance.runs_in_a_line(replace(tables, measures=None)).set_index("run")
     assert set(lines["two seeds agree"]) == {"-"}
     assert (
-        len(lines)
-        == own.geometry["recipe"]
-        .isin([*at_a_glance.LEARN, *at_a_glance.NOTHING])
-        .groupby(own.geometry["recipe"])
-        .any()
-        .sum()
+        len(lines) == own.geometry["recipe"].isin(list(at_a_glance.ORDER)).groupby(own.geometry["recipe"]).any().sum()
     )
 
 

@@ -107,8 +107,8 @@ def test_every_rule_holds_or_fails_by_itself() -> None:
 
 def test_no_cosine_is_taken_of_a_student_of_another_size() -> None:
     assert judged(tables()).loc["student of two layers", learned.DIRECTION] == UNTESTED
-    shown = settings.shown(settings.answers(tables(), settings.numbers(tables(), toy())))
-    assert shown.set_index("setting").loc["student of two layers", "goes OPD's way"] == f"{UNTESTED}: -"
+    shown = learned.shown(settings.answers(tables(), settings.numbers(tables(), toy())), settings.RULES)
+    assert shown.set_index("run").loc["student of two layers", "goes OPD's way"] == f"{UNTESTED}: -"
 
 
 def test_near_is_nearer_than_random_credit_too() -> None:
@@ -134,8 +134,8 @@ def test_words_follow_the_numbers() -> None:
         "two layers. Shown to move it less than RLVR, control SFT and random credit: mathematics only and student of "
         "two layers; further than RLVR or control SFT: code only. (Learned less than was asked: student of two "
         "layers.) By update sparsity 2 of 3 lie between control SFT and RLVR after as many updates (random credit and "
-        "random reward too). Shown to go its way: mathematics only; shown not to: code only. Shown to stay on its "
-        "path: mathematics only and student of two layers; shown not to: code only."
+        "random reward too). That they go its way holds of: mathematics only; not code only. That they stay on its "
+        "path holds of: mathematics only and student of two layers; not code only."
     )
     assert "code only 0.41" in numbers  # log 1.5
     assert numbers.endswith(" Seeds: 3.")
