@@ -66,6 +66,25 @@ def seed_interval(values: Sequence[float] | np.ndarray | pd.Series, confidence: 
     return Interval(mean, mean - reach, mean + reach, n)
 
 
+def over_pairs(means: np.ndarray | pd.Series) -> np.ndarray:
+    """Turn each seed's mean over its pairs with all other seeds into one value a seed whose interval is right.
+
+    Pairs share seeds, so these means rise and fall together and their own spread says too little. Returned are the
+    jackknife's values: of ``n`` seeds, ``n`` times the mean over all pairs minus ``n - 1`` times that without the seed.
+    Their mean is that of the pairs. ``nan`` stays and is no seed; fewer than three seeds make one pair at most, and
+    come back as they are.
+
+    Pairs of three seeds at 0.2 (first and second), 0.4 and 0.6: without the first 0.6 is left, and 3 * 0.4 - 2 * 0.6 is
+    nothing.
+
+    >>> (over_pairs(np.array([0.3, 0.4, 0.5])).round(3) + 0).tolist()
+    [0.0, 0.4, 0.8]
+    """
+    of_seeds = np.asarray(means, dtype=float)
+    n = int(np.isfinite(of_seeds).sum())
+    return of_seeds if n < 3 else (2 * (n - 1) * of_seeds - n * np.nanmean(of_seeds)) / (n - 2)
+
+
 def disjoint(one: Interval, other: Interval) -> bool:
     """Whether two intervals share no number; never where one of them is unknown.
 

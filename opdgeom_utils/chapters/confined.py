@@ -7,8 +7,8 @@ Progress is distance to the teacher, from where the projection begins to the fre
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import pandas as pd
 
@@ -22,12 +22,46 @@ from opdgeom_utils.recipes import load_recipe
 from opdgeom_utils.vocabulary import listed
 
 PROFILE = "confined"
-PAPER_RANK = 16  # directions in which the paper holds the gradient
 LEARNED, SEEDS = 1 / 5, 3  # of the distance to the teacher; fewer seeds test nothing
+ASKED = {"opd": LEARNED, "opd_long": 1 / 3}  # of the free runs
+PARTS = {1 / 5: "a fifth", 1 / 3: "a third"}
+PAPER = ("gradient", 16)  # what the paper holds, and in how many directions
 EARLY, _, RANDOM, INPUTS = SPACES.values()
-STRICT = "update held"
-HELD = {"gradient held": "", STRICT: f", {STRICT}"}  # and what the names of its spaces end with
 WORDS = {EARLY: "its early space", INPUTS: "the space of its inputs", RANDOM: "a random space"}
+AS_LONG_WIDTH = 47  # of a random space whose steps are to be as long as those in the narrow early space
+AS_LONG = "opd", f"{RANDOM} of {AS_LONG_WIDTH}, update held"
+ALIKE = "is not told apart from"
+SHARE_OF_LENGTH = 0.9  # that it lets through at least, of what that one does of each step's squared norm
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of holding OPD in a space: what is held, in how many directions a matrix, and in which free run.
+
+    ``ending`` is what the names of its spaces have after the space: `` of 16, update held``.
+    """
+
+    free: str
+    held: str
+    width: int
+    begins: int
+    ends: int
+    ending: str
+
+    def space(self, name: str) -> tuple[str, str]:
+        """Name a column of :func:`by_seed`: this way of holding, in the early space or another."""
+        return self.free, name + self.ending
+
+    @property
+    def of_sft(self) -> tuple[str, str]:
+        """The same of control SFT, in its own early space."""
+        return f"control_sft{self.free.removeprefix('opd')}", EARLY + self.ending
+
+    @property
+    def words(self) -> str:
+        """How it is held, as a rule says it."""
+        longer = "" if self.free == "opd" else f", {self.ends} updates"
+        return f"{self.held} held in {self.width} directions{longer}"
 
 
 def confined() -> BookTables:
@@ -50,21 +84,33 @@ def progress(tables: BookTables, quantity: str = "teacher_distance") -> pd.DataF
     return ends.assign(space=ends["space"].where(ends["sweep"] != "rank", wider), kept=kept)
 
 
-def passed(tables: BookTables) -> dict[str, float]:
-    """Return the share of each step's squared norm that lies in the space of a run, by its space; means over seeds.
+def passed(tables: BookTables) -> dict[tuple[str, str], float]:
+    """Return the share of each step's squared norm that lies in the space of a run, by its free run and space.
 
-    Where the update is held that is what is left of it: a run in a space that lets less through takes shorter steps.
+    Means over seeds. Where the update is held that is what is left of it: a run in a space that lets less through takes
+    shorter steps.
     """
     assert tables.measures is not None
     inside = pick(tables.measures, quantity="update_inside", null="").groupby("recipe")["value"].agg("mean").to_dict()
     runs = progress(tables).drop_duplicates(["free", "space"])
     named = zip(runs["recipe"], runs["free"], runs["space"], strict=True)
-    return {space: float(inside[name]) for name, free, space in named if free == "opd" and name in inside}
+    return {(free, space): float(inside[name]) for name, free, space in named if name in inside}
 
 
 def by_seed(kept: pd.DataFrame) -> pd.DataFrame:
     """Progress kept, a row per seed and a column for each ``(free run, space)``."""
     return kept.pivot_table(index="seed", columns=["free", "space"], values="kept")
+
+
+def ways(kept: pd.DataFrame) -> list[Way]:
+    """How OPD is held in its early space: the gradient, then the update, narrow before wide; longer runs last."""
+    early = kept.loc[kept["space"].str.startswith(EARLY) & kept["free"].isin([*ASKED])]
+    columns = early[["free", "space", "rank", "starts", "steps"]].drop_duplicates().itertuples(index=False)
+    found = [
+        Way(free, "update" if "update held" in space else "gradient", rank, begins, ends, space.removeprefix(EARLY))
+        for free, space, rank, begins, ends in columns
+    ]
+    return sorted(found, key=lambda way: (way.free, way.held, way.width))
 
 
 def answers(tables: BookTables, kept: pd.DataFrame) -> pd.DataFrame:
@@ -74,75 +120,86 @@ def answers(tables: BookTables, kept: pd.DataFrame) -> pd.DataFrame:
     -------
     DataFrame
         ``rule`` in words; what was ``found``, mean and 95% interval over seeds; ``holds``: *yes*, *no* or *not
-        testable*, which is what fewer than three seeds are.
+        testable*, which is what fewer than three seeds are, and a random space whose steps are shorter than asked.
     """
-    wide, closed = by_seed(kept), distance_closed(tables).get("fixed", seed_interval([]))
-    found = [("free, OPD closes a fifth of its distance", closed.text(".0%"), closed.n, closed.mean >= LEARNED)]
-    for how, ending in _held(wide).items():
-        own = seed_interval(_kept(wide, EARLY + ending))
-        rule = f"{how}: the early space keeps {ENOUGH:.0%} of the progress"
-        found.append((rule, own.text(".0%"), own.n, own.low >= ENOUGH))
+    wide, found = by_seed(kept), []
+
+    def asked(rule: str, gap: pd.Series, *, below: bool = False, tested: bool = True) -> None:
+        more = seed_interval(gap)
+        held = more.high < 0 if below else more.low > 0
+        found.append((rule, more.text("+.0%"), more.n, held if tested else None))
+
+    narrow: dict[tuple[str, str], Way] = {}
+    for way in ways(kept):
+        if way.free not in {free for free, _ in narrow}:
+            closed, bar = distance_closed(tables, way.free).get("fixed", seed_interval([])), ASKED[way.free]
+            rule = f"free, {way.ends} updates: OPD closes {PARTS[bar]} of its distance"
+            found.append((rule, closed.text(".0%"), closed.n, closed.mean >= bar))
+        own = seed_interval(_kept(wide, way.space(EARLY)))
+        found.append(
+            (
+                f"{way.words}: the early space keeps {ENOUGH:.0%} of the progress",
+                own.text(".0%"),
+                own.n,
+                own.low >= ENOUGH,
+            )
+        )
         for other in (INPUTS, RANDOM):
-            gap = seed_interval(_lead(wide, ending, other))
-            found.append((f"{how}: it keeps more than {WORDS[other]}", gap.text("+.0%"), gap.n, gap.low > 0))
-        if ending not in HELD.values():
-            gap = seed_interval(_lead(wide, ending, RANDOM) - _lead(wide, HELD[STRICT], RANDOM))
-            rule = f"{how}: its lead over {WORDS[RANDOM]} is smaller than with fewer"
-            found.append((rule, gap.text("+.0%"), gap.n, gap.high < 0))
-    gap = seed_interval(_kept(wide, EARLY) - _kept(wide, EARLY, "control_sft"))
-    rule = "gradient held: OPD keeps more in its early space than control SFT in its own"
-    found.append((rule, gap.text("+.0%"), gap.n, gap.low > 0))
+            asked(f"{way.words}: it keeps more than {WORDS[other]}", _more(wide, way, way.space(other)))
+        less = narrow.setdefault((way.free, way.held), way)
+        if less is not way:
+            more = _more(wide, way, way.space(RANDOM)) - _more(wide, less, less.space(RANDOM))
+            asked(f"{way.words}: its lead over {WORDS[RANDOM]} is smaller than in {less.width}", more, below=True)
+        elif len(gap := _more(wide, way, AS_LONG)) and way.held == "update":
+            rule = f"{way.words}: it keeps more than {WORDS[RANDOM]} of {AS_LONG_WIDTH}, whose steps are as long"
+            asked(rule, gap, tested=_is_as_long(passed(tables), way))
+        if len(more := _more(wide, way, way.of_sft)):
+            asked(f"{way.words}: OPD keeps more in its early space than control SFT in its own", more)
     table = pd.DataFrame(found, columns=["rule", "found", "seeds", "holds"])
     tested = zip(table["seeds"], table["holds"], strict=True)
-    return table.assign(holds=[UNTESTED if n < SEEDS else YES if held else NO for n, held in tested])
+    return table.assign(holds=[UNTESTED if n < SEEDS or held is None else YES if held else NO for n, held in tested])
 
 
 def say(tables: BookTables, kept: pd.DataFrame) -> str:
     """Say whether the early space is enough, how much free OPD learned, and what it keeps in each space.
 
-    The first line is the answer.
+    The first line is the answer; it begins with the paper's own test, of the runs that learned most.
     """
-    wide, made, begins = by_seed(kept), load_recipe("opd", tables.profile), kept["starts"].iloc[0]
-    rank = int(kept["rank"].to_numpy(int).min())
-    narrow = f" in {rank} directions"
-    closed, gap = distance_closed(tables)["fixed"], seed_interval(gap_closed(tables))
-    let = passed(tables)
-    said = [
-        f"{_answer(wide, rank, closed, let)}{_lengths(let, wide)} In {made.steps} updates on "
-        f"{made.prompts_per_update} prompts each, every word judged, free OPD closes {closed.mean:.0%} of its distance "
-        f"to the teacher and {gap.mean:.0%} of the gap in accuracy"
+    wide, let = by_seed(kept), passed(tables)
+    how = [way for way in ways(kept) if len(_kept(wide, way.space(EARLY))) >= SEEDS]
+    if not how:
+        return "Whether the early space is enough where OPD learns is not tested: too few seeds.\n"
+    first = max(how, key=lambda way: (way.held == PAPER[0], way.width == PAPER[1], way.ends))
+    closed = distance_closed(tables, first.free)["fixed"]
+    test = "the paper's own test" if (first.held, first.width) == PAPER else f"the paper: {PAPER[1]}, not run here"
+    answer = [
+        f"Where OPD {_learns(closed)} ({closed.mean:.0%} of its distance to the teacher), with its {first.held} held "
+        "in "
+        f"{first.width} directions of its early space ({test}) it {_found(wide, first)}.",
+        _beside_sft(wide, first),
+        *(f"With its {way.words} it {_found(wide, way)}." for way in how if way is not first),
+        _length(wide, how, let),
     ]
-    for how, ending in _held(wide).items():
-        kept_in = [(f"in {WORDS[space]}", _kept(wide, space + ending)) for space in (EARLY, INPUTS, RANDOM)]
-        width = "" if ending not in HELD.values() else narrow
-        said += [f"With its {how}{width} from step {begins} on, it keeps of the progress {_shares(wide, kept_in)}"]
-    own = _kept(wide, EARLY, "control_sft")
-    more = seed_interval(_kept(wide, EARLY) - own).text("+.0%")
-    shares = _shares(wide, [("in its own early space", own)])
-    if len(own):
-        said += [
-            f"Control SFT, its gradient held{narrow}, keeps {shares}; OPD minus control SFT, seed by seed: {more} by "
-            f"distance to the teacher, which only OPD is asked to close{_by_accuracy(tables)}"
-        ]
-    alone = "" if "opd_random_credit" in set(tables.accuracy["recipe"]) else " No run with random credit is beside it."
-    return f"{'. '.join(said)}. Seeds: {len(wide)} where nothing else is said.{alone}"
+    said = [_shares_let_through(how, let)]
+    for free in dict.fromkeys(way.free for way in how):
+        made, gap = load_recipe(free, tables.profile), seed_interval(gap_closed(tables, free))
+        said.append(
+            f"In {made.steps} updates on {made.prompts_per_update} prompts each, every word judged, free OPD closes "
+            f"{distance_closed(tables, free)['fixed'].mean:.0%} of its distance to the teacher and {gap.mean:.0%} of "
+            "the gap in accuracy."
+        )
+        said += [_in_each(wide, way) for way in how if way.free == free]
+    said += [*_minus_sft(tables, wide, how), f"Seeds: {len(wide)} where nothing else is said."]
+    return "\n".join(" ".join(filter(None, part)) for part in (answer, said))
 
 
 def beside_others() -> str:
-    """Say, from the committed tables, which spaces the early one beats where OPD learns and its update is held.
+    """Say, from the committed tables, what the early space keeps where OPD learns, in the paper's own test first.
 
     >>> print(beside_others())
-    Where OPD learns a little (chapter 6; outside this ledger), with its updates held, the early space keeps more than a
-    random space and is not told apart from the space of its inputs; in 16 directions it keeps more than a random space
-    and is not told apart from the space of its inputs.
     """
-    tables = confined()
-    wide, closed = by_seed(progress(tables)), distance_closed(tables)["fixed"]
-    told = [_told(wide, ending) for how, ending in _held(wide).items() if how.startswith(STRICT)]
-    widths = [how.removeprefix(STRICT).strip() for how in _held(wide) if how.startswith(STRICT)]
-    said = "; ".join(f"{width} it {words}" if width else words for width, words in zip(widths, told, strict=True))
-    how = _learns(closed)
-    return f"Where OPD {how} (chapter 6; outside this ledger), with its updates held, the early space {said}."
+    answer = say(tables := confined(), progress(tables)).partition("\n")[0]
+    return f"{answer.partition('. ')[0].replace('Where OPD', 'In chapter 6 (outside this ledger), where OPD', 1)}."
 
 
 def _learns(closed: Interval) -> str:
@@ -156,76 +213,29 @@ def _learns(closed: Interval) -> str:
     return "learns" if closed.low >= LEARNED else "learns a little"
 
 
-def _held(wide: pd.DataFrame) -> dict[str, str]:
-    """Return :data:`HELD` and, from narrow to wide, what was held strictly in more directions than the first."""
-    form = re.compile(f"{EARLY} of (\\d+){HELD[STRICT]}")
-    widths = sorted(int(found[1]) for free, space in wide if free == "opd" and (found := form.fullmatch(space)))
-    return HELD | {f"{STRICT} in {width} directions": f" of {width}{HELD[STRICT]}" for width in widths}
-
-
-def _kept(wide: pd.DataFrame, space: str, free: str = "opd") -> pd.Series:
+def _kept(wide: pd.DataFrame, space: tuple[str, str]) -> pd.Series:
     """Progress kept in a space by seed; empty where nothing was held in it."""
-    return wide.loc[:, (free, space)].dropna() if (free, space) in wide else pd.Series(dtype=float)
+    return wide.loc[:, space].dropna() if space in wide else pd.Series(dtype=float)
 
 
-def _lead(wide: pd.DataFrame, ending: str, other: str) -> pd.Series:
-    """By how much the early space keeps more than another that is held alike."""
-    return _kept(wide, EARLY + ending) - _kept(wide, other + ending)
+def _more(wide: pd.DataFrame, way: Way, other: tuple[str, str]) -> pd.Series:
+    """By how much OPD keeps more in its early space than a run in another space, by seed."""
+    return (_kept(wide, way.space(EARLY)) - _kept(wide, other)).dropna()
 
 
-def _shares(wide: pd.DataFrame, kept_in: list[tuple[str, pd.Series]]) -> str:
-    """List means, with their seeds where these are not all."""
-    shares = [(words, seed_interval(values.to_numpy(float))) for words, values in kept_in if len(values)]
-    return listed(f"{own.mean:.0%} {words}{f' (seeds: {own.n})' * (own.n < len(wide))}" for words, own in shares)
+def _found(wide: pd.DataFrame, way: Way) -> str:
+    """Say what is kept in the early space, whether that is enough, and on which side of the other spaces it is."""
+    own, sides = seed_interval(_kept(wide, way.space(EARLY))), {}
+    for space in (RANDOM, INPUTS):
+        sides.setdefault(_side(_more(wide, way, way.space(space))), []).append(WORDS[space])
+    told = listed(f"{side} {(' or ' if side == ALIKE else ' and ').join(spaces)}" for side, spaces in sides.items())
+    return f"keeps {own.text('.0%')} of its progress: {_enough(own)}; it {told}"
 
 
-def _by_accuracy(tables: BookTables) -> str:
-    """Say by how much more OPD keeps in its early space than control SFT by accuracy, the ruler of SFT; or nothing."""
-    if tables.measures is None or "accuracy" not in set(tables.measures["quantity"]):
-        return ""
-    kept = by_seed(progress(tables, "accuracy"))
-    more = seed_interval(_kept(kept, EARLY) - _kept(kept, EARLY, "control_sft"))
-    return f"; by accuracy {more.text('+.0%')}" if more.n else ""
-
-
-def _lengths(inside: Mapping[str, float], wide: pd.DataFrame) -> str:
-    """Say what part of each step a space lets through where the update is held, and what that leaves open."""
-    said = []
-    for ending in list(_held(wide).values())[1:]:
-        let = [inside.get(space + ending, math.nan) for space in (EARLY, INPUTS, RANDOM)]
-        if not any(map(math.isnan, let)):
-            said.append("{:.0%}, {:.0%} and {:.0%}".format(*let))
-    if not said:
-        return "(An update that is held is shorter too.)"
-    return (
-        "An update that is held is shorter too: of each step's squared norm the early space, the inputs' and a random "
-        f"one let through {'; with more directions '.join(said)}. How much of a lead "
-        "over a random space is length is not known."
-    )
-
-
-def _answer(wide: pd.DataFrame, rank: int, closed: Interval, inside: Mapping[str, float]) -> str:
-    """Say whether the early space is enough, by gradients and by steps that are held, and whether another would do."""
-    loosely, strictly = HELD.values()
-    loose, strict = (seed_interval(_kept(wide, EARLY + ending)) for ending in (loosely, strictly))
-    if min(loose.n, strict.n) < SEEDS:
-        return "Whether the early space is enough where OPD learns is not tested: too few seeds.\n"
-    wider = []
-    for how, ending in [*_held(wide).items()][len(HELD) :]:
-        own, where = seed_interval(_kept(wide, EARLY + ending)), how.removeprefix(STRICT).strip().capitalize()
-        if own.n >= SEEDS:
-            wider.append(f"{where} it keeps {own.text('.0%')}; there the early space {_told(wide, ending)}.")
-    let = [inside.get(space + strictly, math.nan) for space in (EARLY, RANDOM)]
-    steps = "" if any(map(math.isnan, let)) else f"{math.sqrt(let[0] / let[1]):.1f} times as long as in a random one"
-    longer = f" In the early space its steps are {steps}." if steps else ""
-    as_paper = "" if ("opd", f"{EARLY} of {PAPER_RANK}") in wide else ", not run here"
-    said = (
-        f"Where OPD {_learns(closed)}, with its gradient held in {rank} directions of its early space (the paper: "
-        f"{PAPER_RANK}{as_paper}) it keeps {loose.text('.0%')} of its progress: {_enough(loose)}; it "
-        f"{_told(wide, loosely)}. With its updates held it keeps {strict.text('.0%')}: {_enough(strict)}; it "
-        f"{_told(wide, strictly)}.{longer}"
-    )
-    return f"{said}\n{''.join(f'{words} ' for words in wider)}"
+def _side(lead: pd.Series) -> str:
+    """Say on which side of something a lead over it is."""
+    gap = seed_interval(lead)
+    return "keeps more than" if gap.low > 0 else "keeps less than" if gap.high < 0 else ALIKE
 
 
 def _enough(kept: Interval) -> str:
@@ -235,11 +245,69 @@ def _enough(kept: Interval) -> str:
     return f"less than the {ENOUGH:.0%} asked" if kept.high < ENOUGH else "not shown to be enough"
 
 
-def _told(wide: pd.DataFrame, ending: str) -> str:
-    """Say on which side of a random space, and of the inputs', the early one is."""
-    how = []
-    for space in (RANDOM, INPUTS):
-        gap = seed_interval(_lead(wide, ending, space))
-        word = "keeps more than" if gap.low > 0 else "keeps less than" if gap.high < 0 else "is not told apart from"
-        how += [f"{word} {WORDS[space]}"]
-    return listed(how)
+def _in_each(wide: pd.DataFrame, way: Way) -> str:
+    """List what is kept in each space, with the seeds where these are not all."""
+    kept = [(WORDS[space], _kept(wide, way.space(space))) for space in (EARLY, INPUTS, RANDOM)]
+    shares = [
+        f"{values.mean():.0%} in {words}{f' (seeds: {len(values)})' * (len(values) < len(wide))}"
+        for words, values in kept
+        if len(values)
+    ]
+    return f"With its {way.words} from update {way.begins} on, it keeps of its progress {listed(shares)}."
+
+
+def _beside_sft(wide: pd.DataFrame, way: Way) -> str:
+    """Say what control SFT keeps in its own early space; nothing where that was not run."""
+    own = seed_interval(_kept(wide, way.of_sft))
+    side = _side(_more(wide, way, way.of_sft))
+    return f"Control SFT keeps {own.text('.0%')} in its own: OPD {side} that." if own.n else ""
+
+
+def _minus_sft(tables: BookTables, wide: pd.DataFrame, how: list[Way]) -> list[str]:
+    """Say by how much more OPD keeps in its early space than control SFT in its own, by either ruler."""
+    assert tables.measures is not None
+    by_accuracy = by_seed(progress(tables, "accuracy")) if "accuracy" in set(tables.measures["quantity"]) else None
+    said = []
+    for way in how:
+        if not len(more := _more(wide, way, way.of_sft)):
+            continue
+        words = f"{way.words}, OPD minus control SFT, seed by seed: {seed_interval(more).text('+.0%')}"
+        if by_accuracy is not None:
+            words += f", by accuracy {seed_interval(_more(by_accuracy, way, way.of_sft)).text('+.0%')}"
+        said.append(f"{words[0].upper()}{words[1:]}.")
+    return [*said, "Only OPD is asked to close its distance to the teacher."] if said else []
+
+
+def _length(wide: pd.DataFrame, how: list[Way], let: Mapping[tuple[str, str], float]) -> str:
+    """Say whether the lead of the early space, where the update is held, is the length of its steps."""
+    strict = next((way for way in how if way.held == "update"), None)
+    if strict is None or not {strict.space(EARLY), strict.space(RANDOM)} <= set(let):
+        return ""
+    times = math.sqrt(let[strict.space(EARLY)] / let[strict.space(RANDOM)])
+    said = f"In the early space of {strict.width} its steps are {times:.1f} times as long as in a random one"
+    if not _is_as_long(let, strict):
+        return f"{said}: how much of its lead is length is not known."
+    own = seed_interval(_kept(wide, AS_LONG))
+    side = _side(_more(wide, strict, AS_LONG))
+    return f"{said}; it {side} a random one of {AS_LONG_WIDTH}, whose steps are as long: that keeps {own.text('.0%')}."
+
+
+def _is_as_long(let: Mapping[tuple[str, str], float], way: Way) -> bool:
+    """Whether the steps in the wide random space are as long as those in an early space, or longer."""
+    return way.held == "update" and let.get(AS_LONG, 0) >= SHARE_OF_LENGTH * let.get(way.space(EARLY), math.inf)
+
+
+def _shares_let_through(how: list[Way], let: Mapping[tuple[str, str], float]) -> str:
+    """Say what part of each step a space lets through where the update is held."""
+    said = []
+    for way in (way for way in how if way.held == "update"):
+        shares = [let.get(way.space(space), math.nan) for space in (EARLY, INPUTS, RANDOM)]
+        if not any(map(math.isnan, shares)):
+            said.append("{:.0%}, {:.0%} and {:.0%} in {}".format(*shares, way.width))
+    if not said:
+        return ""
+    more = f"; the random one of {AS_LONG_WIDTH} {let[AS_LONG]:.0%}" if AS_LONG in let else ""
+    return (
+        "An update that is held is shorter too: of each step's squared norm the early space, the inputs' and a random "
+        f"one let through {'; '.join(said)} directions{more}."
+    )

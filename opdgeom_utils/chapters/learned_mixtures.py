@@ -18,7 +18,7 @@ from opdgeom_utils.chapters.regime import distance_closed
 from opdgeom_utils.chapters.sufficiency import ENOUGH
 from opdgeom_utils.chapters.surviving import NO, UNTESTED, YES
 from opdgeom_utils.claims.matching import accuracy_gain, final
-from opdgeom_utils.intervals import seed_interval
+from opdgeom_utils.intervals import over_pairs, seed_interval
 from opdgeom_utils.measures.long_table import pick
 from opdgeom_utils.recipes import load_recipe
 from opdgeom_utils.vocabulary import listed
@@ -142,7 +142,7 @@ def answers(found: pd.DataFrame, expected: pd.DataFrame) -> pd.DataFrame:
 def told_apart(found: pd.DataFrame) -> bool:
     """Whether OPD's direction is further from RLVR's than from another seed's of OPD."""
     between, seeds = (seeds_of(found, learned.DIRECTION, row) for row in ("RLVR", control.OTHER_SEED))
-    return seed_interval(between - seeds).high < 0
+    return seed_interval(between - pd.Series(over_pairs(seeds), seeds.index)).high < 0
 
 
 def _side(difference: pd.Series, below: str, above: str) -> str:

@@ -17,7 +17,7 @@ from opdgeom_utils.chapters.mismatched import PROFILE as SFT_NULL
 from opdgeom_utils.chapters.regime import distance_closed, gap_closed
 from opdgeom_utils.chapters.sufficiency import ENOUGH
 from opdgeom_utils.chapters.surviving import NO, UNTESTED, YES
-from opdgeom_utils.intervals import Interval, seed_interval
+from opdgeom_utils.intervals import Interval, over_pairs, seed_interval
 from opdgeom_utils.measures.long_table import pick
 from opdgeom_utils.recipes import load_recipe
 from opdgeom_utils.results import load_tables
@@ -107,7 +107,7 @@ def judge(panel: str, own: pd.Series, there: pd.DataFrame) -> str:
         near = seed_interval(own)
         good, bad = near.high < NEAR and beyond.high < 0, near.low > NEAR or beyond.low > 0
     else:
-        half = seed_interval(own - HALF * there[control.OTHER_SEED])
+        half = seed_interval(own - HALF * over_pairs(there[control.OTHER_SEED]))
         good, bad = half.low > 0 and beyond.low > 0, half.high < 0 or beyond.high < 0
     return YES if good else NO if bad else OPEN
 

@@ -16,6 +16,7 @@ import pandas as pd
 
 from opdgeom_utils.claims import matching
 from opdgeom_utils.errors import MetricInputError
+from opdgeom_utils.intervals import over_pairs
 from opdgeom_utils.measures.long_table import nearest_step, pick
 from opdgeom_utils.scopes import SCOPES
 
@@ -154,8 +155,9 @@ class LookUp:
         return rows.set_index("seed").loc[:, column].reindex(self.seeds).to_numpy(float)
 
     def cell(self, cell: Cell) -> np.ndarray:
-        """Value of a cell of the long table, ``nan`` where missing."""
-        return np.array([self._at(path, cell) for path in self.paths(cell)])
+        """Value of a cell of the long table, ``nan`` where missing; of pairs of seeds of one recipe, by the jackknife."""
+        values = np.array([self._at(path, cell) for path in self.paths(cell)])
+        return over_pairs(values) if cell.get("other", "").startswith(f"{cell['recipe']}:{OTHER_SEEDS}") else values
 
     def paths(self, cell: Cell) -> list[Path]:
         """Every step of a cell, one dictionary per seed; empty where there is none.

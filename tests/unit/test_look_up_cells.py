@@ -65,8 +65,19 @@ def test_another_run_is_the_same_seed_or_the_mean_of_the_rest() -> None:
     look = cells(*rows, seeds=(0, 1, 2))
     cell = {"recipe": "opd", "quantity": "x"}
     assert look.cell(cell | {"other": "opd:{seed}@8"}).tolist() == [0.0, 11.0, 22.0]
-    assert look.cell(cell | {"other": "opd:{rest}@8"}).tolist() == [1.5, 11.0, 20.5]
+    assert look.cell(cell | {"other": "opd:{rest}@8"}).tolist() == [-27.0, 11.0, 49.0]  # 4 times 1.5, less 3 times 11
     assert look.cell(cell | {"other": "opd:{seed}@80"}).tolist() == [100.0, 111.0, 122.0]
+
+
+def test_pairs_of_two_recipes_are_their_means() -> None:
+    rows = [
+        {"seed": seed, "step": 8, "value": 10.0 * seed + other, "other_recipe": "rlvr", "other_seed": other}
+        | {"other_step": 8}
+        for seed in range(3)
+        for other in range(3)
+    ]
+    cell = {"recipe": "opd", "quantity": "x", "other": "rlvr:{rest}@8"}
+    assert cells(*rows, seeds=(0, 1, 2)).cell(cell).tolist() == [1.5, 11.0, 20.5]
 
 
 def test_a_row_without_a_scope_fits_any_and_another_scope_fits_none() -> None:
