@@ -6,7 +6,7 @@ over the six diagnostics of how far it is from OPD, and is held against the same
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -191,14 +191,16 @@ def say(tables: BookTables, found: pd.DataFrame, judged: pd.DataFrame) -> str:
 
     near, far = those(PLACE, YES), those(PLACE, NO)
     yards = [control.OTHER_SEED, _RANDOM, *map(label, OBJECTIVES)]
-    lead = (
-        f"by means OPD's place (log ratio over six diagnostics) is moved by {learned.listed_means(place, runs)}; by "
-        f"{learned.listed_means(place, yards)}."
-    )
     told = [run for run in runs if not _no_further(found, run)]
-    lead += f" Shown to move it further than another seed: {listed(told) if told else 'none'}."
-    lead += f" Shown to move it less than RLVR, control SFT and random credit: {listed(near) if near else 'none'}"
-    lead += f"; further than RLVR or control SFT: {listed(far)}." if far else "."
+    beyond = f"further than by RLVR or control SFT by {listed(far)}" if far else ""
+    less = f"less than by RLVR, control SFT and random credit by {listed(near)}" if near else ""
+    lead = (
+        f"OPD's place is shown to be moved {' and '.join(filter(None, (less, beyond)))}."
+        if near or far
+        else "no setting is shown to move OPD's place less than each of RLVR, control SFT and random credit does, and "
+        "none further than RLVR or control SFT."
+    )
+    lead += f" {_by_means(place, runs)} Shown to move it further than another seed: {listed(told) if told else 'none'}."
     little = those(OWN, NO)
     aside = f" (Learned less than was asked: {listed(little)}.)" if little else ""
     order = those(SPARSITY, YES)
@@ -216,6 +218,27 @@ def say(tables: BookTables, found: pd.DataFrame, judged: pd.DataFrame) -> str:
         f"{learned.listed_means(cosine, rows)}. Distance from its stable-rank path: "
         f"{learned.listed_means(path, rows)}. Seeds: {found.loc[found['panel'] == PLACE, 'seed'].nunique()}."
     )
+
+
+def _by_means(place: pd.Series, runs: Iterable[str]) -> str:
+    """Sort settings by how far they move OPD's place, by means, beside another seed, random credit and objectives.
+
+    >>> place = pd.Series({"a": 0.02, "b": 0.05, "c": 0.2, control.OTHER_SEED: 0.02, "RLVR": 0.08, "control SFT": 0.3})
+    >>> print(_by_means(place, ["a", "b", "c"]))
+    By means (log ratio over six diagnostics) another seed moves it 0.02, RLVR 0.08 and control SFT 0.30. No further
+    than another seed: a 0.02. Between another seed and RLVR: b 0.05. As far as RLVR or further: c 0.20.
+    """
+    yards = learned.listed_means(place, [control.OTHER_SEED, _RANDOM, *map(label, OBJECTIVES)])
+    yards = yards.replace(control.OTHER_SEED, "another seed moves it", 1)
+    seed, rlvr = (round(place[row], 2) for row in (control.OTHER_SEED, label(OBJECTIVES[0])))
+    at = {run: round(place[run], 2) for run in runs}
+    groups = {
+        "No further than another seed": [run for run in at if at[run] <= seed],
+        "Between another seed and RLVR": [run for run in at if seed < at[run] < rlvr],
+        "As far as RLVR or further": [run for run in at if at[run] >= max(rlvr, seed)],
+    }
+    said = [f"{words}: {learned.listed_means(place, members)}." for words, members in groups.items() if members]
+    return f"By means (log ratio over six diagnostics) {yards}. {' '.join(said)}"
 
 
 def _no_further(found: pd.DataFrame, run: str) -> bool:

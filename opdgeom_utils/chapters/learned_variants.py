@@ -134,7 +134,8 @@ def say(tables: BookTables, found: pd.DataFrame, judged: pd.DataFrame) -> str:
     paths = paths_of_others(made.steps)
     learn, nothing = (listed(f"{label(n)} {paths[label(n)]:.2f}" for n in names) for names in (LEARNERS, NULLS))
     return (
-        f"{where(tables)}, {_matters(judged)}of OPD's progress to the teacher a run keeps {shares}. "
+        f"{where(tables)}, {_matters(judged)}of OPD's progress to the teacher a run keeps {shares}"
+        f"{_away(tables)}. "
         f"{which(judged, DIRECTION, 'move the weights its way')}. {_path(judged, own[PATH])} {_whose_path(paths)}\n"
         f"After {made.steps} updates on {made.prompts_per_update} prompts each OPD has closed {closed.text('.0%')} of "
         f"its distance to the teacher and {gap.text('.0%')} of the gap in accuracy (seeds: {closed.n}). Progress kept: "
@@ -143,6 +144,19 @@ def say(tables: BookTables, found: pd.DataFrame, judged: pd.DataFrame) -> str:
         f"many updates, {learn}, which get better at their tasks, and {nothing}, which do not. Cosine with its update: "
         f"{listed_means(means[DIRECTION], _HOW)} ({yards[DIRECTION]}). Sampled accuracy: "
         f"{listed_means(means[ACCURACY], ('OPD', *_HOW, _RANDOM), '.1%')}."
+    )
+
+
+def _away(tables: BookTables) -> str:
+    """Say how far from its teacher random credit has gone; nothing where it was not measured."""
+    assert tables.measures is not None
+    apart = pick(tables.measures, quantity="teacher_distance", null="")
+    begun = apart.loc[apart["recipe"].eq("opd") & apart["step"].eq(0), "value"].to_numpy(float)
+    ends = apart.loc[apart["recipe"] == NULL, "value"].to_numpy(float)
+    return (
+        f"; with random credit it ends {ends.mean() / begun.mean():.1f} times as far from it as it began"
+        if len(ends)
+        else ""
     )
 
 

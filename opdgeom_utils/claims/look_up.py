@@ -155,7 +155,7 @@ class LookUp:
         return rows.set_index("seed").loc[:, column].reindex(self.seeds).to_numpy(float)
 
     def cell(self, cell: Cell) -> np.ndarray:
-        """Value of a cell of the long table, ``nan`` where missing; of pairs of seeds of one recipe, by the jackknife."""
+        """Value of a cell of the long table, ``nan`` where missing; of pairs of one recipe's seeds, the jackknife's."""
         values = np.array([self._at(path, cell) for path in self.paths(cell)])
         return over_pairs(values) if cell.get("other", "").startswith(f"{cell['recipe']}:{OTHER_SEEDS}") else values
 

@@ -128,21 +128,22 @@ def test_words_follow_the_numbers() -> None:
     found = settings.numbers(made, toy())
     lead, numbers = settings.say(made, found, settings.answers(made, found)).split("\n")
     assert lead == (
-        "Where OPD learns, by means OPD's place (log ratio over six diagnostics) is moved by mathematics only 0.05, "
-        "code only 0.41 and student of two layers 0.05; by another seed of OPD 0.00, random credit 0.18, RLVR 0.26 "
-        "and control SFT 0.36. Shown to move it further than another seed: mathematics only, code only and student of "
-        "two layers. Shown to move it less than RLVR, control SFT and random credit: mathematics only and student of "
-        "two layers; further than RLVR or control SFT: code only. (Learned less than was asked: student of two "
-        "layers.) By update sparsity 2 of 3 lie between control SFT and RLVR after as many updates (random credit and "
-        "random reward too). That they go its way holds of: mathematics only; not code only. That they stay on its "
-        "path holds of: mathematics only and student of two layers; not code only."
+        "Where OPD learns, OPD's place is shown to be moved less than by RLVR, control SFT and random credit by "
+        "mathematics only and student of two layers and further than by RLVR or control SFT by code only. By means "
+        "(log ratio over six diagnostics) another seed moves it 0.00, random credit 0.18, RLVR 0.26 and control SFT "
+        "0.36. Between another seed and RLVR: mathematics only 0.05 and student of two layers 0.05. As far as RLVR or "
+        "further: code only 0.41. Shown to move it further than another seed: mathematics only, code only and student "
+        "of two layers. (Learned less than was asked: student of two layers.) By update sparsity 2 of 3 lie between "
+        "control SFT and RLVR after as many updates (random credit and random reward too). That they go its way holds "
+        "of: mathematics only; not code only. That they stay on its path holds of: mathematics only and student of "
+        "two layers; not code only."
     )
     assert "code only 0.41" in numbers  # log 1.5
     assert numbers.endswith(" Seeds: 3.")
     near = tables(opd_code=(1.001, 1.02, 0.6, 0.4))
     found = settings.numbers(near, toy())
     said = settings.say(near, found, settings.answers(near, found))
-    assert "further than another seed: mathematics only and student of two layers. Shown to move it less" in said
+    assert "further than another seed: mathematics only and student of two layers. (Learned less" in said
 
 
 def test_a_run_off_the_curve_is_found_and_one_on_it_is_not() -> None:
