@@ -114,18 +114,14 @@ def test_words_follow_the_numbers() -> None:
     made = tables()
     found = learned.numbers(made)
     said = learned.say(made, found, learned.answers(found))
-    assert (
-        said.splitlines()[0]
-        == (
-            "Where OPD learns, it matters which tokens are kept and who writes: of OPD's progress to the teacher a run "
-            "keeps 50% with the quarter of the tokens that the teacher objects to most, 90% with a random quarter and 90% "
-            "with text that the teacher wrote; with random credit it ends 3.6 times as far from it as it began. "  # 2.5 / .7
-            "That they move the weights its way holds of: top 25% and random 25%; not "
-            "teacher writes. Less than 0.1 from its stable-rank path (and nearer than random credit) are top 25% and "
-            "random 25%. So the path does not tell how much is learned: top 25% is near it and does not keep up; teacher "
-            "writes is off it and keeps up. Other objectives that learn from its anchor lie near it too, and runs that "
-            "cannot get better do not."
-        )
+    assert said.splitlines()[0] == (  # random credit: 2.5 of 0.7
+        "Where OPD learns, it matters which tokens are kept and who writes: of OPD's progress to the teacher a run "
+        "keeps 50% with the quarter of the tokens that the teacher objects to most, 90% with a random quarter and 90% "
+        "with text that the teacher wrote; with random credit it ends 3.6 times as far from it as it began. That they "
+        "move the weights its way holds of: top 25% and random 25%; not teacher writes. Less than 0.1 from its "
+        "stable-rank path (and nearer than random credit) are top 25% and random 25%. So the path does not tell how "
+        "much is learned: top 25% is near it and does not keep up; teacher writes is off it and keeps up. Other "
+        "objectives that learn from its anchor lie near it too, and runs that cannot get better do not."
     )
     assert "Progress kept: top 25% 50% (50% to 50%), random 25% 90% (90% to 90%) and teacher writes 90%" in said
     assert "OPD has closed 29% (29% to 29%) of its distance" in said  # 0.2 of 0.7
