@@ -177,7 +177,7 @@ def say(tables: BookTables, kept: pd.DataFrame) -> str:
         "in "
         f"{first.width} directions of its early space ({test}) it {_found(wide, first)}.",
         _beside_sft(wide, first),
-        *(f"With its {way.words} it {_found(wide, way)}." for way in how if way is not first),
+        *[f"With its {way.words} it {_found(wide, way)}." for way in how if way.held == "update"][:1],
         _length(wide, how, let),
     ]
     said = [_shares_let_through(how, let)]

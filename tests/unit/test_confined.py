@@ -59,10 +59,6 @@ def test_more_directions_have_rules_of_their_own() -> None:
     made = tables(**wide)
     assert verdicts(made) == [YES, YES, YES, NO, YES, NO, YES, YES, YES, YES, NO, YES]
     said = confined.say(made, confined.progress(made))
-    assert (
-        "With its update held in 16 directions it keeps 85% (85% to 85%) of its progress: enough by its rule; it keeps "
-        "less than a random space and keeps more than the space of its inputs."
-    ) in said
     assert "With its update held in 16 directions from update 16 on, it keeps of its progress 85% in its early" in said
     more = tables(**{**wide, "opd_project_update_random_k16": 0.3})  # a lead of 0.55
     assert verdicts(more)[10:] == [YES, NO]
@@ -76,7 +72,7 @@ def test_the_papers_own_test_leads() -> None:
         "Where OPD learns (43% of its distance to the teacher), with its gradient held in 16 directions of its early "
         "space (the paper's own test) it keeps 85% (85% to 85%) of its progress: enough by its rule; it is not told "
         "apart from a random space or the space of its inputs. Control SFT keeps 90% (90% to 90%) in its own: OPD "
-        "keeps less than that. With its gradient held in 4 directions it keeps 90%"
+        "keeps less than that. With its update held in 4 directions it keeps 50%"
     )
 
 
