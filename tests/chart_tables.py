@@ -124,6 +124,14 @@ def card(question: str = "rq1") -> pd.DataFrame:
 
 
 @cache
+def held_steps() -> pd.DataFrame:
+    """Three spaces in which the step is held, two seeds each; the line has not seen the last."""
+    spaces = [("early space", 0.4, 0.5), ("random space of 16", 0.2, 0.3), ("all but the early space", 0.8, 0.7)]
+    rows = [(space, s, at + 0.01 * s, kept + 0.02 * s) for space, at, kept in spaces for s in range(2)]
+    table = pd.DataFrame(rows, columns=["space", "seed", "length", "kept"])
+    return table.assign(blind=table["space"] == spaces[-1][0])
+
+
 def held() -> pd.DataFrame:
     """One row per (projected run, seed): progress kept, update inside, and a seed whose free run gained nothing."""
     draw = np.random.default_rng(3)

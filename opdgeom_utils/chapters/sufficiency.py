@@ -117,6 +117,27 @@ def early_against(kept: pd.DataFrame, quantity: str) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
+def every_run(kept: pd.DataFrame) -> pd.DataFrame:
+    """Lay out the progress that every projected run kept, as text: a row for each run and ruler, with its seeds.
+
+    ``kept``: from :func:`start_and_ends`, with the progress ``kept``; a seed without a number counts among no seeds.
+    """
+    table = []
+    for (ruler, _), own in kept.groupby(["quantity", "recipe"], sort=False):
+        part, gap = seed_interval(own["kept"]), float((own["held_end"] - own["free_end"]).mean())
+        row = {"run": label(str(own["free"].iloc[0])), "held in": own["space"].iloc[0]}
+        row["progress kept"] = "-" if part.n == 0 else f"{part.mean:.0%}"
+        row["95% interval"] = f"{part.low:.0%} to {part.high:.0%}" if part.n > 1 else "one seed"
+        row |= {"seeds": f"{part.n} of {len(own)}", "ruler": RULERS[str(ruler)], "K": own["rank"].iloc[0]}
+        row |= {
+            "from": f"{own['share'].iloc[0]:.0%}",
+            "free gain": f"{(own['free_end'] - own['start']).abs().mean():.4f}",
+        }
+        row["held minus free"] = f"{100 * gap:+.1f} points" if ruler == "accuracy" else f"{gap:+.4f} nats"
+        table.append(row)
+    return pd.DataFrame(table).sort_values("ruler", kind="stable") if table else pd.DataFrame()
+
+
 def say_basis(runs: pd.DataFrame) -> str:
     """Say how many projected recipes rest on how many seeds; those of one are sweeps.
 

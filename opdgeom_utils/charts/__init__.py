@@ -25,7 +25,7 @@ from opdgeom_utils.charts.drawings import (
 from opdgeom_utils.charts.heat_maps import localisation, settings_against_seeds
 from opdgeom_utils.charts.noise import beside_noise, gated_overlaps, noise_sliders, walks
 from opdgeom_utils.charts.one_curve import one_curve
-from opdgeom_utils.charts.projected_runs import inside_shares, kept_along, kept_by_space
+from opdgeom_utils.charts.projected_runs import inside_shares, kept_along, kept_by_length, kept_by_space
 from opdgeom_utils.charts.rows_of_points import (
     mask_overlap,
     matched_controls,
@@ -42,9 +42,10 @@ from opdgeom_utils.charts.verdicts import scorecard
 
 __all__ = [
     "accuracy_by_family", "against_nulls", "alpha_rank_sweep", "beside_noise", "credit_per_token", "drawn_grid",
-    "drawn_mask", "drawn_planes", "drawn_ranks", "drawn_shadow", "drawn_spectra", "eta_sweep", "gated_overlaps",
-    "hero", "inside_shares", "kept_along", "kept_by_space", "localisation", "mask_overlap", "matched_controls",
-    "metric_against_norm", "noise_sliders", "one_curve", "path_slider", "rotation_comparison", "rounding_floor",
-    "run_trajectory", "scorecard", "setting_sweep", "settings_against_seeds", "shared_spaces", "sparsity_comparison",
-    "spectral_drift", "training_curves", "update_paths", "variant_paths", "variant_strips", "walks",
+    "drawn_mask", "drawn_planes", "drawn_ranks", "drawn_shadow", "drawn_spectra", "eta_sweep", "gated_overlaps", "hero",
+    "inside_shares", "kept_along", "kept_by_length", "kept_by_space", "localisation", "mask_overlap",
+    "matched_controls", "metric_against_norm", "noise_sliders", "one_curve", "path_slider", "rotation_comparison",
+    "rounding_floor", "run_trajectory", "scorecard", "setting_sweep", "settings_against_seeds", "shared_spaces",
+    "sparsity_comparison", "spectral_drift", "training_curves", "update_paths", "variant_paths", "variant_strips",
+    "walks",
 ]  # fmt: skip

@@ -62,6 +62,9 @@ PALETTE = {
     "smallest weights": "#56B4E9",
     "other weights": "#A6A6A6",
     "visible change": "#D55E00",
+    "early": "#D55E00",
+    "inputs": "#AA4499",
+    "all but early": "#0072B2",
     "row of the update": "#0072B2",
     "its shadow": "#D55E00",
 }

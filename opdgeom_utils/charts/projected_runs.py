@@ -18,6 +18,8 @@ ROW = 38
 TITLE = 26  # letters in a line of an axis' title, which stands beside long labels
 BREAK = "|"
 NARROWEST = 0.35
+SHORT = {"early space": "early", "input activations": "inputs", "random space": "random"}  # in a legend
+SHORT |= {"all but the early space": "all but early"}
 
 
 @figure
@@ -44,6 +46,37 @@ def inside_shares(inside: pd.DataFrame) -> Figure:
     ticks = pd.DataFrame({"row": _names(chance), "at": chance.loc[:, "isotropic"]})
     ticks["text"] = [f"{number(share, '.1%')} without direction" for share in ticks.loc[:, "at"]]
     return _strips(inside, table, title, [0.0, 1.0], ticks)
+
+
+@figure
+def kept_by_length(kept: pd.DataFrame, begins: float, rises: float) -> Figure:
+    """Draw the progress kept against the length of the held steps: a point for each space, seeds small, and a line.
+
+    ``kept``: ``space, seed, length, kept, blind``; spaces that the line has not seen are hollow.
+    ``begins, rises``: of the line, where steps have no length, and until they are whole.
+    """
+    rows = known(need(kept, ["space", "seed", "length", "kept", "blind"]), "kept", "progress kept")
+    rows = known(rows, "length", "the length of steps")
+    means = rows.groupby(["space", "blind"], sort=False)[["length", "kept"]].agg("mean").reset_index()
+    table = pd.concat([rows.assign(role="seed"), means.assign(role="mean", seed=0)])
+    table["kind"] = [SHORT.get(str(space).split(" of ")[0], str(space)) for space in table["space"]]
+    table["text"] = [f"{number(k, '.0%')} kept, steps {number(at, '.0%')} as long"
+                     for k, at in zip(table["kept"], table["length"], strict=True)]  # fmt: skip
+    scale, axis = alt.Scale(domain=[0.0, 1.05], nice=False), alt.Axis(format=".0%", tickCount=5)
+    x = alt.X("length:Q", title="length of the held steps", scale=scale, axis=axis)
+    y = alt.Y("kept:Q", title="progress kept", scale=scale, axis=axis)
+    base = alt.Chart(table.filter(items=["space", "kind", "role", "length", "kept", "blind", "text"])).encode(
+        x=x, y=y, color=coloured("kind", table["kind"]), tooltip=tips("space", ("text", "mean or seed"))
+    )
+    ends = pd.DataFrame({"length": [0.0, 1.0], "kept": [begins, begins + rises]})
+    layers = [alt.Chart(ends).mark_line(strokeDash=[4, 3], strokeWidth=1.5).encode(x=x, y=y)]
+    for role, size in (("seed", 25), ("mean", 110)):
+        for hollow in (False, True):
+            own = base.transform_filter(f"datum.role == '{role}' && {'' if hollow else '!'}datum.blind")
+            layers.append(own.mark_point(filled=not hollow, size=size, opacity=0.5 if role == "seed" else 1))
+    said = "; ".join(f"{row['space']}: {row['text']}" for row in table[table["role"] == "mean"].to_dict("records"))
+    description = f"Progress kept against the length of the held steps. {said}."
+    return alt.layer(*layers).properties(width="container", height=300, description=description)
 
 
 @figure

@@ -1,0 +1,104 @@
+"""Whether the progress of a run whose step is held in a space is the length of its steps, whatever the space.
+
+Runs of profile ``confined``. The line was seen first; the spaces that test it were trained after their rules.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from opdgeom_utils.chapters.committed_tables import BookTables
+from opdgeom_utils.chapters.confined import EARLY, PAPER, SEEDS
+from opdgeom_utils.chapters.learned_variants import OPEN
+from opdgeom_utils.chapters.sufficiency import SPACES
+from opdgeom_utils.chapters.surviving import NO, UNTESTED, YES
+from opdgeom_utils.intervals import seed_interval
+from opdgeom_utils.measures.long_table import pick
+from opdgeom_utils.vocabulary import listed
+
+HELD = ", update held"
+ALL_BUT = SPACES["complement"]
+BLIND = (f"{SPACES['random']} of 108", ALL_BUT, f"{ALL_BUT} of {PAPER[1]}")  # spaces that the line has not seen
+SIDES = {YES: "on it", OPEN: "not shown to be on it", NO: "off it"}
+NEAR = 0.1  # of the progress: so near to the line is on it
+
+
+def points(tables: BookTables, kept: pd.DataFrame) -> pd.DataFrame:
+    """Return ``space, seed, length, kept, blind`` of every run of OPD whose step is held, a row per seed.
+
+    ``kept``: from :func:`opdgeom_utils.chapters.confined.progress`.
+    ``length``: of a held step, as a share of the step before it was cut: the root of the share of its squared norm.
+    """
+    assert tables.measures is not None
+    inside = pick(tables.measures, quantity="update_inside", null="").set_index(["recipe", "seed"])["value"].to_dict()
+    rows = kept.loc[kept["space"].str.endswith(HELD) & kept["free"].eq("opd")]
+    found = [
+        (space.removesuffix(HELD), seed, inside[recipe, seed] ** 0.5, value)
+        for recipe, seed, space, value in rows[["recipe", "seed", "space", "kept"]].itertuples(index=False)
+        if (recipe, seed) in inside
+    ]
+    table = pd.DataFrame(found, columns=["space", "seed", "length", "kept"])
+    return table.assign(blind=table["space"].isin(BLIND))
+
+
+def line(found: pd.DataFrame) -> tuple[float, float]:
+    """Return where the line begins and how it rises: through the means of the spaces seen, and the free run (1, 1).
+
+    >>> rows = {"space": ["a", "b", "c"], "seed": 0, "length": [0.2, 0.6, 0.5], "kept": [0.2, 0.6, 0.9]}
+    >>> begins, rises = line(pd.DataFrame(rows).assign(blind=[False, False, True]))
+    >>> round(begins, 6) + 0, round(rises, 6)
+    (0.0, 1.0)
+    """
+    means = found.loc[~found["blind"].to_numpy(bool)].groupby("space")[["length", "kept"]].mean().to_numpy(float)
+    lengths, kept = np.vstack([means, [1.0, 1.0]]).T
+    rises, begins = np.polyfit(lengths, kept, 1)
+    return float(begins), float(rises)
+
+
+def answers(found: pd.DataFrame) -> pd.DataFrame:
+    """Apply the rules to :func:`points`: ``rule``, ``found`` (mean and 95% interval), ``seeds``, ``holds``."""
+    begins, rises = line(found)
+    off = found.assign(off=found["kept"] - begins - rises * found["length"])
+    rows = []
+    for space in BLIND:
+        gap = seed_interval(off.loc[off["space"] == space, "off"])
+        holds = YES if max(abs(gap.low), abs(gap.high)) <= NEAR else NO if gap.low > NEAR or gap.high < -NEAR else OPEN
+        rows.append((f"update held in {space}: kept as the length of its steps says", gap, holds))
+    wide = found.pivot_table(index="seed", columns="space", values="kept")
+    early, rest = (name for name in (f"{EARLY} of {PAPER[1]}", BLIND[2]))
+    gap = seed_interval(wide[early] - wide[rest] if {early, rest} <= set(wide) else [])
+    rows.append(
+        (f"update held in {PAPER[1]} directions: {EARLY} keeps more than all but it", gap, YES if gap.low > 0 else NO)
+    )
+    return pd.DataFrame(
+        [(rule, gap.text("+.0%"), gap.n, holds if gap.n >= SEEDS else UNTESTED) for rule, gap, holds in rows],
+        columns=["rule", "found", "seeds", "holds"],
+    )
+
+
+def say(found: pd.DataFrame) -> str:
+    """Say whether progress kept follows the length of the steps, in the line's own spaces and in others."""
+    judged, means = answers(found), found.groupby("space")[["length", "kept"]].mean()
+    begins, rises = line(found)
+    seen = means.loc[~means.index.isin(BLIND)]
+    off = float((seen["kept"] - begins - rises * seen["length"]).abs().max())
+    tested = judged["holds"].tolist()[: len(BLIND)]
+    if UNTESTED in judged["holds"].tolist():
+        return f"Over {len(seen)} spaces progress kept lies within {off:.0%} of one line; in others it is not tested."
+    by = {
+        words: [space for space, h in zip(BLIND, tested, strict=True) if h == holds] for holds, words in SIDES.items()
+    }
+    where = "; ".join(f"{words} {listed(spaces)}" for words, spaces in by.items() if spaces)
+    early, rest = (means["kept"].loc[name] for name in (f"{EARLY} of {PAPER[1]}", BLIND[2]))
+    gap = judged["found"].tolist()[-1]
+    head = (
+        "Whatever the space, progress kept follows"
+        if by[SIDES[YES]] == [*BLIND]
+        else "Progress kept does not only follow"
+    )
+    return (
+        f"{head} the length of the steps: over {len(seen)} spaces it lies within {off:.0%} of one line, and of three "
+        f"that the line had not seen lie {where}. The early space of {PAPER[1]} keeps {early:.0%}, all but it "
+        f"{rest:.0%} ({gap})."
+    )
