@@ -152,19 +152,17 @@ def scatter(points: pd.DataFrame) -> float:
 
 
 def as_table(found: pd.DataFrame) -> pd.DataFrame:
-    """Distances as a table to read: a line for each statistic, a column for each objective.
+    """Distances as parts of the range, to read: a line for each statistic, a column for each objective.
 
     >>> row = {"statistic": "x", "metric": "x", "recipe": "rlvr", "mean": 0.3, "low": 0.2, "high": 0.4, "span": 1.0}
     >>> as_table(pd.DataFrame([row | {"verdict": "leaves"}])).values.tolist()
-    [['x', '0.3 (30% of the range): leaves']]
+    [['x', '+30% leaves']]
     """
     lines: dict[str, dict[str, str]] = {}
-    columns = ["statistic", "recipe", "metric", "mean", "span", "verdict"]
-    for statistic, recipe, metric, mean, span, verdict in found[columns].itertuples(index=False):
-        share = f"{number(abs(mean) / span, '.0%')} of the range" if span > 0 else "no range"
-        shown = number(mean, unit="points") if metric_of(metric).percent else number(mean, metric_of(metric).shown)
+    for statistic, recipe, mean, span, verdict in found[["statistic", "recipe", "mean", "span", "verdict"]].to_numpy():
+        share = number(mean / span, "+.0%") if span > 0 else "no range"
         line = lines.setdefault(statistic, {"statistic": statistic})
-        line[label(recipe)] = f"{shown} ({share}): {verdict}"
+        line[label(recipe)] = f"{share} {verdict.removesuffix(' the curve')}"
     return pd.DataFrame(list(lines.values()))
 
 

@@ -69,7 +69,7 @@ def test_words_say_who_leaves_and_what_cannot_be_tested() -> None:
     )
     assert "Random reward: stable rank." in where
     assert "Control SFT cannot be tested: " in where
-    assert one_curve.as_table(found).iloc[0]["random reward"] == "1.5 (75% of the range): leaves"
+    assert one_curve.as_table(found).iloc[0]["random reward"] == "+75% leaves"
 
 
 def test_an_objective_off_the_curve_is_not_hidden() -> None:
