@@ -81,24 +81,21 @@ def say(found: pd.DataFrame) -> str:
     """Say whether progress kept follows the length of the steps, in the line's own spaces and in others."""
     judged, means = answers(found), found.groupby("space")[["length", "kept"]].mean()
     begins, rises = line(found)
-    seen = means.loc[~means.index.isin(BLIND)]
-    off = float((seen["kept"] - begins - rises * seen["length"]).abs().max())
-    tested = judged["holds"].tolist()[: len(BLIND)]
+    off = (means["kept"] - begins - rises * means["length"]).abs()
+    unseen = means.index.isin(BLIND)
+    near = f"over {(~unseen).sum()} spaces it lies within {off[~unseen].max():.0%} of one line"
     if UNTESTED in judged["holds"].tolist():
-        return f"Over {len(seen)} spaces progress kept lies within {off:.0%} of one line; in others it is not tested."
-    by = {
-        words: [space for space, h in zip(BLIND, tested, strict=True) if h == holds] for holds, words in SIDES.items()
-    }
+        return f"With the step held, {near.replace('it', 'progress kept', 1)}; in others it is not tested."
+    tested = dict(zip(BLIND, judged["holds"].tolist(), strict=False))
+    by = {words: [space for space, holds in tested.items() if holds == kind] for kind, words in SIDES.items()}
+    head = "By means" if by[SIDES[OPEN]] else "Whatever the space"
+    follows = "does not only follow" if by[SIDES[NO]] else "follows"
     where = "; ".join(f"{words} {listed(spaces)}" for words, spaces in by.items() if spaces)
     early, rest = (means["kept"].loc[name] for name in (f"{EARLY} of {PAPER[1]}", BLIND[2]))
-    gap = judged["found"].tolist()[-1]
-    head = (
-        "Whatever the space, progress kept follows"
-        if by[SIDES[YES]] == [*BLIND]
-        else "Progress kept does not only follow"
-    )
+    needed = "needed" if judged["holds"].tolist()[-1] == YES else "not shown to be needed"
     return (
-        f"{head} the length of the steps: over {len(seen)} spaces it lies within {off:.0%} of one line, and of three "
-        f"that the line had not seen lie {where}. The early space of {PAPER[1]} keeps {early:.0%}, all but it "
-        f"{rest:.0%} ({gap})."
+        f"{head} the progress of a run whose step is held {follows} the length of its steps: {near}, and three that "
+        f"the line had not seen within {off[unseen].max():.0%} (by the rule, {where}). So the early space is {needed}: "
+        f"held in its {PAPER[1]} directions OPD keeps {early:.0%}, held in all but them {rest:.0%} "
+        f"({judged['found'].tolist()[-1]}), and in all but its leading four {means['kept'].loc[BLIND[1]]:.0%}."
     )

@@ -46,9 +46,17 @@ def test_spaces_that_were_not_trained_test_nothing() -> None:
 def test_words_follow_the_numbers() -> None:
     said = step_lengths.say(found(**dict(zip(BLIND, (0.52, 0.7, 0.55), strict=True))))
     assert said == (
-        "Progress kept does not only follow the length of the steps: over 3 spaces it lies within 0% of one line, and "
-        "of three that the line had not seen lie on it random space of 108 and all but the early space of 16; off it "
-        "all but the early space. The early space of 16 keeps 60%, all but it 55% (+5% (+5% to +5%))."
+        "Whatever the space the progress of a run whose step is held does not only follow the length of its steps: "
+        "over 3 spaces it lies within 0% of one line, and three that the line had not seen within 20% (by the rule, "
+        "on it random space of 108 and all but the early space of 16; off it all but the early space). So the early "
+        "space is needed: held in its 16 directions OPD keeps 60%, held in all but them 55% (+5% (+5% to +5%)), and "
+        "in all but its leading four 70%."
     )
     said = step_lengths.say(found(**dict.fromkeys(BLIND, 0.52)))
-    assert said.startswith("Whatever the space, progress kept follows the length of the steps: over 3 spaces")
+    assert said.startswith(
+        "Whatever the space the progress of a run whose step is held follows the length of its steps"
+    )
+    said = step_lengths.say(found(**dict(zip(BLIND, (0.52, 0.599, 0.65), strict=True))))
+    assert said.startswith("By means the progress of a run whose step is held does not only follow the length")
+    assert "not shown to be on it all but the early space; off it all but the early space of 16" in said
+    assert "So the early space is not shown to be needed: " in said
