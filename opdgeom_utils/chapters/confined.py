@@ -196,7 +196,8 @@ def say(tables: BookTables, kept: pd.DataFrame) -> str:
 def beside_others() -> str:
     """Say, from the committed tables, what the early space keeps where OPD learns, in the paper's own test first.
 
-    >>> print(beside_others())
+    >>> print(beside_others()[:85])
+    In chapter 6 (outside this ledger), where OPD learns a little (21% of its distance to
     """
     answer = say(tables := confined(), progress(tables)).partition("\n")[0]
     return f"{answer.partition('. ')[0].replace('Where OPD', 'In chapter 6 (outside this ledger), where OPD', 1)}."
