@@ -9,10 +9,14 @@ from typing import Any, Protocol, SupportsIndex, runtime_checkable
 from opdgeom_utils.checkpoints.opening import CheckpointSource, holds_weights
 from opdgeom_utils.checkpoints.pickled_weights import ENDINGS
 from opdgeom_utils.checkpoints.rank_files import ACTOR
+from opdgeom_utils.checkpoints.weight_files import shortened
 from opdgeom_utils.errors import MetricInputError
 
-STEP = re.compile(r"(?:steps?|checkpoint|ckpt|iter|iteration|update)[_=-]?(\d+)(?!\d*[a-z])", re.IGNORECASE)  # not 10k
-EPOCH = re.compile(r"epoch[_=-]?(\d+)", re.IGNORECASE)
+WORD = r"(?:steps?|checkpoint|ckpt|iter|iteration|update)[_=-]?"
+WHOLE = r"(\d+)(?!\d|[a-z]|[.,]\d)"  # neither 10k nor 1.5 nor 1,000
+STEP = re.compile(WORD + WHOLE, re.IGNORECASE)
+BROKEN = re.compile(rf"{WORD}(?=\d)(?!{WHOLE})", re.IGNORECASE)
+EPOCH = re.compile(rf"(?:epoch|stage|phase|round)[_=-]?{WHOLE}", re.IGNORECASE)
 NUMBER = re.compile(r"\d+(?:\.\d+)*[a-z]?", re.IGNORECASE)  # 10k is no plain number
 FILE = "|".join(map(re.escape, (".safetensors", *ENDINGS)))
 STEP_FILE = re.compile(rf"(?:global_?)?{STEP.pattern}(?:{FILE})?", re.IGNORECASE)
@@ -21,8 +25,8 @@ BELOW_A_STEP = (ACTOR, "actor_rollout", "default", "hf", "hf_model", "huggingfac
                 "policy", "student", "weights")  # fmt: skip
 DEEPEST = 4  # folders below a run's own: global_step_50/actor/huggingface has three
 IN_ORDER = "No name holds a step: the checkpoints are numbered in the order in which they were given."
-EPOCHS = "The names hold epochs and no steps: the steps here are epochs."
-ANEW = "The steps start anew in each epoch: the checkpoints are numbered in their order."
+EPOCHS = "The names hold epochs or stages and no steps: the steps here are those."
+ANEW = "The steps start anew in each epoch or stage: the checkpoints are numbered in their order."
 ALIKE = "The names differ in one number: it is taken as the step."
 
 
@@ -59,7 +63,7 @@ def numbered(names: Sequence[str]) -> tuple[list[int], str]:
     ``names``: paths or hub names, in any order; folders that all of them lie in say nothing. Of one name alone the last
     part counts, or the part that :data:`BELOW_A_STEP` leads up to.
     Returns a step for each name, and a sentence where the steps are not plainly written in the names. Raises
-    MetricInputError when only some of the names hold a step, or two hold the same one.
+    MetricInputError when only some of the names hold a step, two hold the same one, or one is no whole number (10k).
 
     >>> numbered(["run/checkpoint-1000", "run/checkpoint-200"])
     ([1000, 200], '')
@@ -71,7 +75,9 @@ def numbered(names: Sequence[str]) -> tuple[list[int], str]:
         return [step or 0], IN_ORDER if step is None else ""
     parts = [Path(name).parts for name in names]
     shared = next((i for i, same in enumerate(zip(*parts, strict=False)) if len(set(same)) > 1), 0)
-    steps, epochs = ([_last(word, own[shared:]) for own in parts] for word in (STEP, EPOCH))
+    parts = [own[shared:] for own in parts]
+    _check_whole(parts)
+    steps, epochs = ([_last(word, own) for own in parts] for word in (STEP, EPOCH))
     pairs = [(epoch, step) for epoch, step in zip(epochs, steps, strict=True) if epoch is not None and step is not None]
     order = sorted(set(pairs))
     in_one_go = sorted({step for _, step in order}) == [step for _, step in order]
@@ -116,11 +122,13 @@ def checkpoints_inside(folder: Path) -> tuple[list[Path], list[Path]]:
     A folder with weights is one checkpoint, and nothing below it is looked at. A folder named after a step counts even
     where no weights are found in it, unless there are none anywhere: whoever opens it says what it holds instead.
 
-    ``folder``: the run's folder, which holds no weights of its own but files named after steps.
+    ``folder``: the run's folder, which holds no weights of its own but files named after steps. Raises MetricInputError
+    when a name holds a step that is no whole number.
     """
     found = sorted(_inside(folder, DEEPEST), key=lambda path: step_in(path.name) is not None)
     paths = sorted({path.resolve(): path for path in found}.values())  # of two links to one folder, the one with a step
     below = {path: path.relative_to(folder).parts for path in paths}
+    _check_whole([*below.values()])
     paths = [path for path in paths if ACTOR in below[path]] or paths
     if not any(map(_is_checkpoint, paths)):
         return [], []
@@ -136,7 +144,13 @@ def in_step_order(checkpoints: Checkpoints | str | os.PathLike[str]) -> list[tup
             raise MetricInputError(
                 f"checkpoints is {checkpoints}, expected a folder of steps or a list of checkpoints."
             )
-        checkpoints = checkpoints_inside(folder)[0]
+        checkpoints, others = checkpoints_inside(folder)
+        if not checkpoints:
+            found = f"the checkpoints {shortened([path.name for path in others])}" if others else "no checkpoint"
+            raise MetricInputError(
+                f"{folder} holds {found} and no name with a step (checkpoint-50); give them as a list of pairs "
+                "(step, path)."
+            )
     given = list(checkpoints)
     paths = [os.fspath(item) for item in given if isinstance(item, str | os.PathLike)]
     found, remark = numbered(paths) if paths else ([], "")
@@ -169,6 +183,16 @@ def _step_files(folder: Path) -> list[Path]:
 
 def _is_checkpoint(path: Path) -> bool:
     return path.is_file() or holds_weights(path)
+
+
+def _check_whole(names: Sequence[Sequence[str]]) -> None:
+    """Refuse names, each in its parts, of which one has a step such as 10k and none that is whole."""
+    broken = [os.path.join(*own) for own in names if _last(STEP, own) is None and any(map(BROKEN.search, own))]
+    if broken:
+        raise MetricInputError(
+            f"{shortened(broken)}: a step that is no whole number; rename it to one (checkpoint-1500), or give pairs "
+            "(step, path) to diagnose_trajectory."
+        )
 
 
 def _last(word: re.Pattern[str], parts: Sequence[str]) -> int | None:

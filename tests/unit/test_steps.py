@@ -43,7 +43,12 @@ def save(path: Path, scale: float = 1.0) -> Path:
         (["r/final"], [0], steps.IN_ORDER),
         (["/data/step2/my run/final"], [0], steps.IN_ORDER),  # the second step of a pipeline is no update
         (["r/step_50/model.safetensors"], [50], ""),
-        (["r/checkpoint-1k", "r/checkpoint-10k"], [1, 2], steps.IN_ORDER),
+        (["r/checkpoint-1k"], [0], steps.IN_ORDER),
+        (["step-3.5-flash/run-9", "step-3.5-flash/run-10"], [9, 10], steps.ALIKE),
+        (["r/step-3.5-flash/step_1", "r/step-4/step_2"], [1, 2], ""),
+        (["r/stage_2/step_5", "r/stage_1/step_5", "r/stage_1/step_9"], [3, 1, 2], steps.ANEW),
+        (["r/phase-1/checkpoint-5", "r/phase-2/checkpoint-9"], [5, 9], ""),
+        (["r/round3/model", "r/round1/model"], [3, 1], steps.EPOCHS),
     ],
 )
 def test_steps_of_names(names: list[str], expected: list[int], remark: str) -> None:
@@ -61,6 +66,27 @@ def test_steps_of_names(names: list[str], expected: list[int], remark: str) -> N
 def test_steps_that_are_missing_or_given_twice_are_refused(names: list[str]) -> None:
     with pytest.raises(MetricInputError, match="the names hold the steps"):
         numbered(names)
+
+
+@pytest.mark.parametrize("step", ["1.5k", "10k", "1,000", "0x10", "1e3", "0.25"])
+def test_a_step_that_is_no_whole_number_is_no_step(tmp_path: Path, step: str) -> None:
+    """Two such names have no order that is sure: the shell's puts 10k before 2k."""
+    with pytest.raises(MetricInputError, match=f"checkpoint-{step}.*no whole number.*rename"):
+        numbered([f"r/checkpoint-{step}", "r/checkpoint-2k"])
+    before = save(tmp_path / "before.safetensors")
+    save(tmp_path / f"run/checkpoint-{step}/model.safetensors")
+    save(tmp_path / "run/checkpoint-5/model.safetensors")
+    for measure in (lambda run: diagnose_trajectory(before, run, nulls=False), lambda run: open_run(str(before), run)):
+        with pytest.raises(MetricInputError, match="no whole number"):
+            measure(str(tmp_path / "run"))
+
+
+def test_a_folder_without_a_step_asks_for_pairs(tmp_path: Path) -> None:
+    before = save(tmp_path / "before.safetensors")
+    ends = [save(tmp_path / f"run/{name}/model.safetensors", 2) for name in ("early", "late")]
+    with pytest.raises(MetricInputError, match=r"early, late.*pairs \(step, path\)"):
+        diagnose_trajectory(before, tmp_path / "run", nulls=False)
+    assert diagnose_trajectory(before, [(1, ends[0]), (2, ends[1])], nulls=False)["step"].tolist() == [1, 2]
 
 
 LAYOUTS = {
