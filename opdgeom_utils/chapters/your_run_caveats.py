@@ -84,10 +84,14 @@ def _spacing(dtype: str) -> float:
 
 
 def _on_bf16_grid(rows: pd.DataFrame) -> pd.Series:
-    """Say of each update that is known whether rounding both of its ends to bf16 changes nothing of it."""
+    """Say of each update that is known whether rounding both of its ends to bf16 changes nothing of it.
+
+    An update of one entry, or of one row, has a stable rank of 1 whatever rounding does: nothing is known of it.
+    """
     if not {"stable_rank", "stable_rank_bf16"} <= set(rows):
         return pd.Series(dtype=bool)
-    known = rows.loc[rows["stable_rank"].notna()]
+    of_one = (rows[["stable_rank", "stable_rank_bf16"]] - 1).abs().max(axis="columns") <= SAME
+    known = rows.loc[rows["stable_rank"].notna() & ~of_one]
     return (known["stable_rank"] - known["stable_rank_bf16"]).abs() <= SAME * known["stable_rank"]
 
 

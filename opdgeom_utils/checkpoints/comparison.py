@@ -20,9 +20,10 @@ from opdgeom_utils.errors import CheckpointMismatchError, ways
 
 ROTATED = ("q_proj", "k_proj", "q_norm", "k_norm")  # what rotary embeddings turn, by halves or by neighbours
 TURNED = (
-    "one of the two was converted by the rule for Meta's rotary embeddings, the other not; convert both from the "
-    "trained weights by one rule"
+    "rows in another order (one of the two was converted by the rule for Meta's rotary embeddings, the other not; "
+    "convert both from the trained weights by one rule)"
 )
+PERHAPS_OTHERS = "its rows may not mean the same tokens"
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def compare_opened(reference: OpenCheckpoint, tuned: OpenCheckpoint) -> Comparis
     forms = {name: f"{name} is {before[name].shape} and {after[name].shape}" for name in differ}
     padded = [name for name in differ if _is_padding(name, before[name], after[name])]
     moved, remarks = _rows_moved(reference, tuned, [name for name in both if name not in differ or name in padded])
-    forms |= {name: f"{name} has its rows in another order ({text})" for name, text in moved.items()}
+    forms |= {name: f"{name} has {text}" for name, text in moved.items()}
     padded = [name for name in padded if name not in moved]
     return ComparisonReport(
         reference=reference.label,
@@ -179,11 +180,12 @@ def _common(
 
 
 def _is_padding(name: str, one: StoredTensor, other: StoredTensor) -> bool:
-    """Say whether two tensors differ only in a few rows at the end of the vocabulary."""
+    """Say whether two tensors differ only in a few rows at the end of the vocabulary; half of one is a slice of it."""
     if any(getattr(tensor.load, "open_ended", False) for tensor in (one, other)):
         return False  # its last slices may be missing
     same_width = len(one.shape) == len(other.shape) > 0 and one.shape[1:] == other.shape[1:]
-    return same_width and 0 < abs(one.shape[0] - other.shape[0]) < PADDING_AT_MOST and is_vocabulary(name)
+    few = same_width and 0 < abs(one.shape[0] - other.shape[0]) < min(PADDING_AT_MOST, one.shape[0], other.shape[0])
+    return few and is_vocabulary(name)
 
 
 def _rows_moved(
@@ -201,14 +203,17 @@ def _rows_moved(
         before, after = reference.tensors[name], tuned.tensors[name]
         if tuned.adapted and name in tuned.adapted and after.load is not None:
             continue
-        text, fits_elsewhere = order_of_rows(before, after)
-        if fits_elsewhere and name in rotated:
+        order = order_of_rows(before, after)
+        if order.moved and name in rotated:
             moved |= dict.fromkeys(rotated, TURNED)
+        elif order.moved:
+            moved[name] = f"rows in another order ({order.text})"
+        elif name in rotated or not order.text:
             continue
-        if fits_elsewhere:
-            moved[name] = text
-        elif text and before.shape != after.shape:
-            remarks.append(f"{name} is {before.shape} and {after.shape}: {text}; its rows may not mean the same tokens")
+        elif order.unrelated and before.shape != after.shape:
+            moved[name] = f"rows of other tokens, {before.shape} and {after.shape} ({order.text})"
+        elif order.unrelated or before.shape != after.shape:
+            remarks.append(f"{name} is {before.shape} and {after.shape}: {order.text}; {PERHAPS_OTHERS}")
     words = next((moved[name] for name in names if name in moved), "")
     if words:  # a bias has one entry for each row
         moved |= {name: words for name in names if len(reference.tensors[name].shape) == 1}

@@ -1,13 +1,14 @@
 """What two checkpoints must share, looked up in a few rows of each matrix, so that opening a large model stays cheap.
 
 Three questions: does an adapter stand on the model that it is compared with, or on one that training first took a piece
-from; and do the rows of two vocabularies, or of queries and keys, lie in one order. Vectors are compared whole, and
-matrices on blocks of rows. What lies in one file under one name is the same without a look. The limits: a base
-that differs only in rows between the blocks, or only in matrices that the adapter changes, is not noticed; nor is a
-vocabulary of which only rows between the blocks have moved.
+from; and do the rows of two vocabularies, or of queries and keys, lie in one order. Vectors are compared whole,
+matrices on blocks of rows, and for their order on single rows all over too. What lies in one file under one name is the
+same without a look. The limits: a base that differs only in rows between the blocks, or only in matrices that the
+adapter changes, is not noticed; nor are a few rows of a vocabulary that have moved where none is looked at.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,11 +18,20 @@ from opdgeom_utils.checkpoints.stored_tensors import OpenCheckpoint, StoredTenso
 from opdgeom_utils.checkpoints.tied_embeddings import same_bits
 
 BLOCKS, ROWS = 4, 16  # of each matrix: 64 rows
+SINGLE = 64  # rows anywhere
 PIECE, ALIKE, CHANCE = 0.1, 0.8, 6  # of a matrix's length; a cosine; standard deviations of one
 LOOKED = 4  # directions of an update
 MOST = 32  # alpha over r: what adds more than so many times the matrix itself is an update, not a piece
 NO_LENGTH = 1e-4  # of the longest image
 FAR, FIT, FEWEST = 0.5, 4, 3  # of a row's own length; times nearer elsewhere; rows that make a disorder
+
+
+class RowOrder(NamedTuple):
+    """How the rows of two matrices lie: what is odd in words, whether they moved, whether most are of other things."""
+
+    text: str = ""
+    moved: bool = False
+    unrelated: bool = False
 
 
 def other_values(reference: OpenCheckpoint, tuned: OpenCheckpoint) -> list[str]:
@@ -77,39 +87,38 @@ def taken_from(base: OpenCheckpoint, adapted: OpenCheckpoint) -> str:
     return ""
 
 
-def order_of_rows(one: StoredTensor, other: StoredTensor) -> tuple[str, bool]:
-    """Say whether the rows of two vocabulary matrices mean the same tokens.
-
-    Returns a sentence, empty if the rows that both have are near each other; and whether another order fits far better.
+def order_of_rows(one: StoredTensor, other: StoredTensor) -> RowOrder:
+    """Say whether the rows of two vocabulary matrices mean the same tokens, from rows all over those that both have.
 
     >>> rows = torch.randn(30, 8, generator=torch.Generator().manual_seed(0))
     >>> def stored(values: Tensor) -> StoredTensor:
     ...     return StoredTensor("x", "w", tuple(values.shape), values.dtype, held=values)
     >>> order_of_rows(stored(rows), stored(torch.cat([rows, rows[:2]])))
-    ('', False)
-    >>> order_of_rows(stored(rows), stored(torch.cat([-rows[:2], rows])))
+    RowOrder(text='', moved=False, unrelated=False)
+    >>> order_of_rows(stored(rows), stored(torch.cat([-rows[:2], rows])))[:2]
     ('row i of the first is row i+2 of the second', True)
     """
     if _is_one(one, other) or len(one.shape) != 2 or one.shape[1:] != other.shape[1:]:
-        return "", False
-    places = torch.cat([torch.arange(rows.start, rows.stop) for rows in _rows(min(one.shape[0], other.shape[0]))])
-    before, after = (_sample(tensor, min(one.shape[0], other.shape[0])) for tensor in (one, other))
+        return RowOrder()
+    parts = [*_rows(n_rows := min(one.shape[0], other.shape[0])), *_single_rows(n_rows)]
+    places = torch.cat([torch.arange(rows.start, rows.stop) for rows in parts])
+    before, after = (torch.cat([side.read_part((rows,)).float().cpu() for rows in parts]) for side in (one, other))
     length = before.norm(dim=1)
     ratio = (after - before).norm(dim=1) / length  # NaN where a row is zero or broken: no sign of anything
     far = ratio > FAR
     if int(far.sum()) < FEWEST:
-        return "", False
+        return RowOrder()
     distance = torch.cdist(before[far], other.read_unchecked().float().cpu()) / length[far, None]
     nearest, where = distance.nan_to_num(torch.inf).min(dim=1)
     elsewhere = (nearest * FIT < ratio[far]) & (where != places[far])
     if 2 * int(elsewhere.sum()) > int(far.sum()) and 4 * len(where[elsewhere].unique()) > 3 * int(elsewhere.sum()):
         shift = int((where - places[far])[elsewhere].mode().values)
-        moved = (where - places[far])[elsewhere] == shift
-        return f"row i of the first is row i{shift:+d} of the second" if bool(moved.float().mean() > 0.5) else (
-            "the second has the rows of the first in another order"
-        ), True
+        alike = (where - places[far])[elsewhere] == shift
+        by_one = f"row i of the first is row i{shift:+d} of the second"
+        several = "the second has the rows of the first in another order"
+        return RowOrder(by_one if bool(alike.float().mean() > 0.5) else several, moved=True)
     share = f"{int(far.sum())} of {len(far)} rows looked at lie further apart than {FAR:g} of their length"
-    return share, False
+    return RowOrder(share, unrelated=2 * int(far.sum()) > int(ratio.isfinite().sum()))
 
 
 def _differ(one: StoredTensor, other: StoredTensor) -> bool:
@@ -127,10 +136,6 @@ def _is_one(one: StoredTensor, other: StoredTensor) -> bool:
     return one.held is other.held and (one.where, one.key) == (other.where, other.key)
 
 
-def _sample(tensor: StoredTensor, n_rows: int) -> Tensor:
-    return torch.cat([tensor.read_part((rows,)).float().cpu() for rows in _rows(n_rows)])
-
-
 def _rows(n_rows: int) -> list[slice]:
     """Spread blocks over rows: the first and the last are among them, and all of a small matrix.
 
@@ -141,6 +146,18 @@ def _rows(n_rows: int) -> list[slice]:
         return [slice(0, n_rows)]
     starts = [number * (n_rows - ROWS) // (BLOCKS - 1) for number in range(BLOCKS)]
     return [slice(start, start + ROWS) for start in starts]
+
+
+def _single_rows(n_rows: int) -> list[slice]:
+    """Choose rows anywhere outside the blocks, the same of every matrix of a length; none of a small one.
+
+    >>> len(_single_rows(60)), len(_single_rows(100)), len(_single_rows(10_000))
+    (0, 36, 64)
+    """
+    blocks = {row for rows in _rows(n_rows) for row in range(rows.start, rows.stop)}
+    order = torch.randperm(n_rows, generator=torch.Generator().manual_seed(0)).tolist()
+    chosen = [row for row in order[: SINGLE + len(blocks)] if row not in blocks][:SINGLE]
+    return [slice(row, row + 1) for row in sorted(chosen)]
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -134,11 +134,33 @@ def test_appended_rows_are_padding(rows):
     assert report.compared == (EMBEDDING, "q")
 
 
-def test_rows_that_fit_nowhere_are_noted_where_the_lengths_differ():
+def test_rows_of_other_tokens_are_refused_or_noted():
     others = torch.randn(205, 16, generator=torch.Generator().manual_seed(3))
-    report = compare_opened(_rows("a", TABLE), _rows("b", others))
-    assert "64 of 64 rows looked at lie further apart than 0.5 of their length; its rows may not" in report.notes[0]
-    assert compare_opened(_rows("a", TABLE), _rows("b", others[:200])).notes == (), "a model of its own, of one shape"
+    longer = compare_opened(_rows("a", TABLE), _rows("b", others))
+    assert longer.compared == ("q",)
+    assert longer.reshaped[0].startswith(f"{EMBEDDING} has rows of other tokens, (200, 16) and (205, 16) (128 of 128")
+    same = compare_opened(_rows("a", TABLE), _rows("b", others[:200]))
+    assert same.complete, "a model of its own, of one shape: it may have been trained far"
+    assert same.notes[0].endswith("128 of 128 rows looked at lie further apart than 0.5 of their length; its rows may "
+                                  "not mean the same tokens")  # fmt: skip
+    few = torch.cat([TABLE, NEW])
+    few[:10] = others[:10]
+    assert compare_opened(_rows("a", TABLE), _rows("b", few)).notes[0].split(": ")[1].startswith("10 of 128 rows")
+    few = few[:200]
+    assert compare_opened(_rows("a", TABLE), _rows("b", few)).notes == (), "a few tokens trained far"
+
+
+def test_rows_that_moved_where_no_block_is_looked_at_are_seen():
+    rows = torch.randn(3000, 16, generator=torch.Generator().manual_seed(5))
+    moved = torch.cat([rows[:100], rows[100:900].roll(1, 0), rows[900:]])
+    (text,) = compare_opened(_rows("a", rows), _rows("b", moved)).reshaped
+    assert text == f"{EMBEDDING} has rows in another order (row i of the first is row i+1 of the second)"
+
+
+def test_a_slice_of_a_vocabulary_is_no_padding():
+    for half in (TABLE[:100], TABLE[:50]):
+        report = compare_opened(_rows("a", TABLE), _rows("b", half))
+        assert (report.padded, report.compared) == ((), ("q",))
 
 
 def test_only_rows_are_read_to_see_their_order(tmp_path, monkeypatch):

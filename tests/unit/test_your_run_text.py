@@ -188,7 +188,9 @@ def test_weights_that_were_rounded_before_they_were_kept_in_float32_are_known() 
     whole = measured({Q: noise})
     w = (torch.randn(64, 64, generator=torch.Generator().manual_seed(0)) / 8).bfloat16().float()
     rounded = measured({Q: (w + noise).bfloat16().float() - w})
+    of_one = torch.zeros(64, 64).index_put((torch.tensor([3]), torch.tensor([4])), torch.tensor(0.3003))
     assert not your_run_caveats.narrow_formats(whole)
+    assert not your_run_caveats.narrow_formats(measured({Q: of_one}))  # of one entry the rank is 1, rounded or not
     assert your_run_caveats.narrow_formats(rounded) == ["bfloat16 (and kept in float32 since)"]
     assert text.against_null(whole, "update_sparsity").word == "about as much"
     assert text.against_null(rounded, "update_sparsity").word == "not judged"
