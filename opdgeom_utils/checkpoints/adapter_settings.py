@@ -34,14 +34,23 @@ UNMERGEABLE = {  # kinds and settings under which the input decides what is adde
     **dict.fromkeys(("XLORA", "POLY", "arrow_config"), "mixes its parts anew for each input"),
     "alora_invocation_tokens": "acts only after its invocation tokens",
 }
+FORMS: dict[tuple[str, ...], tuple[str, tuple[type, ...]]] = {  # of settings that are used; None is allowed for all
+    ("use_rslora", "use_dora", "fan_in_fan_out"): ("true or false", (bool,)),
+    ("rank_pattern", "alpha_pattern"): ("numbers by name", (dict,)),
+    ("target_modules", "exclude_modules"): ("names or one pattern", (list, str)),
+    ("modules_to_save",): ("a list of names", (list,)),
+    ("layers_to_transform",): ("numbers of layers", (list, int)),
+    ("trainable_token_indices",): ("numbers of tokens", (list, dict)),
+}
 KNOWN = frozenset(USED + SEEN_IN_THE_WEIGHTS + WITHOUT_EFFECT)
 
 
 def adapter_settings(folder: Path) -> dict[str, Any]:
     """Read ``adapter_config.json`` and prove that the adapter is of a kind that is merged here.
 
-    Raises CheckpointDamagedError when it cannot be read. Raises MetricInputError when it is not a LoRA adapter, a
-    setting in it is not known, or its training started by changing the base.
+    Raises CheckpointDamagedError when it cannot be read, or a setting is of another form than PEFT writes. Raises
+    MetricInputError when it is not a LoRA adapter, a setting in it is not known, or its training started by changing
+    the base.
     """
     file = folder / CONFIG
     settings = read_json(file, "adapter configuration")
@@ -68,6 +77,7 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
         raise MetricInputError(
             f"{file}: an adapter of kind {kind}{with_these}, expected plain LoRA, rsLoRA or DoRA; {remedy}."
         )
+    _check_forms(settings, file)
     start = settings.get("init_lora_weights")
     if (start.lower() if isinstance(start, str) else start) not in STARTS:
         raise MetricInputError(
@@ -90,8 +100,7 @@ def scaling_of(settings: Mapping[str, Any], module: str, rank: int, *, file: Pat
     """
     declared = _of_the_pattern(settings.get("rank_pattern"), module, settings.get("r"))
     alpha = _of_the_pattern(settings.get("alpha_pattern"), module, settings.get("lora_alpha"))
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (declared, alpha))
-    if not numbers or declared != rank or not math.isfinite(alpha):
+    if not (_is_number(declared) and _is_number(alpha)) or declared != rank or not math.isfinite(alpha):
         raise CheckpointDamagedError(
             f"{file}: rank {declared!r} and alpha {alpha!r} for {module}, whose factors have rank {rank}; the "
             "configuration is not of these weights, copy both again."
@@ -119,31 +128,65 @@ def trained_tokens(settings: Mapping[str, Any], module: str) -> list[int] | None
 
 
 def untrained(settings: Mapping[str, Any], trained: Sequence[str], modules: Sequence[str]) -> list[str]:
-    """Name the modules of a base that the settings target and for which the adapter has nothing.
+    r"""Name the modules of a base that the settings target and for which the adapter has nothing.
 
-    Only a plain list of targets over all layers is judged: the rest means names that the trainer saw.
+    A pattern is judged where it fits the names of all that was trained; others mean names that only the trainer saw.
 
     >>> untrained({"target_modules": ["q_proj", "k_proj"]}, ["0.q_proj"], ["0.q_proj", "0.k_proj", "0.v_proj"])
     ['0.k_proj']
+    >>> untrained({"target_modules": r".*\.[qk]_proj", "exclude_modules": ["k_proj"]}, ["0.q_proj"], ["0.k_proj"])
+    []
     """
-    targets = settings.get("target_modules")
-    if not isinstance(targets, list) or any(settings.get(key) for key in ("exclude_modules", "layers_to_transform")):
+    targets, layers = settings.get("target_modules"), settings.get("layers_to_transform")
+    names_all = isinstance(targets, str) and all(_fits(name, targets) for name in trained)
+    if not (isinstance(targets, list) or names_all):
         return []
-    whole = [name for name in settings.get("modules_to_save") or () if isinstance(name, str)]
-    missing = sorted(set(modules) - set(trained))
-    return [name for name in missing if _ends_with(name, targets) and not _ends_with(name, whole)]
+    apart = (settings.get("exclude_modules"), settings.get("modules_to_save"))
+    missing = [name for name in sorted(set(modules) - set(trained)) if _fits(name, targets)]
+    if layers is not None:  # an empty list is one of no layers
+        numbers = {str(layer) for layer in (layers if isinstance(layers, list) else [layers])}
+        missing = [name for name in missing if numbers & set(name.split("."))]
+    return [name for name in missing if not any(_fits(name, names) for names in apart)]
 
 
-def _ends_with(module: str, names: Sequence[Any]) -> bool:
-    return any(f".{module}".endswith(f".{name}") for name in names)
+def _check_forms(settings: Mapping[str, Any], file: Path) -> None:
+    """Prove that the settings that are used have the forms that PEFT writes: "false" in quotes would count as true."""
+    for names, (words, types) in FORMS.items():
+        for name in names:
+            value = settings.get(name)
+            fits = value is None or (isinstance(value, types) and (bool in types or not isinstance(value, bool)))
+            if fits and name.endswith("_pattern"):
+                fits = all(_is_pattern(key) and _is_number(number) for key, number in (value or {}).items())
+            if fits and isinstance(value, list):
+                inside = int if name in ("layers_to_transform", "trainable_token_indices") else str
+                fits = all(isinstance(item, inside) and not isinstance(item, bool) for item in value)
+            if not fits:
+                raise CheckpointDamagedError(
+                    f"{file}: {name} is {value!r}, expected {words}; PEFT writes no such settings: copy the file "
+                    "again, or correct it."
+                )
 
 
-def _of_the_pattern(patterns: Any, module: str, common: Any) -> Any:
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_pattern(value: Any) -> bool:
+    try:
+        re.compile(value)
+    except (re.error, TypeError):
+        return False
+    return True
+
+
+def _fits(module: str, names: Any) -> bool:
+    """Say whether a module is among those that a setting names: by the ends of their names, or by one pattern."""
+    if isinstance(names, str):
+        return _is_pattern(names) and re.fullmatch(names, module) is not None
+    return any(f".{module}".endswith(f".{name}") for name in names or ())
+
+
+def _of_the_pattern(patterns: Mapping[str, Any] | None, module: str, common: Any) -> Any:
     """Return what the first pattern says that a module's name ends with, else the common value, as PEFT does."""
-    for pattern, value in (patterns if isinstance(patterns, dict) else {}).items():
-        try:
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return value
-        except re.error:
-            continue
-    return common
+    found = (value for pattern, value in (patterns or {}).items() if re.match(rf"(.*\.)?({pattern})$", module))
+    return next(found, common)

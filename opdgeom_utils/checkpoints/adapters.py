@@ -26,10 +26,16 @@ from torch import Tensor
 from opdgeom_utils.checkpoints.adapter_settings import CONFIG, adapter_settings, scaling_of, trained_tokens, untrained
 from opdgeom_utils.checkpoints.fused_attention import CONV1D, IN_OUT
 from opdgeom_utils.checkpoints.layouts import WRAPPERS, plain_names, text_config
-from opdgeom_utils.checkpoints.parameter_names import PADDING_AT_MOST, embedding_and_head, tower_of
+from opdgeom_utils.checkpoints.parameter_names import (
+    PADDING_AT_MOST,
+    embedding_and_head,
+    is_padding,
+    is_vocabulary,
+    tower_of,
+)
 from opdgeom_utils.checkpoints.pickled_weights import pickled_tensors
 from opdgeom_utils.checkpoints.safetensors_weights import safetensors_of
-from opdgeom_utils.checkpoints.stored_tensors import Cut, StoredTensor
+from opdgeom_utils.checkpoints.stored_tensors import Cut, StoredTensor, part_of
 from opdgeom_utils.checkpoints.tied_embeddings import changed_alike, declared_tied, with_own_head
 from opdgeom_utils.checkpoints.weight_files import contained, shortened
 from opdgeom_utils.errors import (
@@ -178,8 +184,10 @@ def _nothing_for(adapter: Adapter, base: Mapping[str, StoredTensor], modules: Ma
 def _added(adapter: Adapter, base: Mapping[str, StoredTensor], modules: Mapping[str, Any]) -> Iterator[str]:
     """Say which trained rows are of tokens that the base has not, as a full model's longer vocabulary is said."""
     for name, (module, parts) in modules.items():
-        n_rows = base[name].shape[0] if name in base and TOKENS in parts else math.inf
-        added = [row for row in trained_tokens(adapter.settings, module) or () if row >= n_rows]
+        n_rows = base[name].shape[0] if name in base and is_vocabulary(name) else math.inf
+        factor = parts.get("lora_embedding_A", parts.get("lora_B"))
+        of_factors = range(max(factor.shape, default=0) if factor is not None else 0)
+        added = [row for row in of_factors or trained_tokens(adapter.settings, module) or () if row >= n_rows]
         if added:
             yield f"{adapter.file} trained {len(added)} rows of {name} that its base of {n_rows} has not: left out"
 
@@ -209,7 +217,11 @@ def _merged(
     in_out = CONV1D.fullmatch(name) if kind in IN_OUT else adapter.settings.get("fan_in_fan_out")
     transposed = of_embedding or bool(in_out)
     shape = (a.shape[1], b.shape[0]) if transposed else (b.shape[0], a.shape[1])
-    if shape != base.shape or (magnitude is not None and magnitude.shape != (b.shape[0],)):
+    if is_padding(name, base.shape, shape):  # the vocabulary of the training had a few rows more, or fewer
+        n_rows = min(shape[0], base.shape[0])
+        shape, base = (n_rows, shape[1]), part_of(base, slice(0, n_rows))
+        magnitude = magnitude and part_of(magnitude, slice(0, n_rows))
+    if shape != base.shape or (magnitude is not None and magnitude.shape != (shape[int(transposed)],)):
         raise _other_base(adapter, name, shape, {name: base})
     add = partial(_with_product, scaling=_scaling(adapter, module, parts), transposed=transposed, magnitude=magnitude)
     return _over(adapter, name, add, base, a, b)
@@ -220,7 +232,7 @@ def _with_product(
 ) -> Tensor:
     """Add a low-rank product, turned for embeddings and layers stored as (in, out)."""
     product = b @ a
-    merged = weight + scaling * (product.T if transposed else product)
+    merged = weight + scaling * (product.T if transposed else product)[: len(weight)]
     if magnitude is None:
         return merged
     along = 0 if transposed else 1

@@ -6,8 +6,8 @@ from typing import Any
 
 from opdgeom_utils.checkpoints.layouts import text_config
 from opdgeom_utils.checkpoints.parameter_names import (
-    PADDING_AT_MOST,
     embedding_and_head,
+    is_padding,
     is_vocabulary,
     layer_of,
     module_of,
@@ -180,12 +180,10 @@ def _common(
 
 
 def _is_padding(name: str, one: StoredTensor, other: StoredTensor) -> bool:
-    """Say whether two tensors differ only in a few rows at the end of the vocabulary; half of one is a slice of it."""
+    """Say whether two tensors differ only in a few rows at the end of the vocabulary."""
     if any(getattr(tensor.load, "open_ended", False) for tensor in (one, other)):
         return False  # its last slices may be missing
-    same_width = len(one.shape) == len(other.shape) > 0 and one.shape[1:] == other.shape[1:]
-    few = same_width and 0 < abs(one.shape[0] - other.shape[0]) < min(PADDING_AT_MOST, one.shape[0], other.shape[0])
-    return few and is_vocabulary(name)
+    return is_padding(name, one.shape, other.shape)
 
 
 def _rows_moved(

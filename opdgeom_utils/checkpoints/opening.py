@@ -21,7 +21,7 @@ from opdgeom_utils.checkpoints.adapters import PICKLED, WEIGHTS, merged_over, op
 from opdgeom_utils.checkpoints.comparison import ComparisonReport, compare_opened
 from opdgeom_utils.checkpoints.distributed_folders import distributed_folder, distributed_tensors
 from opdgeom_utils.checkpoints.hub_files import hub_folder
-from opdgeom_utils.checkpoints.layouts import canonical_name, renamed, split
+from opdgeom_utils.checkpoints.layouts import canonical_name, renamed, split, text_config
 from opdgeom_utils.checkpoints.other_files import other_kind
 from opdgeom_utils.checkpoints.parameter_names import is_buffer
 from opdgeom_utils.checkpoints.pickled_weights import ENDINGS, pickled_files, pickled_tensors
@@ -283,9 +283,15 @@ def _module_tensors(module: nn.Module) -> OpenCheckpoint:
 def _config(folder: Path) -> Mapping[str, Any]:
     """Read the configuration beside the weights; in a folder inside a checkpoint it lies one up."""
     inner = folder.name == ACTOR or distributed_folder(folder) == folder
-    for place in CONFIG_PLACES[: 4 if inner else 2]:
-        if (folder / place).is_file():
-            inside = place if ".." not in Path(place).parts else None
-            return read_json(contained(folder, inside) if inside else folder / place, "configuration")
-    actor = Path(ACTOR) / "huggingface" / "config.json"
-    return read_json(contained(folder, str(actor)), "configuration") if (folder / actor).is_file() else {}
+    places = [*CONFIG_PLACES[: 4 if inner else 2], f"{ACTOR}/huggingface/config.json"]
+    place = next((place for place in places if (folder / place).is_file()), None)
+    if place is None:
+        return {}
+    file = folder / place if place.startswith("..") else contained(folder, place)
+    config = read_json(file, "configuration")
+    for part in (config, text_config(config)):
+        kind, classes = part.get("model_type"), part.get("architectures") or []
+        if not isinstance(kind, str | None) or not all(isinstance(name, str) for name in classes):
+            found = f"model_type {kind!r} and architectures {classes!r}"
+            raise CheckpointDamagedError(f"{file}: has {found}, expected names; copy it again.")
+    return config

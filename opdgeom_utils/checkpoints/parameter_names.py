@@ -19,7 +19,9 @@ PADDING_AT_MOST = 1024  # rows; a larger difference of vocabularies is no paddin
 BUFFER = re.compile(  # tables, masks and running statistics, which no optimiser touches
     r"(?:.+\.)?(?:(?:\w+_)?inv_freq|freqs_cis|(?:rope|rotary\w*)\.freqs|(?:cos|sin)_cached?|alibi|embed_positions\.weights"
     r"|masked_bias|(?:causal|future|attn|attention)_mask(?:_cache)?|position_(?:ids|indices)|token_type_ids"
-    r"|relative_position_index|num_batches_tracked|running_(?:mean|var)|final_logits_bias|_extra_state|version)"
+    r"|relative_position_index|num_batches_tracked|running_(?:mean|var)|final_logits_bias|_extra_state|version"
+    r"|(?:cos_sin|rope|k|v|kv|key|value)_cache|tril|(?:tril|triu|bias|local|window|sliding_window)_mask|sinusoid\w*"
+    r"|(?:alibi_)?slopes|slope_rate|(?:query|key|diagonal)_decay|_float_tensor|(?:local_)?tokens_per_expert)"
 )
 MASK = re.compile(r"(?:.+\.)?(?:\w*attn|\w*attention)\.bias")  # in GPT-2, GPT-J and GPT-NeoX; elsewhere a vector
 COUNTER = re.compile(r"(?:.+\.)?(?:global_)?(?:step|steps|n_steps|iteration|n_updates)")
@@ -106,6 +108,17 @@ def is_vocabulary(name: str) -> bool:
     [True, True, False]
     """
     return bool(VOCABULARY.fullmatch(name)) and layer_of(name) < 0
+
+
+def is_padding(name: str, one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Say whether two forms of a tensor differ only in a few rows of the vocabulary; half of one is a slice of it.
+
+    >>> [is_padding("lm_head.weight", (1000, 8), (rows, 8)) for rows in (1000, 1016, 500)]
+    [False, True, False]
+    """
+    if len(one) != len(other) or not one or one[1:] != other[1:] or not is_vocabulary(name):
+        return False
+    return 0 < abs(one[0] - other[0]) < min(PADDING_AT_MOST, one[0], other[0])
 
 
 def embedding_and_head(names: Iterable[str]) -> tuple[str, str]:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 from dataclasses import fields
 
 import pytest
@@ -59,6 +61,16 @@ REFUSED = {
     **{"arrow_config": {"top_k": 3}, "use_bdlora": {"nblocks": 2}, "use_qalora": True, "target_parameters": ["x"]},
     **{"layer_replication": [[0, 1]], "alora_invocation_tokens": [1], "megatron_config": {"x": 1}},
 }
+MALFORMED = (  # each had been passed over, and some made another number of it
+    *((name, "false", "true or false") for name in ("use_rslora", "use_dora", "fan_in_fan_out")),
+    *(("alpha_pattern", value, "numbers by name") for value in ([2], {"q_proj": "2"}, {"q_proj": True}, {"(": 2})),
+    ("rank_pattern", "q_proj", "numbers by name"),
+    ("target_modules", {"q_proj": 1}, "names or one pattern"),
+    ("exclude_modules", [3], "names or one pattern"),
+    ("modules_to_save", "lm_head", "a list of names"),
+    ("layers_to_transform", "0", "numbers of layers"),
+    ("trainable_token_indices", [True], "numbers of tokens"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -260,6 +272,10 @@ def test_the_base_of_an_adapter_is_known_without_a_look(base, tmp_path, monkeypa
         *(({"init_lora_weights": start}, MetricInputError, f"is '{start}'") for start in BASE_CHANGING_STARTS),
         ({"init_lora_weights": ["pissa"]}, MetricInputError, "init_lora_weights is"),
         ({"setting_of_a_later_version": 1}, MetricInputError, "setting_of_a_later_version"),
+        *(
+            ({name: value}, CheckpointDamagedError, f"{name} is .*, expected {words}")
+            for name, value, words in MALFORMED
+        ),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused(change, error, words, base, tmp_path):
@@ -267,6 +283,60 @@ def test_a_configuration_that_does_not_fit_is_refused(change, error, words, base
     _rewrite(folder, **change)
     with pytest.raises(error, match=words):
         open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("module", ["embed_tokens", "lm_head"])
+@pytest.mark.parametrize("rows", [17, 23])
+def test_factors_of_a_vocabulary_of_other_length_are_merged_on_the_rows_that_both_have(module, rows, base, tmp_path):
+    """Tokens were added for the training, or padding taken off; the embedding was not saved beside the factors."""
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    folder = random_adapter(model, tmp_path / "adapter", target_modules=[module])
+    whole = load_file(folder / "adapter_model.safetensors")
+    save_file({name: w for name, w in whole.items() if "lora" in name}, folder / "adapter_model.safetensors")
+    _rewrite(folder, base_model_name_or_path=str(base))
+    name = {"embed_tokens": "model.embed_tokens.weight", "lm_head": "lm_head.weight"}[module]
+    one, two = (next(w for key, w in whole.items() if re.search(f"lora_.*{letter}", key)) for letter in "AB")
+    product = 4 * (two @ one)
+    expected = (product.T if module == "embed_tokens" else product)[:20]
+    report, opened = comparison_report(base, folder), open_checkpoint(folder)
+    before = load_file(base / "model.safetensors")[name][:rows]
+    torch.testing.assert_close(opened.tensors[name].read() - before, expected, atol=1e-6, rtol=0)
+    assert report.complete
+    assert any("trained 3 rows" in note for note in report.notes) == (rows > 20)
+    assert any(name in text for text in report.padded) == (rows < 20)
+
+
+@pytest.mark.parametrize(
+    ("changes", "missing"),
+    [
+        ({"target_modules": ["q_proj", "down_proj", "up_proj"]}, "up_proj"),
+        ({"target_modules": r".*\.(q|up|down)_proj"}, "up_proj"),
+        ({"target_modules": ["q_proj", "down_proj", "up_proj"], "exclude_modules": r".*\.up_proj"}, ""),
+        ({"target_modules": ["q_proj", "down_proj", "up_proj"], "exclude_modules": ["up_proj"]}, ""),
+        ({"target_modules": ["q_proj", "down_proj", "up_proj"], "layers_to_transform": [0]}, "up_proj"),
+        ({"target_modules": ["q_proj", "down_proj", "up_proj"], "layers_to_transform": 3}, ""),
+        ({"target_modules": ["q_proj", "down_proj", "lm_head"], "modules_to_save": ["lm_head"]}, ""),
+        ({"target_modules": r"base\..*_proj"}, ""),
+    ],
+)
+def test_what_an_adapter_was_to_train_and_has_nothing_for_is_said(changes, missing, base, tmp_path):
+    folder = _adapter(base, tmp_path / "adapter", **KINDS["plain"])
+    _rewrite(folder, **changes)
+    said = [note for note in open_checkpoint(folder).notes if "has nothing for" in note]
+    assert bool(said) == bool(missing)
+    assert not missing or f"layers.0.mlp.{missing}" in said[0]
+
+
+@pytest.mark.parametrize(
+    "stated", [{"model_type": ["qwen3"]}, {"architectures": [1]}, {"text_config": {"model_type": 3}}]
+)
+def test_a_configuration_of_another_form_is_refused(stated, base, tmp_path):
+    shutil.copytree(base, tmp_path / "model")
+    file = tmp_path / "model/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | stated))
+    with pytest.raises(CheckpointDamagedError, match=r"config\.json: has model_type .*expected names"):
+        open_checkpoint(tmp_path / "model")
 
 
 def test_half_an_adapter_is_refused(base, tmp_path):

@@ -128,6 +128,16 @@ OLD_BUFFERS = {  # what releases of transformers, GPT-2 and Megatron saved besid
     "decoder.layers.0.self_attention.linear_qkv._extra_state": torch.zeros(5, dtype=torch.uint8),
     "model.alibi": torch.ones(1, 2, 4),
     "step": torch.tensor(7.0),
+    "wpe.sinusoid": torch.ones(8, 4),
+    "model.layers.0.self_attn.sliding_window_mask": torch.ones(8, 8),
+    "model.layers.0.router.local_tokens_per_expert": torch.ones(4),
+    "model.layers.0.self_attn.slope_rate": torch.ones(2, 1, 1),
+    "model.layers.0.self_attn.key_decay": torch.ones(2, 4, 1),
+    "transformer.alibi_slopes": torch.ones(2),
+    "model.layers.0.self_attn.rotary_emb.cos_sin_cache": torch.ones(8, 4),
+    "layers.0.attention.k_cache": torch.ones(1, 4, 2, 2),
+    "blocks.0.attn.tril": torch.ones(8, 8),
+    "decoder.embed_positions._float_tensor": torch.ones(1),
 }
 
 
