@@ -100,7 +100,11 @@ def scaling_of(settings: Mapping[str, Any], module: str, rank: int, *, file: Pat
     """
     declared = _of_the_pattern(settings.get("rank_pattern"), module, settings.get("r"))
     alpha = _of_the_pattern(settings.get("alpha_pattern"), module, settings.get("lora_alpha"))
-    if not (_is_number(declared) and _is_number(alpha)) or declared != rank or not math.isfinite(alpha):
+    if (
+        not all(_is_any(value, (int, float)) for value in (declared, alpha))
+        or declared != rank
+        or not math.isfinite(alpha)
+    ):
         raise CheckpointDamagedError(
             f"{file}: rank {declared!r} and alpha {alpha!r} for {module}, whose factors have rank {rank}; the "
             "configuration is not of these weights, copy both again."
@@ -154,21 +158,23 @@ def _check_forms(settings: Mapping[str, Any], file: Path) -> None:
     for names, (words, types) in FORMS.items():
         for name in names:
             value = settings.get(name)
-            fits = value is None or (isinstance(value, types) and (bool in types or not isinstance(value, bool)))
-            if fits and name.endswith("_pattern"):
-                fits = all(_is_pattern(key) and _is_number(number) for key, number in (value or {}).items())
-            if fits and isinstance(value, list):
-                inside = int if name in ("layers_to_transform", "trainable_token_indices") else str
-                fits = all(isinstance(item, inside) and not isinstance(item, bool) for item in value)
-            if not fits:
+            if value is not None and not (_is_any(value, types) and _fits_inside(name, value)):
                 raise CheckpointDamagedError(
                     f"{file}: {name} is {value!r}, expected {words}; PEFT writes no such settings: copy the file "
                     "again, or correct it."
                 )
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _fits_inside(name: str, value: Any) -> bool:
+    if name.endswith("_pattern"):
+        return all(_is_pattern(key) and _is_any(number, (int, float)) for key, number in value.items())
+    inside = int if name in ("layers_to_transform", "trainable_token_indices") else str
+    return not isinstance(value, list) or all(_is_any(item, (inside,)) for item in value)
+
+
+def _is_any(value: Any, types: tuple[type, ...]) -> bool:
+    """Say whether a value is of some types; True is no number."""
+    return isinstance(value, types) and (bool in types or not isinstance(value, bool))
 
 
 def _is_pattern(value: Any) -> bool:
