@@ -162,9 +162,12 @@ def _not_trained(last: pd.DataFrame) -> Iterable[str]:
 def _about_k(last: pd.DataFrame, k: int) -> Iterable[str]:
     matrices = last.loc[last["shape"].str.count("x") == 1]
     sides = matrices["shape"].str.split("x").map(lambda sizes: min(map(int, sizes)))
-    clipped = int((sides < k).sum())
+    clipped = int((sides <= k).sum())
     if clipped:
-        yield f"In {clipped} of {len(matrices)} matrices the small side is below k = {k}; k was cut to it there."
+        yield (
+            f"In {clipped} of {len(matrices)} matrices k = {k} is no less than the small side; k was cut to it there. "
+            "The leading space is all of that side: its angle is 0, whatever was trained."
+        )
     others = {"the paper's": PAPER_K, "the toy runs'": DIAGNOSE_OPTIONS["k"]}
     differ = [f"{whose} {value}" for whose, value in others.items() if value != k]
     if differ:

@@ -90,6 +90,7 @@ def diagnose_pair(
         angles in degrees, ``update_norm`` and ``reference_norm`` Frobenius norms, ``stable_rank_bf16`` of the update
         that bf16 shows, and ``gap_at_k``, the reference's ``(s_k - s_{k+1}) / s_1``, and ``angles_defined``: False
         where this gap, or the tuned matrix's, is below 1e-8. A top-k space is arbitrary there, and its angles are NaN.
+        On a side that has no more than ``k`` directions the space is all of it: its angle is 0, whatever was trained.
         ``note`` says in words what is odd about a row: NaN or infinite weights (then no metric is given), or no change
         at all. Then the nulls; expected ones say in ``null_note`` where drift and rotation had to be drawn. With
         ``learning_rates``, then ``walk_ratio``, ``coherence`` and ``noise_sparsity``, and, with the suffix ``_noise``,

@@ -125,7 +125,8 @@ def said(note: str = "", run_notes: tuple[str, ...] = (), k: int = 16, **columns
     ("cause", "words"),
     [
         ({"dtype": "float32->bfloat16"}, "stored in bfloat16"),
-        ({"k": 65}, "1 of 1 matrices the small side is below k = 65"),
+        ({"k": 65}, "1 of 1 matrices k = 65 is no less than the small side"),
+        ({"k": 64}, "its angle is 0, whatever was trained"),
         ({"k": 512}, "the toy runs' 16"),
         ({"angles_defined": False}, "two singular values at the cut are equal"),
         ({"note": IDENTICAL}, "1 of 1 tensors are identical"),
