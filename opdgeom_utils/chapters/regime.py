@@ -169,6 +169,13 @@ def _beside_noise(tables: BookTables) -> str:
     return f", though it moved {ratio:.1f} times as far as noise would have (chapter 2)"
 
 
+def boxed(tables: BookTables) -> str:
+    """Put what :func:`say_regime` says into a box of its own, as Markdown; empty where it says nothing."""
+    said, title = say_regime(tables), "How much did OPD learn, and what does that allow?"
+    box = f'<div class="admonition note"><p class="admonition-title">{title}</p>'
+    return f"{box}\n\n{said}\n\n</div>" if said else ""
+
+
 def say_regime(tables: BookTables, until: int | None = None) -> str:
     """Say in a few sentences how OPD was trained in these tables and what that allows; empty where there is no OPD.
 
