@@ -107,7 +107,7 @@ def judge(panel: str, own: pd.Series, there: pd.DataFrame) -> str:
         near = seed_interval(own)
         good, bad = near.high < NEAR and beyond.high < 0, near.low > NEAR or beyond.low > 0
     else:
-        half = seed_interval(own - HALF * over_pairs(there[control.OTHER_SEED]))
+        half = seed_interval(own - HALF * over_pairs(there.loc[:, control.OTHER_SEED]))
         good, bad = half.low > 0 and beyond.low > 0, half.high < 0 or beyond.high < 0
     return YES if good else NO if bad else OPEN
 

@@ -62,12 +62,13 @@ def answers(found: pd.DataFrame) -> pd.DataFrame:
     off = found.assign(off=found["kept"] - begins - rises * found["length"])
     rows = []
     for space in BLIND:
-        gap = seed_interval(off.loc[off["space"] == space, "off"])
+        gap = seed_interval(np.asarray(off.loc[off["space"] == space, "off"], dtype=float))
         holds = YES if max(abs(gap.low), abs(gap.high)) <= NEAR else NO if gap.low > NEAR or gap.high < -NEAR else OPEN
         rows.append((f"update held in {space}: kept as the length of its steps says", gap, holds))
     wide = found.pivot_table(index="seed", columns="space", values="kept")
     early, rest = (name for name in (f"{EARLY} of {PAPER[1]}", BLIND[2]))
-    gap = seed_interval(wide[early] - wide[rest] if {early, rest} <= set(wide) else [])
+    lead = wide[[early, rest]].to_numpy(float) if {early, rest} <= set(wide) else np.empty((0, 2))
+    gap = seed_interval(lead[:, 0] - lead[:, 1])
     rows.append(
         (f"update held in {PAPER[1]} directions: {EARLY} keeps more than all but it", gap, YES if gap.low > 0 else NO)
     )
@@ -79,11 +80,12 @@ def answers(found: pd.DataFrame) -> pd.DataFrame:
 
 def say(found: pd.DataFrame) -> str:
     """Say whether progress kept follows the length of the steps, in the line's own spaces and in others."""
-    judged, means = answers(found), found.groupby("space")[["length", "kept"]].mean()
-    begins, rises = line(found)
-    off = (means["kept"] - begins - rises * means["length"]).abs()
-    unseen = means.index.isin(BLIND)
-    near = f"over {(~unseen).sum()} spaces it lies within {off[~unseen].max():.0%} of one line"
+    judged, (begins, rises) = answers(found), line(found)
+    of_seeds = found.groupby("space")[["length", "kept"]].agg("mean")
+    means = {str(space): row for space, row in zip(of_seeds.index, of_seeds.to_numpy(float), strict=True)}
+    off = {space: abs(kept - begins - rises * length) for space, (length, kept) in means.items()}
+    seen = [far for space, far in off.items() if space not in BLIND]
+    near = f"over {len(seen)} spaces it lies within {max(seen):.0%} of one line"
     if UNTESTED in judged["holds"].tolist():
         return f"With the step held, {near.replace('it', 'progress kept', 1)}; in others it is not tested."
     tested = dict(zip(BLIND, judged["holds"].tolist(), strict=False))
@@ -91,11 +93,11 @@ def say(found: pd.DataFrame) -> str:
     head = "By means" if by[SIDES[OPEN]] else "Whatever the space"
     follows = "does not only follow" if by[SIDES[NO]] else "follows"
     where = "; ".join(f"{words} {listed(spaces)}" for words, spaces in by.items() if spaces)
-    early, rest = (means["kept"].loc[name] for name in (f"{EARLY} of {PAPER[1]}", BLIND[2]))
+    early, rest, but_four = (means[name][1] for name in (f"{EARLY} of {PAPER[1]}", BLIND[2], BLIND[1]))
     needed = "needed" if judged["holds"].tolist()[-1] == YES else "not shown to be needed"
     return (
         f"{head} the progress of a run whose step is held {follows} the length of its steps: {near}, and three that "
-        f"the line had not seen within {off[unseen].max():.0%} (by the rule, {where}). So the early space is {needed}: "
-        f"held in its {PAPER[1]} directions OPD keeps {early:.0%}, held in all but them {rest:.0%} "
-        f"({judged['found'].tolist()[-1]}), and in all but its leading four {means['kept'].loc[BLIND[1]]:.0%}."
+        f"the line had not seen within {max(off[space] for space in BLIND):.0%} (by the rule, {where}). So the early "
+        f"space is {needed}: held in its {PAPER[1]} directions OPD keeps {early:.0%}, held in all but them {rest:.0%} "
+        f"({judged['found'].tolist()[-1]}), and in all but its leading four {but_four:.0%}."
     )

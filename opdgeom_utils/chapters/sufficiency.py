@@ -123,12 +123,14 @@ def every_run(kept: pd.DataFrame) -> pd.DataFrame:
     ``kept``: from :func:`start_and_ends`, with the progress ``kept``; a seed without a number counts among no seeds.
     """
     table = []
-    for (ruler, _), own in kept.groupby(["quantity", "recipe"], sort=False):
-        part, gap = seed_interval(own["kept"]), float((own["held_end"] - own["free_end"]).mean())
+    for _, own in kept.groupby(["quantity", "recipe"], sort=False):
+        ends = own[["kept", "held_end", "free_end"]].to_numpy(float)
+        ruler, part = str(own["quantity"].iloc[0]), seed_interval(ends[:, 0])
+        gap = seed_interval(ends[:, 1] - ends[:, 2]).mean
         row = {"run": label(str(own["free"].iloc[0])), "held in": own["space"].iloc[0]}
         row["progress kept"] = "-" if part.n == 0 else f"{part.mean:.0%}"
         row["95% interval"] = f"{part.low:.0%} to {part.high:.0%}" if part.n > 1 else "one seed"
-        row |= {"seeds": f"{part.n} of {len(own)}", "ruler": RULERS[str(ruler)], "K": own["rank"].iloc[0]}
+        row |= {"seeds": f"{part.n} of {len(own)}", "ruler": RULERS[ruler], "K": own["rank"].iloc[0]}
         row |= {
             "from": f"{own['share'].iloc[0]:.0%}",
             "free gain": f"{(own['free_end'] - own['start']).abs().mean():.4f}",

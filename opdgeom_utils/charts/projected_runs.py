@@ -74,7 +74,8 @@ def kept_by_length(kept: pd.DataFrame, begins: float, rises: float) -> Figure:
         for hollow in (False, True):
             own = base.transform_filter(f"datum.role == '{role}' && {'' if hollow else '!'}datum.blind")
             layers.append(own.mark_point(filled=not hollow, size=size, opacity=0.5 if role == "seed" else 1))
-    said = "; ".join(f"{row['space']}: {row['text']}" for row in table[table["role"] == "mean"].to_dict("records"))
+    own = table.loc[table["role"] == "mean", ["space", "text"]].itertuples(index=False)
+    said = "; ".join(f"{space}: {text}" for space, text in own)
     description = f"Progress kept against the length of the held steps. {said}."
     return alt.layer(*layers).properties(width="container", height=300, description=description)
 
