@@ -155,9 +155,9 @@ def _say_locking(found: pd.DataFrame) -> str:
     )
     both = ~found["below"].to_numpy(bool) & found["above"].to_numpy(bool)
     lesson = (
-        "So a run need not get better at anything to lock"
+        "So a run need not gain accuracy to lock"
         if both.all()
-        else "So on one side a run need not get better at anything to lock"
+        else "So on one side a run need not gain accuracy to lock"
         if both.any()
         else "So it does not lock as a run that learns does"
     )

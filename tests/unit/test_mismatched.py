@@ -109,7 +109,7 @@ def test_the_table_names_what_each_difference_needs() -> None:
 @pytest.mark.parametrize(
     ("like", "above", "below", "lesson"),
     [
-        (0.6, True, False, "So a run need not get better at anything to lock."),
+        (0.6, True, False, "So a run need not gain accuracy to lock."),
         (0.5, True, True, "So it does not lock as a run that learns does."),
         (0.4, False, True, "So it does not lock as a run that learns does."),
     ],
