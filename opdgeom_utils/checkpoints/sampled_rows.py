@@ -24,6 +24,7 @@ LOOKED = 4  # directions of an update
 MOST = 32  # alpha over r: what adds more than so many times the matrix itself is an update, not a piece
 NO_LENGTH = 1e-4  # of the longest image
 FAR, FIT, FEWEST = 0.5, 4, 3  # of a row's own length; times nearer elsewhere; rows that make a disorder
+UNRELATED = 1  # of a row's own length, by the median: rows without relation are the root of two apart
 
 
 class RowOrder(NamedTuple):
@@ -118,7 +119,7 @@ def order_of_rows(one: StoredTensor, other: StoredTensor) -> RowOrder:
         several = "the second has the rows of the first in another order"
         return RowOrder(by_one if bool(alike.float().mean() > 0.5) else several, moved=True)
     share = f"{int(far.sum())} of {len(far)} rows looked at lie further apart than {FAR:g} of their length"
-    return RowOrder(share, unrelated=2 * int(far.sum()) > int(ratio.isfinite().sum()))
+    return RowOrder(share, unrelated=float(ratio.nanmedian()) > UNRELATED)
 
 
 def _differ(one: StoredTensor, other: StoredTensor) -> bool:

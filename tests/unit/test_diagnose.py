@@ -293,10 +293,12 @@ def test_only_what_matches_is_compared_when_asked(run, tmp_path):
 
 
 def test_padded_vocabularies_are_cut_to_the_shortest_of_a_trajectory():
+    rows_of_all = torch.randn(8 + 1024, 3, generator=torch.Generator().manual_seed(0))
+
     def model(rows):
         made = torch.nn.Module()
         made.model = torch.nn.Module()
-        made.model.embed_tokens = torch.nn.Embedding(rows, 3)
+        made.model.embed_tokens = torch.nn.Embedding.from_pretrained(rows_of_all[:rows].clone(), freeze=False)
         return made
 
     table = diagnose_trajectory(model(8), [(1, model(9)), (2, model(6))], nulls=False)
